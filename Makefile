@@ -1,0 +1,72 @@
+# make run        train a small GPT on the built-in corpus and show what it learned; STEPS=n sets the length
+# make test       every test, with or without a GPU; make stress: the long versions; make test-hf: against PyTorch
+# make            everything; DEBUG=1 without optimization, SANITIZE=1 with address and undefined behaviour sanitizers
+# make baby       the smallest GPT and its state graph; make fuzz: libFuzzer targets in build/ (needs clang++)
+STEPS ?= 400
+SHELL := /bin/sh
+comma := ,
+hash  := \#
+
+# The compiler is asked what it knows: a flag with which it cannot build a program is left out.
+knows  = $(shell printf '%s\nint main() {}\n' '$(2)' | $(CXX) $(1) -x c++ - -o /dev/null 2>/dev/null && echo '$(1)')
+OPENMP := $(call knows,-fopenmp,$(hash)include <omp.h>)
+ifeq ($(OPENMP),)
+$(info OpenMP not found: the programs will use one thread)
+OPENMP := $(call knows,-fopenmp-simd) -Wno-unknown-pragmas
+endif
+# Without the second flag compilers prefer 256-bit vectors on some machines that have 512, at half the speed.
+NATIVE   := $(call knows,-march=native) $(call knows,-mprefer-vector-width=512)
+SANITIZERS := -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
+OPTIMIZE := $(if $(DEBUG),-O0,-O3) -g $(if $(SANITIZE),$(SANITIZERS))
+CXXFLAGS ?= -std=c++20 $(OPTIMIZE) $(NATIVE) -Wall -Wextra $(if $(WERROR),-Werror)
+
+TOOLS := build/corpus build/shards
+TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
+FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges llmc options)
+
+all: train_gpt $(TOOLS)
+train_gpt: train_gpt.cpp
+	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@
+$(TOOLS): build/%: dev/data/%.cpp train_gpt.cpp
+	@mkdir -p build
+	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@
+$(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.cpp)
+	@mkdir -p build
+	$(CXX) $(CXXFLAGS) $(OPENMP) $(if $(filter %test_layers,$@),-DREAL=double) $< -o $@
+$(FUZZ): build/fuzz_%: test/fuzz.cpp train_gpt.cpp
+	@mkdir -p build
+	clang++ -std=c++20 -O1 -g -fsanitize=fuzzer $(SANITIZERS) -Wno-unknown-pragmas -DTARGET=$* $< -o $@
+fuzz: $(FUZZ)
+
+# The default run. It replaces an older one only if that was its own, which its log tells.
+CORPUS := build/corpus_data
+$(CORPUS)/val.json: build/corpus
+	build/corpus --out $(CORPUS)
+run: train_gpt $(CORPUS)/val.json
+	@rmdir runs/default 2>/dev/null; test ! -e runs/default || grep -qs '"train": "$(CORPUS)/train.bin"' runs/default/log.jsonl || \
+	  { echo "error: runs/default: is not a run of make run; move it away" >&2; exit 1; }
+	@rm -rf runs/default
+	./train_gpt train --train $(CORPUS)/train.bin --val $(CORPUS)/val.bin --rows documents --answers $(CORPUS)/answers.bin \
+	  --init custom --layers 4 --heads 4 --channels 128 --context 256 --batch 16 --lr 2e-3 --warmup 40 --steps $(STEPS) \
+	  --eval-every 100 --eval-rows 0 --sample-every 200 --out runs/default
+
+test: all $(TESTS)
+	@OMP_WAIT_POLICY=passive test/run.sh
+stress: all $(TESTS)
+	@OMP_WAIT_POLICY=passive STRESS=1 test/run.sh
+test-hf: all
+	test/hf.sh
+
+BITS := 111101111011110
+baby: train_gpt
+	@mkdir -p build && rm -rf runs/baby
+	printf "$$(echo $(BITS) | sed 's/./\\&\\0/g')" > build/baby.u16
+	./train_gpt train --train build/baby.u16 --raw u16 --rows sliding --init custom --layers 4 --heads 4 --channels 16 --vocab 2 \
+	  --context 3 --bias 0 --batch 12 --steps 50 --lr 1e-3 --schedule constant --beta2 0.999 --clip 0 --sample-every 0 --out runs/baby
+	./train_gpt graph --model runs/baby > runs/baby/graph.dot
+	@if command -v dot >/dev/null; then dot -Tsvg runs/baby/graph.dot -o runs/baby/graph.svg && echo "wrote runs/baby/graph.svg"; \
+	  else echo "wrote runs/baby/graph.dot; install Graphviz for an SVG"; fi
+
+clean:
+	rm -rf build train_gpt
+.PHONY: all run test stress baby fuzz test-hf clean

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Runs every test program from the project's root, shows what failed or was skipped, and counts. All lines: build/test.log.
+# MERGES=vocab.bpe and TEXT=tinyshakespeare.txt (with its two shards beside it) add the checks that need them.
+log=build/test.log
+: > $log
+run() {
+    name=$(basename "$1")
+    start=$(date +%s)
+    "$@" > build/test.out 2>&1
+    code=$?
+    # a program that ends badly without having said what failed has failed one check
+    if [ $code -ne 0 ] && ! grep -q '^FAIL ' build/test.out; then
+        tail -3 build/test.out
+        echo "FAIL $name: exit $code" >> build/test.out
+    fi
+    grep -E '^(FAIL|skip) ' build/test.out
+    printf '%-16s %4d ok %4d s\n' "$name" "$(grep -c '^ok ' build/test.out)" $(($(date +%s) - start))
+    cat build/test.out >> $log
+}
+run build/test_layers
+run build/test_golden test/golden/*/
+run build/test_options
+run build/test_files
+run build/test_corpus
+run build/test_tokenizer
+if [ -n "$MERGES" ]; then run build/test_tokenizer "$MERGES" test/gpt2_cases.tsv; else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi
+if [ -n "$MERGES" ] && [ -n "$TEXT" ]; then
+    data=$(dirname "$TEXT")
+    run build/test_tokenizer --shakespeare "$TEXT" "$MERGES" "$data/tiny_shakespeare_train.bin" "$data/tiny_shakespeare_val.bin"
+else
+    echo "skip tokenizer/tinyshakespeare: give MERGES= and TEXT=" | tee -a $log
+fi
+failed=$(grep -c '^FAIL ' $log)
+echo "$(grep -c '^ok ' $log) passed, $failed failed, $(grep -c '^skip ' $log) skipped"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,220 @@
+/* test/test_golden.cpp -- build/test_golden CASE_DIR...
+   Trains the small models of test/golden and compares losses, logits, activations, gradients, gradient norms, learning
+   rates and weights after 1, 10 and 50 steps with values from PyTorch in float64. Formulas, files and limits:
+   test/golden/README.md. One line a case: the worst error as a fraction of its limit, and where it was. */
+#define NO_CPU_MAIN
+#include "../train_gpt.cpp"
+#include "check.h"
+
+struct Case {
+    std::string dir;
+    Json training, batch, expected;
+    double worst = 0;
+    std::string worst_at = "nothing", failure;
+    int compared = 0;
+
+    // NaN fails: every comparison is written so that only a number within the limit passes.
+    void within(const std::string& what, double error, double limit) {
+        double fraction = error / limit;
+        compared++;
+        if (!(fraction <= worst)) worst = fraction, worst_at = what;
+        if (!(error <= limit) && failure.empty()) failure = format("%s: error %g, limit %g", what.c_str(), error, limit);
+    }
+    void near(const std::string& what, double got, double want, double limit) { within(what, std::abs(got - want), limit); }
+};
+
+static const Json& need(const Json& j, const char* key) {
+    const Json* v = j.find(key);
+    if (!v) die("'%s' is missing", key);
+    return *v;
+}
+
+static std::vector<double> numbers(const Json& j) {
+    std::vector<double> v;
+    for (const Json& item : j.items) {
+        if (item.kind == Json::ARRAY) for (double d : numbers(item)) v.push_back(d);
+        else v.push_back(item.number);
+    }
+    return v;
+}
+
+// Weights by formula: element n over all tensors is output n of SplitMix64, scaled to [-1,1), times scale, plus offset.
+static void make_weights(cpu::Model& model, const Json& spec, const std::string& where) {
+    Rng rng(0);
+    rng.state = (uint64_t)need(spec, "seed").number;
+    size_t found = 0;
+    for (const Json& t : need(spec, "tensors").items) {
+        const std::string name = need(t, "name").string;
+        for (size_t i = 0; i < model.layout.tensors.size(); i++) {
+            const Tensor& tensor = model.layout.tensors[i];
+            if (tensor.name != name) continue;
+            std::vector<float> values(tensor.count());
+            for (float& v : values)
+                v = float(need(t, "offset").number + need(t, "scale").number * (double(rng.next() >> 40) / 8388608.0 - 1.0));
+            std::vector<double> first = numbers(need(t, "first"));
+            for (size_t k = 0; k < first.size(); k++)
+                if (!(values[k] == (float)first[k])) die("%s: %s differs from its check values", where.c_str(), name.c_str());
+            model.set(WEIGHT, i, values.data());
+            found++;
+        }
+    }
+    size_t present = std::count_if(model.layout.tensors.begin(), model.layout.tensors.end(), [](auto& t) { return t.present; });
+    if (found != present) die("%s: makes %zu tensors, the model has %zu", where.c_str(), found, present);
+}
+
+// Compares a tensor with the stored entries 0, s, 2s, ... of the expected one; f(got, want, flat index).
+template <typename F> static void stored_entries(const Json& summary, const View& view, size_t count, F f) {
+    const Json *stride = summary.find("stride"), *skip = summary.find("skip");
+    size_t s = stride ? stride->number : 1, n = 1;
+    for (size_t d : view.shape) n *= d;
+    if (n != (count + s - 1) / s) die("%zu entries stored, %zu expected", n, (count + s - 1) / s);
+    for (size_t i = 0; i < n; i++) {
+        if (skip && i * s >= skip->items[0].number && i * s < skip->items[1].number) continue;
+        f(i * s, view[i]);
+    }
+}
+
+static void run_case(Case& k) {
+    auto json = [&](const char* name) { std::string path = k.dir + "/" + name; return parse_json(read_file(path), path); };
+    k.training = json("train.json"), k.batch = json("batch.json"), k.expected = json("expected.json");
+    if (std::string loss = need(need(k.training, "loss"), "type").string; loss != "lm") die("loss '%s' is not supported", loss.c_str());
+    if (k.training.find("lora")) die("LoRA is not supported");
+    const Config c = read_config(k.dir + "/config.json");
+    Safetensors expected(k.dir + "/expected.safetensors");
+
+    const int rows = need(k.batch, "inputs").items.size(), T = need(k.batch, "inputs").items.at(0).items.size();
+    std::vector<double> xs = numbers(need(k.batch, "inputs")), ys = numbers(need(k.batch, "targets")), ws = numbers(need(k.batch, "weights"));
+    if (xs.size() != (size_t)rows * T || ys.size() != xs.size() || ws.size() != xs.size()) die("the batch is not rectangular");
+    std::vector<int> x(xs.begin(), xs.end()), y(ys.begin(), ys.end());
+    std::vector<float> w(ws.begin(), ws.end());
+    double denominator = 0;
+    for (size_t n = 0; n < y.size(); n++) denominator += y[n] >= 0 ? w[n] : 0;
+
+    const Json* accumulate = k.training.find("grad_accum");
+    const int micro = accumulate ? accumulate->number : 1, B = rows / micro;
+    cpu::Model model(c, rows, T, true);
+    if (std::filesystem::exists(k.dir + "/weights.json")) {
+        make_weights(model, json("weights.json"), k.dir + "/weights.json");
+    } else {
+        ModelFile file = open_model(k.dir + "/model.safetensors");
+        load_tensors(model, WEIGHT, file.tensors, file.path);
+    }
+    k.near("param_count", model.layout.parameters, need(k.expected, "param_count").number, 0.5);
+    k.near("denominator", denominator, need(k.expected, "denominator").number, 1e-6);
+
+    const Json &tensors = need(k.expected, "tensors"), &optimizer = need(k.training, "optimizer"), &schedule = need(k.training, "schedule");
+    auto number_of = [](const Json& j, const char* key, double fallback) { const Json* v = j.find(key); return v ? v->number : fallback; };
+    const int64_t steps = need(k.training, "steps").number;
+    const Schedule rates{need(schedule, "type").string, need(schedule, "lr").number, number_of(schedule, "min_lr", 0),
+                         (int64_t)number_of(schedule, "warmup_iters", 0), (int64_t)number_of(schedule, "lr_decay_iters", steps)};
+    if (need(optimizer, "type").string != "adamw" || (rates.kind != "cosine" && rates.kind != "constant"))
+        die("optimizer '%s' with schedule '%s' is not supported", need(optimizer, "type").string.c_str(), rates.kind.c_str());
+    const AdamW adamw{0, need(optimizer, "beta1").number, need(optimizer, "beta2").number, need(optimizer, "eps").number,
+                      need(optimizer, "weight_decay").number};
+    const double clip = number_of(k.training, "grad_clip", 0);
+    std::vector<double> losses = numbers(need(k.expected, "losses")), norms = numbers(need(k.expected, "grad_norms")),
+                        coefs = numbers(need(k.expected, "clip_coefs")), lrs = numbers(need(k.expected, "lrs"));
+    if (losses.size() != size_t(steps) + 1 || norms.size() != (size_t)steps || lrs.size() != (size_t)steps) die("losses do not fit the steps");
+
+    // logits and activations, before any step
+    auto compare_absolute = [&](const std::string& name, const Json& summary, size_t count, auto get) {
+        auto it = expected.tensors.find(name);
+        if (it == expected.tensors.end()) return;
+        stored_entries(summary, it->second, count, [&](size_t i, float want) { k.near(name, get(i), want, 1e-4); });
+    };
+    model.forward(x.data(), y.data(), w.data(), denominator, rows, T, false);
+    std::vector<float> logits((size_t)rows * T * c.V);
+    for (int n = 0; n < rows * T; n++) model.logits(n, &logits[(size_t)n * c.V]);
+    compare_absolute("logits", need(need(tensors, "logits"), "logits"), logits.size(), [&](size_t i) { return logits[i]; });
+    const size_t NC = (size_t)rows * T * c.C;
+    compare_absolute("act.embed", Json(), NC, [&](size_t i) { return model.activations(0).embedded[i]; });
+    compare_absolute("act.ln_f", Json(), NC, [&](size_t i) { return model.activations(0).lnf[i]; });
+    for (int l = 0; l < c.L; l++)
+        compare_absolute(format("act.h.%d", l), Json(), NC, [&](size_t i) { return model.activations(l).stream[i]; });
+
+    auto read = [&](Which which) {
+        std::map<std::string, std::vector<float>> values;
+        for (size_t i = 0; i < model.layout.tensors.size(); i++) {
+            const Tensor& t = model.layout.tensors[i];
+            if (!t.present) continue;
+            values[t.name].resize(t.count());
+            model.get(which, i, values[t.name].data());
+        }
+        return values;
+    };
+    const auto start = read(WEIGHT);
+    double lr_sum = 0;
+    for (int64_t it = 0; it <= steps; it++) {
+        double loss = 0;
+        for (int m = 0; m < micro; m++) {
+            size_t at = (size_t)m * B * T;
+            loss += model.forward(&x[at], &y[at], &w[at], denominator, B, T, it < steps);
+            if (it < steps) model.backward();
+        }
+        k.near(format("losses[%d]", (int)it), loss, losses[it], it ? 1e-4 : 1e-5);
+        if (it == steps) break;
+        const double norm = model.gradient_norm(), lr = lr_at(rates, it);
+        k.near(format("grad_norms[%d]", (int)it), norm / norms[it], 1, it ? 3e-4 : 1e-5);
+        k.near(format("lrs[%d]", (int)it), lr, lrs[it], 1e-12);
+        if (it == 0) {
+            const Json& group = need(tensors, "grad");
+            for (auto& [name, g] : read(GRADIENT)) {
+                const Json& summary = need(group, name.c_str());
+                double difference = 0;
+                stored_entries(summary, expected.tensors.at("grad." + name), g.size(),
+                               [&, &g = g](size_t i, float want) { difference += ((double)g[i] - want) * ((double)g[i] - want); });
+                k.within("grad." + name, std::sqrt(difference), 1e-4 * need(summary, "l2").number + 1e-6);
+            }
+        }
+        const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
+        k.near(format("clip_coefs[%d]", (int)it), scale / coefs.at(it), 1, it ? 3e-4 : 1e-5);
+        AdamW now = adamw;
+        now.lr = lr, lr_sum += lr;
+        model.update(now, scale, it + 1);
+        const Json* group = tensors.find(format("step%d", (int)it + 1));
+        if (!group) continue;
+        for (auto& [name, p] : read(WEIGHT)) {
+            const std::string full = format("step%d.", (int)it + 1) + name;
+            double squares = 0, n = 0;
+            stored_entries(need(*group, name.c_str()), expected.tensors.at(full), p.size(), [&, &p = p](size_t i, float want) {
+                double d = (double)p[i] - want;
+                squares += d * d, n++;
+                k.within(full + " (entry)", std::abs(d), 0.2 * lr_sum);
+            });
+            if (n) k.within(full, std::sqrt(squares / n), (it ? 2e-3 : 1e-2) * lr_sum);
+        }
+    }
+    if (const Json* final_probs = k.expected.find("final_probs")) {          // every context of a small vocabulary
+        for (size_t s = 0; s < final_probs->items.size(); s++) {
+            std::vector<int> context(c.T);
+            std::vector<float> z(c.V);
+            for (int t = 0; t < c.T; t++) context[t] = need(k.expected, "states").items.at(s).string.at(t) - '0';
+            model.extend(context.data(), 1, 0, c.T);
+            model.logits(c.T - 1, z.data());
+            double sum = 0;
+            for (float v : z) sum += std::exp(v);
+            for (int v = 0; v < c.V; v++)
+                k.near(format("final_probs[%zu][%d]", s, v), std::exp(z[v]) / sum, final_probs->items[s].items.at(v).number, 1e-4);
+        }
+    }
+}
+
+int main(int argc, char** argv) {
+    if (argc < 2) return fprintf(stderr, "usage: test_golden CASE_DIR...\n"), 2;
+    for (int i = 1; i < argc; i++) {
+        Case k;
+        k.dir = argv[i];
+        while (k.dir.size() > 1 && k.dir.back() == '/') k.dir.pop_back();
+        std::string name = std::filesystem::path(k.dir).filename().string();
+        try {
+            run_case(k);
+            check(k.failure.empty() && k.worst <= 1 && k.compared > 0, "golden/%s worst %.3f of its limit, at %s; %d compared%s%s",
+                  name.c_str(), k.worst, k.worst_at.c_str(), k.compared, k.failure.empty() ? "" : "; ", k.failure.c_str());
+        } catch (const Error& e) {
+            check(false, "golden/%s: %s", name.c_str(), e.line.c_str());
+        } catch (const std::exception& e) {
+            check(false, "golden/%s: cannot be read: %s", name.c_str(), e.what());
+        }
+    }
+    return failed > 0;
+}

@@ -1,0 +1,233 @@
+/* test/test_layers.cpp -- built with REAL=double: every layer's backward against central differences, at odd sizes, to
+   give some bugs a chance; then the product against plain loops, the scalar functions, and what a model promises: that
+   accumulation equals one batch, that sampling with a cache equals a forward pass, that threads do not change a bit. */
+#define NO_CPU_MAIN
+#include "../train_gpt.cpp"
+#include "check.h"
+
+static Rng rng(7);
+static std::vector<real> random_values(size_t n, double scale = 1) {
+    std::vector<real> v(n);
+    for (real& x : v) x = scale * rng.normal();
+    return v;
+}
+
+static double dot(const std::vector<real>& a, const std::vector<real>& b) { return std::inner_product(a.begin(), a.end(), b.begin(), 0.0); }
+
+// The largest difference between the gradient and (f(x + h) - f(x - h)) / 2h, relative to the largest gradient.
+// The truncation error is O(h^2), the round-off 1e-16 / h: 1e-5 balances them at about 1e-10.
+template <typename F> static void differentiate(const char* name, real* x, size_t n, const real* gradient, F f) {
+    const double h = 1e-5;
+    double worst = 0, largest = 1e-3;
+    for (size_t i = 0; i < n; i++) largest = std::max(largest, std::abs((double)gradient[i]));
+    for (size_t k = 0; k < std::min<size_t>(n, 60); k++) {
+        size_t i = n <= 60 ? k : rng.below(n);
+        const real saved = x[i];
+        x[i] = saved + h;
+        double up = f();
+        x[i] = saved - h;
+        double down = f();
+        x[i] = saved;
+        double error = std::abs((up - down) / (2 * h) - gradient[i]) / largest;
+        if (!(error <= worst)) worst = error;
+    }
+    check(worst <= 1e-7, "gradient/%s: relative error %.1e, limit 1e-07", name, worst);
+}
+
+static void layers() {
+    const int B = 2, T = 7, C = 12, NH = 3, V = 13, N = B * T, OC = 17;
+    {
+        auto x = random_values(N * C), w = random_values(C * OC), b = random_values(OC), plus = random_values(N * OC), out(plus), dout = random_values(N * OC);
+        std::vector<real> dx(N * C), dw(C * OC), db(OC);
+        auto f = [&] { cpu::linear_forward(out.data(), x.data(), w.data(), b.data(), plus.data(), N, C, OC); return dot(out, dout); };
+        f();
+        cpu::linear_backward(dx.data(), dw.data(), db.data(), dout.data(), x.data(), w.data(), N, C, OC);
+        differentiate("linear dx", x.data(), x.size(), dx.data(), f);
+        differentiate("linear dw", w.data(), w.size(), dw.data(), f);
+        differentiate("linear db", b.data(), b.size(), db.data(), f);
+    }
+    {
+        auto x = random_values(N * C), w = random_values(C), b = random_values(C), out(x), dout = random_values(N * C);
+        std::vector<real> mean(N), rstd(N), dx(N * C), dw(C), db(C);
+        auto f = [&] { cpu::layernorm_forward(out.data(), mean.data(), rstd.data(), x.data(), w.data(), b.data(), N, C, 1e-5); return dot(out, dout); };
+        f();
+        cpu::layernorm_backward(dx.data(), dw.data(), db.data(), dout.data(), x.data(), w.data(), mean.data(), rstd.data(), N, C);
+        differentiate("layernorm dx", x.data(), x.size(), dx.data(), f);
+        differentiate("layernorm dw", w.data(), w.size(), dw.data(), f);
+        differentiate("layernorm db", b.data(), b.size(), db.data(), f);
+    }
+    for (int T : {1, 7, 131}) {                                    // 131: three blocks of queries, the last one short
+        const int N = B * T;
+        auto qkv = random_values(N * 3 * C), out = random_values(N * C), dout = random_values(N * C);
+        std::vector<real> lse(N * NH), dqkv(qkv.size());
+        auto f = [&] { cpu::attention_forward(out.data(), lse.data(), qkv.data(), B, 0, T, T, C, NH); return dot(out, dout); };
+        f();
+        cpu::attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), B, T, C, NH);
+        differentiate(format("attention T=%d", T).c_str(), qkv.data(), qkv.size(), dqkv.data(), f);
+    }
+    {
+        auto x = random_values(99, 2), dout = random_values(99), out(x);
+        std::vector<real> dx(99);
+        auto f = [&] { cpu::gelu_forward(out.data(), x.data(), 99); return dot(out, dout); };
+        cpu::gelu_backward(dx.data(), dout.data(), x.data(), 99);
+        differentiate("gelu", x.data(), 99, dx.data(), f);
+        double worst = 0;
+        for (double z = -8; z <= 8; z += 0.01) {
+            double want = 0.5 * z * (1 + std::tanh(std::sqrt(2 / M_PI) * (z + 0.044715 * z * z * z))), error = std::abs(gelu(z) - want);
+            if (!(error <= worst)) worst = error;
+        }
+        check(worst <= 1e-14, "scalar/gelu against its tanh form: error %.1e", worst);
+    }
+    {
+        auto wte = random_values(V * C), wpe = random_values(T * C), out = random_values(N * C), dout = random_values(N * C);
+        std::vector<real> dwte(V * C), dwpe(T * C);
+        std::vector<int> x(N);
+        for (int& t : x) t = rng.below(V);
+        auto f = [&] { cpu::embedding_forward(out.data(), x.data(), wte.data(), wpe.data(), B, 0, T, C); return dot(out, dout); };
+        cpu::embedding_backward(dwte.data(), dwpe.data(), dout.data(), x.data(), B, T, C);
+        differentiate("embedding wte", wte.data(), wte.size(), dwte.data(), f);
+        differentiate("embedding wpe", wpe.data(), wpe.size(), dwpe.data(), f);
+    }
+    {
+        auto x = random_values(N * C), w = random_values(V * C);
+        std::vector<real> dx(N * C), dw(V * C), logits(N * V);
+        std::vector<double> weight(N);
+        std::vector<int> y(N), best(N);
+        std::vector<real> logprob(N);
+        for (int n = 0; n < N; n++) y[n] = n % 5 == 3 ? -1 : (int)rng.below(V), weight[n] = rng.normal();
+        auto head = [&](real* dx) { return cpu::head(logits.data(), logprob.data(), best.data(), dx, dw.data(), x.data(), w.data(), y.data(), weight.data(), N, C, V); };
+        head(dx.data());
+        auto f = [&] { return head(nullptr); };
+        differentiate("head dx", x.data(), x.size(), dx.data(), f);
+        differentiate("head dw", w.data(), w.size(), dw.data(), f);
+        double want = 0;
+        for (int n = 0; n < N; n++) {
+            if (y[n] < 0) continue;
+            std::vector<double> z(V);
+            double sum = 0;
+            for (int v = 0; v < V; v++) sum += std::exp(z[v] = std::inner_product(&x[n * C], &x[n * C] + C, &w[v * C], 0.0));
+            want -= weight[n] * (z[y[n]] - std::log(sum));
+        }
+        check(std::abs(f() - want) <= 1e-12, "head: loss against plain loops: error %.1e", std::abs(f() - want));
+    }
+}
+
+// The whole model, every tensor.
+static void whole_model(bool bias, bool tied) {
+    Config c;
+    c.L = 2, c.NH = 3, c.C = 15, c.V = 11, c.T = 9, c.bias = bias, c.tied = tied;
+    const int B = 2, T = 7, N = B * T;
+    cpu::Model model(c, B, T, true);
+    model.initialize(3);
+    for (size_t i = 0; i < model.layout.slots.size; i++) model.weights.data()[i] += 0.3 * rng.normal();
+    std::vector<int> x(N), y(N);
+    std::vector<float> w(N);
+    for (int n = 0; n < N; n++) x[n] = rng.below(c.V), y[n] = n % 4 == 1 ? -1 : (int)rng.below(c.V), w[n] = rng.normal();
+    auto f = [&] { return model.forward(x.data(), y.data(), w.data(), 3, B, T, false); };
+    model.forward(x.data(), y.data(), w.data(), 3, B, T, true);
+    model.backward();
+    for (const Tensor& t : model.layout.tensors)
+        if (t.present)
+            differentiate(format("model bias %d tied %d %s", bias, tied, t.name.c_str()).c_str(), model.weights.data() + t.offset, t.count(), model.gradients.data() + t.offset, f);
+}
+
+static void products() {
+    double worst = 0;
+    for (int trial = 0; trial < 300; trial++) {
+        const bool tall = trial % 10 == 0;                          // beyond one piece of K, and one tile
+        const int M = 1 + rng.below(tall ? 300 : 100), N = 1 + rng.below(tall ? 500 : 100), K = 1 + rng.below(tall ? 900 : 100);
+        const bool ta = rng.below(2), tb = rng.below(2), bias = rng.below(2), plus = rng.below(2);
+        auto a = random_values((size_t)M * K), b = random_values((size_t)K * N), shift = random_values(N), c = random_values((size_t)M * N), start = c;
+        cpu::Matrix A{a.data(), size_t(ta ? 1 : K), size_t(ta ? M : 1)}, B{b.data(), size_t(tb ? 1 : N), size_t(tb ? K : 1)};
+        cpu::gemm(c.data(), N, plus ? c.data() : nullptr, bias ? shift.data() : nullptr, A, B, M, N, K);
+        for (int i = 0; i < M; i++) for (int j = 0; j < N; j++) {
+            double sum = (bias ? shift[j] : 0) + (plus ? start[(size_t)i * N + j] : 0);
+            for (int k = 0; k < K; k++) sum += A.p[i * A.row + k * A.col] * B.p[k * B.row + j * B.col];
+            double error = std::abs(sum - c[(size_t)i * N + j]);
+            if (!(error <= worst)) worst = error;
+        }
+    }
+    check(worst <= 1e-11, "gemm against plain loops, 300 shapes: error %.1e", worst);
+}
+
+static void scalars() {
+    double worst = 0;
+    for (float x = -86.9f; x < 86.9f; x += 0.00173f) {
+        double error = std::abs(fast_exp(x) / std::exp((double)x) - 1);
+        if (!(error <= worst)) worst = error;
+    }
+    check(worst <= 2.4e-7, "scalar/fast_exp: relative error %.2e, limit 2.4e-07 (2 ulp)", worst);
+    check(std::isnan(fast_exp(NAN)) && fast_exp(-1e30f) < 1e-37f && fast_exp(1e30f) > 1e37f, "scalar/fast_exp at nan and the ends");
+    struct { const char* kind; int64_t it; double lr; } rates[] = {
+        {"cosine", 0, 0.25}, {"cosine", 3, 1}, {"cosine", 103, 0.1}, {"cosine", 53, 0.55}, {"cosine", 200, 0.1}, {"constant", 90, 1},
+        {"linear", 3, 1}, {"linear", 53, 0.55}, {"linear", 103, 0.1}, {"wsd", 50, 1}, {"wsd", 82, 1}, {"wsd", 103, 0}};
+    for (auto& r : rates) {
+        double lr = lr_at({r.kind, 1, 0.1, 3, 103}, r.it);
+        check(std::abs(lr - r.lr) <= 1e-9, "scalar/lr_at %s %lld: %.4f, expected %.4f", r.kind, (long long)r.it, lr, r.lr);
+    }
+    real w = 1, m = 0.1, v = 0.2;
+    adamw_step(w, m, v, real(0.5), real(0.01), real(0.9), real(0.99), real(1e-8), real(0.1), real(0.19), real(0.0199));
+    check(std::abs(m - 0.14) <= 1e-12 && std::abs(v - 0.2005) <= 1e-12 &&
+              std::abs(w - (0.999 - 0.01 * (0.14 / 0.19) / (std::sqrt(0.2005 / 0.0199) + 1e-8))) <= 1e-12, "scalar/adamw_step");
+}
+
+static std::vector<real> train_a_little(int threads, int micro) {
+    omp_set_num_threads(threads);
+    Config c;
+    c.L = 2, c.NH = 2, c.C = 24, c.V = 67, c.T = 40;
+    const int rows = 6, B = rows / micro, T = c.T;
+    cpu::Model model(c, B, T, true);
+    model.initialize(1);
+    Rng data(5);
+    std::vector<int> x(rows * T), y(rows * T);
+    for (int step = 1; step <= 20; step++) {
+        for (int n = 0; n < rows * T; n++) x[n] = data.below(c.V), y[n] = data.below(9) ? x[n] * 3 % c.V : -1;
+        double targets = std::count_if(y.begin(), y.end(), [](int t) { return t >= 0; });
+        for (int m = 0; m < micro; m++) {
+            model.forward(&x[m * B * T], &y[m * B * T], nullptr, targets, B, T, true);
+            model.backward();
+        }
+        model.update({1e-2, 0.9, 0.95, 1e-8, 0.1}, std::min(1.0, 1 / model.gradient_norm()), step);
+    }
+    return std::vector<real>(model.weights.data(), model.weights.data() + model.weights.size);
+}
+
+static void promises() {
+    const int all = omp_get_max_threads();
+    auto one = train_a_little(1, 1), two = train_a_little(2, 1), five = train_a_little(5, 1), parts = train_a_little(2, 3);
+    check(one == two && one == five, "threads: 1, 2 and 5 give the same bits after 20 steps");
+    double worst = 0;
+    for (size_t i = 0; i < one.size(); i++) if (!(std::abs(one[i] - parts[i]) <= worst)) worst = std::abs(one[i] - parts[i]);
+    check(worst <= 1e-9, "accumulation over 3 micro-batches equals one batch: difference %.1e", worst);
+    omp_set_num_threads(all);
+
+    Config c;
+    c.L = 2, c.NH = 2, c.C = 16, c.V = 19, c.T = 150;
+    const int B = 3, T = c.T;
+    cpu::Model batch(c, B, T, false), cached(c, B, T, false);
+    batch.initialize(2), cached.initialize(2);
+    std::vector<int> x(B * T);
+    for (int& t : x) t = rng.below(c.V);
+    batch.extend(x.data(), B, 0, T);
+    std::vector<float> want(c.V), got(c.V);
+    bool same = true;
+    for (int t0 = 0, n = 70; t0 < T; t0 += n, n = 1) {              // a prompt of 70, then token by token
+        std::vector<int> piece;
+        for (int b = 0; b < B; b++) piece.insert(piece.end(), &x[b * T + t0], &x[b * T + t0] + n);
+        cached.extend(piece.data(), B, t0, n);
+        for (int b = 0; b < B; b++) {
+            batch.logits(b * T + t0 + n - 1, want.data()), cached.logits(b * n + n - 1, got.data());
+            same = same && want == got;
+        }
+    }
+    check(same, "cache: 70 tokens at once, then one by one, give the logits of one pass, bit for bit");
+}
+
+int main() {
+    layers();
+    for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied);
+    products();
+    scalars();
+    promises();
+    return failed > 0;
+}

@@ -1,0 +1,131 @@
+/* test/test_options.cpp -- wrong command lines, each with the one line it must end in, exit code 2, and nothing touched. */
+#define NO_CPU_MAIN
+#include "../train_gpt.cpp"
+#include "check.h"
+
+static const struct { const char *words, *line; } WRONG[] = {
+    {"fly", "fly: unknown verb; expected train, sample, eval or graph"},
+    {"Train", "Train: unknown verb; expected train, sample, eval or graph"},
+    {"-x", "-x: unknown verb; expected train, sample, eval or graph"},
+    {"train --out OUT", "train: --train is missing"},
+    {"train --train a.bin", "train: --out is missing"},
+    {"--resume", "train: --out is missing"},
+    {"sample", "sample: --model is missing"},
+    {"eval --val a.bin", "eval: --model is missing"},
+    {"eval --model m", "eval: give --val, --choices or --answers"},
+    {"graph", "graph: --model is missing"},
+    {"train --frobnicate 3", "--frobnicate: unknown option; train_gpt --help lists them"},
+    {"train --step 3", "--step: unknown option; train_gpt --help lists them"},
+    {"train --Steps 3", "--Steps: unknown option; train_gpt --help lists them"},
+    {"train -steps 3", "-steps: unknown option; train_gpt --help lists them"},
+    {"train steps 3", "steps: unknown option; train_gpt --help lists them"},
+    {"train --steps 3 more", "more: unknown option; train_gpt --help lists them"},
+    {"train --min_lr 3", "--min_lr: unknown option; train_gpt --help lists them"},
+    {"train --", "--: unknown option; train_gpt --help lists them"},
+    {"train --=3", "--: unknown option; train_gpt --help lists them"},
+    {"train --verb train", "--verb: unknown option; train_gpt --help lists them"},
+    {"train --steps", "--steps: needs a value"},
+    {"train --steps=", "--steps: needs a value"},
+    {"train --out", "--out: needs a value"},
+    {"train --out=", "--out: needs a value"},
+    {"train --steps 3 --steps 4", "--steps: given twice"},
+    {"train --steps 3 --steps=3", "--steps: given twice"},
+    {"train --resume --resume", "--resume: given twice"},
+    {"train --resume=1", "--resume: takes no value"},
+    {"train --resume 1", "1: unknown option; train_gpt --help lists them"},
+    {"train --temperature 1", "--temperature: not an option of train"},
+    {"train --model m", "--model: not an option of train"},
+    {"sample --steps 3", "--steps: not an option of sample"},
+    {"sample --train a", "--train: not an option of sample"},
+    {"eval --prompt a", "--prompt: not an option of eval"},
+    {"eval --out a", "--out: not an option of eval"},
+    {"graph --val a", "--val: not an option of graph"},
+    {"graph --seed 1", "--seed: not an option of graph"},
+    {"train --steps 10k", "--steps 10k: not an integer"},
+    {"train --steps ten", "--steps ten: not an integer"},
+    {"train --steps 1e3", "--steps 1e3: not an integer"},
+    {"train --steps 3.5", "--steps 3.5: not an integer"},
+    {"train --steps 0x10", "--steps 0x10: not an integer"},
+    {"train --steps -", "--steps -: not an integer"},
+    {"train --steps --resume", "--steps --resume: not an integer"},
+    {"train --steps 0", "--steps 0: must lie in 1..1000000000000"},
+    {"train --steps -5", "--steps -5: must lie in 1..1000000000000"},
+    {"train --steps 99999999999999999999", "--steps 99999999999999999999: must lie in 1..1000000000000"},
+    {"train --batch 0", "--batch 0: must lie in 1..1048576"},
+    {"train --layers 1001", "--layers 1001: must lie in 1..1000"},
+    {"train --heads -1", "--heads -1: must lie in 1..1000"},
+    {"train --vocab 0", "--vocab 0: must lie in 1..16777216"},
+    {"train --context 0", "--context 0: must lie in 1..1048576"},
+    {"train --bias 2", "--bias 2: must lie in 0..1"},
+    {"train --bias yes", "--bias yes: not an integer"},
+    {"train --tied -1", "--tied -1: must lie in 0..1"},
+    {"train --keep 0", "--keep 0: must lie in 1..1000000"},
+    {"train --threads 0", "--threads 0: must lie in 1..4096"},
+    {"train --seed -1", "--seed -1: must lie in 0..9007199254740992"},
+    {"train --eval-every -1", "--eval-every -1: must lie in 0..1000000000000"},
+    {"train --lr fast", "--lr fast: not a number"},
+    {"train --lr 1e-3x", "--lr 1e-3x: not a number"},
+    {"train --lr nan", "--lr nan: not a number"},
+    {"train --lr inf", "--lr inf: not a number"},
+    {"train --lr 0x1p3", "--lr 0x1p3: not a number"},
+    {"train --lr -1", "--lr -1: must lie in 0..1000"},
+    {"train --lr 1e999", "--lr 1e999: must lie in 0..1000"},
+    {"train --lr 1,5", "--lr 1,5: not a number"},
+    {"train --beta1 1", "--beta1 1: must lie in 0..0.999999999"},
+    {"train --beta2 1.5", "--beta2 1.5: must lie in 0..0.999999999"},
+    {"train --eps 2", "--eps 2: must lie in 0..1"},
+    {"train --clip -1", "--clip -1: must lie in 0..1e30"},
+    {"train --epochs 0", "--epochs 0: must lie in 0.000001..1000000"},
+    {"train --steps 3 --epochs 2 --train a --out OUT", "--epochs: give --steps or --epochs, not both"},
+    {"train --schedule cos", "--schedule cos: must be one of cosine|linear|wsd|constant"},
+    {"train --schedule cosine|linear", "--schedule cosine|linear: must be one of cosine|linear|wsd|constant"},
+    {"train --dtype fp64", "--dtype fp64: must be one of fp32"},
+    {"train --raw u8", "--raw u8: must be one of u16"},
+    {"train --rows all", "--rows all: must be one of packed|documents|sliding"},
+    {"eval --model m --val v --rows sliding", "--rows sliding: not for eval"},
+    {"sample --temperature -0.5", "--temperature -0.5: must lie in 0..1000"},
+    {"sample --temperature warm", "--temperature warm: not a number"},
+    {"sample --top-k -1", "--top-k -1: must lie in 0..16777216"},
+    {"sample --top-p 0", "--top-p 0: must lie in 0.000001..1"},
+    {"sample --top-p 1.01", "--top-p 1.01: must lie in 0.000001..1"},
+    {"sample --tokens 0", "--tokens 0: must lie in 1..1000000000"},
+    {"sample --samples 0", "--samples 0: must lie in 1..4096"},
+    // wrong only together, or only for this data; TRAIN is a shard of 100 tokens below 50
+    {"train --train TRAIN --out OUT --init custom", "--init custom: give --layers, --heads and --channels"},
+    {"train --train TRAIN --out OUT --init custom --layers 2 --heads 2", "--init custom: give --layers, --heads and --channels"},
+    {"train --train TRAIN --out OUT --init d6 --heads 7", "--channels 384: not a multiple of --heads 7"},
+    {"train --train TRAIN --out OUT --init d6 --channels 100", "--channels 100: not a multiple of --heads 6"},
+    {"train --train TRAIN --out OUT --context 8 --batch 2 --tokens-per-step 24", "--tokens-per-step 24: not a multiple of batch x context = 16"},
+    {"train --train TRAIN --out OUT --context 8 --tokens-per-step 1", "--tokens-per-step 1: not a multiple of batch x context = 32"},
+    {"train --train TRAIN --out OUT --vocab 50 --context 8 --rows documents", "--rows documents: needs a tokenizer, to know the end of text"},
+};
+
+int main() {
+    const std::string dir = "build/test_options_data", out = dir + "/out", shard = dir + "/train.bin";
+    fs::remove_all(dir);
+    fs::create_directories(dir);
+    std::vector<int> tokens(100);
+    for (int i = 0; i < 100; i++) tokens[i] = i % 50;
+    write_shard(shard, tokens, 50);
+    for (auto& wrong : WRONG) {
+        std::vector<std::string> words;
+        for (const char* p = wrong.words; *p;) {
+            size_t n = strcspn(p, " ");
+            std::string word(p, n);
+            words.push_back(word == "OUT" ? out : word == "TRAIN" ? shard : word);
+            p += n + (p[n] == ' ');
+        }
+        Error got{0, "nothing was found wrong"};
+        try {
+            run_verb<cpu::Model>(parse_options(words));
+        } catch (const Error& e) { got = e; }
+        check(got.exit_code == 2 && got.line == wrong.line && !fs::exists(out), "options/%s%s", wrong.words,
+              got.exit_code == 2 && got.line == wrong.line ? "" : format(": exit %d, '%s', expected '%s'", got.exit_code, got.line.c_str(), wrong.line).c_str());
+    }
+    Options o = parse_options({"train", "--train=a b", "--out", "x", "--lr", "3e-4", "--min-lr=0", "--resume", "--steps", "+5"});
+    check(o.train == "a b" && o.lr == 3e-4 && o.min_lr == 0 && o.resume && o.steps == 5 && o.beta2 == 0.95, "options/right ones are taken");
+    o = parse_options({"sample", "--model", "m", "--prompt", "", "--top-k", "3"});
+    check(o.verb == "sample" && o.has("prompt") && o.top_k == 3, "options/an empty prompt is a prompt");
+    check(parse_options({"--train", "a", "--out", "b"}).verb == "train", "options/train is the verb where none is given");
+    return failed > 0;
+}

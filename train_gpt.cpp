@@ -1,0 +1,3018 @@
+/* train_gpt.cpp -- a complete GPT-2 trainer for the CPU, in one file.
+
+   It trains from scratch or from a published checkpoint, evaluates, samples, draws small models as state graphs, and
+   reads and writes Hugging Face checkpoints. It is also the reference that the CUDA kernels of train_gpt.cu are
+   checked against: that program includes this file and replaces sections 7 and 8.
+   It does not do dropout, other architectures than GPT-2, or anything that needs intrinsics: what is fast here is fast
+   because of loop order, and the compiler does the rest.
+
+     make run                                              build, make a corpus, train on it, show what it learned
+     ./train_gpt train --train build/corpus/train.bin --val build/corpus/val.bin --init d6 --out runs/a
+     ./train_gpt sample --model runs/a --prompt "Once"     and eval, graph; --help lists every option
+
+   The letters, here and in every comment below:
+     B rows of a batch    T tokens of a row (time)    N = B*T    C channels    L layers
+     V vocabulary         NH heads                    HS = C/NH head size      OC output channels of a product
+   dx is the gradient of the loss with respect to x. A matrix (R,K) is row-major: element (r,k) stands at r*K + k.
+
+   Top to bottom, nothing is used before it is defined:
+      1 basics       2 options     3 config and tensors    4 shards          5 tokenizer            6 scalar maths
+      7 layers       8 model       9 checkpoints          10 evaluate, sample, graph     11 train    12 main          */
+
+// ---- 1. basics -------------------------------------------------------------------------------------------------------
+// Errors, files, a checksum, random numbers and JSON: the little that the rest stands on.
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <climits>
+#include <cmath>
+#include <csignal>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <queue>
+#include <set>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+#include <fcntl.h>
+#include <glob.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+inline int omp_get_max_threads() { return 1; }
+inline void omp_set_num_threads(int) {}
+#endif
+
+namespace fs = std::filesystem;
+
+// Everything that is wrong with what the user gave us ends here: one line on stderr, and exit 1 (data, files, memory)
+// or 2 (command line). It is thrown, not exited, so that tests and fuzzers can read the line. Nothing throws inside an
+// OpenMP region.
+struct Error {
+    int exit_code;
+    std::string line;
+};
+
+__attribute__((format(printf, 1, 0))) inline std::string vformat(const char* fmt, va_list args) {
+    va_list again;
+    va_copy(again, args);
+    std::string s(vsnprintf(nullptr, 0, fmt, again), '\0');
+    va_end(again);
+    vsnprintf(s.data(), s.size() + 1, fmt, args);
+    return s;
+}
+
+#define FORMAT_INTO(s) va_list args; va_start(args, fmt); s = vformat(fmt, args); va_end(args)
+__attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt, ...) {
+    std::string s;
+    FORMAT_INTO(s);
+    return s;
+}
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void die(const char* fmt, ...) {
+    Error e{1, ""};
+    FORMAT_INTO(e.line);
+    throw e;
+}
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void die_usage(const char* fmt, ...) {
+    Error e{2, ""};
+    FORMAT_INTO(e.line);
+    throw e;
+}
+#undef FORMAT_INTO
+
+// A whole file, mapped read-only.
+struct Mapped {
+    std::string path;
+    const uint8_t* data = nullptr;
+    size_t size = 0;
+
+    explicit Mapped(const std::string& path) : path(path) {
+        int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        if (fd < 0) die("%s: cannot open: %s", path.c_str(), strerror(errno));
+        struct stat st;
+        bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+        void* p = nullptr;
+        if (regular && st.st_size > 0) p = mmap(nullptr, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        close(fd);
+        if (!regular) die("%s: is not a regular file", path.c_str());
+        if (p == MAP_FAILED) die("%s: cannot map %lld bytes: %s", path.c_str(), (long long)st.st_size, strerror(errno));
+        data = (const uint8_t*)p;
+        size = st.st_size;
+    }
+    ~Mapped() { if (data) munmap((void*)data, size); }
+    Mapped(const Mapped&) = delete;
+    Mapped& operator=(const Mapped&) = delete;
+    std::string_view text() const { return {(const char*)data, size}; }
+    template <typename T> T at(size_t byte) const {        // unaligned little-endian read
+        T value;
+        memcpy(&value, data + byte, sizeof(T));
+        return value;
+    }
+};
+
+// A file being written. finish() has it on the disk, or dies; a file that was not finished was not written.
+struct Writer {
+    std::string path;
+    int fd;
+
+    explicit Writer(const std::string& path)
+        : path(path), fd(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
+        if (fd < 0) die("%s: cannot create: %s", path.c_str(), strerror(errno));
+    }
+    ~Writer() { if (fd >= 0) close(fd); }
+    Writer(const Writer&) = delete;
+    Writer& operator=(const Writer&) = delete;
+    void put(const void* data, size_t size) {
+        for (const char* p = (const char*)data; size > 0;) {
+            ssize_t n = write(fd, p, std::min(size, (size_t)1 << 30));
+            if (n < 0 && errno == EINTR) continue;
+            if (n <= 0) die("%s: cannot write: %s", path.c_str(), n < 0 ? strerror(errno) : "nothing was taken");
+            p += n, size -= n;
+        }
+    }
+    void put(std::string_view s) { put(s.data(), s.size()); }
+    void finish() {
+        int bad = fsync(fd) != 0 && errno != EINVAL && errno != EROFS;      // pipes and devices cannot be synced
+        bad |= close(fd) != 0;
+        fd = -1;
+        if (bad) die("%s: cannot write: %s", path.c_str(), strerror(errno));
+    }
+};
+
+inline void write_file(const std::string& path, std::string_view bytes) {
+    Writer w(path);
+    w.put(bytes);
+    w.finish();
+}
+
+inline std::string read_file(const std::string& path) { return std::string(Mapped(path).text()); }
+
+inline std::string directory_of(const std::string& path) {
+    std::string dir = fs::path(path).parent_path().string();
+    return dir.empty() ? "." : dir;
+}
+
+/* SplitMix64 -- output number n is a fixed function of (seed, n), so any number of a stream can be made alone.
+   source   Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", doi:10.1145/2660193.2660195 */
+inline uint64_t mix64(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+struct Rng {
+    uint64_t state;
+    explicit Rng(uint64_t seed, uint64_t stream = 0) : state(stream ? mix64(seed + mix64(stream)) : seed) {}
+    uint64_t next() { return mix64(state += 0x9E3779B97F4A7C15ull); }
+    double uniform() { return (next() >> 11) * 0x1p-53; }                                  // [0,1)
+    uint64_t below(uint64_t n) { return (uint64_t)((unsigned __int128)next() * n >> 64); }   // bias below n / 2^64
+    double normal() {                                                                        // Box-Muller
+        double r = std::sqrt(-2 * std::log(1 - uniform()));
+        return r * std::cos(2 * M_PI * uniform());
+    }
+    template <typename T> void shuffle(std::vector<T>& v) {
+        for (size_t i = v.size(); i > 1; i--) std::swap(v[i - 1], v[below(i)]);
+    }
+};
+
+// 64-bit checksum of 8-byte words. Each round is a bijection of h, and of the word, so that damage inside one word
+// always shows; other damage goes unseen with probability 2^-64. It guards against accidents, not against people.
+inline uint64_t checksum(std::string_view bytes) {
+    uint64_t h = bytes.size(), word = 0;
+    for (size_t i = 0; i < bytes.size(); i += 8) {
+        word = 0;
+        memcpy(&word, bytes.data() + i, std::min<size_t>(8, bytes.size() - i));
+        h = (h ^ word) * 0x9E3779B97F4A7C15ull;
+        h ^= h >> 32;
+    }
+    return mix64(h);
+}
+
+// JSON (RFC 8259), read whole. Object members are sorted by name; a name that stands twice is refused.
+struct Json {
+    enum Kind { NUL, BOOL, NUMBER, STRING, ARRAY, OBJECT } kind = NUL;
+    double number = 0;                       // BOOL too: 0 or 1
+    std::string string;
+    std::vector<Json> items;
+    std::map<std::string, Json> members;
+    const Json* find(const std::string& name) const {
+        auto it = members.find(name);
+        return it == members.end() ? nullptr : &it->second;
+    }
+};
+
+struct JsonParser {
+    std::string_view s;
+    const std::string& where;                // the file, for messages
+    size_t i = 0;
+
+    [[noreturn]] void fail(const char* expected) {
+        if (i >= s.size()) die("%s: byte %zu: the JSON ends where %s was expected", where.c_str(), i, expected);
+        die("%s: byte %zu: found byte 0x%02x, expected %s", where.c_str(), i, (unsigned char)s[i], expected);
+    }
+    bool take(char c) { return i < s.size() && s[i] == c ? i++, true : false; }
+    void blanks() { while (i < s.size() && (s[i] == ' ' || s[i] == '\n' || s[i] == '\r' || s[i] == '\t')) i++; }
+    unsigned hex4() {
+        unsigned u = 0;
+        for (int k = 0; k < 4; k++, i++) {
+            if (i >= s.size() || !isxdigit((unsigned char)s[i])) fail("four hexadecimal digits");
+            u = u * 16 + (s[i] <= '9' ? s[i] - '0' : (s[i] | 32) - 'a' + 10);
+        }
+        return u;
+    }
+    void put_utf8(std::string& out, unsigned u) {
+        if (u < 0x80) out += (char)u;
+        else if (u < 0x800) out += {(char)(0xC0 | u >> 6), (char)(0x80 | (u & 63))};
+        else if (u < 0x10000) out += {(char)(0xE0 | u >> 12), (char)(0x80 | (u >> 6 & 63)), (char)(0x80 | (u & 63))};
+        else out += {(char)(0xF0 | u >> 18), (char)(0x80 | (u >> 12 & 63)), (char)(0x80 | (u >> 6 & 63)),
+                     (char)(0x80 | (u & 63))};
+    }
+    std::string string() {
+        if (!take('"')) fail("a string");
+        std::string out;
+        while (!take('"')) {
+            if (i >= s.size() || (unsigned char)s[i] < 0x20) fail("the rest of a string");
+            if (!take('\\')) { out += s[i++]; continue; }
+            const char *escapes = "\"\\/bfnrt", *at = i < s.size() && s[i] ? strchr(escapes, s[i]) : nullptr;
+            if (at) { out += "\"\\/\b\f\n\r\t"[at - escapes]; i++; continue; }
+            if (!take('u')) fail("an escape");
+            unsigned u = hex4();
+            if (u >= 0xD800 && u < 0xDC00 && s.substr(i, 2) == "\\u") {           // a surrogate pair
+                i += 2;
+                unsigned low = hex4();
+                if (low < 0xDC00 || low > 0xDFFF) fail("the second half of a surrogate pair");
+                u = 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
+            }
+            put_utf8(out, u >= 0xD800 && u < 0xE000 ? 0xFFFD : u);
+        }
+        return out;
+    }
+    double parse_number() {
+        size_t begin = i;
+        auto digits = [&] {
+            if (i >= s.size() || !isdigit((unsigned char)s[i])) fail("a digit");
+            while (i < s.size() && isdigit((unsigned char)s[i])) i++;
+        };
+        take('-');
+        if (!take('0')) digits();
+        if (take('.')) digits();
+        if (take('e') || take('E')) { if (!take('+')) take('-'); digits(); }
+        return strtod(std::string(s.substr(begin, i - begin)).c_str(), nullptr);
+    }
+    Json value(int depth) {
+        if (depth > 64) fail("at most 64 levels");
+        Json v;
+        blanks();
+        if (take('{')) {
+            v.kind = Json::OBJECT;
+            for (blanks(); !take('}'); blanks()) {
+                if (!v.members.empty() && !take(',')) fail("',' or '}'");
+                blanks();
+                std::string name = string();
+                blanks();
+                if (!take(':')) fail("':'");
+                if (!v.members.emplace(name, value(depth + 1)).second) fail(("no second " + json_name(name)).c_str());
+            }
+        } else if (take('[')) {
+            v.kind = Json::ARRAY;
+            for (blanks(); !take(']'); blanks()) {
+                if (!v.items.empty() && !take(',')) fail("',' or ']'");
+                v.items.push_back(value(depth + 1));
+            }
+        } else if (i < s.size() && s[i] == '"') {
+            v.kind = Json::STRING;
+            v.string = string();
+        } else if (s.substr(i, 4) == "true" || s.substr(i, 5) == "false") {
+            v.kind = Json::BOOL;
+            v.number = s[i] == 't';
+            i += s[i] == 't' ? 4 : 5;
+        } else if (s.substr(i, 4) == "null") {
+            i += 4;
+        } else {
+            if (i >= s.size() || (s[i] != '-' && !isdigit((unsigned char)s[i]))) fail("a JSON value");
+            v.kind = Json::NUMBER;
+            v.number = parse_number();
+        }
+        return v;
+    }
+    static std::string json_name(const std::string& name) { return "member named '" + name.substr(0, 80) + "'"; }
+};
+
+inline Json parse_json(std::string_view text, const std::string& where) {
+    JsonParser p{text, where};
+    Json v = p.value(0);
+    p.blanks();
+    if (p.i < text.size()) p.fail("the end");
+    return v;
+}
+
+inline std::string json_quote(std::string_view s) {
+    std::string out = "\"";
+    for (unsigned char c : s) {
+        if (c == '"' || c == '\\') out += {'\\', (char)c};
+        else if (c < 0x20) out += format("\\u%04x", c);
+        else out += (char)c;
+    }
+    return out + '"';
+}
+
+inline double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// ---- 2. options ------------------------------------------------------------------------------------------------------
+// One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.
+// To add one, add a row. "allowed" is a list a|b|c or a range lo..hi (either end may be left out); verbs are t(rain),
+// s(ample), e(val), g(raph); R marks what may differ when a run is resumed. A help text that ends in [...] says what its
+// default stands for; otherwise the default itself is shown.
+using text = std::string;
+using integer = int64_t;
+using number = double;
+using flag = bool;
+
+//    type     name             default       allowed                         verbs  help
+#define OPTIONS(X) \
+    X(text,    train,           "",           "",                             "t",   "token shards to train on: a glob, in quotes [required]") \
+    X(text,    val,             "",           "",                             "te",  "token shards to validate on: a glob [none]") \
+    X(text,    raw,             "",           "u16",                          "te",  "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
+    X(text,    tokenizer,       "",           "",                             "tseg","GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
+    X(text,    init,            "d12",        "",                             "t",   "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
+    X(text,    model,           "",           "",                             "seg", "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin [required]") \
+    X(integer, layers,          0,            "1..1000",                      "t",   "layers [from --init]") \
+    X(integer, heads,           0,            "1..1000",                      "tseg","attention heads [from --init or the model; else C/64]") \
+    X(integer, channels,        0,            "1..100000",                    "t",   "channels [from --init]") \
+    X(integer, vocab,           0,            "1..16777216",                  "t",   "vocabulary [the tokenizer's; 50257 without one]") \
+    X(integer, context,         0,            "1..1048576",                   "te",  "tokens of a row [1024, or the model's]") \
+    X(integer, bias,            1,            "0..1",                         "t",   "Linear layers have a bias") \
+    X(integer, tied,            1,            "0..1",                         "t",   "the head is the token embedding") \
+    X(integer, batch,           4,            "1..1048576",                   "teR", "rows computed at once") \
+    X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",   "tokens of an optimizer step, a multiple of batch x context [batch x context]") \
+    X(integer, steps,           0,            "1..1000000000000",             "tR",  "optimizer steps [--epochs decides]") \
+    X(number,  epochs,          1,            "0.000001..1000000",            "tR",  "passes over the training data") \
+    X(number,  lr,              6e-4,         "0..1000",                      "t",   "highest learning rate") \
+    X(number,  min_lr,          -1,           "0..1000",                      "t",   "lowest learning rate [0.1 x lr]") \
+    X(integer, warmup,          0,            "0..1000000000000",             "t",   "steps of linear warm-up") \
+    X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",   "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
+    X(number,  beta1,           0.9,          "0..0.999999999",               "t",   "AdamW: decay of the mean gradient") \
+    X(number,  beta2,           0.95,         "0..0.999999999",               "t",   "AdamW: decay of the mean squared gradient") \
+    X(number,  eps,             1e-8,         "0..1",                         "t",   "AdamW: added to the root") \
+    X(number,  weight_decay,    0.1,          "0..1000",                      "t",   "AdamW: decay of every 2-D tensor") \
+    X(number,  clip,            1,            "0..1e30",                      "t",   "largest gradient norm; 0 = off") \
+    X(text,    dtype,           "fp32",       "fp32",                         "tseg","number format of the computation") \
+    X(integer, threads,         0,            "1..4096",                      "tsegR","threads [all]") \
+    X(integer, seed,            1,            "0..9007199254740992",          "ts",  "seed of weights, order and samples") \
+    X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
+    X(integer, eval_rows,       64,           "0..1000000000000",             "te",  "rows of a validation; 0 = all [64; eval: all]") \
+    X(text,    rows,            "packed",     "packed|documents|sliding",     "te",  "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
+    X(text,    answers,         "",           "",                             "te",  "example shard of (prompt, response): count the responses that greedy decoding gets right [none]") \
+    X(text,    choices,         "",           "",                             "e",   "multiple choice questions in llm.c's HellaSwag format [none]") \
+    X(integer, sample_every,    100,          "0..1000000000000",             "tR",  "steps between samples; 0 = never") \
+    X(integer, save_every,      0,            "0..1000000000000",             "tR",  "steps between checkpoints; 0 = at the end only") \
+    X(integer, keep,            2,            "1..1000000",                   "tR",  "checkpoints to keep") \
+    X(text,    out,             "",           "",                             "t",   "directory of the run: log.jsonl and checkpoints [required]") \
+    X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
+    X(text,    prompt,          "",           "",                             "s",   "text to continue; without a tokenizer, token ids [end of text]") \
+    X(integer, tokens,          100,          "1..1000000000",                "s",   "tokens to write, at most; an end of text stops earlier") \
+    X(integer, samples,         1,            "1..4096",                      "s",   "texts to write, side by side") \
+    X(number,  temperature,     1,            "0..1000",                      "s",   "0 takes the likeliest token") \
+    X(integer, top_k,           0,            "0..16777216",                  "s",   "choose among the k likeliest; 0 = all") \
+    X(number,  top_p,           1,            "0.000001..1",                  "s",   "choose among the fewest tokens with this probability")
+
+struct Options {
+    std::string verb;
+    std::set<std::string> given;            // names that stood on the command line
+#define X(type, name, value, ...) type name = value;
+    OPTIONS(X)
+#undef X
+    bool has(const char* name) const { return given.count(name) > 0; }
+};
+
+// calls f(name, value, allowed, verbs, help) for every option
+template <typename O, typename F> void for_each_option(O& o, F f) {
+#define X(type, name, value, allowed, verbs, help) f(#name, o.name, allowed, verbs, help);
+    OPTIONS(X)
+#undef X
+}
+
+inline std::string dashed(std::string name) {
+    std::replace(name.begin(), name.end(), '_', '-');
+    return "--" + name;
+}
+
+inline std::string show(const text& v) { return v; }
+inline std::string show(flag v) { return v ? "1" : "0"; }
+inline std::string show(integer v) { return format("%lld", (long long)v); }
+inline std::string show(number v) {                         // the shortest form that reads back as the same number
+    std::string s;
+    for (int digits = 6; digits <= 17; digits++)
+        if (strtod((s = format("%.*g", digits, v)).c_str(), nullptr) == v) break;
+    return s;
+}
+
+inline void check_range(const std::string& name, const char* given, double v, const char* allowed) {
+    const char* dots = strstr(allowed, "..");
+    if (v < strtod(allowed, nullptr) || v > strtod(dots + 2, nullptr))
+        die_usage("%s %s: must lie in %s", dashed(name).c_str(), given, allowed);
+}
+
+inline void parse_value(const std::string& name, const char* s, const char* allowed, text& out) {
+    std::string list = std::string("|") + allowed + "|";
+    if (*allowed && (strchr(s, '|') || list.find("|" + std::string(s) + "|") == list.npos))
+        die_usage("%s %s: must be one of %s", dashed(name).c_str(), s, allowed);
+    out = s;
+}
+inline void parse_value(const std::string& name, const char* s, const char* allowed, integer& out) {
+    char* end;
+    errno = 0;
+    out = strtoll(s, &end, 10);
+    if (end == s || *end || isspace((unsigned char)*s)) die_usage("%s %s: not an integer", dashed(name).c_str(), s);
+    if (errno) die_usage("%s %s: must lie in %s", dashed(name).c_str(), s, allowed);
+    check_range(name, s, (double)out, allowed);
+}
+inline void parse_value(const std::string& name, const char* s, const char* allowed, number& out) {
+    char* end;
+    out = strtod(s, &end);
+    bool plain = strspn(s, "+-.0123456789eE") == strlen(s);                 // no nan, inf or hexadecimal
+    if (end == s || *end || !plain) die_usage("%s %s: not a number", dashed(name).c_str(), s);
+    check_range(name, s, out, allowed);
+}
+inline void parse_value(const std::string&, const char* s, const char*, flag& out) { out = strcmp(s, "0") != 0; }
+
+inline const char* const USAGE =
+    "usage: train_gpt [train|sample|eval|graph] [--option value]...      (train_gpt --help lists all options)\n"
+    "  make run\n"
+    "  ./train_gpt train --train 'build/corpus/train*.bin' --val build/corpus/val.bin --init custom --layers 2 --heads 2 "
+    "--channels 64 --context 256 --steps 100 --out runs/first\n"
+    "  ./train_gpt sample --model runs/default --tokens 200\n";
+
+inline void print_help() {
+    fputs("train_gpt -- train a GPT on token shards, sample from it, evaluate it\n\n", stdout);
+    fputs(USAGE, stdout);
+    const std::pair<char, const char*> verbs[] = {{'t', "train"}, {'s', "sample"}, {'e', "eval"}, {'g', "graph"}};
+    for (auto [letter, verb] : verbs) {
+        printf("\n%s\n", verb);
+        const Options defaults;
+        for_each_option(defaults, [&, letter = letter](std::string name, auto& v, const char* allowed, const char* in,
+                                                        const char* help) {
+            if (!strchr(in, letter)) return;
+            bool shown = *help && help[strlen(help) - 1] == ']';
+            std::string takes = std::is_same_v<std::decay_t<decltype(v)>, flag> ? "" : *allowed ? allowed : "TEXT";
+            printf("  %-18s %-28s %s%s\n", dashed(name).c_str(), takes.c_str(), help,
+                   shown || takes.empty() ? "" : (" [" + show(v) + "]").c_str());
+        });
+    }
+    fputs("\nA first SIGINT or SIGTERM saves after the step, a second ends at once. Exit 0: done; 1: data, files or\n"
+          "memory; 2: command line. Step lines: GFLOP/s counts 6 P + 6 L C T floating point operations a token (P\n"
+          "parameters; causal attention counted once), and % is of the peak measured at the start.\n", stdout);
+}
+
+// Fills o from the words after the program's name. Dies with exit 2 on anything unknown, repeated or out of range.
+inline Options parse_options(const std::vector<std::string>& words) {
+    Options o;
+    size_t i = 0;
+    o.verb = "train";
+    if (!words.empty() && words[0].rfind("--", 0) != 0) o.verb = words[i++];
+    if (o.verb != "train" && o.verb != "sample" && o.verb != "eval" && o.verb != "graph")
+        die_usage("%s: unknown verb; expected train, sample, eval or graph", o.verb.c_str());
+    while (i < words.size()) {
+        std::string word = words[i++], value;
+        size_t equals = word.find('=');
+        bool joined = word.rfind("--", 0) == 0 && equals != word.npos;
+        if (joined) value = word.substr(equals + 1), word.resize(equals);
+        bool found = false;
+        for_each_option(o, [&](std::string name, auto& v, const char* allowed, const char* verbs, const char*) {
+            if (found || word != dashed(name)) return;
+            found = true;
+            if (!strchr(verbs, o.verb[0])) die_usage("%s: not an option of %s", word.c_str(), o.verb.c_str());
+            if (!o.given.insert(name).second) die_usage("%s: given twice", word.c_str());
+            bool is_flag = std::is_same_v<std::decay_t<decltype(v)>, flag>;
+            if (is_flag && joined) die_usage("%s: takes no value", word.c_str());
+            if (is_flag) value = "1";
+            else if (!joined && i == words.size()) die_usage("%s: needs a value", word.c_str());
+            else if (!joined) value = words[i++];
+            if (value.find('\0') != value.npos) die_usage("%s: the value holds a zero byte", word.c_str());
+            if (value.empty() && name != "prompt") die_usage("%s: needs a value", word.c_str());
+            parse_value(name, value.c_str(), allowed, v);
+        });
+        if (!found) die_usage("%s: unknown option; train_gpt --help lists them", word.c_str());
+    }
+    auto need = [&](const char* name, const text& v) {
+        if (v.empty()) die_usage("%s: %s is missing", o.verb.c_str(), dashed(name).c_str());
+    };
+    if (o.has("steps") && o.has("epochs")) die_usage("--epochs: give --steps or --epochs, not both");
+    if (o.has("rows") && o.rows == "sliding" && o.verb == "eval") die_usage("--rows sliding: not for eval");
+    if (o.verb == "train") {
+        need("out", o.out);
+        if (!o.resume) need("train", o.train);
+    } else {
+        need("model", o.model);
+    }
+    if (o.verb == "eval" && o.val.empty() && o.choices.empty() && o.answers.empty())
+        die_usage("eval: give --val, --choices or --answers");
+    return o;
+}
+
+// ---- 3. config and tensors -------------------------------------------------------------------------------------------
+// The shape of a model, and the table of everything it learns. A new weight is one row of TENSORS and its use in the
+// forward and backward pass; its place in memory, initialisation, decay, name in checkpoints and tests follow.
+#ifndef REAL
+#define REAL float              // tests build the program with double and differentiate it numerically
+#endif
+using real = REAL;
+
+struct Config {
+    int L = 12, NH = 12, C = 768, V = 50257, T = 1024;       // T: rows of wpe, the longest context
+    bool bias = true, tied = true;
+    double eps = 1e-5;                                       // of layernorm
+
+    // floating point operations of training on one token: 2 forward and 4 backward for every parameter, and causal
+    // attention counted once. (6 P + 6 L C T, the convention of llm.c)
+    double flops_per_token(size_t parameters, int context) const {
+        return 6.0 * parameters + 6.0 * L * C * context;
+    }
+};
+
+struct Preset { const char* name; int L, NH, C; };
+inline constexpr Preset PRESETS[] = {{"d6", 6, 6, 384}, {"d12", 12, 12, 768}, {"d24", 24, 16, 1024},
+                                     {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}};
+
+constexpr float ONES = -1;      // an initial value that is not a standard deviation
+
+//    field     per      rows     columns  init      present          name in checkpoints
+//    rows 0: a vector, exempt from weight decay. RESID: the last product of a residual branch starts smaller, so that
+//    the variance of the residual stream does not grow with L (Radford et al. 2019, section 2.3). Products are X W, so
+//    weights stand (in, out), as in Hugging Face's GPT-2.
+#define TENSORS(X) \
+    X(wte,      ONCE,    c.V,     c.C,     0.02f,    true,            "transformer.wte.weight") \
+    X(wpe,      ONCE,    c.T,     c.C,     0.02f,    true,            "transformer.wpe.weight") \
+    X(ln1_w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_1.weight") \
+    X(ln1_b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_1.bias") \
+    X(qkv_w,    BLOCK,   c.C,     3 * c.C, 0.02f,    true,            "transformer.h.%d.attn.c_attn.weight") \
+    X(qkv_b,    BLOCK,   0,       3 * c.C, 0,        c.bias,          "transformer.h.%d.attn.c_attn.bias") \
+    X(proj_w,   BLOCK,   c.C,     c.C,     RESID,    true,            "transformer.h.%d.attn.c_proj.weight") \
+    X(proj_b,   BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.attn.c_proj.bias") \
+    X(ln2_w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_2.weight") \
+    X(ln2_b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_2.bias") \
+    X(fc_w,     BLOCK,   c.C,     4 * c.C, 0.02f,    true,            "transformer.h.%d.mlp.c_fc.weight") \
+    X(fc_b,     BLOCK,   0,       4 * c.C, 0,        c.bias,          "transformer.h.%d.mlp.c_fc.bias") \
+    X(fcproj_w, BLOCK,   4 * c.C, c.C,     RESID,    true,            "transformer.h.%d.mlp.c_proj.weight") \
+    X(fcproj_b, BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.mlp.c_proj.bias") \
+    X(lnf_w,    ONCE,    0,       c.C,     ONES,     true,            "transformer.ln_f.weight") \
+    X(lnf_b,    ONCE,    0,       c.C,     0,        true,            "transformer.ln_f.bias") \
+    X(head_w,   ONCE,    c.V,     c.C,     0.02f,    !c.tied,         "lm_head.weight")
+
+enum Per { ONCE, BLOCK };
+
+// Places arrays in one arena, each on a 64-byte line. What exists once per layer (BLOCK) stands together with the rest
+// of its layer, so a layer is one contiguous piece: array k of layer l begins at first[k] + l * stride[k].
+struct Slots {
+    std::vector<size_t> first, stride;
+    size_t size = 0;                                         // of the arena, in elements
+
+    Slots(const std::vector<std::pair<Per, size_t>>& arrays, int L) : stride(arrays.size(), 0) {
+        auto padded = [](size_t n) { return (n + 15) / 16 * 16; };
+        size_t block = 0, base = 0;
+        for (auto [per, n] : arrays) if (per == BLOCK) block += padded(n);
+        bool placed = false;
+        for (size_t k = 0, within = 0; k < arrays.size(); k++) {
+            auto [per, n] = arrays[k];
+            if (per == BLOCK && !placed) base = size, size += block * L, placed = true;
+            first.push_back(per == BLOCK ? base + within : size);
+            if (per == BLOCK) stride[k] = block, within += padded(n);
+            else size += padded(n);
+        }
+    }
+};
+
+struct Tensor {
+    std::string name;
+    size_t offset;               // in the arena, in elements
+    int rows, cols;              // rows 0: a vector
+    float init;
+    bool present;                // an absent bias has no memory; checkpoints show it as zeros
+    size_t count() const { return (size_t)std::max(rows, 1) * cols; }
+    bool decays() const { return rows > 0; }
+};
+
+// Pointers to the tensors of one layer, and to those that exist once, in an arena of weights, gradients or moments.
+struct Weights {
+#define X(field, ...) real* field;
+    TENSORS(X)
+#undef X
+};
+
+struct Layout {
+    Slots slots;
+    std::vector<Tensor> tensors;                             // as they stand in memory; all layers
+    std::vector<bool> present;                               // by row of TENSORS
+    size_t parameters = 0;
+
+    explicit Layout(const Config& c) : slots(arrays(c), c.L) {
+        const float RESID = 0.02f / std::sqrt(2.0f * c.L);
+        size_t k = 0;
+#define X(field, per, rows, cols, init, is_present, name) \
+        present.push_back(is_present); \
+        for (int l = 0; l < (per == BLOCK ? c.L : 1); l++) \
+            tensors.push_back({numbered(name, l), slots.first[k] + l * slots.stride[k], rows, cols, init, is_present}); \
+        k++;
+        TENSORS(X)
+#undef X
+        std::stable_sort(tensors.begin(), tensors.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
+        for (const Tensor& t : tensors) if (t.present) parameters += t.count();
+    }
+    Weights at(real* arena, int l) const {
+        size_t k = 0;
+        auto pointer = [&] { return present[k] ? arena + slots.first[k] + l * slots.stride[k] : nullptr; };
+        Weights w;
+#define X(field, ...) w.field = pointer(), k++;
+        TENSORS(X)
+#undef X
+        return w;
+    }
+
+private:
+    static std::vector<std::pair<Per, size_t>> arrays(const Config& c) {
+        std::vector<std::pair<Per, size_t>> v;
+#define X(field, per, rows, cols, init, is_present, name) \
+        v.push_back({per, is_present ? (size_t)std::max(rows, 1) * (cols) : 0});
+        TENSORS(X)
+#undef X
+        return v;
+    }
+    static std::string numbered(std::string name, int l) {
+        size_t at = name.find("%d");
+        return at == name.npos ? name : name.replace(at, 2, std::to_string(l));
+    }
+};
+
+// Zeroed memory for real numbers, first touched by the threads that will use it.
+struct Buffer {
+    size_t size;
+    std::unique_ptr<real, void (*)(void*)> memory{nullptr, free};
+    explicit Buffer(size_t n = 0) : size(n) {
+        if (n == 0) return;
+        memory.reset((real*)std::aligned_alloc(64, (n * sizeof(real) + 63) / 64 * 64));
+        if (!memory) die("out of memory: %zu bytes asked for", n * sizeof(real));
+        zero();
+    }
+    void zero() {
+        real* p = memory.get();
+        #pragma omp parallel for simd schedule(static)
+        for (size_t i = 0; i < size; i++) p[i] = 0;
+    }
+    real* data() const { return memory.get(); }
+};
+
+// ---- 4. shards -------------------------------------------------------------------------------------------------------
+// Token shards in llm.c's format: 256 int32 {magic, version, count}, then the tokens. A shard is checked whole when it
+// is opened, and then trusted. Example shards hold (prompt, response) pairs or triples in the same spirit.
+struct ShardKind { int32_t magic, version; int token_bytes; };
+inline constexpr ShardKind SHARD_KINDS[] = {{20240520, 1, 2}, {20240801, 7, 4}};
+inline constexpr int32_t EXAMPLES_MAGIC = 20261121, EXAMPLES_VERSION = 1;
+inline constexpr size_t HEADER = 1024;
+
+struct Shard {
+    Mapped file;
+    size_t begin = HEADER, count = 0;
+    int token_bytes = 2;
+
+    Shard(const std::string& path, bool raw) : file(path) {
+        const char* name = path.c_str();
+        if (raw) {
+            begin = 0, count = file.size / 2;
+            if (file.size % 2) die("%s: %zu bytes is not a whole number of 16-bit tokens", name, file.size);
+            return;
+        }
+        if (file.size < HEADER) die("%s: %zu bytes, shorter than a shard's header of %zu; is it headerless? --raw u16 "
+                                    "reads nanoGPT's files", name, file.size, HEADER);
+        int32_t magic = file.at<int32_t>(0), version = file.at<int32_t>(4);
+        const ShardKind* kind = nullptr;
+        for (const ShardKind& k : SHARD_KINDS) if (k.magic == magic) kind = &k;
+        if (!kind) die("%s: byte 0: found magic %d, expected %d or %d; a nanoGPT file has no header: read it with --raw u16",
+                       name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
+        if (version != kind->version) die("%s: byte 4: found version %d, expected %d", name, version, kind->version);
+        count = file.at<uint32_t>(8), token_bytes = kind->token_bytes;
+        size_t expected = HEADER + count * token_bytes;
+        if (file.at<int32_t>(8) < 0 || file.size != expected)
+            die("%s: %zu bytes, but a header that counts %d tokens means %zu; is it cut short?", name, file.size,
+                file.at<int32_t>(8), expected);
+    }
+    uint32_t operator[](size_t i) const {
+        return token_bytes == 2 ? file.at<uint16_t>(begin + 2 * i) : file.at<uint32_t>(begin + 4 * i);
+    }
+    void check_tokens(int V) const {
+        size_t bad = count;
+        #pragma omp parallel for reduction(min : bad)
+        for (size_t i = 0; i < count; i++) if ((*this)[i] >= (uint32_t)V) bad = std::min(bad, i);
+        if (bad < count)
+            die("%s: byte %zu: token %u is not below the vocabulary size %d; was it written by another tokenizer?",
+                file.path.c_str(), begin + bad * token_bytes, (*this)[bad], V);
+    }
+};
+
+inline std::vector<std::string> glob_files(const std::string& pattern, const char* option) {
+    glob_t g;
+    std::vector<std::string> paths;
+    if (glob(pattern.c_str(), 0, nullptr, &g) == 0)
+        for (size_t i = 0; i < g.gl_pathc; i++) paths.push_back(g.gl_pathv[i]);
+    globfree(&g);
+    if (paths.empty()) die("%s %s: no such file", option, pattern.c_str());
+    return paths;                                             // glob sorts
+}
+
+// One row to train on or to score. A target of -1 counts nowhere.
+struct Row { std::vector<int> x, y; };
+
+/* The training data as an endless sequence of windows, number g = 0, 1, ...: every epoch visits the shards in an order
+   shuffled by (seed, epoch), and the windows of a shard in an order shuffled by (seed, epoch, shard). Any g can be asked
+   for, so the position in the data is one number.
+   packed    windows of T tokens side by side, all targets
+   sliding   every window of T tokens, one token apart, of which only the last target counts */
+struct Windows {
+    std::vector<std::string> paths;
+    std::vector<size_t> windows;             // of each shard
+    size_t total = 0;                        // of an epoch
+    int T, V;
+    bool sliding, raw;
+    uint64_t seed;
+
+    Windows(const std::string& pattern, const std::string& rows, bool raw, int T, int V, uint64_t seed)
+        : paths(glob_files(pattern, "--train")), T(T), V(V), sliding(rows == "sliding"), raw(raw), seed(seed) {
+        size_t tokens = 0;
+        for (const std::string& path : paths) {
+            size_t n = Shard(path, raw).count, stride = sliding ? 1 : T;
+            windows.push_back(n > (size_t)T ? (n - T - 1) / stride + 1 : 0);
+            total += windows.back(), tokens += n;
+        }
+        if (total == 0) die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower --context",
+                            pattern.c_str(), tokens, paths.size(), T + 1);
+    }
+    Row row(size_t g) {
+        open_epoch(g / total);
+        size_t in_epoch = g % total, i = 0, before = 0;
+        while (in_epoch >= before + windows[order[i]]) before += windows[order[i++]];
+        open_shard(order[i]);
+        size_t at = (size_t)window_order[in_epoch - before] * (sliding ? 1 : T);
+        Row r{std::vector<int>(T), std::vector<int>(T)};
+        for (int t = 0; t < T; t++) {
+            r.x[t] = (*shard)[at + t];
+            r.y[t] = sliding && t < T - 1 ? -1 : (*shard)[at + t + 1];
+        }
+        return r;
+    }
+
+private:
+    size_t epoch = SIZE_MAX;
+    int open = -1;
+    std::vector<int> order;
+    std::vector<uint32_t> window_order;
+    std::unique_ptr<Shard> shard;
+
+    uint64_t stream(uint64_t a, uint64_t b) { return mix64(a * 0x9E3779B97F4A7C15ull + b + 1) | 1; }
+    void open_epoch(size_t e) {
+        if (e == epoch) return;
+        epoch = e, open = -1;
+        order.resize(paths.size());
+        std::iota(order.begin(), order.end(), 0);
+        Rng(seed, stream(e, 0)).shuffle(order);
+    }
+    void open_shard(int i) {
+        if (i == open) return;
+        if (!shard || shard->file.path != paths[i]) {
+            shard = std::make_unique<Shard>(paths[i], raw);
+            shard->check_tokens(V);
+        }
+        open = i;
+        window_order.resize(windows[i]);
+        std::iota(window_order.begin(), window_order.end(), 0);
+        Rng(seed, stream(epoch, i + 1)).shuffle(window_order);
+    }
+};
+
+/* Validation rows, in the order of the files.
+   packed      consecutive windows that do not overlap; the last one may be shorter
+   documents   one row a document: inputs end-of-text, d1..dn, targets d1..dn, end-of-text
+   sliding     as in training */
+struct ValidationRows {
+    std::vector<std::unique_ptr<Shard>> shards;
+    struct Span { int shard; size_t begin; int length; };    // inputs begin .. begin + length - 1
+    std::vector<Span> spans;
+    int eot;
+    bool sliding;
+
+    ValidationRows(const std::string& pattern, const std::string& rows, bool raw, int T, int V, int eot, size_t limit)
+        : eot(eot), sliding(rows == "sliding") {
+        for (const std::string& path : glob_files(pattern, "--val")) {
+            shards.push_back(std::make_unique<Shard>(path, raw));
+            shards.back()->check_tokens(V);
+            if (rows == "documents") split_documents(T);
+            else for (size_t i = 0, n = shards.back()->count; i + 1 < n; i += sliding ? 1 : T) {
+                if (sliding && i + T >= n) break;
+                spans.push_back({(int)shards.size() - 1, i, (int)std::min<size_t>(T, n - 1 - i)});
+            }
+        }
+        if (spans.empty()) die("%s: too short to validate on: no window of inputs and targets in it", pattern.c_str());
+        if (limit && spans.size() > limit) spans.resize(limit);
+    }
+    Row row(size_t i) const {
+        const Span& s = spans[i];
+        const Shard& shard = *shards[s.shard];
+        Row r{std::vector<int>(s.length), std::vector<int>(s.length)};
+        for (int t = 0; t < s.length; t++) {
+            size_t next = s.begin + t + 1;
+            r.x[t] = shard[s.begin + t];
+            r.y[t] = sliding && t < s.length - 1 ? -1 : next < shard.count ? (int)shard[next] : eot;
+        }
+        return r;
+    }
+
+private:
+    void split_documents(int T) {
+        const Shard& s = *shards.back();
+        const char* name = s.file.path.c_str();
+        if (s.count && (int)s[0] != eot)
+            die("%s: does not begin with end-of-text (%d); --rows documents needs a shard of whole documents", name, eot);
+        for (size_t begin = 0, end; begin < s.count; begin = end) {
+            for (end = begin + 1; end < s.count && (int)s[end] != eot;) end++;
+            if (end - begin > (size_t)T)
+                die("%s: token %zu: a document of %zu tokens does not fit the context of %d; raise --context", name, begin,
+                    end - begin, T);
+            spans.push_back({(int)shards.size() - 1, begin, (int)(end - begin)});
+        }
+    }
+};
+
+// Examples of 2 segments (prompt, response) or 3 (prompt, chosen, rejected); formats: header, offsets, tokens.
+struct Examples {
+    int segments;
+    std::vector<std::vector<int>> tokens;                    // example e, segment s: tokens[e * segments + s]
+
+    Examples(const std::string& path, int V) {
+        Mapped f(path);
+        const char* name = path.c_str();
+        if (f.size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, f.size, HEADER);
+        if (f.at<int32_t>(0) != EXAMPLES_MAGIC)
+            die("%s: byte 0: found magic %d, expected %d (an example shard)", name, f.at<int32_t>(0), EXAMPLES_MAGIC);
+        if (f.at<int32_t>(4) != EXAMPLES_VERSION)
+            die("%s: byte 4: found version %d, expected %d", name, f.at<int32_t>(4), EXAMPLES_VERSION);
+        size_t E = f.at<uint32_t>(8), n = f.at<uint64_t>(24);
+        segments = f.at<int32_t>(12);
+        int bytes = f.at<int32_t>(16);
+        if (segments != 2 && segments != 3) die("%s: byte 12: found %d segments, expected 2 or 3", name, segments);
+        if (bytes != 2 && bytes != 4) die("%s: byte 16: found %d bytes a token, expected 2 or 4", name, bytes);
+        size_t S = E * segments, start = HEADER + 8 * (S + 1);
+        if (E >= 1u << 31 || n > f.size || f.size != start + n * bytes)
+            die("%s: %zu bytes, but its header of %zu examples and %zu tokens means %zu", name, f.size, E, n, start + n * bytes);
+        auto offset = [&](size_t i) { return f.at<uint64_t>(HEADER + 8 * i); };
+        if (offset(0) != 0 || offset(S) != n) die("%s: byte %zu: offsets must run from 0 to %zu", name, HEADER, n);
+        for (size_t i = 0; i < S; i++)
+            if (offset(i) > offset(i + 1)) die("%s: byte %zu: offsets must ascend", name, HEADER + 8 * (i + 1));
+        tokens.resize(S);
+        for (size_t i = 0; i < S; i++)
+            for (size_t k = offset(i); k < offset(i + 1); k++) {
+                uint32_t t = bytes == 2 ? f.at<uint16_t>(start + 2 * k) : f.at<uint32_t>(start + 4 * k);
+                if (t >= (uint32_t)V) die("%s: byte %zu: token %u is not below the vocabulary size %d", name,
+                                          start + k * bytes, t, V);
+                tokens[i].push_back(t);
+            }
+    }
+    size_t size() const { return tokens.size() / segments; }
+};
+
+// Writers of both, for the tools in dev/data and for tests.
+inline void put_tokens(Writer& w, const std::vector<int>& tokens, int token_bytes) {
+    std::string bytes(tokens.size() * token_bytes, '\0');
+    for (size_t i = 0; i < tokens.size(); i++) memcpy(&bytes[i * token_bytes], &tokens[i], token_bytes);
+    w.put(bytes);
+}
+
+inline void write_shard(const std::string& path, const std::vector<int>& tokens, int V) {
+    const ShardKind& kind = SHARD_KINDS[V > 65536];
+    int32_t header[256] = {kind.magic, kind.version, (int32_t)tokens.size()};
+    if (tokens.size() >= 1u << 31) die("%s: %zu tokens do not fit one shard", path.c_str(), tokens.size());
+    Writer w(path);
+    w.put(header, sizeof header);
+    put_tokens(w, tokens, kind.token_bytes);
+    w.finish();
+}
+
+inline void write_examples(const std::string& path, const std::vector<std::vector<int>>& segments, int per_example, int V) {
+    std::vector<uint64_t> offsets = {0};
+    std::vector<int> tokens;
+    for (auto& s : segments) tokens.insert(tokens.end(), s.begin(), s.end()), offsets.push_back(tokens.size());
+    int32_t header[256] = {EXAMPLES_MAGIC, EXAMPLES_VERSION, (int32_t)(segments.size() / per_example), per_example,
+                           V > 65536 ? 4 : 2};
+    uint64_t n = tokens.size();
+    memcpy(&header[6], &n, sizeof n);
+    Writer w(path);
+    w.put(header, sizeof header);
+    w.put(offsets.data(), offsets.size() * sizeof offsets[0]);
+    put_tokens(w, tokens, header[4]);
+    w.finish();
+}
+
+// ---- 5. tokenizer ---------------------------------------------------------------------------------------------------
+// GPT-2's byte-level BPE, from a merges file alone: text is cut into words, and within a word neighbouring tokens are
+// joined, the merge of lowest rank first. Ids 0..255 are the bytes in GPT-2's order, 256 + rank is a merge, the last is
+// <|endoftext|>, which only tools put between documents: inside a text those letters are ordinary. Any string of bytes
+// has an encoding and comes back from it unchanged. To try another splitting pattern, edit word_length() and nothing
+// else; `make test` then says which published cases differ.
+
+enum class CharClass : uint8_t { LETTER, NUMBER, SPACE, OTHER };
+
+// \p{L}, \p{N} and \s of Unicode 16.0. For every range in ascending order: its gap from the range before it, and
+// 3 * (last - first) + class. A number is digits in base 20, written as '#' + 72 + digit, then one digit in base 72,
+// '#' + digit. dev/data/unicode_table.py prints and checks it.
+inline const char UNICODE_CLASSES[] = R"(
+,15%2?*l&)l&-%=%,#*'$#&$##$*$e$l5$~&'D1/*#$#l\/$&%,$#)#$)$#$\$nA$pY+qb$lJ%#)lSjl)',PlY8?'&$o)$#2&*&#?#)%#3#$l2@nS.#1?#
+l;,&'#(b'#,#&#:l#*A(h$24lV]m2&#5#*>'?$P'8%&%b$5$#&,&#3#0&$)'?#&%3%#+2'&%b$5$&$&$&B,$#*?%)3;$)$b$5$&$/&#5#2&'?,#.8%&%b$
+5$&$/&#A&$)'?$##3.#$2&)$,&&$#$&&&&)&D9#8H58$)$e$P&#=)%#%&'?+6$#'8$)$e$>$/&#B&$&'?$&4;$)$lS%#3#()$6#)'Z$2(V&h$;$#%5B?4l
+h$&/5,?J&$#$/$h$#$>$&,#%/$#,?%,C#B]/8$lD>/lNlY7##?)2',&#&&*)'G/#$?)lJ$#(#%lY$x_$,%5$#$,%lS$,%l;$,%5$#$,%M$m;$,%mY1]&P3
+nJ%2&lp\%S#%#l&(n)&*#8*V0Y1V1G$)2m,F#'#&?)?9?)nS*/%l>$#(mb-l5J?#l2%/.l\'l&)BHe,m/N?)?0#l8le48&?Ll20&#?#l\=lD??&)#?#lD%
+A(lY%)L,$2$&&#(rhcvJ%2%lJ%2%8$#$#$#$l5%m/$5$#&)$5&,%2'G()$5&C@((%R%3$##%3(##?)Gl@#'#%>$#&/)#$#$#$,$A%,(/'#$m*#&#0u)mEl
+)csYl3zWtG),&&,$%lJ$#(#%m8*#3e,5$5$5$5$5$5$5$5l+#qC%'&#$<<*/%*#&'nJ))$nV$,(lY$nb&--l8SPC?A9$NC?JNoCxyPcmqn/flb%v/&P#?#
+&7le3l5%mb#?J;%o5%mY%&$#$88P$)$,$e03-m,1m&??;2&#$&$?#l,-e<l/*le?##?)/$>#?#/$lS:)$8'?)e&#&m&$#&&%/%#$#;)%A*)/2%2%2,5$5$
+lY$J)oY0?)lnpD/e'm#p|?z2%o>I5//(#$>$G$/$#$&$&$oDDz)5mP%m2KDlO/$pM6?*l&)l&.nS&2%2%2%)FD$l&$Y$&$M%JEp)/l`/m<4'n?l/&m#3l*
+'l8#-,\#$#8#$(lJ-l2%lD'8$0MqJ%?)lD'lD'lP+m,/A$M$5$&$A$M$5$&&m,/we,b-8;2$lV$;h2%#$l\$&&#%e%9#e%6#l5+<SY$&(0#b#3'l&im8''
+#&#Q%lc##2,$)$l/-<:l/#'$l/#*C8$l,)03m2-b%9#Y(9#V:6l+n#Zm)0m)*3#lD/?)?#l,,en%l6$lV)&3)^l/#?##+b.->VQ_#67e/m/=l3$&%#0l_C
+l#*?,lD2?'#%#+lA&#/lh1,.?##$#'].V$l#6&b5$#$,$M$>*le4?.8%&%b$5$&$/&#5#//A>$#%#$lJ$#<#$#Om/5,(?()Alh7&$#+?m9leL,Glh7#.?I
+lY0#*?)]?l)8E'5mLl\lOmP#Z/8%#%8$&$h2#$#1?i8%lM3#$#?#-lP*#8#.lb6#5n#mZl;2?);$lG4#2l0(l2lK5$&$lJ8#,?)2$&$l81#*?o9Y2#$G$l
+>??l1#2`Nl}>lAoN4s,l{Oo#2moP42<sqA(lo5oz$l25?lo)lnS*l5$?)n5$?)l25lh3,/?$6$_(Yq#l_&?mYmP#flDn)(#eGc&$#?wzP+mvJL>qo*,$5$
+&$w)2#@)%#1,+{Dlw'oA(G&;*>m})?lkI]/]lGl$lbnG$me$&%#%&%,$D$#$5$mS$,%8$5$l,$,$/$#&5$y,%l#$l#$l5$l#$l5$l#$l5$l#$l5$l#$8%m
+'locl5)2nPmJm%l_-5%?'#oDl25l\'?qIl,'?mil2%##?qX5$,$&$M$s/%<Sm\*#'?ujmB$*$-l'l`$NmU,$l)$&$#%#$>$,$#$#)#'#$#$#$)$&$#%#$#
+$#$#$#$&$#%,$5$,$,$#$>$S()$/$Ss'Hl}V?y9os~hCsx&)t2%wk&1zv;2lpbly5lmJlkeupY(syP
+)";
+
+inline const std::vector<CharClass> CLASS_OF = [] {      // by code point; beyond the table's end all are OTHER
+    std::vector<CharClass> table;
+    const char* p = UNICODE_CLASSES;
+    auto number = [&p] {
+        for (size_t n = 0;;) {
+            while (*p == '\n') p++;
+            size_t digit = *p++ - '#';
+            if (digit < 72) return n * 72 + digit;
+            n = n * 20 + digit - 72;
+        }
+    };
+    while (p[1] != '\0') {                               // a newline ends the literal
+        size_t gap = number(), length_class = number();
+        table.insert(table.end(), gap, CharClass::OTHER);
+        table.insert(table.end(), length_class / 3 + 1, (CharClass)(length_class % 3));
+    }
+    return table;
+}();
+
+struct Char {
+    CharClass cls;
+    int size;               // bytes
+};
+
+// The character at p < end. A byte which starts no valid UTF-8 sequence (too long a form, a surrogate, above U+10FFFF,
+// cut off) is by itself one character of class OTHER: that keeps the encoding lossless.
+inline Char char_at(const char* p, const char* end) {
+    uint32_t code = (uint8_t)p[0];
+    if (code < 0x80) return {CLASS_OF[code], 1};
+    int size = code < 0xC2 || code > 0xF4 ? 1 : code < 0xE0 ? 2 : code < 0xF0 ? 3 : 4;
+    if (size == 1 || end - p < size) return {CharClass::OTHER, 1};
+    code &= 0x7F >> size;
+    for (int i = 1; i < size; i++) {
+        if ((p[i] & 0xC0) != 0x80) return {CharClass::OTHER, 1};
+        code = code << 6 | (p[i] & 0x3F);
+    }
+    const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
+    bool valid = code >= smallest[size] && code <= 0x10FFFF && (code < 0xD800 || code > 0xDFFF);
+    if (!valid) return {CharClass::OTHER, 1};
+    return {code < CLASS_OF.size() ? CLASS_OF[code] : CharClass::OTHER, size};
+}
+
+// Bytes of the first match at p < end of GPT-2's pattern
+//     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+// A match does not depend on anything before it, so a text may be cut, and its pieces encoded apart, wherever a match
+// ends that would end there with nothing following: safe_cut() in dev/data/shards.cpp finds such places.
+inline size_t word_length(const char* p, const char* end) {
+    if (*p == '\'') {
+        std::string_view text(p, end - p);
+        for (const char* suffix : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"})
+            if (text.starts_with(suffix)) return strlen(suffix);
+    }
+    const char* q = p;
+    Char c = char_at(q, end);
+    if (*p == ' ' && p + 1 < end) {
+        Char next = char_at(p + 1, end);
+        if (next.cls != CharClass::SPACE) c = next, q++;
+    }
+    const CharClass cls = c.cls;
+    const char* last;       // the run's last character
+    do {
+        last = q;
+        q += c.size;
+    } while (q < end && (c = char_at(q, end)).cls == cls);
+    if (cls == CharClass::SPACE && q < end && last > p) q = last;      // \s+(?!\S): the last goes to what follows
+    return q - p;
+}
+
+// GPT-2's order of the bytes: first the 188 that print in Latin-1, then the rest. Files show a byte of the first kind
+// as the character of that code, the others as U+0100, U+0101, ...: so a token never holds a blank.
+struct ByteOrder {
+    uint8_t byte[256];      // of an id
+    int id[256];            // of a byte
+    ByteOrder() {
+        int n = 0;
+        for (bool printing : {true, false})
+            for (int b = 0; b < 256; b++)
+                if (((b >= '!' && b <= '~') || (b >= 0xA1 && b != 0xAD)) == printing) byte[n] = (uint8_t)b, id[b] = n++;
+    }
+    std::string printable(std::string_view token) const {
+        std::string s;
+        for (uint8_t b : token) {
+            int code = id[b] < 188 ? b : 256 + id[b] - 188;
+            if (code < 0x80) s += (char)code;
+            else s += {(char)(0xC0 | code >> 6), (char)(0x80 | (code & 0x3F))};
+        }
+        return s;
+    }
+};
+inline const ByteOrder GPT2_BYTES;
+
+struct Tokenizer {
+    // What encode() keeps between texts. One for each thread, and never shared by two tokenizers.
+    struct Scratch {
+        using Known = std::pair<std::string, std::vector<int>>;        // a word, its tokens
+        std::vector<Known> cache = std::vector<Known>(1 << 14);        // by hash of the word; the latest one stays
+        std::vector<uint64_t> heap;
+        std::vector<int> id, pair;
+        std::vector<size_t> next, prev;
+    };
+
+    static Tokenizer load(const std::string& path) {
+        if (path == "bytes") return from_merges("", path);
+        Mapped file(path);
+        if (file.size == 0) die("%s: empty, expected a GPT-2 merges file; for no merges say `bytes`", path.c_str());
+        return from_merges(file.text(), path);
+    }
+
+    static Tokenizer from_merges(std::string_view text, const std::string& where) {
+        Tokenizer t;
+        std::unordered_map<std::string, int> ids;                      // by the printable form, as in the file
+        auto find = [&ids](std::string_view token) {
+            auto at = ids.find(std::string(token));
+            return at == ids.end() ? -1 : at->second;
+        };
+        for (int i = 0; i < 256; i++) {
+            t.tokens.push_back(std::string(1, (char)GPT2_BYTES.byte[i]));
+            ids[GPT2_BYTES.printable(t.tokens[i])] = i;
+        }
+        ids[END_OF_TEXT] = -1;                                         // taken
+        const size_t lines = std::count(text.begin(), text.end(), '\n') + 1;
+        while ((size_t)1 << (64 - t.table_shift) < 2 * lines) t.table_shift--;
+        t.table.resize((size_t)1 << (64 - t.table_shift));
+        for (size_t line_number = 1; !text.empty(); line_number++) {
+            std::string_view line = text.substr(0, text.find('\n'));
+            text.remove_prefix(std::min(text.size(), line.size() + 1));
+            if (line_number == 1 && line.starts_with("#version")) continue;
+            const size_t blank = line.find(' ');
+            const int left = find(line.substr(0, blank));
+            const int right = blank == line.npos ? -1 : find(line.substr(blank + 1));
+            const std::string joined = std::string(line.substr(0, blank)).append(line, blank + 1);
+            const char* expected = left < 0 || right < 0    ? "two tokens, bytes or made above, with a blank between"
+                                 : ids.count(joined)        ? "two that make a new token"
+                                 : t.vocab() >= MAX_VOCAB   ? "fewer merges than 2^23" : nullptr;
+            if (expected)
+                die("%s: line %zu: found %s, expected %s; is this a GPT-2 merges file?", where.c_str(), line_number,
+                    json_quote(line.substr(0, 60)).c_str(), expected);
+            const int id = (int)t.tokens.size();
+            ids[joined] = id;
+            t.table[t.slot(key(left, right))] = {key(left, right), id};
+            t.merges.push_back({left, right});
+            t.tokens.push_back(t.tokens[left] + t.tokens[right]);
+        }
+        t.tokens.push_back(END_OF_TEXT);
+        return t;
+    }
+
+    int vocab() const { return (int)tokens.size(); }
+    int eot() const { return vocab() - 1; }
+    std::string_view decode(int id) const { return tokens[id]; }       // for end of text, its name
+
+    std::vector<int> encode(std::string_view text) const {
+        std::vector<int> out;
+        Scratch scratch;
+        encode(text, out, scratch);
+        return out;
+    }
+
+    // Appends the tokens of one document, or of a piece of one that was cut between two words.
+    void encode(std::string_view text, std::vector<int>& out, Scratch& scratch) const {
+        for (const char *p = text.data(), *end = p + text.size(); p < end;) {
+            size_t length = word_length(p, end);
+            encode_word({p, length}, out, scratch);
+            p += length;
+        }
+    }
+
+    // The two files that Hugging Face's GPT2Tokenizer reads.
+    std::string merges_txt() const {
+        std::string s = "#version: 0.2\n";
+        for (auto [left, right] : merges)
+            s += GPT2_BYTES.printable(tokens[left]) + " " + GPT2_BYTES.printable(tokens[right]) + "\n";
+        return s;
+    }
+    std::string vocab_json() const {
+        std::string s;
+        for (int i = 0; i < vocab(); i++)
+            s += (i ? ", " : "{") + json_quote(i == eot() ? END_OF_TEXT : GPT2_BYTES.printable(tokens[i])) + ": " +
+                 std::to_string(i);
+        return s + "}\n";
+    }
+
+private:
+    static constexpr const char* END_OF_TEXT = "<|endoftext|>";
+    static constexpr int NO_MERGE = INT_MAX, POSITION_BITS = 40, MAX_VOCAB = 1 << 23;
+
+    struct Merge {
+        uint64_t pair = 0;                                             // its key(); 0: an empty slot
+        int id = NO_MERGE;
+    };
+
+    std::vector<std::string> tokens;                                   // the bytes of every id
+    std::vector<std::pair<int, int>> merges;                           // by rank
+    std::vector<Merge> table;                                          // pair -> id, open addressing, half empty
+    int table_shift = 63;                                              // 64 - log2 of its size
+
+    size_t slot(uint64_t pair) const {                                 // where the pair is, or would be
+        size_t i = pair * 0x9E3779B97F4A7C15 >> table_shift;
+        while (table[i].pair && table[i].pair != pair) i = (i + 1) & (table.size() - 1);
+        return i;
+    }
+    static uint64_t key(int left, int right) { return ((uint64_t)left << 32 | (uint32_t)right) + 1; }
+    int merged(int left, int right) const { return table[slot(key(left, right))].id; }
+
+    // Joins the pair of lowest rank, the leftmost of equals, until none is left. The tokens form a linked list over the
+    // word's bytes, the pairs that could be joined wait in a heap: at most n - 1 joins, each O(log n). A heap entry is
+    // id of the result << 40 | position of the left token; it is out of date unless pair[position] still is that id.
+    void encode_word(std::string_view word, std::vector<int>& out, Scratch& s) const {
+        auto& [known, known_ids] = s.cache[std::hash<std::string_view>()(word) % s.cache.size()];
+        if (known == word) {
+            out.insert(out.end(), known_ids.begin(), known_ids.end());
+            return;
+        }
+        const size_t n = word.size(), first = out.size();
+        s.id.resize(n), s.pair.resize(n), s.next.resize(n), s.prev.resize(n), s.heap.clear();
+        auto consider = [&](size_t i) {                                // the pair that starts at position i
+            s.pair[i] = s.next[i] < n ? merged(s.id[i], s.id[s.next[i]]) : NO_MERGE;
+            if (s.pair[i] != NO_MERGE) s.heap.push_back((uint64_t)s.pair[i] << POSITION_BITS | i);
+            return s.pair[i] != NO_MERGE;
+        };
+        const std::greater<uint64_t> smallest_first;
+        for (size_t i = 0; i < n; i++) {
+            s.id[i] = GPT2_BYTES.id[(uint8_t)word[i]];
+            s.next[i] = i + 1, s.prev[i] = i - 1;
+        }
+        for (size_t i = 0; i < n; i++) consider(i);
+        std::make_heap(s.heap.begin(), s.heap.end(), smallest_first);
+        while (!s.heap.empty()) {
+            const uint64_t best = s.heap.front();
+            std::pop_heap(s.heap.begin(), s.heap.end(), smallest_first);
+            s.heap.pop_back();
+            const int id = (int)(best >> POSITION_BITS);
+            const size_t i = best & (((uint64_t)1 << POSITION_BITS) - 1), gone = s.next[i];
+            if (s.pair[i] != id) continue;
+            s.id[i] = id;
+            s.pair[gone] = NO_MERGE;
+            s.next[i] = s.next[gone];
+            if (s.next[i] < n) s.prev[s.next[i]] = i;
+            if (consider(i)) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
+            if (i > 0 && consider(s.prev[i])) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
+        }
+        for (size_t i = 0; i < n; i = s.next[i]) out.push_back(s.id[i]);
+        if (n <= 64) known = word, known_ids.assign(out.begin() + first, out.end());
+    }
+};
+
+// ---- 6. scalar maths -------------------------------------------------------------------------------------------------
+// Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
+// edit gelu() and gelu_grad() here; `make test` differentiates gelu() numerically, and nothing else changes.
+#ifdef __CUDACC__
+#define HD __host__ __device__ inline
+#else
+#define HD inline
+#endif
+
+/* e^x for |x| <= 87, saturating beyond; NaN stays NaN. Branch-free, so that loops over it become vector code.
+   math     x = n ln 2 + r, |r| <= ln(2)/2;   e^x = 2^n e^r, e^r by its Taylor polynomial of degree 7
+   errors   below 2 ulp; adding 1.5 * 2^23 rounds to an integer, which the low bits then hold */
+HD float fast_exp(float x) {
+    x = x > 87.0f ? 87.0f : x;
+    x = x < -87.0f ? -87.0f : x;
+    float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;                  // ln 2 in two parts (Cody and Waite)
+    float p = 1.98412698e-4f;
+    p = p * r + 1.38888889e-3f;
+    p = p * r + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    uint32_t bits;
+    memcpy(&bits, &shifted, 4);
+    bits = (bits + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+HD double fast_exp(double x) { return exp(x); }
+
+/* GELU, tanh form: 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3), written as x * sigmoid(2u), which is the same.
+   source   Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2 */
+HD real gelu_gate(real x) {
+    return 1 / (1 + fast_exp(real(-1.5957691216057308) * (x + real(0.044715) * x * x * x)));
+}
+HD real gelu(real x) { return x * gelu_gate(x); }
+// d/dx of x s(2u) = s + x s (1 - s) 2 du/dx
+HD real gelu_grad(real x) {
+    real s = gelu_gate(x);
+    return s + x * s * (1 - s) * real(1.5957691216057308) * (1 + real(0.134145) * x * x);
+}
+
+struct AdamW { double lr, beta1, beta2, eps, weight_decay; };
+
+/* AdamW, one weight. m and v are the running means of g and g^2; correction1, correction2 = 1 - beta^t, t from 1.
+   math     m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
+            w = w (1 - lr decay) - lr (m / correction1) / (sqrt(v / correction2) + eps)
+   source   Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2 */
+HD void adamw_step(real& w, real& m, real& v, real g, real lr, real beta1, real beta2, real eps, real decay,
+                   real correction1, real correction2) {
+    m = beta1 * m + (1 - beta1) * g;
+    v = beta2 * v + (1 - beta2) * g * g;
+    w = w * (1 - lr * decay) - lr * (m / correction1) / (sqrt(v / correction2) + eps);
+}
+
+struct Schedule {
+    std::string kind;
+    double lr, min_lr;
+    int64_t warmup, steps;                   // steps: where the decay ends
+};
+
+// Learning rate of update number it = 0, 1, ...
+inline double lr_at(const Schedule& s, int64_t it) {
+    if (it < s.warmup) return s.lr * (it + 1) / (s.warmup + 1);
+    if (s.kind == "constant") return s.lr;
+    if (it > s.steps) return s.kind == "wsd" ? 0 : s.min_lr;
+    if (s.kind == "wsd") {
+        double x = (it - 0.8 * s.steps) / (0.2 * s.steps);
+        return x <= 0 ? s.lr : s.lr * (1 - std::sqrt(x));
+    }
+    double q = s.steps > s.warmup ? double(it - s.warmup) / (s.steps - s.warmup) : 1;
+    if (s.kind == "linear") return s.lr + q * (s.min_lr - s.lr);
+    return s.min_lr + 0.5 * (1 + std::cos(M_PI * q)) * (s.lr - s.min_lr);
+}
+
+// ---- 7. layers -------------------------------------------------------------------------------------------------------
+// Each layer, forward and then its backward. Loops over data run on all threads; every sum has a fixed order that does
+// not depend on how many there are, so any number of threads gives the same bits. Backward passes add to the gradients
+// of weights (dw, db), and write those of activations unless they say otherwise.
+namespace cpu {
+
+/* The matrix product: everything expensive goes through gemm(), and a faster one goes here.
+
+     C = A B (+ bias) (+ plus)        A (M,K), B (K,N) by strides, so a transpose is two numbers swapped; C row-major
+
+            N                C is cut into tiles of at most 256 x 8 NR; a tile is the work of one thread.
+        +---------+          Within a tile, K is cut into pieces of KC, and a piece of B is copied into panels NR wide,
+      K | B  |NR| |          so that the innermost loop reads it in order from the level-2 cache. That loop keeps
+        +---------+          MR x NR sums in registers, and takes in one column of A and one row of B at a time:
+    +--+ +---------+         MR NR multiply-adds for MR + NR numbers read.
+  M |A | | C  |NR| |
+    |MR| |MR  +--+ |   cost  2 M N K FLOPs; B is copied once per tile, A only where its rows do not run along K.
+    +--+ +---------+   order sums run over k upwards, in pieces of KC: the same for every tile size and any M and N. */
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, MR = 8, VECTORS = 3;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, MR = 6, VECTORS = 2;
+#else
+constexpr int VECTOR_BYTES = 16, MR = 4, VECTORS = 2;
+#endif
+typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+constexpr int VL = VECTOR_BYTES / sizeof(real), NR = VECTORS * VL, KC = 384, NC = 8 * NR;
+
+struct Matrix {                              // element (i,j) is p[i * row + j * col]
+    const real* p;
+    size_t row, col;
+    Matrix t() const { return {p, col, row}; }
+};
+
+// tile (MR,NR) = sum over k of a(i,k) b(k,j); b packed (K,NR)
+__attribute__((noinline)) inline void multiply_add(real* tile, const real* a, size_t a_row, size_t a_col, const real* b, int K) {
+    vec sums[MR][VECTORS] = {};
+    for (int k = 0; k < K; k++, a += a_col, b += NR) {
+        vec row[VECTORS];
+        for (int v = 0; v < VECTORS; v++) row[v] = *(const vec*)(b + v * VL);
+        for (int i = 0; i < MR; i++)
+            for (int v = 0; v < VECTORS; v++) sums[i][v] += a[i * a_row] * row[v];
+    }
+    for (int i = 0; i < MR; i++)
+        for (int v = 0; v < VECTORS; v++) *(vec*)(tile + i * NR + v * VL) = sums[i][v];
+}
+
+// One tile, on one thread. bias (N) and plus (M,N; row length ldc; may be c itself) are added where they are not null.
+inline void gemm_tile(real* c, size_t ldc, const real* plus, const real* bias, Matrix a, Matrix b, int M, int N, int K) {
+    static thread_local std::vector<real> a_panel(MR * KC), b_panels(KC * NC);
+    for (int n0 = 0; n0 < N; n0 += NC) for (int k0 = 0; k0 < K; k0 += KC) {
+        int nn = std::min(NC, N - n0), kn = std::min(KC, K - k0);
+        for (int j0 = 0; j0 < nn; j0 += NR) {                              // copy B, padded with zeros to whole panels
+            real* panel = b_panels.data() + (size_t)j0 * KC;
+            const real* from = b.p + k0 * b.row + (n0 + j0) * b.col;
+            int n = std::min(NR, nn - j0);
+            if (n < NR) std::fill_n(panel, (size_t)kn * NR, real(0));
+            if (b.col == 1 && n == NR)
+                for (int k = 0; k < kn; k++) memcpy(panel + k * NR, from + k * b.row, sizeof(real) * NR);
+            else if (b.col == 1)
+                for (int k = 0; k < kn; k++) for (int j = 0; j < n; j++) panel[k * NR + j] = from[k * b.row + j];
+            else
+                for (int j = 0; j < n; j++) for (int k = 0; k < kn; k++) panel[k * NR + j] = from[k * b.row + j * b.col];
+        }
+        for (int i0 = 0; i0 < M; i0 += MR) {
+            int m = std::min(MR, M - i0);
+            const real* ap = a.p + i0 * a.row + k0 * a.col;
+            size_t a_row = a.row, a_col = a.col;
+            if (a.col != 1 || m < MR) {                                    // copy A likewise
+                real* panel = a_panel.data();
+                if (m < MR) std::fill_n(panel, (size_t)kn * MR, real(0));
+                for (int k = 0; k < kn; k++) for (int i = 0; i < m; i++) panel[k * MR + i] = ap[i * a.row + k * a.col];
+                ap = panel, a_row = 1, a_col = MR;
+            }
+            for (int j0 = 0; j0 < nn; j0 += NR) {
+                int n = std::min(NR, nn - j0);
+                real tile[MR * NR];
+                multiply_add(tile, ap, a_row, a_col, b_panels.data() + (size_t)j0 * KC, kn);
+                const real *from = k0 ? c : plus, *shift = k0 ? nullptr : bias;
+                for (int i = 0; i < m; i++) {
+                    const size_t column = n0 + j0, at = (i0 + i) * ldc + column;
+                    real* sums = tile + i * NR;
+                    if (shift) for (int j = 0; j < n; j++) sums[j] += shift[column + j];
+                    if (from) for (int j = 0; j < n; j++) sums[j] += from[at + j];
+                    for (int j = 0; j < n; j++) c[at + j] = sums[j];
+                }
+            }
+        }
+    }
+}
+
+inline void gemm(real* c, size_t ldc, const real* plus, const real* bias, Matrix a, Matrix b, int M, int N, int K) {
+    int tile_m = 256, tile_n = NC, enough = 4 * omp_get_max_threads();
+    auto tiles = [&] { return ((M - 1) / tile_m + 1) * (int64_t)((N - 1) / tile_n + 1); };
+    while (tiles() < enough && tile_m > 64) tile_m /= 2;
+    while (tiles() < enough && tile_n > NR) tile_n /= 2;
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (int64_t(M) * N * K > 32768)
+    for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m) {
+        size_t at = m0 * ldc + n0;
+        gemm_tile(c + at, ldc, plus ? plus + at : nullptr, bias ? bias + n0 : nullptr,
+                  {a.p + m0 * a.row, a.row, a.col}, {b.p + n0 * b.col, b.row, b.col},
+                  std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
+    }
+}
+
+// Multiply-adds of all threads on data in registers and the level-1 cache, in FLOP/s: what gemm() can reach at best.
+inline double measure_peak() {
+    const int K = 96, rounds = 400;
+    double best = 0;
+    for (int trial = 0; trial < 8; trial++) {
+        double start = seconds();
+        real sink = 0;
+        #pragma omp parallel reduction(+ : sink)
+        {
+            std::vector<real> a(MR * K, real(0.5)), b(NR * K, real(0.25)), tile(MR * NR);
+            for (int r = 0; r < rounds; r++) {
+                a[r % a.size()] += 1;                        // so that no round can be left out
+                multiply_add(tile.data(), a.data(), 1, MR, b.data(), K);
+                sink += tile[r % tile.size()];
+            }
+        }
+        double flops = 2.0 * MR * NR * K * rounds * omp_get_max_threads();
+        if (sink > 0) best = std::max(best, flops / (seconds() - start));
+    }
+    return best;
+}
+
+/* linear -- the Linear layer
+   math     out = x w + b (+ plus)      plus: the residual stream that this branch joins, or null
+   shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus (N,OC) */
+inline void linear_forward(real* out, const real* x, const real* w, const real* b, const real* plus, int N, int C, int OC) {
+    gemm(out, OC, plus, b, {x, (size_t)C, 1}, {w, (size_t)OC, 1}, N, OC, C);
+}
+
+// db += sum over n of dout; threads own columns, so every sum runs over n upwards
+inline void bias_backward(real* db, const real* dout, int N, int OC) {
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < OC; c0 += 32) {
+        int width = std::min(32, OC - c0);
+        real sums[32] = {};
+        for (int n = 0; n < N; n++) {
+            #pragma omp simd
+            for (int c = 0; c < width; c++) sums[c] += dout[(size_t)n * OC + c0 + c];
+        }
+        for (int c = 0; c < width; c++) db[c0 + c] += sums[c];
+    }
+}
+
+// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout,   db += column sums of dout
+inline void linear_backward(real* dx, real* dw, real* db, const real* dout, const real* x, const real* w, int N, int C,
+                            int OC) {
+    Matrix d = {dout, (size_t)OC, 1};
+    gemm(dx, C, nullptr, nullptr, d, Matrix{w, (size_t)OC, 1}.t(), N, C, OC);
+    gemm(dw, OC, dw, nullptr, Matrix{x, (size_t)C, 1}.t(), d, C, OC, N);
+    if (db) bias_backward(db, dout, N, OC);
+}
+
+/* embedding -- what the token is plus where it stands
+   math     out[b,t] = wte[x[b,t]] + wpe[t0 + t]
+   shapes   x (B,T)   wte (V,C)   wpe (positions,C)   out (B,T,C) */
+inline void embedding_forward(real* out, const int* x, const real* wte, const real* wpe, int B, int t0, int T, int C) {
+    #pragma omp parallel for collapse(2) schedule(static)
+    for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
+        size_t n = (size_t)b * T + t;
+        const real *token = wte + (size_t)x[n] * C, *position = wpe + (size_t)(t0 + t) * C;
+        for (int c = 0; c < C; c++) out[n * C + c] = token[c] + position[c];
+    }
+}
+
+// Tokens repeat, so threads own columns, not rows.
+inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int* x, int B, int T, int C) {
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < C; c0 += 16) {
+        int width = std::min(16, C - c0);
+        for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
+            size_t n = (size_t)b * T + t;
+            real *dtoken = dwte + (size_t)x[n] * C + c0, *dposition = dwpe + (size_t)t * C + c0;
+            for (int c = 0; c < width; c++) {
+                dtoken[c] += dout[n * C + c0 + c];
+                dposition[c] += dout[n * C + c0 + c];
+            }
+        }
+    }
+}
+
+/* layernorm
+   math     xhat = (x - mean) rstd,   rstd = 1 / sqrt(var + eps), var over C;   out = xhat w + b
+   shapes   x, out (N,C)   w, b (C)   mean, rstd (N), kept for backward
+   source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
+inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* w, const real* b, int N, int C,
+                              double eps) {
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real* x_n = x + (size_t)n * C;
+        real* out_n = out + (size_t)n * C;
+        real sum = 0, squares = 0;
+        #pragma omp simd reduction(+ : sum)
+        for (int c = 0; c < C; c++) sum += x_n[c];
+        real m = sum / C;
+        #pragma omp simd reduction(+ : squares)
+        for (int c = 0; c < C; c++) squares += (x_n[c] - m) * (x_n[c] - m);
+        real r = 1 / std::sqrt(squares / C + real(eps));
+        #pragma omp simd
+        for (int c = 0; c < C; c++) out_n[c] = (x_n[c] - m) * r * w[c] + b[c];
+        mean[n] = m, rstd[n] = r;
+    }
+}
+
+/* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:
+   math     dx += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat));   dw += sum_n dout xhat;   db += sum_n dout
+   It adds to dx, which holds the gradient that goes around the branch. */
+inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, const real* x, const real* w,
+                               const real* mean, const real* rstd, int N, int C) {
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real *x_n = x + (size_t)n * C, *dout_n = dout + (size_t)n * C;
+        real *dx_n = dx + (size_t)n * C, m = mean[n], r = rstd[n], sum = 0, dot = 0;
+        #pragma omp simd reduction(+ : sum, dot)
+        for (int c = 0; c < C; c++) {
+            real dxhat = dout_n[c] * w[c];
+            sum += dxhat;
+            dot += dxhat * (x_n[c] - m) * r;
+        }
+        sum /= C, dot /= C;
+        #pragma omp simd
+        for (int c = 0; c < C; c++) dx_n[c] += r * (dout_n[c] * w[c] - sum - (x_n[c] - m) * r * dot);
+    }
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < C; c0 += 32) {
+        int width = std::min(32, C - c0);
+        real sums_w[32] = {}, sums_b[32] = {};
+        for (int n = 0; n < N; n++) {
+            const real *x_n = x + (size_t)n * C + c0, *dout_n = dout + (size_t)n * C + c0;
+            #pragma omp simd
+            for (int c = 0; c < width; c++) {
+                sums_w[c] += dout_n[c] * (x_n[c] - mean[n]) * rstd[n];
+                sums_b[c] += dout_n[c];
+            }
+        }
+        for (int c = 0; c < width; c++) dw[c0 + c] += sums_w[c], db[c0 + c] += sums_b[c];
+    }
+}
+
+/* attention -- causal self-attention, a block of queries at a time, so that at most (64, T) scores exist per thread
+   math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^(s_j)
+   shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b are there
+            out (B,T,C), lse (B,T,NH): of the T rows from t0 on. Training has t0 = 0, S = T; a sampler adds rows to qkv
+            and asks for those only, which makes qkv its cache.
+   cost     2 B T^2 C FLOPs (causal)
+   source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1; lse instead of p kept for backward: Dao et al. 2022,
+            arXiv:2205.14135, algorithm 1 */
+constexpr int QUERIES = 64;
+
+inline void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
+    const int HS = C / NH;
+    const size_t row = 3 * (size_t)C;
+    const real scale = 1 / std::sqrt(real(HS));
+    #pragma omp parallel for collapse(3) schedule(dynamic)
+    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i0 = 0; i0 < T; i0 += QUERIES) {
+        static thread_local std::vector<real> scores;
+        const int queries = std::min(QUERIES, T - i0), keys = t0 + i0 + queries;
+        const real *k = qkv + (size_t)b * S * row + C + h * HS, *v = k + C, *q = k - C + (t0 + i0) * row;
+        scores.resize((size_t)queries * keys);
+        gemm_tile(scores.data(), keys, nullptr, nullptr, {q, row, 1}, Matrix{k, row, 1}.t(), queries, keys, HS);
+        for (int i = 0; i < queries; i++) {
+            real *s = &scores[(size_t)i * keys], highest = s[0], sum = 0;
+            const int visible = t0 + i0 + i + 1;
+            #pragma omp simd reduction(max : highest)
+            for (int j = 0; j < visible; j++) highest = s[j] > highest ? s[j] : highest;
+            #pragma omp simd reduction(+ : sum)
+            for (int j = 0; j < visible; j++) sum += s[j] = fast_exp(scale * (s[j] - highest));
+            #pragma omp simd
+            for (int j = 0; j < visible; j++) s[j] /= sum;
+            std::fill(s + visible, s + keys, real(0));
+            lse[((size_t)b * T + i0 + i) * NH + h] = scale * highest + std::log(sum);
+        }
+        gemm_tile(out + ((size_t)b * T + i0) * C + h * HS, C, nullptr, nullptr, {scores.data(), (size_t)keys, 1},
+                  {v, row, 1}, queries, HS, keys);
+    }
+}
+
+/* forward: p_ij = e^(s_ij - lse_i), out_i = sum_j p_ij v_j     so, with dp_ij = dout_i . v_j and D_i = dout_i . out_i:
+   math     ds_ij = p_ij (dp_ij - D_i);   dq_i = sum_j ds_ij k_j / sqrt(HS);   dk_j = sum_i ds_ij q_i / sqrt(HS);
+            dv_j = sum_i p_ij dout_i
+   shapes   dqkv (B,T,3C), written whole   dout, out (B,T,C)
+   cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
+   source   Dao et al. 2022, algorithm 4 */
+inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B, int T,
+                               int C, int NH) {
+    const int HS = C / NH;
+    const size_t row = 3 * (size_t)C;
+    const real scale = 1 / std::sqrt(real(HS));
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) {
+        static thread_local std::vector<real> p, dp;
+        const size_t head = (size_t)b * T * row + h * HS;
+        const Matrix q = {qkv + head, row, 1}, k = {q.p + C, row, 1}, v = {q.p + 2 * C, row, 1};
+        real *dq = dqkv + head, *dk = dq + C, *dv = dq + 2 * C;
+        for (int t = 0; t < T; t++) for (int c = 0; c < HS; c++) dk[t * row + c] = dv[t * row + c] = 0;
+        for (int i0 = 0; i0 < T; i0 += QUERIES) {
+            const int queries = std::min(QUERIES, T - i0), keys = i0 + queries;
+            const Matrix q_i = {q.p + i0 * row, row, 1};
+            const Matrix dout_i = {dout + ((size_t)b * T + i0) * C + h * HS, (size_t)C, 1};
+            p.resize((size_t)queries * keys), dp.resize(p.size());
+            gemm_tile(p.data(), keys, nullptr, nullptr, q_i, k.t(), queries, keys, HS);
+            gemm_tile(dp.data(), keys, nullptr, nullptr, dout_i, v.t(), queries, keys, HS);
+            for (int i = 0; i < queries; i++) {
+                const size_t n = (size_t)b * T + i0 + i;
+                real *p_i = &p[(size_t)i * keys], *ds_i = &dp[(size_t)i * keys], D = 0;
+                const real *dout_n = dout + n * C + h * HS, *out_n = out + n * C + h * HS, lse_n = lse[n * NH + h];
+                const int visible = i0 + i + 1;
+                for (int c = 0; c < HS; c++) D += dout_n[c] * out_n[c];
+                #pragma omp simd
+                for (int j = 0; j < visible; j++) {
+                    p_i[j] = fast_exp(scale * p_i[j] - lse_n);
+                    ds_i[j] = scale * p_i[j] * (ds_i[j] - D);
+                }
+                std::fill(p_i + visible, p_i + keys, real(0)), std::fill(ds_i + visible, ds_i + keys, real(0));
+            }
+            const Matrix P = {p.data(), (size_t)keys, 1}, dS = {dp.data(), (size_t)keys, 1};
+            gemm_tile(dq + i0 * row, row, nullptr, nullptr, dS, k, queries, HS, keys);
+            gemm_tile(dk, row, dk, nullptr, dS.t(), q_i, keys, HS, queries);
+            gemm_tile(dv, row, dv, nullptr, P.t(), dout_i, keys, HS, queries);
+        }
+    }
+}
+
+// The activation, element by element; n numbers.
+inline void gelu_forward(real* out, const real* x, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) out[i] = gelu(x[i]);
+}
+
+inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) dx[i] = dout[i] * gelu_grad(x[i]);
+}
+
+/* head -- logits, softmax and weighted cross-entropy, with their gradients if asked, a chunk of rows at a time, so that
+   logits (N,V) are never held whole and dlogits take the place of the logits
+   math     logits = x w^T;   logprob_n = logits_n[y_n] - log sum_v e^(logits_n[v]);   loss = -sum_n weight_n logprob_n
+            dlogits_n = weight_n (softmax(logits_n) - onehot(y_n));   dx = dlogits w;   dw += dlogits^T x
+   shapes   x, dx (N,C)   w, dw (V,C)   y (N); y_n = -1 counts nowhere   weight (N)   logits (HEAD_ROWS,V): work space
+            logprob (N), best (N): the likeliest token, or -1 where y_n is
+   cost     2 N C V FLOPs, 6 N C V with gradients */
+inline int head_rows(int V) { return std::clamp((1 << 23) / V, 64, 1024); }
+
+inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, const real* x, const real* w, const int* y,
+                   const double* weight, int N, int C, int V) {
+    for (int n0 = 0; n0 < N; n0 += head_rows(V)) {
+        int rows = std::min(head_rows(V), N - n0);
+        Matrix x_n = {x + (size_t)n0 * C, (size_t)C, 1}, table = {w, (size_t)C, 1};
+        gemm(logits, V, nullptr, nullptr, x_n, table.t(), rows, V, C);
+        #pragma omp parallel for schedule(dynamic, 8)
+        for (int r = 0; r < rows; r++) {
+            const int n = n0 + r;
+            real *z = logits + (size_t)r * V, highest = z[0], sum = 0;
+            #pragma omp simd reduction(max : highest)
+            for (int v = 0; v < V; v++) highest = z[v] > highest ? z[v] : highest;
+            logprob[n] = 0, best[n] = -1;
+            real scale = 0;
+            if (y[n] >= 0) {
+                best[n] = int(std::find(z, z + V, highest) - z);
+                real target = z[y[n]] - highest;
+                #pragma omp simd reduction(+ : sum)
+                for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - highest);
+                logprob[n] = target - std::log(sum);
+                scale = real(weight[n]) / sum;
+            }
+            if (!dx) continue;
+            #pragma omp simd
+            for (int v = 0; v < V; v++) z[v] *= scale;
+            if (y[n] >= 0) z[y[n]] -= real(weight[n]);
+            else std::fill(z, z + V, real(0));
+        }
+        if (!dx) continue;
+        Matrix d = {logits, (size_t)V, 1};
+        gemm(dx + (size_t)n0 * C, C, nullptr, nullptr, d, table, rows, C, V);
+        gemm(dw, C, dw, nullptr, d.t(), x_n, V, C, rows);
+    }
+    double loss = 0;
+    for (int n = 0; n < N; n++) if (y[n] >= 0) loss -= weight[n] * logprob[n];
+    return loss;
+}
+
+// Sum of squares in double, over fixed blocks that are added up in order.
+inline double sum_of_squares(const real* x, size_t n) {
+    const size_t block = 1 << 15;
+    std::vector<double> sums((n + block - 1) / block);
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < sums.size(); i++) {
+        double sum = 0;
+        #pragma omp simd reduction(+ : sum)
+        for (size_t k = i * block; k < std::min(n, (i + 1) * block); k++) sum += (double)x[k] * x[k];
+        sums[i] = sum;
+    }
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
+}  // namespace cpu
+
+// ---- 8. model --------------------------------------------------------------------------------------------------------
+// What train(), checkpoints and the verbs need of a model; cpu::Model is here, gpu::Model in train_gpt.cu.
+//   Model(config, B, T, training)      allocates for at most B rows of T tokens, once; dies if that does not fit
+//   initialize(seed)                   fresh weights
+//   forward(x, y, weight, denominator, B, T, backward)
+//                                      loss = -sum weight logprob / denominator, in nats; weight may be null (all 1).
+//                                      logprob[n] and best[n] (likeliest token) are then there for every y[n] >= 0.
+//                                      The denominator is the whole step's, so that micro-batches add up to one batch
+//   backward()                         of the last forward; adds to the gradients
+//   gradient_norm()                    L2 norm over all tensors
+//   update(adamw, scale, step)         with gradients times scale, which it then clears; step counts from 1
+//   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
+//   logits(n, out)                     V logits of row n of the last forward or extend
+//   measure_peak(), describe(peak)     FLOP/s the machine can reach; one line about machine and memory
+//   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
+enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
+
+inline size_t available_memory() {                           // bytes; SIZE_MAX where the system does not say
+    FILE* f = fopen("/proc/meminfo", "r");
+    size_t kb = 0;
+    char line[128];
+    while (f && fgets(line, sizeof line, f)) if (sscanf(line, "MemAvailable: %zu kB", &kb) == 1) break;
+    if (f) fclose(f);
+    return kb ? kb * 1024 : SIZE_MAX;
+}
+
+namespace cpu {
+
+// Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
+#define ACTIVATIONS(X) \
+    X(embedded,  ONCE,   N * C)        /* the residual stream before the first block */ \
+    X(ln1,       KEPT,   N * C)        X(ln1_mean, KEPT, N)   X(ln1_rstd, KEPT, N) \
+    X(qkv,       BLOCK,  N * 3 * C)    /* when sampling, the cache of keys and values */ \
+    X(att,       KEPT,   N * C)        X(lse, KEPT, N * c.NH) \
+    X(middle,    KEPT,   N * C)        /* the residual stream after attention */ \
+    X(ln2,       KEPT,   N * C)        X(ln2_mean, KEPT, N)   X(ln2_rstd, KEPT, N) \
+    X(fc,        KEPT,   N * 4 * C)    X(fc_gelu, KEPT, N * 4 * C) \
+    X(stream,    KEPT,   N * C)        /* the residual stream after the block */ \
+    X(lnf,       ONCE,   N * C)        X(lnf_mean, ONCE, N)   X(lnf_rstd, ONCE, N) \
+    X(logits,    ONCE,   std::min<size_t>(N, head_rows(c.V)) * c.V) \
+    X(dstream,   ONCE,   training ? N * C : 0) \
+    X(dx,        ONCE,   training ? N * C : 0) \
+    X(dwide,     ONCE,   training ? N * 4 * C : 0)
+
+struct Activations {
+#define X(field, ...) real* field;
+    ACTIVATIONS(X)
+#undef X
+};
+
+inline Slots activation_slots(const Config& c, size_t N, bool training) {
+    const size_t C = c.C;
+    const Per KEPT = training ? BLOCK : ONCE;
+    std::vector<std::pair<Per, size_t>> v;
+#define X(field, per, count) v.push_back({per, count});
+    ACTIVATIONS(X)
+#undef X
+    return Slots(v, c.L);
+}
+
+struct Model {
+    const Config c;
+    const int B, T;                          // capacity
+    const Layout layout;
+    const Slots slots;
+    Buffer weights, gradients, moment1, moment2, acts;
+    std::vector<real> logprob;
+    std::vector<int> best;
+
+    Model(const Config& c, int B, int T, bool training)
+        : c(c), B(B), T(T), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
+        size_t need = bytes(training), have = available_memory();
+        if (need > have)
+            die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d rows "
+                "of %d tokens), %.2f GB available; lower --batch or --context", need / 1e9, layout.slots.size * sizeof(real) / 1e9,
+                training * 3 * layout.slots.size * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
+        weights = Buffer(layout.slots.size), acts = Buffer(slots.size);
+        if (training) for (Buffer* b : {&gradients, &moment1, &moment2}) *b = Buffer(layout.slots.size);
+        logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
+    }
+    static double measure_peak() { return cpu::measure_peak(); }
+    std::string describe(double peak) const {                // of the machine and the memory in use
+        const char* without = "";
+#ifndef _OPENMP
+        without = " (built without OpenMP)";
+#endif
+        const double gb = sizeof(real) / 1e9;
+        return format("%d threads%s, %d-bit vectors, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, moments "
+                      "%.2f, activations %.2f", omp_get_max_threads(), without, VECTOR_BYTES * 8, peak / 1e9, bytes(true) / 1e9,
+                      weights.size * gb, gradients.size * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
+    }
+    size_t bytes(bool training) const { return ((training ? 4 : 1) * layout.slots.size + slots.size) * sizeof(real); }
+
+    void initialize(uint64_t seed) {
+        for (size_t i = 0; i < layout.tensors.size(); i++) {
+            const Tensor& t = layout.tensors[i];
+            real* p = weights.data() + t.offset;
+            #pragma omp parallel for schedule(static)
+            for (size_t k = 0; k < (t.present ? t.count() : 0); k++) {
+                Rng rng(seed, i + 1);
+                rng.state += 2 * k * 0x9E3779B97F4A7C15ull;              // normal() takes two numbers
+                p[k] = t.init == ONES ? 1 : t.init == 0 ? 0 : real(t.init * rng.normal());
+            }
+        }
+    }
+
+    double forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
+        const int N = B * T;
+        tokens.assign(x, x + N), rows = B, columns = T;
+        for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
+        blocks(x, B, 0, T, T);
+        Activations a = activations(0);
+        Weights w = layout.at(weights.data(), 0), g = layout.at(gradients.data(), 0);
+        return head(a.logits, logprob.data(), best.data(), backward ? a.dx : nullptr, c.tied ? g.wte : g.head_w, a.lnf,
+                    c.tied ? w.wte : w.head_w, y, weight.data(), N, c.C, c.V);
+    }
+
+    void backward() {
+        const int B = rows, T = columns, N = B * T, C = c.C;
+        Activations a = activations(c.L - 1);
+        Weights w = layout.at(weights.data(), 0), g = layout.at(gradients.data(), 0);
+        std::fill_n(a.dstream, (size_t)N * C, real(0));
+        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, a.dx, a.stream, w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
+        for (int l = c.L - 1; l >= 0; l--) {
+            a = activations(l), w = layout.at(weights.data(), l), g = layout.at(gradients.data(), l);
+            const real* entered = l ? activations(l - 1).stream : a.embedded;
+            // forward: stream = middle + gelu(layernorm(middle) fc) fcproj
+            linear_backward(a.dwide, g.fcproj_w, g.fcproj_b, a.dstream, a.fc_gelu, w.fcproj_w, N, 4 * C, C);
+            gelu_backward(a.dwide, a.dwide, a.fc, (size_t)N * 4 * C);
+            linear_backward(a.dx, g.fc_w, g.fc_b, a.dwide, a.ln2, w.fc_w, N, C, 4 * C);
+            layernorm_backward(a.dstream, g.ln2_w, g.ln2_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N, C);
+            // forward: middle = entered + attention(layernorm(entered) qkv) proj
+            linear_backward(a.dx, g.proj_w, g.proj_b, a.dstream, a.att, w.proj_w, N, C, C);
+            attention_backward(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
+            linear_backward(a.dx, g.qkv_w, g.qkv_b, a.dwide, a.ln1, w.qkv_w, N, C, 3 * C);
+            layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N, C);
+        }
+        embedding_backward(g.wte, g.wpe, a.dstream, tokens.data(), B, T, C);
+    }
+
+    double gradient_norm() const { return std::sqrt(sum_of_squares(gradients.data(), gradients.size)); }
+
+    void update(const AdamW& o, double scale, int64_t step) {
+        const real correction1 = 1 - std::pow(o.beta1, step), correction2 = 1 - std::pow(o.beta2, step);
+        for (const Tensor& t : layout.tensors) {
+            if (!t.present) continue;
+            real *w = weights.data() + t.offset, *g = gradients.data() + t.offset, *m = moment1.data() + t.offset,
+                 *v = moment2.data() + t.offset;
+            const real decay = t.decays() ? o.weight_decay : 0;
+            #pragma omp parallel for simd schedule(static)
+            for (size_t i = 0; i < t.count(); i++) {
+                adamw_step(w[i], m[i], v[i], g[i] * (real)scale, o.lr, o.beta1, o.beta2, o.eps, decay, correction1,
+                           correction2);
+                g[i] = 0;
+            }
+        }
+    }
+
+    void extend(const int* x, int B, int t0, int T) { blocks(x, B, t0, T, this->T); }
+
+    void logits(int n, float* out) {
+        std::vector<real> z(c.V);
+        Weights w = layout.at(weights.data(), 0);
+        gemm(z.data(), c.V, nullptr, nullptr, {activations(0).lnf + (size_t)n * c.C, (size_t)c.C, 1},
+             Matrix{c.tied ? w.wte : w.head_w, (size_t)c.C, 1}.t(), 1, c.V, c.C);
+        std::copy(z.begin(), z.end(), out);
+    }
+
+    void get(Which which, size_t i, float* out) const {
+        const Tensor& t = layout.tensors[i];
+        for (size_t k = 0; k < t.count(); k++) out[k] = t.present ? arena(which)[t.offset + k] : 0;
+    }
+    void set(Which which, size_t i, const float* in) {
+        const Tensor& t = layout.tensors[i];
+        if (t.present) std::copy_n(in, t.count(), arena(which) + t.offset);
+    }
+    Activations activations(int l) const {
+        size_t k = 0;
+        auto pointer = [&] { return acts.data() + slots.first[k] + l * slots.stride[k]; };
+        Activations a;
+#define X(field, ...) a.field = pointer(), k++;
+        ACTIVATIONS(X)
+#undef X
+        return a;
+    }
+
+private:
+    std::vector<int> tokens;                 // of the last forward, for embedding_backward
+    std::vector<double> weight;
+    int rows = 0, columns = 0;
+
+    real* arena(Which which) const {
+        return (which == WEIGHT ? weights : which == GRADIENT ? gradients : which == MOMENT1 ? moment1 : moment2).data();
+    }
+
+    // Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm. qkv holds S tokens a row.
+    void blocks(const int* x, int B, int t0, int T, int S) {
+        const int N = B * T, C = c.C;
+        Weights w = layout.at(weights.data(), 0);
+        embedding_forward(activations(0).embedded, x, w.wte, w.wpe, B, t0, T, C);
+        const real* stream = activations(0).embedded;
+        for (int l = 0; l < c.L; l++) {
+            Activations a = activations(l);
+            w = layout.at(weights.data(), l);
+            layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N, C, c.eps);
+            real* qkv = T == S ? a.qkv : a.fc;                               // beside the cache, then copied to its place
+            linear_forward(qkv, a.ln1, w.qkv_w, w.qkv_b, nullptr, N, C, 3 * C);
+            for (int b = 0; b < B && T != S; b++)
+                memcpy(a.qkv + ((size_t)b * S + t0) * 3 * C, qkv + (size_t)b * T * 3 * C, sizeof(real) * T * 3 * C);
+            attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, C, c.NH);
+            linear_forward(a.middle, a.att, w.proj_w, w.proj_b, stream, N, C, C);
+            layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N, C, c.eps);
+            linear_forward(a.fc, a.ln2, w.fc_w, w.fc_b, nullptr, N, C, 4 * C);
+            gelu_forward(a.fc_gelu, a.fc, (size_t)N * 4 * C);
+            linear_forward(a.stream, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, N, 4 * C, C);
+            stream = a.stream;
+        }
+        Activations a = activations(0);
+        w = layout.at(weights.data(), 0);
+        layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, stream, w.lnf_w, w.lnf_b, N, C, c.eps);
+    }
+};
+
+}  // namespace cpu
+
+// ---- 9. checkpoints --------------------------------------------------------------------------------------------------
+// A checkpoint is a directory that Hugging Face tools open as it is: config.json, model.safetensors, tokenizer files;
+// beside them optimizer.safetensors and state.json, which makes it whole: it is the last file written, and holds size
+// and checksum of all others and of itself. Everything is written under another name, synced, then renamed.
+struct View {                                // one tensor in a mapped file
+    std::string dtype;                       // F32, BF16, F16
+    std::vector<size_t> shape;
+    const uint8_t* data;
+    bool transposed = false;                 // llm.c keeps Linear weights as (out, in)
+    float operator[](size_t i) const {
+        if (dtype == "F32") {
+            float f;
+            memcpy(&f, data + 4 * i, 4);
+            return f;
+        }
+        uint16_t h;
+        memcpy(&h, data + 2 * i, 2);
+        uint32_t bits = (uint32_t)h << 16;                                  // bfloat16: the upper half of a float
+        if (dtype == "F16") {                                               // 1 sign, 5 exponent, 10 mantissa bits
+            uint32_t exponent = h >> 10 & 31, mantissa = h & 1023;
+            if (exponent == 0) return std::ldexp(mantissa, -24) * (h >> 15 ? -1 : 1);
+            bits = (h & 0x8000u) << 16 | (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
+        }
+        float f;
+        memcpy(&f, &bits, 4);
+        return f;
+    }
+};
+
+inline size_t bytes_of(const std::string& dtype) { return dtype == "F32" ? 4 : dtype == "BF16" || dtype == "F16" ? 2 : 0; }
+
+inline std::string show_shape(const std::vector<size_t>& shape) {
+    std::string s = "(";
+    for (size_t d : shape) s += (s.size() > 1 ? "," : "") + std::to_string(d);
+    return s + ")";
+}
+
+// A safetensors file: uint64 length of a JSON header, the header, raw data. Checked whole: the tensors must tile the data.
+struct Safetensors {
+    Mapped file;
+    std::map<std::string, View> tensors;
+
+    explicit Safetensors(const std::string& path) : file(path) {
+        const char* name = path.c_str();
+        if (file.size < 8) die("%s: %zu bytes, too short for safetensors", name, file.size);
+        uint64_t length = file.at<uint64_t>(0);
+        if (length > file.size - 8)
+            die("%s: byte 0: a header of %llu bytes does not fit a file of %zu; is this safetensors, and whole?", name,
+                (unsigned long long)length, file.size);
+        Json header = parse_json(file.text().substr(8, length), path);
+        if (header.kind != Json::OBJECT) die("%s: byte 8: the header is not a JSON object", name);
+        const uint8_t* data = file.data + 8 + length;
+        const size_t size = file.size - 8 - length;
+        std::vector<std::tuple<size_t, size_t, std::string>> pieces;
+        for (auto& member : header.members) {
+            const std::string& tensor = member.first;
+            const Json& v = member.second;
+            if (tensor == "__metadata__") continue;
+            const Json *dtype = v.find("dtype"), *shape = v.find("shape"), *offsets = v.find("data_offsets");
+            if (!dtype || !shape || !offsets || offsets->items.size() != 2)
+                die("%s: tensor %s: expected dtype, shape and data_offsets", name, tensor.c_str());
+            View view{dtype->string, {}, nullptr};
+            auto whole = [&](const Json& number) {
+                if (number.kind != Json::NUMBER || number.number < 0 || number.number > 0x1p53 ||
+                    number.number != std::floor(number.number))
+                    die("%s: tensor %s: shape and data_offsets must be whole numbers", name, tensor.c_str());
+                return (size_t)number.number;
+            };
+            double count = 1;
+            for (const Json& d : shape->items) view.shape.push_back(whole(d)), count *= view.shape.back();
+            size_t begin = whole(offsets->items[0]), end = whole(offsets->items[1]);
+            if (begin > end || end > size)
+                die("%s: tensor %s: data_offsets [%zu,%zu] do not lie in the %zu bytes of data", name, tensor.c_str(), begin,
+                    end, size);
+            if (bytes_of(view.dtype) && count * bytes_of(view.dtype) != double(end - begin))
+                die("%s: tensor %s: %s%s does not fill data_offsets [%zu,%zu]", name, tensor.c_str(), view.dtype.c_str(),
+                    show_shape(view.shape).c_str(), begin, end);
+            view.data = data + begin;
+            pieces.push_back({begin, end, tensor});
+            tensors[tensor] = view;
+        }
+        std::sort(pieces.begin(), pieces.end());
+        size_t reached = 0;
+        for (auto& [begin, end, tensor] : pieces) {
+            if (begin != reached)
+                die("%s: tensor %s: data begins at %zu, expected %zu: tensors must neither overlap nor leave holes", name,
+                    tensor.c_str(), begin, reached);
+            reached = end;
+        }
+        if (reached != size) die("%s: %zu bytes of data, the header describes %zu; is it cut short?", name, size, reached);
+    }
+};
+
+// A model on disk, whatever its format: its shape, and a view of each tensor under its Hugging Face name.
+struct ModelFile {
+    std::string path, directory;
+    Config c;
+    std::map<std::string, View> tensors;
+    std::shared_ptr<void> memory;            // what the views look into
+    bool bias_stored = true;
+};
+
+inline Config read_config(const std::string& path) {
+    Json j = parse_json(read_file(path), path);
+    const char* name = path.c_str();
+    auto integer_of = [&](const char* key) {
+        const Json* v = j.find(key);
+        if (!v) die("%s: '%s' is missing", name, key);
+        if (v->kind != Json::NUMBER || v->number < 1 || v->number > 1 << 24 || v->number != std::floor(v->number))
+            die("%s: '%s' must be a whole number from 1 to %d", name, key, 1 << 24);
+        return (int)v->number;
+    };
+    auto flag_of = [&](const char* key, bool fallback) {
+        const Json* v = j.find(key);
+        if (v && v->kind != Json::BOOL) die("%s: '%s' must be true or false", name, key);
+        return v ? v->number != 0 : fallback;
+    };
+    auto text_of = [&](const char* key) { const Json* v = j.find(key); return v ? v->string : ""; };
+    if (j.kind != Json::OBJECT) die("%s: not a JSON object", name);
+    if (text_of("model_type") != "gpt2") die("%s: found model_type '%s', expected 'gpt2'", name, text_of("model_type").c_str());
+    std::string act = text_of("activation_function");
+    if (act != "" && act != "gelu_new" && act != "gelu_pytorch_tanh")
+        die("%s: activation_function '%s' is not computed here, only gelu_new", name, act.c_str());
+    Config c;
+    c.L = integer_of("n_layer"), c.NH = integer_of("n_head"), c.C = integer_of("n_embd");
+    c.T = integer_of("n_positions"), c.V = integer_of("vocab_size");
+    c.bias = flag_of("bias", true), c.tied = flag_of("tie_word_embeddings", true);
+    const Json *inner = j.find("n_inner"), *eps = j.find("layer_norm_epsilon");
+    if (inner && inner->kind != Json::NUL && inner->number != 4.0 * c.C)
+        die("%s: n_inner %g is not computed here, only 4 x n_embd = %d", name, inner->number, 4 * c.C);
+    if (eps && (eps->kind != Json::NUMBER || !(eps->number > 0 && eps->number < 1)))
+        die("%s: layer_norm_epsilon must lie between 0 and 1", name);
+    if (eps) c.eps = eps->number;
+    if (!flag_of("scale_attn_weights", true) || flag_of("scale_attn_by_inverse_layer_idx", false) ||
+        flag_of("add_cross_attention", false))
+        die("%s: attention without scaling, scaled by layer, or across sequences is not computed here", name);
+    if (c.C % c.NH) die("%s: n_embd %d is not a multiple of n_head %d", name, c.C, c.NH);
+    if (c.L > 1000 || c.C > 100000) die("%s: n_layer %d, n_embd %d: more than 1000 and 100000", name, c.L, c.C);
+    return c;
+}
+
+inline std::string config_json(const Config& c, int eot) {
+    std::string special = eot < 0 ? "" : format("  \"bos_token_id\": %d,\n  \"eos_token_id\": %d,\n", eot, eot);
+    return format("{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n  \"n_layer\": %d,\n"
+                  "  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n  \"n_ctx\": %d,\n  \"n_inner\": null,\n"
+                  "  \"vocab_size\": %d,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": %s,\n"
+                  "  \"tie_word_embeddings\": %s,\n  \"bias\": %s,\n%s"
+                  "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n  \"torch_dtype\": \"float32\"\n}\n",
+                  c.L, c.NH, c.C, c.T, c.T, c.V, show(number(c.eps)).c_str(), c.tied ? "true" : "false",
+                  c.bias ? "true" : "false", special.c_str());
+}
+
+// llm.c's model file: 256 int32 {magic, 3 float32 or 5 bfloat16, T, V, L, NH, C, padded V}, then the tensors one after
+// the other, all layers of one together.
+inline ModelFile read_llmc(const std::string& path) {
+    auto file = std::make_shared<Mapped>(path);
+    const char* name = path.c_str();
+    if (file->size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, file->size, HEADER);
+    auto field = [&](int i) { return file->at<int32_t>(4 * i); };
+    if (field(1) != 3 && field(1) != 5) die("%s: byte 4: found version %d, expected 3 (float32) or 5 (bfloat16)", name, field(1));
+    for (int i = 2; i < 8; i++)
+        if (field(i) < 1 || field(i) > 1 << 24) die("%s: byte %d: found %d, expected 1 to %d", name, 4 * i, field(i), 1 << 24);
+    ModelFile m{path, directory_of(path), {}, {}, file};
+    m.c.T = field(2), m.c.V = field(3), m.c.L = field(4), m.c.NH = field(5), m.c.C = field(6);
+    const size_t Vp = field(7), L = m.c.L, C = m.c.C, T = m.c.T;
+    if (m.c.L > 1000 || m.c.C > 100000 || C % m.c.NH || Vp < (size_t)m.c.V)
+        die("%s: byte 8: layers %zu, heads %d, channels %zu, vocabulary %d padded to %zu do not make a model", name, L, m.c.NH,
+            C, m.c.V, Vp);
+    const size_t item = field(1) == 3 ? 4 : 2;
+    size_t at = HEADER;
+    auto take = [&](const char* pattern, size_t layers, size_t rows, size_t cols, size_t keep) {
+        for (size_t l = 0; l < layers; l++, at += std::max<size_t>(rows, 1) * cols * item) {
+            std::string tensor = format("transformer.h.%zu.", l) + pattern;
+            if (layers == 0 || strncmp(pattern, "ln_f", 4) == 0 || strncmp(pattern, "w", 1) == 0)
+                tensor = std::string("transformer.") + pattern;
+            bool transposed = rows && tensor.find(".h.") != tensor.npos;
+            std::vector<size_t> shape = rows == 0 ? std::vector<size_t>{cols} : transposed ? std::vector<size_t>{cols, rows}
+                                                                                           : std::vector<size_t>{keep, cols};
+            m.tensors[tensor] = {item == 4 ? "F32" : "BF16", shape, file->data + at, transposed};
+        }
+    };
+    take("wte.weight", 1, Vp, C, m.c.V), take("wpe.weight", 1, T, C, T);
+    take("ln_1.weight", L, 0, C, 0), take("ln_1.bias", L, 0, C, 0);
+    take("attn.c_attn.weight", L, 3 * C, C, 0), take("attn.c_attn.bias", L, 0, 3 * C, 0);
+    take("attn.c_proj.weight", L, C, C, 0), take("attn.c_proj.bias", L, 0, C, 0);
+    take("ln_2.weight", L, 0, C, 0), take("ln_2.bias", L, 0, C, 0);
+    take("mlp.c_fc.weight", L, 4 * C, C, 0), take("mlp.c_fc.bias", L, 0, 4 * C, 0);
+    take("mlp.c_proj.weight", L, C, 4 * C, 0), take("mlp.c_proj.bias", L, 0, C, 0);
+    take("ln_f.weight", 1, 0, C, 0), take("ln_f.bias", 1, 0, C, 0);
+    if (file->size != at) die("%s: %zu bytes, its header means %zu", name, file->size, at);
+    return m;
+}
+
+// Checks a checkpoint of ours against its state.json, which it returns.
+inline Json verify_checkpoint(const std::string& dir) {
+    const std::string path = dir + "/state.json", text = read_file(path);
+    const size_t tail = strlen("  \"checksum\": \"0123456789abcdef\"\n}\n");
+    std::string_view body = std::string_view(text).substr(0, text.size() < tail ? 0 : text.size() - tail);
+    if (text.size() < tail || text.substr(body.size()) != format("  \"checksum\": \"%016llx\"\n}\n", (unsigned long long)checksum(body)))
+        die("%s: damaged: its checksum does not fit; use another checkpoint", path.c_str());
+    Json state = parse_json(text, path);
+    const Json* files = state.find("files");
+    if (!files) die("%s: 'files' is missing", path.c_str());
+    for (auto& [name, entry] : files->members) {
+        Mapped file(dir + "/" + name);
+        const Json *size = entry.find("size"), *sum = entry.find("checksum");
+        if (!size || !sum || (double)file.size != size->number ||
+            sum->string != format("%016llx", (unsigned long long)checksum(file.text())))
+            die("%s: damaged: size or checksum differ from state.json; use another checkpoint", file.path.c_str());
+    }
+    return state;
+}
+
+inline std::vector<std::string> checkpoints_in(const std::string& run) {     // whole ones, oldest first
+    std::vector<std::string> found;
+    std::error_code ignored;
+    for (auto& entry : fs::directory_iterator(run, ignored)) {
+        std::string name = entry.path().filename().string();
+        if (name.size() == 13 && name.rfind("step_", 0) == 0 && name.find_first_not_of("0123456789", 5) == name.npos &&
+            fs::exists(entry.path() / "state.json", ignored))
+            found.push_back(entry.path().string());
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+inline ModelFile open_model(std::string path) {
+    if (fs::is_directory(path)) {
+        if (!fs::exists(path + "/config.json")) {
+            std::vector<std::string> found = checkpoints_in(path);
+            if (found.empty()) die("%s: holds neither config.json nor a whole checkpoint", path.c_str());
+            path = found.back();
+        }
+        if (fs::exists(path + "/state.json")) verify_checkpoint(path);
+        if (!fs::exists(path + "/model.safetensors")) {
+            if (fs::exists(path + "/model.safetensors.index.json"))
+                die("%s: the model is split over several files; save it as one model.safetensors", path.c_str());
+            die("%s: holds no model.safetensors", path.c_str());
+        }
+        path += "/model.safetensors";
+    }
+    Mapped probe(path);
+    if (probe.size >= 4 && probe.at<int32_t>(0) == 20240326) return read_llmc(path);
+    auto file = std::make_shared<Safetensors>(path);
+    ModelFile m{path, directory_of(path), {}, {}, file};
+    bool prefixed = file->tensors.count("transformer.wte.weight");
+    for (auto& [name, view] : file->tensors) {
+        auto ends = [&, &name = name](const char* s) { return name.size() >= strlen(s) && name.compare(name.size() - strlen(s), strlen(s), s) == 0; };
+        if (ends(".attn.bias") || ends(".attn.masked_bias")) continue;                  // masks, not parameters
+        m.tensors[prefixed || name == "lm_head.weight" ? name : "transformer." + name] = view;
+    }
+    if (fs::exists(m.directory + "/config.json")) {
+        m.c = read_config(m.directory + "/config.json");
+    } else {                                                                             // from the shapes alone
+        auto shape = [&](const char* name) {
+            auto it = m.tensors.find(name);
+            if (it == m.tensors.end() || it->second.shape.size() != 2) die("%s: no matrix '%s' in it; is this a GPT-2?", path.c_str(), name);
+            return it->second.shape;
+        };
+        auto wte = shape("transformer.wte.weight"), wpe = shape("transformer.wpe.weight");
+        if (wte[0] < 1 || wte[0] > 1 << 24 || wte[1] < 1 || wte[1] > 100000 || wpe[0] < 1 || wpe[0] > 1 << 24)
+            die("%s: wte %s, wpe %s do not make a model", path.c_str(), show_shape(wte).c_str(), show_shape(wpe).c_str());
+        m.c.V = wte[0], m.c.C = wte[1], m.c.T = wpe[0], m.c.L = 0, m.c.NH = 0;            // heads: the caller's to say
+        while (m.tensors.count(format("transformer.h.%d.ln_1.weight", m.c.L))) m.c.L++;
+        if (m.c.L < 1 || m.c.L > 1000) die("%s: %d layers found, expected 1 to 1000", path.c_str(), m.c.L);
+        m.c.tied = !m.tensors.count("lm_head.weight");
+        m.c.bias = m.tensors.count("transformer.h.0.attn.c_attn.bias");
+    }
+    return m;
+}
+
+// The shape of a model file with what the command line may add to it: the number of heads where no file says it.
+inline Config config_of(const ModelFile& m, int heads) {
+    Config c = m.c;
+    if (c.NH && heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, m.path.c_str(), c.NH);
+    if (!c.NH && heads == 0 && c.C % 64) die_usage("--heads: %s does not say how many heads it has", m.path.c_str());
+    if (!c.NH) c.NH = heads ? heads : c.C / 64;
+    if (c.C % c.NH) die_usage("--heads %d: does not divide the %d channels of %s", c.NH, c.C, m.path.c_str());
+    return c;
+}
+
+// Copies tensors into the model; prefix tells weights ("") from moments ("m.", "v."). All must be there, and no others.
+template <typename Model> void load_tensors(Model& model, Which which, const std::map<std::string, View>& views,
+                                            const std::string& path, const std::string& prefix = "") {
+    std::set<std::string> known;
+    std::vector<float> values;
+    for (size_t i = 0; i < model.layout.tensors.size(); i++) {
+        const Tensor& t = model.layout.tensors[i];
+        auto it = views.find(prefix + t.name);
+        known.insert(prefix + t.name);
+        if (it == views.end() && !t.present) continue;
+        if (it == views.end()) die("%s: tensor '%s' is missing", path.c_str(), (prefix + t.name).c_str());
+        const View& v = it->second;
+        std::vector<size_t> shape = {(size_t)t.cols};
+        if (t.rows) shape.insert(shape.begin(), t.rows);
+        if (v.shape != shape || !bytes_of(v.dtype))
+            die("%s: tensor '%s' is %s%s, expected F32, BF16 or F16 of %s", path.c_str(), (prefix + t.name).c_str(),
+                v.dtype.substr(0, 20).c_str(), show_shape(v.shape).c_str(), show_shape(shape).c_str());
+        values.resize(t.count());
+        const size_t rows = std::max(t.rows, 1), cols = t.cols;
+        for (size_t r = 0; r < rows; r++)
+            for (size_t k = 0; k < cols; k++) values[r * cols + k] = v[v.transposed ? k * rows + r : r * cols + k];
+        if (!t.present && t.name == "lm_head.weight") {
+            const View& wte = views.at("transformer.wte.weight");
+            for (size_t k = 0; k < values.size(); k++)
+                if (wte.shape != v.shape || wte[k] != values[k])
+                    die("%s: lm_head.weight differs from wte, but the config says tie_word_embeddings", path.c_str());
+        } else if (!t.present) {
+            for (float f : values)
+                if (f != 0) die("%s: tensor '%s' is not zero, but the config says bias false", path.c_str(), t.name.c_str());
+        }
+        model.set(which, i, values.data());
+    }
+    for (auto& [name, view] : views)
+        if (!known.count(name) && name.rfind(prefix, 0) == 0) die("%s: tensor '%s' has no place in a GPT-2 of this shape", path.c_str(), name.c_str());
+}
+
+// Writes tensors of one or more kinds, in layout order, as float32 safetensors.
+template <typename Model> void save_tensors(const std::string& path, Model& model,
+                                            const std::vector<std::pair<std::string, Which>>& kinds) {
+    std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
+    auto stored = [](const Tensor& t) { return t.present || t.name != "lm_head.weight"; };
+    size_t offset = 0;
+    for (auto& [prefix, which] : kinds)
+        for (const Tensor& t : model.layout.tensors) {
+            if (!stored(t)) continue;
+            size_t end = offset + 4 * t.count();
+            header += format(",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[%s%d],\"data_offsets\":[%zu,%zu]}", prefix.c_str(),
+                             t.name.c_str(), t.rows ? format("%d,", t.rows).c_str() : "", t.cols, offset, end);
+            offset = end;
+        }
+    header += "}";
+    header.resize((header.size() + 7) / 8 * 8, ' ');
+    uint64_t length = header.size();
+    Writer w(path);
+    w.put(&length, 8);
+    w.put(header);
+    std::vector<float> values;
+    for (auto& [prefix, which] : kinds)
+        for (size_t i = 0; i < model.layout.tensors.size(); i++) {
+            const Tensor& t = model.layout.tensors[i];
+            if (!stored(t)) continue;
+            values.resize(t.count());
+            model.get(which, i, values.data());
+            w.put(values.data(), 4 * t.count());
+        }
+    w.finish();
+}
+
+inline void sync_directory(const std::string& dir) {
+    int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) fsync(fd), close(fd);
+}
+
+// The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
+inline int end_of_text(const Tokenizer* tokenizer, int V) { return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1; }
+
+// Where a run stands, apart from tensors. Orders and samples are functions of seed and step, so nothing else is random.
+struct Position {
+    int64_t step = 0;
+    size_t windows = 0;                      // of the training data, to notice when it is no longer the same
+};
+
+template <typename Model> std::string save_checkpoint(Model& model, const Options& o, const Position& p, const Tokenizer* tokenizer) {
+    const std::string dir = o.out + format("/step_%08lld", (long long)p.step), partial = dir + ".partial";
+    std::error_code error;
+    fs::remove_all(partial, error);
+    try {
+        if (!fs::create_directory(partial, error))
+            die("%s: cannot create: %s", partial.c_str(), error.message().c_str());
+        save_tensors(partial + "/model.safetensors", model, {{"", WEIGHT}});
+        save_tensors(partial + "/optimizer.safetensors", model, {{"m.", MOMENT1}, {"v.", MOMENT2}});
+        write_file(partial + "/config.json", config_json(model.c, end_of_text(tokenizer, model.c.V)));
+        if (tokenizer) write_file(partial + "/merges.txt", tokenizer->merges_txt());
+        if (tokenizer) write_file(partial + "/vocab.json", tokenizer->vocab_json());
+        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"windows\": %zu,\n  \"options\": {", (long long)p.step, p.windows);
+        const char* comma = "";
+        for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
+            if (!strchr(verbs, 't') || name == "resume") return;
+            state += format("%s\n    \"%s\": %s", comma, name.c_str(), json_quote(show(v)).c_str());
+            comma = ",";
+        });
+        state += "\n  },\n  \"files\": {";
+        comma = "";
+        for (const char* name : {"config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
+            if (!fs::exists(partial + "/" + name)) continue;
+            Mapped file(partial + "/" + name);
+            state += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%016llx\"}", comma, name, file.size,
+                            (unsigned long long)checksum(file.text()));
+            comma = ",";
+        }
+        state += "\n  },\n";
+        state += format("  \"checksum\": \"%016llx\"\n}\n", (unsigned long long)checksum(state));
+        write_file(partial + "/state.json", state);
+        sync_directory(partial);
+        fs::remove_all(dir, error);
+        fs::rename(partial, dir, error);
+        if (error) die("%s: cannot rename to %s: %s", partial.c_str(), dir.c_str(), error.message().c_str());
+        sync_directory(o.out);
+    } catch (const Error&) {
+        fs::remove_all(partial, error);
+        throw;
+    }
+    std::vector<std::string> found = checkpoints_in(o.out);
+    for (size_t i = 0; i + o.keep < found.size(); i++) {
+        fs::remove(found[i] + "/state.json", error);                // from here on it is not whole
+        fs::remove_all(found[i], error);
+    }
+    return dir;
+}
+
+// A merges file beside the data or the model, else nothing.
+inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option, const std::vector<std::string>& directories) {
+    if (!option.empty()) return std::make_unique<Tokenizer>(Tokenizer::load(option));
+    for (const std::string& dir : directories)
+        for (const char* name : {"/merges.txt", "/vocab.bpe"})
+            if (fs::exists(dir + name)) return std::make_unique<Tokenizer>(Tokenizer::load(dir + name));
+    return nullptr;
+}
+
+// ---- 10. evaluate, sample, graph -------------------------------------------------------------------------------------
+// Scores n rows, `batch` at a time, each batch as long as its longest row; each(i, row, logprob, best) sees them in order.
+template <typename Model, typename RowAt, typename Each>
+void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
+    for (size_t i = 0; i < n; i += batch) {
+        std::vector<Row> rows;
+        size_t T = 0;
+        for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k)), T = std::max(T, rows.back().x.size());
+        std::vector<int> x(rows.size() * T, 0), y(rows.size() * T, -1);
+        for (size_t r = 0; r < rows.size(); r++) {
+            std::copy(rows[r].x.begin(), rows[r].x.end(), x.begin() + r * T);
+            std::copy(rows[r].y.begin(), rows[r].y.end(), y.begin() + r * T);
+        }
+        model.forward(x.data(), y.data(), nullptr, 1, rows.size(), T, false);
+        for (size_t r = 0; r < rows.size(); r++) each(i + r, rows[r], &model.logprob[r * T], &model.best[r * T]);
+    }
+}
+
+struct Validation {
+    double nats = 0;
+    size_t tokens = 0, bytes = 0;            // bytes: of the targets' text; an end of text has none
+    double loss() const { return nats / tokens; }
+    std::string line() const {
+        std::string bits = bytes ? format("%.6f", nats / std::log(2.0) / bytes) : "unknown";
+        return format("val loss %.6f nats/token, %s bits/byte, %zu tokens", loss(), bits.c_str(), tokens);
+    }
+};
+
+template <typename Model> Validation validate(Model& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
+    Validation v;
+    score(model, batch, rows.spans.size(), [&](size_t i) { return rows.row(i); },
+          [&](size_t, const Row& row, const real* logprob, const int*) {
+              for (size_t t = 0; t < row.y.size(); t++) {
+                  if (row.y[t] < 0) continue;
+                  v.nats -= logprob[t], v.tokens++;
+                  if (tokenizer && row.y[t] < tokenizer->eot()) v.bytes += tokenizer->decode(row.y[t]).size();
+              }
+          });
+    return v;
+}
+
+// The corpus tool writes the exact entropy of a validation shard NAME.bin, in nats a token of document rows, into NAME.json.
+inline double known_floor(const Options& o) {
+    if (o.val.empty() || o.rows != "documents") return NAN;
+    std::vector<std::string> paths = glob_files(o.val, "--val");
+    std::string path = fs::path(paths[0]).replace_extension(".json").string();
+    if (paths.size() != 1 || !fs::exists(path)) return NAN;
+    Json j = parse_json(read_file(path), path);
+    const Json* floor = j.find("floor");
+    return floor && floor->kind == Json::NUMBER ? floor->number : NAN;
+}
+
+// Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
+// text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
+template <typename Model> size_t right_answers(Model& model, int batch, const Examples& e, int eot, const std::string& path) {
+    size_t right = 0;
+    auto row_at = [&](size_t i) {
+        const std::vector<int> &prompt = e.tokens[i * e.segments], &response = e.tokens[i * e.segments + 1];
+        Row row{{eot}, {}};
+        row.x.insert(row.x.end(), prompt.begin(), prompt.end());
+        row.y.assign(prompt.size(), -1);
+        row.x.insert(row.x.end(), response.begin(), response.end());
+        row.y.insert(row.y.end(), response.begin(), response.end());
+        row.y.push_back(eot);
+        if (row.x.size() > (size_t)model.T)
+            die("%s: example %zu: %zu tokens do not fit the context of %d", path.c_str(), i, row.x.size(), model.T);
+        return row;
+    };
+    score(model, batch, e.size(), row_at, [&](size_t, const Row& row, const real*, const int* best) {
+        bool all = true;
+        for (size_t t = 0; t < row.y.size(); t++) all = all && (row.y[t] < 0 || row.y[t] == best[t]);
+        right += all;
+    });
+    return right;
+}
+
+// Multiple choice in llm.c's format: 256 int32 {magic, 1, examples, bytes of the longest}, then uint16 streams.
+struct Choices {
+    struct Example { int label; std::vector<int> context; std::vector<std::vector<int>> completions; };
+    std::vector<Example> examples;
+
+    Choices(const std::string& path, int V, int T) {
+        Mapped f(path);
+        const char* name = path.c_str();
+        if (f.size < HEADER || f.at<int32_t>(0) != 20240522 || f.at<int32_t>(4) != 1)
+            die("%s: byte 0: expected magic 20240522 and version 1 of a multiple choice file", name);
+        size_t at = HEADER, count = f.at<uint32_t>(8);
+        for (size_t e = 0; e < count; e++) {
+            size_t begin = at;
+            auto word = [&] {
+                if (at + 2 > f.size) die("%s: byte %zu: the file ends inside example %zu of %zu", name, at, e, count);
+                return at += 2, f.at<uint16_t>(at - 2);
+            };
+            auto tokens = [&] {
+                std::vector<int> v(word());
+                for (int& t : v)
+                    if ((t = word()) >= V) die("%s: byte %zu: token %d is not below the vocabulary size %d", name, at - 2, t, V);
+                return v;
+            };
+            if (int found = word(); found != 65535) die("%s: byte %zu: found %d, expected 65535, the start of example %zu", name, at - 2, found, e);
+            size_t bytes = word(), index = word(), label = word(), options = word();
+            if (index != e || options < 2 || label >= options)
+                die("%s: byte %zu: example %zu: found index %zu, label %zu of %zu completions", name, begin, e, index, label, options);
+            Example example{(int)label, tokens(), {}};
+            for (size_t k = 0; k < options; k++) {
+                example.completions.push_back(tokens());
+                size_t length = example.context.size() + example.completions.back().size();
+                if (example.context.empty() || example.completions.back().empty() || length > (size_t)T)
+                    die("%s: byte %zu: example %zu: context and completion of %zu tokens, expected at least 1 and 1, at most the "
+                        "context of %d", name, begin, e, length, T);
+            }
+            if (at - begin != bytes) die("%s: byte %zu: example %zu takes %zu bytes, its header says %zu", name, begin, e, at - begin, bytes);
+            examples.push_back(example);
+        }
+        if (examples.empty() || at != f.size) die("%s: byte %zu: %zu examples, then %zu more bytes", name, at, count, f.size - at);
+    }
+};
+
+// acc takes the completion of the highest total log-probability, acc_norm of the highest mean per token.
+template <typename Model> void multiple_choice(Model& model, int batch, const Choices& choices) {
+    std::vector<std::pair<int, int>> rows;                                   // example, completion
+    for (size_t e = 0; e < choices.examples.size(); e++)
+        for (size_t k = 0; k < choices.examples[e].completions.size(); k++) rows.push_back({(int)e, (int)k});
+    auto row_at = [&](size_t i) {
+        const Choices::Example& e = choices.examples[rows[i].first];
+        const std::vector<int>& completion = e.completions[rows[i].second];
+        Row row{e.context, std::vector<int>(e.context.size() - 1, -1)};
+        row.x.insert(row.x.end(), completion.begin(), completion.end());
+        row.y.insert(row.y.end(), completion.begin(), completion.end());
+        row.x.pop_back();
+        return row;
+    };
+    double best_sum = 0, best_mean = 0;
+    int by_sum = 0, by_mean = 0, acc = 0, acc_norm = 0;
+    score(model, batch, rows.size(), row_at, [&](size_t i, const Row& row, const real* logprob, const int*) {
+        auto [example, k] = rows[i];
+        const Choices::Example& e = choices.examples[example];
+        double sum = 0;
+        for (size_t t = 0; t < row.y.size(); t++) if (row.y[t] >= 0) sum += logprob[t];
+        double mean = sum / e.completions[k].size();
+        if (k == 0 || sum > best_sum) best_sum = sum, by_sum = k;
+        if (k == 0 || mean > best_mean) best_mean = mean, by_mean = k;
+        if (k + 1 == (int)e.completions.size()) acc += by_sum == e.label, acc_norm += by_mean == e.label;
+    });
+    double n = choices.examples.size();
+    printf("acc %.4f (%d of %.0f), acc_norm %.4f (%d of %.0f)\n", acc / n, acc, n, acc_norm / n, acc_norm, n);
+}
+
+/* Draws a token from softmax(logits / temperature), cut to the top_k likeliest and then to the fewest of them whose
+   probabilities reach top_p of their sum.     source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
+inline int pick(const std::vector<float>& logits, const Options& o, Rng& rng) {
+    std::vector<int> ids(logits.size());
+    std::iota(ids.begin(), ids.end(), 0);
+    auto likelier = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
+    if (o.temperature == 0) return *std::min_element(ids.begin(), ids.end(), likelier);
+    if (o.top_k && (size_t)o.top_k < ids.size()) {
+        std::nth_element(ids.begin(), ids.begin() + o.top_k - 1, ids.end(), likelier);
+        ids.resize(o.top_k);
+    }
+    if (o.top_p < 1) std::sort(ids.begin(), ids.end(), likelier);
+    float highest = logits[*std::min_element(ids.begin(), ids.end(), likelier)];
+    std::vector<double> p(ids.size());
+    for (size_t i = 0; i < ids.size(); i++) p[i] = std::exp((logits[ids[i]] - highest) / o.temperature);
+    double total = std::accumulate(p.begin(), p.end(), 0.0), kept = total;
+    if (o.top_p < 1) {
+        size_t n = 0;
+        for (kept = 0; n < ids.size() && kept < o.top_p * total;) kept += p[n++];
+        ids.resize(n);
+    }
+    double u = rng.uniform() * kept;
+    for (size_t i = 0; i + 1 < ids.size(); i++) if ((u -= p[i]) < 0) return ids[i];
+    return ids.back();
+}
+
+/* Writes up to o.tokens tokens after the prompt, in o.samples texts; emit(sample, token) sees them as they come. An end
+   of text ends a sample. When the context is full, its later half becomes the prompt again. A sample depends on the seed
+   and its number, not on how many are made beside it. */
+template <typename Model, typename Emit> void generate(Model& model, const Options& o, const std::vector<int>& prompt, int eot, Emit emit) {
+    const int V = model.c.V;
+    for (int first = 0; first < o.samples; first += model.B) {
+        const int B = std::min<int>(model.B, o.samples - first);
+        std::vector<std::vector<int>> rows(B, prompt);
+        std::vector<bool> ended(B, false);
+        std::vector<Rng> rng;
+        for (int b = 0; b < B; b++) rng.emplace_back(o.seed, first + b + 1);
+        std::vector<float> logits(V);
+        int held = 0;                                                        // tokens of each row that the model holds
+        for (int64_t made = 0; made < o.tokens && std::count(ended.begin(), ended.end(), false); made++) {
+            int length = rows[0].size();
+            if (length > model.T)
+                for (auto& row : rows) row.erase(row.begin(), row.end() - std::max(1, model.T / 2)), length = row.size(), held = 0;
+            std::vector<int> x;
+            for (auto& row : rows) x.insert(x.end(), row.begin() + held, row.end());
+            model.extend(x.data(), B, held, length - held);
+            for (int b = 0; b < B; b++) {
+                model.logits((b + 1) * (length - held) - 1, logits.data());
+                int token = pick(logits, o, rng[b]);
+                if (!ended[b] && token == eot) ended[b] = true;
+                if (!ended[b]) emit(first + b, token);
+                rows[b].push_back(token);
+            }
+            held = length;
+        }
+    }
+}
+
+inline std::string show_tokens(const std::vector<int>& ids, const Tokenizer* tokenizer) {
+    std::string s;
+    for (int id : ids)
+        if (!tokenizer) s += format(s.empty() ? "%d" : " %d", id);
+        else if (id < tokenizer->vocab()) s += tokenizer->decode(id);
+    return s;
+}
+
+// Samples as text, one after the other.
+template <typename Model> std::vector<std::string> sample_texts(Model& model, const Options& o, const std::vector<int>& prompt, int eot, const Tokenizer* tokenizer) {
+    std::vector<std::vector<int>> ids(o.samples);
+    generate(model, o, prompt, eot, [&](int sample, int token) { ids[sample].push_back(token); });
+    std::vector<std::string> texts;
+    for (auto& v : ids) texts.push_back(show_tokens(v, tokenizer));
+    return texts;
+}
+
+/* A model whose context is full is a Markov chain over its V^T contexts: token v leads from (a, b, ..) to (b, .., v).
+   Prints that chain as a Graphviz digraph, each arrow with its token and probability. */
+template <typename Model> void graph(Model& model) {
+    const int V = model.c.V, T = model.T;
+    const double contexts = std::pow(V, T);
+    if (contexts * V > 65536)
+        die("graph: %d^%d contexts of %d arrows each are too many to draw; at most 65536 arrows", V, T, V);
+    std::vector<float> logits(V);
+    printf("digraph gpt {\n  rankdir=LR;\n  node [shape=box];\n");
+    for (int state = 0; state < (int)contexts; state++) {
+        std::vector<int> x(T);
+        for (int t = T - 1, rest = state; t >= 0; t--, rest /= V) x[t] = rest % V;
+        auto name = [&](const std::vector<int>& tokens) {
+            std::string s;
+            for (int token : tokens) s += (V > 10 && !s.empty()) ? format(" %d", token) : format("%d", token);
+            return s;
+        };
+        model.extend(x.data(), 1, 0, T);
+        model.logits(T - 1, logits.data());
+        double highest = *std::max_element(logits.begin(), logits.end()), sum = 0;
+        for (float z : logits) sum += std::exp(z - highest);
+        for (int v = 0; v < V; v++) {
+            std::vector<int> to(x.begin() + 1, x.end());
+            to.push_back(v);
+            printf("  \"%s\" -> \"%s\" [label=\"%d (%.0f%%)\"];\n", name(x).c_str(), name(to).c_str(), v,
+                   100 * std::exp(logits[v] - highest) / sum);
+        }
+    }
+    printf("}\n");
+}
+
+// ---- 11. train -------------------------------------------------------------------------------------------------------
+// The loop, and what a user sees of it. OUT/log.jsonl has one JSON object a line; on resume it is rewound to the
+// checkpoint's step. Everything random is a function of the seed and the step.
+inline volatile sig_atomic_t stop_signal = 0;
+inline void on_signal(int signal) {
+    if (stop_signal) _exit(128 + signal);
+    stop_signal = signal;
+}
+
+// The run's directory, held against a second writer for as long as this object lives.
+struct RunDirectory {
+    std::string path;
+    int lock = -1;
+    FILE* log = nullptr;
+
+    RunDirectory(const std::string& path, bool resume) : path(path) {
+        const char* name = path.c_str();
+        std::error_code error;
+        fs::create_directories(path, error);
+        if (error) die("%s: cannot create: %s", name, error.message().c_str());
+        lock = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (lock < 0) die("%s: cannot open: %s", name, strerror(errno));
+        if (flock(lock, LOCK_EX | LOCK_NB) != 0) die("%s: another train_gpt is writing there", name);
+        if (!resume && !fs::is_empty(path, error))
+            die("%s: is not empty; choose another --out, or go on with --resume", name);
+        for (auto& entry : fs::directory_iterator(path, error))           // left by a killed run
+            if (entry.path().extension() == ".partial") fs::remove_all(entry.path(), error);
+    }
+    ~RunDirectory() {
+        if (log) fclose(log);
+        if (lock >= 0) close(lock);
+    }
+    RunDirectory(const RunDirectory&) = delete;
+    RunDirectory& operator=(const RunDirectory&) = delete;
+
+    std::string log_path() const { return path + "/log.jsonl"; }
+
+    // Keeps what the log says of steps up to `step`, and opens it for more.
+    void rewind_log(int64_t step) {
+        std::string kept;
+        if (step > 0 && fs::exists(log_path())) {
+            std::string all = read_file(log_path());
+            for (size_t begin = 0, end; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
+                std::string line = all.substr(begin, end - begin);
+                try {
+                    Json j = parse_json(line, log_path());
+                    const Json* at = j.find("step");
+                    if (at && at->number <= step) kept += line + "\n";
+                } catch (const Error&) {}                                              // a torn line
+            }
+        }
+        write_file(log_path() + ".new", kept);
+        std::error_code error;
+        fs::rename(log_path() + ".new", log_path(), error);
+        if (error || !(log = fopen(log_path().c_str(), "a"))) die("%s: cannot write", log_path().c_str());
+    }
+    void put(const std::string& line) {
+        if (fprintf(log, "%s\n", line.c_str()) < 0 || fflush(log) != 0) die("%s: cannot write: %s", log_path().c_str(), strerror(errno));
+    }
+};
+
+// JSON has no nan and no infinity.
+inline std::string json_number(double v) { return std::isfinite(v) ? show(number(v)) : "null"; }
+
+inline std::string options_json(const Options& o) {
+    std::string s;
+    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
+        if (strchr(verbs, 't') && name != "resume") s += (s.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(show(v));
+    });
+    return "{" + s + "}";
+}
+
+// Options of a run that is resumed: those it had, and those on the command line that may differ.
+inline Options resumed_options(const Options& given, const Json& stored, const std::string& where) {
+    Options o = given;
+    for_each_option(o, [&](std::string name, auto& v, const char* allowed, const char* verbs, const char*) {
+        const Json* old = stored.find(name);
+        if (!old || name == "out") return;
+        std::string now = show(v);
+        bool is_given = given.has(name.c_str()), may_differ = strchr(verbs, 'R');
+        if (is_given && may_differ) return;
+        if ((name == "steps" && given.has("epochs")) || (name == "epochs" && given.has("steps"))) return;
+        const char* any = show(std::decay_t<decltype(v)>{}) == old->string || old->string == "-1" ? nullptr : allowed;
+        try {
+            if (any) parse_value(name, old->string.c_str(), any, v);
+            else v = std::decay_t<decltype(v)>{};
+        } catch (const Error& e) { die("%s: %s", where.c_str(), e.line.c_str()); }
+        if (is_given && show(v) != now)
+            die("%s %s: the run in %s has %s, and a resumed run must not differ in it", dashed(name).c_str(), now.c_str(),
+                given.out.c_str(), old->string.empty() ? "none" : old->string.c_str());
+    });
+    return o;
+}
+
+// One line a step; on a terminal each takes the place of the last.
+struct Display {
+    const bool terminal = isatty(STDOUT_FILENO);
+    std::vector<double> losses;              // smoothed, for the sparkline
+    double ms = 0;                           // smoothed
+    double peak, flops_per_token, floor, val_loss = NAN;
+    int64_t steps;
+
+    std::string sparkline() const {
+        const int width = 12;
+        if (losses.size() < 2) return "";
+        std::vector<double> points;
+        for (int i = 0; i < width; i++) points.push_back(losses[(losses.size() - 1) * i / (width - 1)]);
+        auto [low, high] = std::minmax_element(points.begin(), points.end());
+        std::string s = "  ";
+        for (double p : points) s += std::string("▁▂▃▄▅▆▇█").substr(3 * int(7.99 * (p - *low) / (*high - *low + 1e-9)), 3);
+        return s;
+    }
+    void step(int64_t step, double loss, double norm, double lr, double step_ms, double tokens) {
+        losses.push_back(losses.empty() ? loss : 0.9 * losses.back() + 0.1 * loss);
+        ms = ms == 0 ? step_ms : 0.9 * ms + 0.1 * step_ms;
+        const double rate = tokens / step_ms * 1e3, flops = rate * flops_per_token, left = ms * (steps - step) / 1e3;
+        std::string line = format("step %lld/%lld  loss %.4f", (long long)step, (long long)steps, loss);
+        if (std::isfinite(floor)) line += format(" (floor %.4f)", floor);
+        if (std::isfinite(val_loss)) line += format("  val %.4f", val_loss);
+        line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %.1f GFLOP/s (%.0f%%)  ETA %d:%02d:%02d", norm, lr, step_ms,
+                       rate, flops / 1e9, 100 * flops / peak, int(left / 3600), int(left / 60) % 60, int(left) % 60);
+        if (terminal) printf("\r%s%s\x1b[K", line.c_str(), sparkline().c_str());
+        else printf("%s\n", line.c_str());
+        fflush(stdout);
+    }
+    // an ordinary line between step lines
+    __attribute__((format(printf, 2, 3))) void say(const char* fmt, ...) {
+        va_list args;
+        va_start(args, fmt);
+        printf("%s%s\n", terminal && !losses.empty() ? "\n" : "", vformat(fmt, args).c_str());
+        va_end(args);
+        fflush(stdout);
+    }
+};
+
+// The shape that --init and the size options ask for; fills in the options it decides, so that they can be printed.
+inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer* tokenizer) {
+    Config c;
+    if (file) {
+        c = config_of(*file, o.heads);
+        auto same = [&](const char* name, integer asked, integer is) {
+            if (o.has(name) && asked != is)
+                die_usage("%s %lld: %s has %lld", dashed(name).c_str(), (long long)asked, file->path.c_str(), (long long)is);
+        };
+        same("layers", o.layers, c.L), same("channels", o.channels, c.C), same("vocab", o.vocab, c.V);
+        same("bias", o.bias, c.bias), same("tied", o.tied, c.tied);
+        if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", (long long)o.context, file->path.c_str(), c.T);
+        if (o.context == 0) o.context = std::min(c.T, 1024);
+    } else {
+        if (o.init == "custom" && (!o.layers || !o.heads || !o.channels))
+            die_usage("--init custom: give --layers, --heads and --channels");
+        for (const Preset& p : PRESETS) if (o.init == p.name) c.L = p.L, c.NH = p.NH, c.C = p.C;
+        if (o.layers) c.L = o.layers;
+        if (o.heads) c.NH = o.heads;
+        if (o.channels) c.C = o.channels;
+        c.V = o.vocab ? o.vocab : tokenizer ? tokenizer->vocab() : 50257;
+        if (o.context == 0) o.context = 1024;
+        c.T = o.context, c.bias = o.bias, c.tied = o.tied;
+        if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);
+    }
+    if (tokenizer && tokenizer->vocab() > c.V)
+        die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
+    o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
+    return c;
+}
+
+inline bool is_preset(const std::string& init) {
+    return init == "custom" || std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
+}
+
+// Says which gradient went wrong first, in the order of the forward pass.
+template <typename Model> std::string first_bad_gradient(const Model& model) {
+    std::vector<float> g;
+    for (size_t i = 0; i < model.layout.tensors.size(); i++) {
+        g.resize(model.layout.tensors[i].count());
+        model.get(GRADIENT, i, g.data());
+        for (float f : g) if (!std::isfinite(f)) return "gradient of " + model.layout.tensors[i].name;
+    }
+    return "none of the gradients";
+}
+
+template <typename Model> void train(Options o) {
+    // A new directory is made when everything else is known to be right; an old one is held from the start.
+    std::unique_ptr<RunDirectory> run;
+    if (o.resume) run = std::make_unique<RunDirectory>(o.out, true);
+
+    // Where the run stands. Without a whole checkpoint a resumed run begins again, with the options its log began with.
+    std::vector<std::string> found = o.resume ? checkpoints_in(o.out) : std::vector<std::string>();
+    const std::string from = found.empty() ? "" : found.back();
+    Position position;
+    size_t windows_then = 0;
+    if (o.resume) {
+        Json stored;
+        std::string where = from.empty() ? run->log_path() : from + "/state.json";
+        if (!from.empty()) {
+            Json state = verify_checkpoint(from);
+            const Json *step = state.find("step"), *windows = state.find("windows"), *options = state.find("options");
+            if (!step || !windows || !options) die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
+            position.step = step->number, windows_then = windows->number, stored = *options;
+        } else if (fs::exists(where)) {
+            std::string log = read_file(where);
+            if (log.find('\n') != log.npos) {
+                Json first = parse_json(log.substr(0, log.find('\n')), where);
+                if (const Json* options = first.find("options")) stored = *options;
+            }
+        }
+        if (stored.kind == Json::OBJECT) o = resumed_options(o, stored, where);
+        if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
+    }
+
+    // The model's shape: of the checkpoint, of the weights to start from, or of the options.
+    std::unique_ptr<ModelFile> start;
+    if (!from.empty()) start = std::make_unique<ModelFile>(open_model(from));
+    else if (!is_preset(o.init)) start = std::make_unique<ModelFile>(open_model(o.init));
+    std::vector<std::string> beside;
+    if (!from.empty()) beside.push_back(from);
+    beside.push_back(directory_of(glob_files(o.train, "--train")[0]));
+    if (start) beside.push_back(start->directory);
+    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, beside);
+    const Config c = resolve_config(o, start.get(), tokenizer.get());
+    const int B = o.batch, T = o.context, eot = end_of_text(tokenizer.get(), c.V);
+    if (o.min_lr < 0) o.min_lr = 0.1 * o.lr;
+    if (o.tokens_per_step == 0) o.tokens_per_step = o.batch * o.context;
+    if (o.tokens_per_step % (o.batch * o.context))
+        die_usage("--tokens-per-step %lld: not a multiple of batch x context = %lld", (long long)o.tokens_per_step,
+                  (long long)(o.batch * o.context));
+    if (o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
+
+    // The data. An epoch ends where its last window does: the rows of a step beyond it stay empty.
+    Windows windows(o.train, o.rows, !o.raw.empty(), T, c.V, o.seed);
+    const size_t per_step = o.tokens_per_step / T, end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows.total));
+    const int64_t steps = o.steps ? o.steps : (end + per_step - 1) / per_step;
+    if (!from.empty() && windows_then != windows.total)
+        die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(), windows.total,
+            o.out.c_str(), windows_then);
+    position.windows = windows.total;
+    std::unique_ptr<ValidationRows> val;
+    if (!o.val.empty())
+        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, c.V, eot, o.eval_rows);
+    std::unique_ptr<Examples> answers;
+    if (!o.answers.empty()) answers = std::make_unique<Examples>(o.answers, c.V);
+    const double floor = known_floor(o);
+
+    if (!run) run = std::make_unique<RunDirectory>(o.out, false);
+    Model model(c, B, T, true);
+    if (start) load_tensors(model, WEIGHT, start->tensors, start->path);
+    else model.initialize(o.seed);
+    if (!from.empty()) {
+        Safetensors moments(from + "/optimizer.safetensors");
+        load_tensors(model, MOMENT1, moments.tensors, moments.file.path, "m.");
+        load_tensors(model, MOMENT2, moments.tensors, moments.file.path, "v.");
+    }
+    start.reset();
+    const AdamW adamw{o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
+    const Schedule schedule{o.schedule, o.lr, o.min_lr, o.warmup, steps};
+
+    Display display;
+    display.steps = steps, display.floor = floor, display.peak = Model::measure_peak();
+    display.flops_per_token = c.flops_per_token(model.layout.parameters, T);
+    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
+        if (strchr(verbs, 't') && !show(v).empty()) printf("%s %s  ", dashed(name).c_str(), show(v).c_str());
+    });
+    display.say("\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", model.layout.parameters, (long long)steps,
+                (long long)o.tokens_per_step, windows.total, model.describe(display.peak).c_str());
+    if (!from.empty()) display.say("resumed from %s", from.c_str());
+    else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
+    run->rewind_log(position.step);
+    if (position.step == 0)
+        run->put(format("{\"event\": \"run\", \"step\": 0, \"parameters\": %zu, \"steps\": %lld, \"floor\": %s, \"options\": %s}",
+                       model.layout.parameters, (long long)steps, json_number(floor).c_str(), options_json(o).c_str()));
+
+    std::string saved = from;
+    auto save = [&] {
+        saved = save_checkpoint(model, o, position, tokenizer.get());
+        run->put(format("{\"event\": \"checkpoint\", \"step\": %lld, \"path\": %s}", (long long)position.step, json_quote(saved).c_str()));
+    };
+    auto evaluate = [&] {
+        Validation v = validate(model, B, *val, tokenizer.get());
+        display.val_loss = v.loss();
+        display.say("%s", v.line().c_str());
+        std::string known = std::isfinite(floor) ? ", \"floor\": " + json_number(floor) : "";
+        run->put(format("{\"event\": \"eval\", \"step\": %lld, \"val_loss\": %s, \"bits_per_byte\": %s%s}", (long long)position.step,
+                       json_number(v.loss()).c_str(), json_number(v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN).c_str(), known.c_str()));
+        return v;
+    };
+    auto sample = [&](int samples) {
+        Options s = o;
+        s.samples = samples, s.tokens = std::min(T, 200), s.seed = o.seed + position.step;
+        std::vector<std::string> texts = sample_texts(model, s, {eot >= 0 ? eot : 0}, eot, tokenizer.get());
+        for (size_t i = 0; i < texts.size(); i++) {
+            display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
+            run->put(format("{\"event\": \"sample\", \"step\": %lld, \"text\": %s}", (long long)position.step, json_quote(texts[i]).c_str()));
+        }
+    };
+
+    std::vector<int> x(B * T), y(B * T);
+    while (position.step < steps && !stop_signal) {
+        const double began = seconds();
+        const int64_t step = position.step + 1;
+        std::vector<Row> rows;
+        size_t targets = 0;
+        for (size_t i = 0; i < per_step; i++) {
+            size_t g = position.step * per_step + i;
+            rows.push_back(windows.row(g < end ? g : 0));
+            if (g >= end) std::fill(rows.back().y.begin(), rows.back().y.end(), -1);
+            targets += T - std::count(rows.back().y.begin(), rows.back().y.end(), -1);
+        }
+        double loss = 0;
+        for (size_t first = 0; first < per_step; first += B) {
+            for (int b = 0; b < B; b++) {
+                std::copy(rows[first + b].x.begin(), rows[first + b].x.end(), x.begin() + b * T);
+                std::copy(rows[first + b].y.begin(), rows[first + b].y.end(), y.begin() + b * T);
+            }
+            loss += model.forward(x.data(), y.data(), nullptr, targets, B, T, true);
+            model.backward();
+        }
+        const double norm = model.gradient_norm(), lr = lr_at(schedule, position.step);
+        if (!std::isfinite(loss) || !std::isfinite(norm))
+            die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", (long long)step, loss, norm,
+                std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss", saved.empty() ? "none" : saved.c_str());
+        AdamW now = adamw;
+        now.lr = lr;
+        model.update(now, o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0, step);
+        position.step = step;
+        const double ms = (seconds() - began) * 1e3, tokens = (double)std::min<double>((double)step * per_step, (double)end) * T;
+        display.step(step, loss, norm, lr, ms, (double)o.tokens_per_step);
+        run->put(format("{\"event\": \"step\", \"step\": %lld, \"loss\": %.9g, \"norm\": %.9g, \"lr\": %.9g, \"ms\": %.3f, "
+                       "\"tokens_per_s\": %.1f, \"tokens\": %.0f}", (long long)step, loss, norm, lr, ms, o.tokens_per_step / ms * 1e3, tokens));
+        auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
+        if (val && due(o.eval_every)) evaluate();
+        if (due(o.sample_every)) sample(1);
+        if (due(o.save_every) || (stop_signal && step < steps)) save();
+    }
+    if (position.step < steps) {
+        if (saved.empty() || saved != o.out + format("/step_%08lld", (long long)position.step)) save();
+        display.say("stopped after step %lld; go on with: ./train_gpt train --resume --out %s", (long long)position.step, o.out.c_str());
+        return;
+    }
+    if (saved.empty() || saved != o.out + format("/step_%08lld", (long long)position.step)) save();
+    if (val) {
+        Validation v = evaluate();
+        if (std::isfinite(floor)) display.say("val loss %.4f nats/token, floor %.4f", v.loss(), floor);
+    }
+    if (answers) display.say("answers right %zu of %zu", right_answers(model, B, *answers, eot, o.answers), answers->size());
+    if (o.sample_every) sample(3);
+    display.say("saved %s", saved.c_str());
+}
+
+// ---- 12. main --------------------------------------------------------------------------------------------------------
+template <typename Model> void run_verb(Options o) {
+    if (o.verb == "train") return train<Model>(o);
+    ModelFile file = open_model(o.model);
+    const Config c = config_of(file, o.heads);
+    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, {file.directory});
+    if (tokenizer && tokenizer->vocab() > c.V)
+        die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V, tokenizer->vocab());
+    const int eot = end_of_text(tokenizer.get(), c.V);
+    if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", (long long)o.context, file.path.c_str(), c.T);
+    const int T = o.context ? o.context : c.T;
+    const int B = o.verb == "sample" ? std::min<integer>(o.samples, 64) : o.verb == "graph" ? 1 : o.batch;
+    if (o.verb == "eval" && o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
+
+    std::vector<int> prompt;
+    if (o.verb == "sample") {
+        if (tokenizer) prompt = tokenizer->encode(o.prompt);
+        else for (const char* s = o.prompt.c_str(); *s;) {
+            char* after;
+            long id = strtol(s, &after, 10);
+            if (after == s || id < 0 || id >= c.V || (*after && *after != ' '))
+                die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d", o.prompt.c_str(), file.path.c_str(), c.V);
+            prompt.push_back(id);
+            for (s = after; *s == ' ';) s++;
+        }
+        if (prompt.empty()) prompt.push_back(eot >= 0 ? eot : 0);
+        if (prompt.size() > (size_t)T)
+            die_usage("--prompt: %zu tokens do not fit the context of %d; shorten it", prompt.size(), T);
+    }
+    // everything is read and checked before the model is made
+    std::unique_ptr<ValidationRows> val;
+    std::unique_ptr<Choices> choices;
+    std::unique_ptr<Examples> answers;
+    if (!o.val.empty())
+        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, c.V, eot, o.has("eval_rows") ? o.eval_rows : 0);
+    if (!o.choices.empty()) choices = std::make_unique<Choices>(o.choices, c.V, T);
+    if (!o.answers.empty()) answers = std::make_unique<Examples>(o.answers, c.V);
+    if (answers && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
+    const double floor = o.verb == "eval" ? known_floor(o) : NAN;
+
+    Model model(c, B, T, false);
+    load_tensors(model, WEIGHT, file.tensors, file.path);
+    if (o.verb == "graph") graph(model);
+    if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
+    if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
+    if (choices) multiple_choice(model, B, *choices);
+    if (answers) printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot, o.answers), answers->size());
+    if (o.verb == "sample" && o.samples == 1) {                                          // as they come
+        printf("%s", o.prompt.c_str());
+        generate(model, o, prompt, eot, [&](int, int token) {
+            printf("%s%s", tokenizer || o.prompt.empty() ? "" : " ", show_tokens({token}, tokenizer.get()).c_str());
+            fflush(stdout);
+        });
+        printf("\n");
+    } else if (o.verb == "sample") {
+        std::vector<std::string> texts = sample_texts(model, o, prompt, eot, tokenizer.get());
+        for (size_t i = 0; i < texts.size(); i++) printf("--- sample %zu\n%s%s\n", i + 1, o.prompt.c_str(), texts[i].c_str());
+    }
+}
+
+// What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.
+template <typename Model> int run_program(int argc, char** argv) {
+    signal(SIGXFSZ, SIG_IGN);                                                             // a full disk is an error, not a signal
+    signal(SIGPIPE, SIG_DFL);
+    try {
+        std::vector<std::string> words(argv + 1, argv + argc);
+        if (words.empty()) return fputs(USAGE, stderr), 2;
+        for (const std::string& word : words) if (word == "--help" || word == "-h") return print_help(), 0;
+        Options o = parse_options(words);
+        if (o.threads) omp_set_num_threads(o.threads);
+        if (o.verb == "train") signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
+        run_verb<Model>(o);
+        if (fflush(stdout) != 0) die("standard output: cannot write: %s", strerror(errno));
+        return 0;
+    } catch (const Error& e) {
+        fflush(stdout);
+        fprintf(stderr, "error: %s\n", e.line.c_str());
+        return e.exit_code;
+    } catch (const std::bad_alloc&) {
+        fflush(stdout);
+        fprintf(stderr, "error: out of memory\n");
+        return 1;
+    }
+}
+
+#ifndef NO_CPU_MAIN
+int main(int argc, char** argv) { return run_program<cpu::Model>(argc, argv); }
+#endif
