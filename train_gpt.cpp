@@ -52,6 +52,7 @@
 #include <omp.h>
 #else
 inline int omp_get_max_threads() { return 1; }
+inline int omp_get_thread_num() { return 0; }
 inline void omp_set_num_threads(int) {}
 #endif
 
@@ -2617,8 +2618,8 @@ struct RunDirectory {
 
     std::string log_path() const { return path + "/log.jsonl"; }
 
-    // Keeps what the log says of steps up to `step`, and opens it for more.
-    void rewind_log(int64_t step) {
+    // Keeps what the log says of steps up to `step`, and opens it for more. What follows the last step is made again.
+    void rewind_log(int64_t step, int64_t last) {
         std::string kept;
         if (step > 0 && fs::exists(log_path())) {
             std::string all = read_file(log_path());
@@ -2626,8 +2627,9 @@ struct RunDirectory {
                 std::string line = all.substr(begin, end - begin);
                 try {
                     Json j = parse_json(line, log_path());
-                    const Json* at = j.find("step");
-                    if (at && at->number <= step) kept += line + "\n";
+                    const Json *at = j.find("step"), *event = j.find("event");
+                    bool redone = step == last && event && event->string != "step";
+                    if (at && at->number <= step - redone) kept += line + "\n";
                 } catch (const Error&) {}                                              // a torn line
             }
         }
@@ -2846,7 +2848,7 @@ template <typename Model> void train(Options o) {
                 (long long)o.tokens_per_step, windows.total, model.describe(display.peak).c_str());
     if (!from.empty()) display.say("resumed from %s", from.c_str());
     else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
-    run->rewind_log(position.step);
+    run->rewind_log(position.step, steps);
     if (position.step == 0)
         run->put(format("{\"event\": \"run\", \"step\": 0, \"parameters\": %zu, \"steps\": %lld, \"floor\": %s, \"options\": %s}",
                        model.layout.parameters, (long long)steps, json_number(floor).c_str(), options_json(o).c_str()));

@@ -1,0 +1,548 @@
+/* dev/data/shards.cpp -- text and JSON Lines in, the shards that train_gpt reads out; trains a tokenizer, too.
+       make build/shards && build/shards --help
+
+   encode     The input is taken in pieces, each cut where no word of the tokenizer crosses (safe_cut), so pieces can be
+              encoded by several threads and written one after another: the tokens do not depend on the size of the
+              pieces nor on the number of threads, and memory holds one batch of pieces, however long the input is.
+   bpe        Words are counted first, then pairs of tokens within distinct words; a join touches the words that hold
+              the pair and no others. */
+#define NO_CPU_MAIN
+#include "../../train_gpt.cpp"
+
+namespace shards {
+
+// ---- options: one row each, for the parser and --help ---------------------------------------------------------------
+const char* const VERBS[][2] = {
+    {"encode", "text or .jsonl to token shards PREFIX_train.bin, PREFIX_val.bin; merges.txt, vocab.json beside them"},
+    {"bpe", "trains a byte-level BPE on text or .jsonl; writes DIR/merges.txt and DIR/vocab.json"},
+    {"examples", ".jsonl with prompt, response or prompt, chosen, rejected to an example shard"},
+    {"decode", "a token shard back to text, on standard output"},
+};
+
+struct Flag {
+    const char *name, *argument, *verbs, *value, *help;      // value: the default, nullptr if it has to be given
+};
+const Flag FLAGS[] = {
+    {"in", "FILE", "encode bpe examples decode", nullptr, "the input; a name that ends in .jsonl is JSON Lines"},
+    {"out", "PATH", "encode bpe examples", nullptr, "encode: PREFIX; bpe: DIR; examples: FILE; old ones are replaced"},
+    {"tokenizer", "FILE", "encode examples decode", nullptr, "merges file, or the word bytes for none"},
+    {"split", "TEXT", "encode", "", "what separates documents in a text (\\n, \\t, \\r, \\\\ understood); white space "
+                                    "stays with the document before it, any other separator is removed"},
+    {"field", "NAME", "encode bpe", "text", "the member of a JSON line that holds a document's text"},
+    {"val-tokens", "N", "encode", "0", "the first N tokens are for validation"},
+    {"val-fraction", "F", "encode", "0", "the first part of the input, F of its bytes, is for validation"},
+    {"shard-tokens", "N", "encode", "100000000", "tokens in one file; more go to PREFIX_train_000000.bin and so on"},
+    {"vocab", "N", "bpe", nullptr, "all tokens: 256 bytes, merges, end of text"},
+    {"eot", "TEXT", "decode", "<|endoftext|>", "what to print for end of text (\\n as in --split)"},
+};
+
+struct Arguments {
+    int verb = 0;                                            // its row
+    std::map<std::string, std::string> values;
+
+    const std::string& operator[](const char* name) const { return values.at(name); }
+
+    double number(const char* name, double low, double high, bool whole) const {
+        const std::string& text = values.at(name);
+        char* end = nullptr;
+        double value = strtod(text.c_str(), &end);
+        bool digits = !text.empty() && text.find_first_not_of("0123456789.") == text.npos;
+        if (!digits || *end || (whole && text.find('.') != text.npos))
+            die_usage("--%s %s: not %s", name, json_quote(text).c_str(), whole ? "a whole number" : "a number");
+        if (!(value >= low && value <= high))
+            die_usage("--%s %s: out of range, expected %.10g to %.10g", name, text.c_str(), low, high);
+        return value;
+    }
+    std::string unescaped(const char* name) const {
+        std::string out;
+        const std::string& text = values.at(name);
+        for (size_t i = 0; i < text.size(); i++) {
+            if (text[i] != '\\') { out += text[i]; continue; }
+            const char *codes = "ntr\\", *found = ++i < text.size() ? strchr(codes, text[i]) : nullptr;
+            if (!found) die_usage("--%s %s: after \\ expected n, t, r or another \\", name, json_quote(text).c_str());
+            out += "\n\t\r\\"[found - codes];
+        }
+        return out;
+    }
+};
+
+inline Arguments parse_arguments(int argc, char** argv) {
+    Arguments a;
+    std::string names;
+    for (auto& [name, help] : VERBS) names += std::string(names.empty() ? "" : ", ") + name;
+    const std::string word = argc > 1 ? argv[1] : "";
+    while (a.verb < (int)std::size(VERBS) && word != VERBS[a.verb][0]) a.verb++;
+    if (a.verb == (int)std::size(VERBS))
+        die_usage("%s: not a verb, expected one of %s; see --help", json_quote(word).c_str(), names.c_str());
+    for (int i = 2; i < argc; i++) {
+        std::string name = argv[i], value;
+        size_t equals = name.find('=');
+        const Flag* flag = nullptr;
+        for (const Flag& f : FLAGS)
+            if (name.substr(0, equals) == std::string("--") + f.name && strstr(f.verbs, word.c_str())) flag = &f;
+        if (!flag) die_usage("%s: not an option of %s; see --help", json_quote(name).c_str(), word.c_str());
+        if (equals != name.npos) value = name.substr(equals + 1);
+        else if (i + 1 < argc) value = argv[++i];
+        else die_usage("--%s: expected %s after it", flag->name, flag->argument);
+        if (!a.values.emplace(flag->name, value).second) die_usage("--%s: given twice", flag->name);
+    }
+    for (const Flag& f : FLAGS) {
+        if (!strstr(f.verbs, word.c_str())) continue;
+        if (!f.value && a.values[f.name].empty())
+            die_usage("%s: --%s %s is missing, see --help", word.c_str(), f.name, f.argument);
+        if (f.value) a.values.emplace(f.name, f.value);
+    }
+    return a;
+}
+
+inline void print_help() {
+    for (auto& [verb, help] : VERBS) {
+        printf("shards %s: %s\n", verb, help);
+        for (const Flag& f : FLAGS)
+            if (strstr(f.verbs, verb))
+                printf("  --%-12s %-5s %s%s\n", f.name, f.argument, f.help,
+                       f.value && *f.value ? format(" (%s)", f.value).c_str() : "");
+    }
+    printf("\n  shards encode --in tinyshakespeare.txt --tokenizer vocab.bpe --split '\\n\\n' --val-tokens 32768 --out "
+           "data/tiny_shakespeare\n");
+}
+
+// ---- input ----------------------------------------------------------------------------------------------------------
+// The class of the character that ends at p, begin < p < end, where another character starts at p.
+inline CharClass class_before(const char* begin, const char* p, const char* end) {
+    const char* q = p - 1;
+    while (q > begin && p - q < 4 && (*q & 0xC0) == 0x80) q--;
+    Char c = char_at(q, end);
+    return q + c.size == p ? c.cls : CharClass::OTHER;       // else the last byte is a stray one
+}
+
+// The first place at or after `from` where a text may be cut, or its end. It is a place where a run of letters, numbers
+// or others ends for good. Not after white space, whose last character may go with what follows; not between an
+// apostrophe and a letter, which may be 're. What has no such place is one run, that is one word or two.
+inline size_t safe_cut(std::string_view text, size_t from) {
+    const char *begin = text.data(), *end = begin + text.size();
+    for (const char* p = begin + std::max<size_t>(from, 1); p < end; p++) {
+        if ((*p & 0xC0) == 0x80) continue;                   // perhaps in the middle of a character
+        CharClass before = class_before(begin, p, end), after = char_at(p, end).cls;
+        if (before == CharClass::SPACE || before == after) continue;
+        if (before != CharClass::OTHER || after != CharClass::LETTER) return p - begin;
+    }
+    return text.size();
+}
+
+struct Piece {
+    std::string_view text;       // for JSON Lines the line
+    size_t line;                 // JSON Lines: its number, from 1
+    bool starts;                 // a document starts here
+    bool validation;             // it lies in the validation part of the input
+};
+
+// Hands out an input piece by piece, in order, no piece much longer than piece_bytes if it can be cut.
+struct Source {
+    std::string_view text;
+    std::string name, split, field;
+    bool json_lines;
+    size_t piece_bytes = 1 << 18;
+    size_t validation_end = 0;   // the first byte that is not for validation
+    // where we are: the rest of the document is [at, document_end), the next one starts at next_document
+    size_t at = 0, document_end = 0, next_document = 0, line = 0;
+    bool inside = false;
+
+    Source(std::string_view text, const std::string& name, const std::string& split, const std::string& field)
+        : text(text), name(name), split(split), field(field), json_lines(name.ends_with(".jsonl")) {
+        if (json_lines && !split.empty()) die_usage("--split: not for JSON Lines, where every line is a document");
+        if (json_lines) this->split = "\n";
+    }
+
+    bool next(Piece& piece) {
+        const bool starts = !inside;
+        if (!inside) {
+            if (next_document > text.size()) return false;
+            at = next_document;
+            const size_t separator = split.empty() ? text.npos : text.find(split, at);
+            const bool keep = split.find_first_not_of(" \t\r\n") == split.npos && !json_lines;
+            document_end = std::min(separator, text.size());
+            next_document = document_end + std::max<size_t>(split.size(), 1);
+            if (separator != text.npos && keep) document_end = next_document;
+            line++;
+        }
+        size_t length = document_end - at, most = piece_bytes;
+        const bool validation = at < validation_end;
+        if (validation) most = std::min(most, validation_end - at);
+        if (length > most && !json_lines) length = safe_cut(text.substr(at, length), most);
+        piece = {text.substr(at, length), line, starts, validation};
+        at += length;
+        inside = at < document_end;
+        return true;
+    }
+
+    // The text of a piece; a JSON line is decoded into storage. False for an empty line.
+    bool read(const Piece& piece, std::string& storage, std::string_view& out) const {
+        out = piece.text;
+        if (!json_lines) return true;
+        if (out.find_first_not_of(" \t\r") == out.npos) return false;
+        const std::string where = format("%s: line %zu", name.c_str(), piece.line);
+        const Json json = parse_json(out, where);
+        const Json* member = json.kind == Json::OBJECT ? json.find(field) : nullptr;
+        if (!member || member->kind != Json::STRING)
+            die("%s: expected an object with a string %s; name another member with --field", where.c_str(),
+                json_quote(field).c_str());
+        storage = member->string;
+        out = storage;
+        return true;
+    }
+};
+
+// ---- encode ---------------------------------------------------------------------------------------------------------
+// Token shards under one prefix. Files are written as NAME.part and get their names when all of them are whole.
+struct ShardWriter {
+    std::string prefix;
+    size_t shard_tokens;
+    const ShardKind& kind;
+    size_t tokens = 0, files = 0, in_file = 0;
+    std::unique_ptr<Writer> writer;
+
+    ShardWriter(const std::string& prefix, size_t shard_tokens, int vocab)
+        : prefix(prefix), shard_tokens(shard_tokens), kind(SHARD_KINDS[vocab > 65536]) {}
+    ~ShardWriter() {
+        for (size_t i = 0; i < files; i++) unlink(part(i).c_str());
+    }
+    ShardWriter(const ShardWriter&) = delete;
+
+    std::string numbered(size_t i) const { return format("%s_%06zu.bin", prefix.c_str(), i); }
+    std::string part(size_t i) const { return numbered(i) + ".part"; }
+
+    void put(const std::vector<int>& ids, size_t begin, size_t end) {
+        while (begin < end) {
+            if (!writer || in_file == shard_tokens) {
+                finish_file();
+                writer = std::make_unique<Writer>(part(files++));
+                writer->put(std::string(HEADER, '\0'));       // its place; the count is known at the end
+            }
+            const size_t n = std::min(end - begin, shard_tokens - in_file);
+            put_tokens(*writer, std::vector<int>(ids.begin() + begin, ids.begin() + begin + n), kind.token_bytes);
+            begin += n, in_file += n, tokens += n;
+        }
+    }
+    void finish_file() {
+        if (!writer) return;
+        const int32_t header[3] = {kind.magic, kind.version, (int32_t)in_file};
+        if (pwrite(writer->fd, header, sizeof(header), 0) != (ssize_t)sizeof(header))
+            die("%s: cannot write: %s", writer->path.c_str(), strerror(errno));
+        writer->finish();
+        writer.reset();
+        in_file = 0;
+    }
+    // Gives the files their names, and takes away what an earlier, longer run left under the same prefix.
+    std::string publish() {
+        finish_file();
+        const std::string single = prefix + ".bin";
+        for (size_t i = 0; i < files; i++) {
+            const std::string name = files == 1 ? single : numbered(i);
+            if (rename(part(i).c_str(), name.c_str()) != 0)
+                die("%s: cannot rename: %s", part(i).c_str(), strerror(errno));
+        }
+        if (files != 1) unlink(single.c_str());
+        for (size_t i = files == 1 ? 0 : files; unlink(numbered(i).c_str()) == 0; i++) {}
+        if (files == 0) return "";
+        const std::string name = files == 1 ? single : prefix + "_*.bin";
+        const std::string line = format("%s: %zu tokens, shards: %zu\n", name.c_str(), tokens, files);
+        files = 0;
+        return line;
+    }
+};
+
+// Calls sink(tokens, validation) for consecutive stretches of the input's tokens. A batch is encoded in parallel and
+// handed on in order; an error in it is reported for the first piece that has one.
+template <class Sink> void encode_all(Source& source, const Tokenizer& tokenizer, Sink sink) {
+    struct Job {
+        std::vector<Piece> pieces;
+        std::vector<int> tokens;
+        std::string error;
+    };
+    std::vector<Tokenizer::Scratch> scratch(omp_get_max_threads());
+    std::vector<Job> jobs(32);
+    Piece piece;
+    for (bool more = source.next(piece); more;) {
+        size_t used = 0;
+        for (; used < jobs.size() && more; used++) {
+            Job& job = jobs[used];
+            job.pieces.clear();
+            const bool validation = piece.validation;
+            for (size_t bytes = 0; more && bytes < source.piece_bytes && piece.validation == validation;) {
+                job.pieces.push_back(piece);
+                bytes += piece.text.size() + 1;
+                more = source.next(piece);
+            }
+        }
+        #pragma omp parallel for schedule(dynamic, 1)
+        for (size_t j = 0; j < used; j++) {
+            Job& job = jobs[j];
+            int thread = 0;
+#ifdef _OPENMP
+            thread = omp_get_thread_num();
+#endif
+            job.tokens.clear();
+            std::string storage;
+            std::string_view text;
+            try {
+                for (const Piece& p : job.pieces) {
+                    if (!source.read(p, storage, text)) continue;
+                    if (p.starts) job.tokens.push_back(tokenizer.eot());
+                    tokenizer.encode(text, job.tokens, scratch[thread]);
+                }
+            } catch (const Error& e) {                       // must not leave the parallel region
+                job.error = e.line;
+            } catch (const std::exception& e) {
+                job.error = source.name + ": " + e.what();
+            }
+        }
+        for (size_t j = 0; j < used; j++) {
+            if (!jobs[j].error.empty()) throw Error{1, jobs[j].error};
+            sink(jobs[j].tokens, jobs[j].pieces[0].validation);
+        }
+    }
+}
+
+inline void make_directory(const std::string& path) {
+    std::error_code code;
+    if (!path.empty()) fs::create_directories(path, code);
+    if (code) die("%s: cannot make the directory: %s", path.c_str(), code.message().c_str());
+}
+
+inline void write_tokenizer(const std::string& directory, const Tokenizer& tokenizer) {
+    write_file((fs::path(directory) / "merges.txt").string(), tokenizer.merges_txt());
+    write_file((fs::path(directory) / "vocab.json").string(), tokenizer.vocab_json());
+}
+
+inline std::string encode(const Arguments& a) {
+    const size_t val_tokens = (size_t)a.number("val-tokens", 0, 2147483647, true);
+    const size_t shard_tokens = (size_t)a.number("shard-tokens", 1, 2147483647, true);
+    const double val_fraction = a.number("val-fraction", 0, 1, false);
+    if (val_tokens > 0 && val_fraction > 0) die_usage("--val-tokens and --val-fraction: give one of them");
+    const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
+    const Mapped file(a["in"]);
+    Source source(file.text(), a["in"], a.unescaped("split"), a["field"]);
+    if (file.size == 0) die("%s: empty, expected text to encode", a["in"].c_str());
+    source.validation_end = (size_t)(val_fraction * (double)file.size);
+
+    // The trainer finds the tokenizer beside the shards, so one directory cannot hold shards of two.
+    const std::string directory = fs::path(a["out"]).parent_path().string();
+    const std::string merges = (fs::path(directory) / "merges.txt").string();
+    make_directory(directory);
+    if (fs::exists(merges) && Tokenizer::load(merges).merges_txt() != tokenizer.merges_txt())
+        die("%s: is another tokenizer than --tokenizer %s; choose another directory for --out", merges.c_str(),
+            a["tokenizer"].c_str());
+
+    ShardWriter train(a["out"] + "_train", shard_tokens, tokenizer.vocab());
+    ShardWriter val(a["out"] + "_val", shard_tokens, tokenizer.vocab());
+    encode_all(source, tokenizer, [&](const std::vector<int>& ids, bool validation) {
+        const size_t room = val_tokens - std::min(val_tokens, val.tokens);
+        const size_t to_val = validation ? ids.size() : std::min(ids.size(), room);
+        val.put(ids, 0, to_val);
+        train.put(ids, to_val, ids.size());
+    });
+    if (val.tokens < val_tokens || train.tokens == 0)
+        die("%s: holds %zu tokens, which leaves none for training; give a smaller --val-tokens or --val-fraction",
+            a["in"].c_str(), val.tokens + train.tokens);
+    write_tokenizer(directory, tokenizer);
+    const std::string line = train.publish();
+    return line + val.publish();
+}
+
+// ---- bpe ------------------------------------------------------------------------------------------------------------
+// Trains merges on words with their counts. Every round joins the pair with the most occurrences (neighbouring tokens
+// within a word, times the word's count); of equals the one whose bytes come first, left token before right. Counts of
+// pairs are kept up to date: a round costs the length of the words that hold its pair. The heap may hold pairs whose
+// count has fallen since; they go back with the right one when they come up. Counts only grow for pairs with the new
+// token, which enter the heap at the end of their round. Returns fewer merges than asked when no pair is left.
+struct Trainer {
+    struct Word {
+        std::vector<int> ids;
+        int64_t count;
+    };
+    struct Pair {
+        int64_t count = 0;
+        std::vector<int> words;          // where it was seen; it may be gone from some of them
+    };
+    struct Candidate {
+        int64_t count;
+        int left, right;
+    };
+
+    std::vector<Word> words;
+    std::vector<std::string> tokens;     // bytes of every id
+    std::unordered_map<uint64_t, Pair> pairs;
+    std::vector<Candidate> heap;
+    std::vector<uint64_t> fresh;         // pairs that are new in this round
+
+    static uint64_t key(int left, int right) { return (uint64_t)left << 32 | (uint32_t)right; }
+
+    void push(int64_t count, uint64_t pair) {
+        heap.push_back({count, (int)(pair >> 32), (int)(uint32_t)pair});
+        std::push_heap(heap.begin(), heap.end(), [this](auto& a, auto& b) { return worse(a, b); });
+    }
+    bool worse(const Candidate& a, const Candidate& b) const {
+        if (a.count != b.count) return a.count < b.count;
+        const int order = tokens[a.left].compare(tokens[b.left]);
+        return order != 0 ? order > 0 : tokens[a.right].compare(tokens[b.right]) > 0;
+    }
+    // Adds word w's pair at ids[i]; a pair met for the first time is listed in fresh.
+    void add(int w, size_t i) {
+        const uint64_t pair = key(words[w].ids[i], words[w].ids[i + 1]);
+        Pair& p = pairs[pair];
+        if (p.words.empty()) fresh.push_back(pair);
+        if (p.words.empty() || p.words.back() != w) p.words.push_back(w);
+        p.count += words[w].count;
+    }
+    // Joins every left, right in word w, from the left. Only pairs that touch a join are counted anew.
+    void join(int w, int left, int right, int id) {
+        std::vector<int>& ids = words[w].ids;
+        size_t n = 0, counted = 0;       // tokens written, old pairs taken off the counts
+        for (size_t i = 0; i < ids.size(); i++) {
+            const bool here = i + 1 < ids.size() && ids[i] == left && ids[i + 1] == right;
+            for (size_t k = std::max(counted, i - (i > 0)); here && k < i + 2 && k + 1 < ids.size(); counted = ++k)
+                pairs[key(ids[k], ids[k + 1])].count -= words[w].count;
+            ids[n++] = here ? id : ids[i];
+            i += here;
+        }
+        ids.resize(n);
+        for (size_t i = 0; i + 1 < n; i++)
+            if (ids[i] == id || ids[i + 1] == id) add(w, i);
+    }
+
+    std::vector<std::pair<int, int>> train(const std::unordered_map<std::string, int64_t>& counts, size_t merges) {
+        for (int i = 0; i < 256; i++) tokens.push_back(std::string(1, (char)GPT2_BYTES.byte[i]));
+        for (auto& [text, count] : counts) {
+            words.push_back({{}, count});
+            for (uint8_t byte : text) words.back().ids.push_back(GPT2_BYTES.id[byte]);
+        }
+        for (int w = 0; w < (int)words.size(); w++)
+            for (size_t i = 0; i + 1 < words[w].ids.size(); i++) add(w, i);
+        std::vector<std::pair<int, int>> out;
+        while (true) {
+            for (uint64_t pair : fresh) push(pairs[pair].count, pair);
+            fresh.clear();
+            if (out.size() == merges || heap.empty()) return out;
+            const Candidate best = heap.front();
+            std::pop_heap(heap.begin(), heap.end(), [this](auto& a, auto& b) { return worse(a, b); });
+            heap.pop_back();
+            const uint64_t pair = key(best.left, best.right);
+            const int64_t count = pairs[pair].count;
+            if (count != best.count) {
+                if (count > 0) push(count, pair);
+                continue;
+            }
+            const int id = (int)tokens.size();
+            tokens.push_back(tokens[best.left] + tokens[best.right]);
+            out.push_back({best.left, best.right});
+            const std::vector<int> where = std::move(pairs[pair].words);
+            for (int w : where) join(w, best.left, best.right, id);
+            pairs.erase(pair);
+        }
+    }
+};
+
+inline std::unordered_map<std::string, int64_t> count_words(Source& source) {
+    std::unordered_map<std::string, int64_t> counts;
+    std::string storage, word;
+    std::string_view text;
+    for (Piece piece; source.next(piece);) {
+        if (!source.read(piece, storage, text)) continue;
+        for (const char *p = text.data(), *end = p + text.size(); p < end; p += word.size()) {
+            word.assign(p, word_length(p, end));
+            counts[word]++;
+        }
+    }
+    return counts;
+}
+
+inline Tokenizer train_tokenizer(Source& source, int vocab) {
+    Trainer trainer;
+    const size_t wanted = vocab - 257;
+    const auto merges = trainer.train(count_words(source), wanted);
+    if (merges.size() < wanted)
+        die("%s: no two tokens are left to join after %zu merges; give --vocab %zu or less, or more text",
+            source.name.c_str(), merges.size(), merges.size() + 257);
+    std::string text;
+    for (auto [left, right] : merges)
+        text += GPT2_BYTES.printable(trainer.tokens[left]) + " " + GPT2_BYTES.printable(trainer.tokens[right]) + "\n";
+    return Tokenizer::from_merges(text, "merges");
+}
+
+inline std::string bpe(const Arguments& a) {
+    const int vocab = (int)a.number("vocab", 257, 1 << 23, true);
+    const Mapped file(a["in"]);
+    Source source(file.text(), a["in"], "", a["field"]);
+    const Tokenizer tokenizer = train_tokenizer(source, vocab);
+    make_directory(a["out"]);
+    write_tokenizer(a["out"], tokenizer);
+    return format("%s: %d tokens\n", (fs::path(a["out"]) / "merges.txt").c_str(), vocab);
+}
+
+// ---- examples, decode -----------------------------------------------------------------------------------------------
+inline std::string examples(const Arguments& a) {
+    const std::vector<std::vector<std::string>> forms = {{"prompt", "response"}, {"prompt", "chosen", "rejected"}};
+    const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
+    const Mapped file(a["in"]);
+    Source source(file.text(), a["in"] + ".jsonl", "", "");      // for its lines, whatever the name is
+    const std::vector<std::string>* form = nullptr;
+    std::vector<std::vector<int>> segments;
+    Tokenizer::Scratch scratch;
+    for (Piece piece; source.next(piece);) {
+        if (piece.text.find_first_not_of(" \t\r") == piece.text.npos) continue;
+        const std::string where = format("%s: line %zu", a["in"].c_str(), piece.line);
+        const Json json = parse_json(piece.text, where);
+        if (!form) form = &forms[json.kind == Json::OBJECT && json.find("chosen")];
+        for (const std::string& name : *form) {
+            const Json* member = json.kind == Json::OBJECT ? json.find(name) : nullptr;
+            if (!member || member->kind != Json::STRING)
+                die("%s: expected an object with a string \"%s\", as in {\"prompt\", \"response\"} or {\"prompt\", "
+                    "\"chosen\", \"rejected\"}, the same on every line", where.c_str(), name.c_str());
+            segments.emplace_back();
+            tokenizer.encode(member->string, segments.back(), scratch);
+        }
+    }
+    if (!form) die("%s: no examples, expected one JSON object a line", a["in"].c_str());
+    make_directory(fs::path(a["out"]).parent_path().string());
+    write_examples(a["out"], segments, (int)form->size(), tokenizer.vocab());
+    return format("%s: %zu examples of %zu segments\n", a["out"].c_str(), segments.size() / form->size(), form->size());
+}
+
+inline std::string decode(const Arguments& a) {
+    const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
+    const std::string end_of_text = a.unescaped("eot");
+    const Shard shard(a["in"], false);
+    shard.check_tokens(tokenizer.vocab());
+    for (size_t i = 0; i < shard.count; i++) {
+        const int id = (int)shard[i];
+        const std::string_view bytes = id == tokenizer.eot() ? end_of_text : tokenizer.decode(id);
+        fwrite(bytes.data(), 1, bytes.size(), stdout);
+    }
+    return "";
+}
+
+// In the order of VERBS. They return the lines to print.
+std::string (*const RUN[])(const Arguments&) = {encode, bpe, examples, decode};
+
+}  // namespace shards
+
+#ifndef NO_SHARDS_MAIN
+int main(int argc, char** argv) {
+    signal(SIGXFSZ, SIG_IGN);                                // a full disk is an error, not a signal
+    try {
+        for (int i = 1; i < argc; i++)
+            if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return shards::print_help(), 0;
+        const shards::Arguments a = shards::parse_arguments(argc, argv);
+        fputs(shards::RUN[a.verb](a).c_str(), stdout);
+        if (fflush(stdout) != 0 || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
+        return 0;
+    } catch (const Error& e) {
+        fprintf(stderr, "error: %s\n", e.line.c_str());
+        return e.exit_code;
+    } catch (const std::bad_alloc&) {
+        fprintf(stderr, "error: out of memory\n");
+        return 1;
+    }
+}
+#endif

@@ -1,0 +1,317 @@
+/* test/test_files.cpp -- what must hold when files are wrong and runs are cut short. Part one reads damaged files in
+   this process: each must end in one line. Part two runs ./train_gpt: killed, interrupted, out of disk, twice at once.
+   STRESS=1 runs the full counts. */
+#define NO_CPU_MAIN
+#include "../train_gpt.cpp"
+#include "check.h"
+#include <functional>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+static const std::string DIR = "build/test_files_data/";
+static const bool STRESS = getenv("STRESS") != nullptr;
+static Rng rng(11);
+
+// What f() dies of; "" if it does not.
+template <typename F> static std::string error_of(F f) {
+    try {
+        f();
+    } catch (const Error& e) { return format("%d ", e.exit_code) + e.line; }
+    return "";
+}
+static bool one_line(const std::string& error) { return error.rfind("1 ", 0) == 0 && error.find('\n') == error.npos && error.size() < 1000; }
+
+static std::string header(std::vector<int32_t> fields, size_t payload) {
+    fields.resize(256);
+    return std::string((char*)fields.data(), 1024) + std::string(payload, '\0');
+}
+static std::string safetensors(const std::string& json, size_t data) {
+    uint64_t n = json.size();
+    return std::string((char*)&n, 8) + json + std::string(data, '\0');
+}
+
+static void wrong_files() {
+    const std::string path = DIR + "file";
+    auto shard = [&] { Shard(path, false).check_tokens(10); };
+    auto tensors = [&] { Safetensors s(path); };
+    auto config = [&] { read_config(path); };
+    auto llmc = [&] { read_llmc(path); };
+    auto examples = [&] { Examples(path, 10); };
+    auto choices = [&] { Choices(path, 10, 8); };
+    auto json_of = [](const char* changed) {
+        return std::string("{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_head\":2,\"n_embd\":8,\"n_positions\":4,\"vocab_size\":9") + changed + "}";
+    };
+    std::string high = header({20240520, 1, 3}, 6);
+    high[1024 + 4] = 12;
+    struct { const char* name; std::function<void()> read; std::string bytes, line; } cases[] = {
+        {"shard empty", shard, "", "FILE: 0 bytes, shorter than a shard's header of 1024; is it headerless? --raw u16 reads nanoGPT's files"},
+        {"shard without header", shard, std::string(4000, 'x'), "FILE: byte 0: found magic 2021161080, expected 20240520 or 20240801; a nanoGPT file has no header: read it with --raw u16"},
+        {"shard version", shard, header({20240520, 2, 0}, 0), "FILE: byte 4: found version 2, expected 1"},
+        {"shard cut short", shard, header({20240520, 1, 10}, 19), "FILE: 1043 bytes, but a header that counts 10 tokens means 1044; is it cut short?"},
+        {"shard too long", shard, header({20240801, 7, 10}, 41), "FILE: 1065 bytes, but a header that counts 10 tokens means 1064; is it cut short?"},
+        {"shard negative count", shard, header({20240520, 1, -1}, 0), "FILE: 1024 bytes, but a header that counts -1 tokens means 8589935614; is it cut short?"},
+        {"shard foreign token", shard, high, "FILE: byte 1028: token 12 is not below the vocabulary size 10; was it written by another tokenizer?"},
+        {"safetensors empty", tensors, "", "FILE: 0 bytes, too short for safetensors"},
+        {"safetensors header too long", tensors, std::string(8, '\x7f') + "{}", "FILE: byte 0: a header of 9187201950435737471 bytes does not fit a file of 10; is this safetensors, and whole?"},
+        {"safetensors not JSON", tensors, safetensors("[1,2", 0), "FILE: byte 4: the JSON ends where ',' or ']' was expected"},
+        {"safetensors not an object", tensors, safetensors("[1]", 0), "FILE: byte 8: the header is not a JSON object"},
+        {"safetensors hole", tensors, safetensors("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8), "FILE: tensor a: data begins at 4, expected 0: tensors must neither overlap nor leave holes"},
+        {"safetensors outside", tensors, safetensors("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4), "FILE: tensor a: data_offsets [0,8] do not lie in the 4 bytes of data"},
+        {"safetensors shape", tensors, safetensors("{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}", 8), "FILE: tensor a: F32(3) does not fill data_offsets [0,8]"},
+        {"safetensors huge shape", tensors, safetensors("{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0), "FILE: tensor a: F32(4294967296,4294967296) does not fill data_offsets [0,0]"},
+        {"safetensors rest", tensors, safetensors("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 8), "FILE: 8 bytes of data, the header describes 4; is it cut short?"},
+        {"safetensors fraction", tensors, safetensors("{\"a\":{\"dtype\":\"F32\",\"shape\":[0.5],\"data_offsets\":[0,2]}}", 2), "FILE: tensor a: shape and data_offsets must be whole numbers"},
+        {"config twice", config, "{\"a\":1,\"a\":2}", "FILE: byte 12: found byte 0x7d, expected no second member named 'a'"},
+        {"config other model", config, "{\"model_type\":\"llama\"}", "FILE: found model_type 'llama', expected 'gpt2'"},
+        {"config missing", config, "{\"model_type\":\"gpt2\"}", "FILE: 'n_layer' is missing"},
+        {"config activation", config, json_of(",\"activation_function\":\"relu\""), "FILE: activation_function 'relu' is not computed here, only gelu_new"},
+        {"config n_inner", config, json_of(",\"n_inner\":9"), "FILE: n_inner 9 is not computed here, only 4 x n_embd = 32"},
+        {"config unscaled", config, json_of(",\"scale_attn_weights\":false"), "FILE: attention without scaling, scaled by layer, or across sequences is not computed here"},
+        {"config epsilon", config, json_of(",\"layer_norm_epsilon\":-1"), "FILE: layer_norm_epsilon must lie between 0 and 1"},
+        {"config flag", config, json_of(",\"bias\":1"), "FILE: 'bias' must be true or false"},
+        {"config deep", config, std::string(100, '['), "FILE: byte 65: found byte 0x5b, expected at most 64 levels"},
+        {"llm.c version", llmc, header({20240326, 4}, 0), "FILE: byte 4: found version 4, expected 3 (float32) or 5 (bfloat16)"},
+        {"llm.c size", llmc, header({20240326, 3, 4, 5, 1, 1, 2, 128}, 0), "FILE: 1024 bytes, its header means 2392"},
+        {"llm.c heads", llmc, header({20240326, 3, 4, 5, 1, 3, 2, 128}, 0), "FILE: byte 8: layers 1, heads 3, channels 2, vocabulary 5 padded to 128 do not make a model"},
+        {"examples magic", examples, header({1, 1}, 0), "FILE: byte 0: found magic 1, expected 20261121 (an example shard)"},
+        {"examples segments", examples, header({20261121, 1, 1, 4, 2}, 0), "FILE: byte 12: found 4 segments, expected 2 or 3"},
+        {"examples size", examples, header({20261121, 1, 1, 2, 2}, 0), "FILE: 1024 bytes, but its header of 1 examples and 0 tokens means 1048"},
+        {"examples offsets", examples, header({20261121, 1, 1, 2, 2, 0, 1}, 26), "FILE: byte 1024: offsets must run from 0 to 1"},
+        {"choices magic", choices, header({20240520, 1}, 0), "FILE: byte 0: expected magic 20240522 and version 1 of a multiple choice file"},
+        {"choices cut short", choices, header({20240522, 1, 1}, 0), "FILE: byte 1024: the file ends inside example 0 of 1"},
+        {"choices start", choices, header({20240522, 1, 1}, 20), "FILE: byte 1024: found 0, expected 65535, the start of example 0"},
+    };
+    for (auto& c : cases) {
+        write_file(path, c.bytes);
+        std::string want = "1 " + std::string(c.line).replace(0, 4, path), got = error_of(c.read);
+        check(got == want, "files/%s%s", c.name, got == want ? "" : format(": '%s', expected '%s'", got.c_str(), want.c_str()).c_str());
+    }
+    check(error_of([] { Shard(DIR + "none", false); }) == "1 " + DIR + "none: cannot open: No such file or directory", "files/no such file");
+    check(error_of([] { Shard(DIR, false); }) == "1 " + DIR + ": is not a regular file", "files/a directory");
+    check(error_of([] { glob_files(DIR + "none*", "--train"); }) == "1 --train " + DIR + "none*: no such file", "files/a glob of nothing");
+}
+
+// ---- runs of ./train_gpt ----
+static std::vector<std::string> command(const std::string& out, std::vector<std::string> more = {}) {
+    std::vector<std::string> words = {"./train_gpt", "train", "--train", DIR + "train.bin", "--val", DIR + "train.bin", "--init", "custom", "--layers",
+        "2", "--heads", "2", "--channels", "16", "--vocab", "50", "--context", "16", "--batch", "2", "--tokens-per-step", "64", "--steps",
+        "24", "--save-every", "1", "--eval-every", "6", "--eval-rows", "2", "--sample-every", "0", "--lr", "1e-2", "--threads", "2", "--out", out};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+}
+
+static pid_t start(const std::vector<std::string>& words, rlim_t file_size = RLIM_INFINITY) {
+    pid_t pid = fork();
+    if (pid) return pid;
+    std::vector<char*> argv;
+    for (auto& w : words) argv.push_back((char*)w.c_str());
+    argv.push_back(nullptr);
+    int fd = open((DIR + "output").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    dup2(fd, 1), dup2(fd, 2);
+    rlimit limit{file_size, file_size};
+    if (file_size != RLIM_INFINITY) setrlimit(RLIMIT_FSIZE, &limit);
+    execv(argv[0], argv.data());
+    _exit(127);
+}
+static int finish(pid_t pid) {
+    int status;
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+static int execute(const std::vector<std::string>& words, rlim_t file_size = RLIM_INFINITY) { return finish(start(words, file_size)); }
+
+// The last line, which on exit 1 must be the only one that begins with "error: ".
+static std::string last_line() {
+    std::string all = read_file(DIR + "output");
+    while (!all.empty() && all.back() == '\n') all.pop_back();
+    return all.substr(all.rfind('\n') + 1);
+}
+static std::string newest(const std::string& out) { auto found = checkpoints_in(out); return found.empty() ? "" : found.back(); }
+static bool same_model(const std::string& a, const std::string& b) {
+    if (newest(a).empty() || newest(b).empty()) return false;
+    for (const char* file : {"/model.safetensors", "/optimizer.safetensors"})
+        if (read_file(newest(a) + file) != read_file(newest(b) + file)) return false;
+    return true;
+}
+// Steps and losses of a log, times left out.
+static std::string losses(const std::string& out) {
+    std::string log = read_file(out + "/log.jsonl"), s;
+    for (size_t begin = 0, end; (end = log.find('\n', begin)) != log.npos; begin = end + 1) {
+        Json j = parse_json(log.substr(begin, end - begin), "log");
+        if (j.find("event")->string == "checkpoint") continue;                        // a killed run may not have logged its save
+        for (const char* key : {"step", "loss", "norm", "lr", "val_loss", "tokens"})
+            if (const Json* v = j.find(key)) s += format("%s %.17g ", key, v->number);
+    }
+    return s;
+}
+
+static void runs() {
+    std::vector<int> tokens(3000);
+    for (int& t : tokens) t = rng.below(50);
+    write_shard(DIR + "train.bin", tokens, 50);
+    const std::string whole = DIR + "whole", out = DIR + "out";
+    int code = execute(command(whole));
+    check(code == 0, "run/a whole run: exit %d, %s", code, last_line().c_str());
+    for (const char* threads : {"1", "5"}) {
+        fs::remove_all(out);
+        auto words = command(out);
+        words[std::find(words.begin(), words.end(), "--threads") - words.begin() + 1] = threads;
+        check(execute(words) == 0 && same_model(whole, out), "run/%s threads give the bits of 2", threads);
+    }
+
+    const int kills = STRESS ? 200 : 16;
+    int resumed = 0, survived = 0;
+    for (int k = 0; k < kills; k++) {
+        fs::remove_all(out);
+        pid_t pid = start(command(out));
+        usleep(rng.below(k % 4 == 0 ? 60000 : 600000));
+        kill(pid, SIGKILL);
+        survived += finish(pid) == 0;
+        resumed += execute(command(out, {"--resume"})) == 0 && same_model(whole, out) && losses(out) == losses(whole);
+    }
+    check(resumed == kills, "run/killed at %d instants (%d had ended), %d resumed to the same bits%s", kills, survived, resumed, resumed == kills ? "" : last_line().c_str());
+
+    for (int signal : {SIGINT, SIGTERM}) {
+        fs::remove_all(out);
+        auto words = command(out);
+        words[std::find(words.begin(), words.end(), "--save-every") - words.begin() + 1] = "0";
+        pid_t pid = start(words);
+        for (int i = 0; i < 1000 && (!fs::exists(out + "/log.jsonl") || read_file(out + "/log.jsonl").find("\"step\": 2,") == std::string::npos); i++) usleep(2000);
+        kill(pid, signal);
+        code = finish(pid);
+        std::string line = last_line();
+        bool told = line.rfind("stopped after step ", 0) == 0 && line.find("./train_gpt train --resume --out " + out) != line.npos;
+        check(code == 0 && told, "run/signal %d: exit %d, %s", signal, code, line.c_str());
+        code = execute({"./train_gpt", "train", "--resume", "--out", out});
+        check(code == 0 && same_model(whole, out), "run/resumed after signal %d with nothing but --out", signal);
+    }
+
+    fs::remove_all(out);
+    auto longer = command(out);
+    longer[std::find(longer.begin(), longer.end(), "--steps") - longer.begin() + 1] = "100000";
+    pid_t pid = start(longer);
+    for (int i = 0; i < 1000 && newest(out).empty(); i++) usleep(2000);
+    kill(pid, SIGSTOP);                                                // so that only one writes its output
+    code = execute(command(out, {"--resume"}));
+    check(code == 1 && last_line() == "error: " + out + ": another train_gpt is writing there", "run/a second writer: %s", last_line().c_str());
+    kill(pid, SIGKILL), finish(pid);
+    code = execute(command(out));
+    check(code == 1 && last_line().find("is not empty; choose another --out, or go on with --resume") != std::string::npos, "run/a directory that is not empty: %s", last_line().c_str());
+
+    struct { const char *option, *value, *line; } changed[] = {{"--lr", "2e-2", "--lr 0.02: the run in OUT has 0.01, and a resumed run must not differ in it"},
+        {"--layers", "3", "--layers 3: the run in OUT has 2, and a resumed run must not differ in it"},
+        {"--tokens-per-step", "128", "--tokens-per-step 128: the run in OUT has 64, and a resumed run must not differ in it"},
+        {"--seed", "2", "--seed 2: the run in OUT has 1, and a resumed run must not differ in it"}};
+    for (auto& c : changed) {
+        std::string line = c.line;
+        line.replace(line.find("OUT"), 3, whole);
+        code = execute({"./train_gpt", "train", "--resume", "--out", whole, c.option, c.value});
+        check(code == 1 && last_line() == "error: " + line, "run/resumed with another %s: %s", c.option, last_line().c_str());
+    }
+
+    // A disk that fills: files may not grow beyond a part of the checkpoint.
+    for (rlim_t limit : {2000, 20000, 40000}) {
+        fs::remove_all(out);
+        auto words = command(out);
+        words[std::find(words.begin(), words.end(), "--steps") - words.begin() + 1] = "5";
+        execute(words);
+        const std::string before = newest(out);
+        code = execute({"./train_gpt", "train", "--resume", "--out", out, "--steps", "9"}, limit);
+        std::string line = last_line(), damage = error_of([&] { verify_checkpoint(newest(out)); });
+        check(code == 1 && line.rfind("error: ", 0) == 0 && line.find("File too large") != line.npos && newest(out) == before && damage.empty(),
+              "run/no file above %d bytes: %s", (int)limit, line.c_str());
+    }
+    write_file(DIR + "plain", "x");
+    code = execute(command(DIR + "plain/out"));
+    check(code == 1 && last_line() == "error: " + DIR + "plain/out: cannot create: Not a directory", "run/a directory that cannot be made: %s", last_line().c_str());
+    code = execute(command("/proc/nowhere"));
+    check(code == 1 && last_line() == "error: /proc/nowhere: cannot create: No such file or directory", "run/a directory that cannot be written: %s", last_line().c_str());
+    // the same on a real full file system, where a user namespace may mount one
+    fs::remove_all(out), fs::create_directories(out);
+    std::string line = "unshare -rm sh -c 'mount -t tmpfs -o size=200k none " + out + " && cd . && exec ./train_gpt train";
+    auto words = command(out + "/run", {"--keep", "100"});
+    for (size_t i = 2; i < words.size(); i++) line += " " + words[i];
+    line += "' 2>&1; echo exit $?";
+    code = execute({"/bin/sh", "-c", line});
+    std::string output = read_file(DIR + "output");
+    if (output.find("error: ") == output.npos && output.find("step ") == output.npos) skip("run/a full tmpfs: no user namespaces here");
+    else check(output.find("No space left on device") != output.npos && last_line() == "exit 1", "run/a full tmpfs: %s", output.substr(output.find("error: ")).c_str());
+}
+
+// ---- damage to a checkpoint of ours ----
+static void damage() {
+    const std::string good = newest(DIR + "whole"), bad = DIR + "bad";
+    Config c = open_model(good).c;
+    cpu::Model model(c, 1, 1, true);
+    auto load = [&] {
+        ModelFile m = open_model(bad);
+        load_tensors(model, WEIGHT, m.tensors, m.path);
+        Safetensors moments(bad + "/optimizer.safetensors");
+        load_tensors(model, MOMENT1, moments.tensors, moments.file.path, "m.");
+        load_tensors(model, MOMENT2, moments.tensors, moments.file.path, "v.");
+    };
+    std::vector<std::string> names;
+    for (auto& entry : fs::directory_iterator(good)) names.push_back(entry.path().filename().string());
+    fs::remove_all(bad);
+    fs::copy(good, bad);
+    check(error_of(load).empty(), "damage/an undamaged copy loads");
+    size_t cut = 0, unseen = 0;
+    auto quick_write = [&](const std::string& path, const std::string& bytes) {             // without fsync
+        int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
+        if (write(fd, bytes.data(), bytes.size()) != (ssize_t)bytes.size()) die("%s: cannot write", path.c_str());
+        close(fd);
+    };
+    for (auto& name : names) {
+        const std::string bytes = read_file(good + "/" + name);
+        for (size_t n = 0; n < bytes.size(); n += STRESS ? 1 : 1 + bytes.size() / 700, cut++) {
+            quick_write(bad + "/" + name, bytes.substr(0, n));
+            unseen += !one_line(error_of(load));
+        }
+        quick_write(bad + "/" + name, bytes);
+    }
+    check(unseen == 0 && cut > 0, "damage/%zu truncations, %zu unseen", cut, unseen);
+    const int corruptions = STRESS ? 10000 : 2000;
+    for (int k = 0; k < corruptions; k++) {
+        const std::string& name = names[rng.below(names.size())];
+        const std::string bytes = read_file(good + "/" + name);
+        std::string changed = bytes;
+        for (uint64_t flips = 1 + rng.below(3); flips; flips--) changed[rng.below(bytes.size())] ^= 1 << rng.below(8);
+        if (changed == bytes) changed[0] ^= 1;
+        quick_write(bad + "/" + name, changed);
+        unseen += !one_line(error_of(load));
+        quick_write(bad + "/" + name, bytes);
+    }
+    check(unseen == 0, "damage/%d corruptions, %zu unseen", corruptions, unseen);
+    // the same files as foreign ones, without state.json: one line, or a clean load
+    fs::remove(bad + "/state.json");
+    size_t refused = 0, other = 0;
+    for (int k = 0; k < corruptions; k++) {
+        const std::string name = k % 3 ? "model.safetensors" : "config.json", bytes = read_file(good + "/" + name);
+        std::string changed = bytes;
+        changed[rng.below(std::min<size_t>(bytes.size(), 4000))] ^= 1 << rng.below(8);
+        quick_write(bad + "/" + name, changed);
+        std::string error = error_of([&] {
+            ModelFile m = open_model(bad);
+            const Config f = m.c;
+            if ((double)f.L * f.C * f.C < 1e6 && (double)(f.V + f.T) * f.C < 1e6) {
+                cpu::Model fresh(config_of(m, 0), 1, 1, false);
+                load_tensors(fresh, WEIGHT, m.tensors, m.path);
+            }
+        });
+        refused += one_line(error), other += !error.empty() && !one_line(error);
+        quick_write(bad + "/" + name, bytes);
+    }
+    check(other == 0 && refused > 0, "damage/%d foreign corruptions: %zu refused, the rest loaded", corruptions, refused);
+}
+
+int main() {
+    signal(SIGXFSZ, SIG_IGN);
+    fs::remove_all(DIR);
+    fs::create_directories(DIR);
+    try {
+        wrong_files();
+        runs();
+        damage();
+    } catch (const Error& e) { check(false, "files: %s", e.line.c_str()); }
+    return failed > 0;
+}
