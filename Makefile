@@ -51,9 +51,9 @@ run: train_gpt $(CORPUS)/val.json
 	  --eval-every 100 --eval-rows 0 --sample-every 200 --out runs/default
 
 test: all $(TESTS)
-	@OMP_WAIT_POLICY=passive test/run.sh
+	@GOMP_SPINCOUNT=1000 test/run.sh
 stress: all $(TESTS)
-	@OMP_WAIT_POLICY=passive STRESS=1 test/run.sh
+	@GOMP_SPINCOUNT=1000 STRESS=1 test/run.sh
 test-hf: all
 	test/hf.sh
 

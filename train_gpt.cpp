@@ -2992,6 +2992,12 @@ template <typename Model> void run_verb(Options o) {
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.
 template <typename Model> int run_program(int argc, char** argv) {
+    // OpenMP's waiting threads spin for milliseconds, which beside any other busy process costs far more than the work.
+    // The runtime reads its environment before main(), so the program starts itself again with a short spin.
+    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")) {
+        setenv("GOMP_SPINCOUNT", "10000", 1), setenv("KMP_BLOCKTIME", "1", 1);
+        execv("/proc/self/exe", argv);
+    }
     signal(SIGXFSZ, SIG_IGN);                                                             // a full disk is an error, not a signal
     signal(SIGPIPE, SIG_DFL);
     try {

@@ -1,0 +1,267 @@
+"""test/hf.py -- train_gpt against PyTorch, Hugging Face transformers and tiktoken. Run by test/hf.sh, from the root.
+
+One line a check: ok, FAIL or skip, then the counts; exit 1 if any failed. Models are tiny and random, with random
+biases and layernorms too, since those that begin as 0 or 1 would not show a wrong place. MERGES= and TEXT= as in
+`make test`. Nothing is downloaded here."""
+import json, os, random, shutil, subprocess, sys, unicodedata, warnings
+import numpy as np
+import tiktoken, torch, transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+
+warnings.filterwarnings("ignore")
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+DIR = "build/hf_data"
+shutil.rmtree(DIR, ignore_errors=True)
+os.makedirs(DIR)
+passed = failed = skipped = 0
+
+
+def check(good, name, detail=""):
+    global passed, failed
+    passed, failed = passed + bool(good), failed + (not good)
+    print("ok" if good else "FAIL", name, detail, flush=True)
+
+
+def skip(name, why):
+    global skipped
+    skipped += 1
+    print("skip", name + ":", why, flush=True)
+
+
+def run(*words, ok=True):
+    """Standard output of one of our programs; of one that must refuse (ok=False), its line on standard error."""
+    r = subprocess.run([str(w) for w in words], capture_output=True)
+    if (r.returncode == 0) != ok:
+        raise RuntimeError(f"{words[0]} {words[1]}: exit {r.returncode}: {r.stderr.decode(errors='replace').strip()}")
+    return r.stdout if ok else r.stderr.decode().strip()
+
+
+def guarded(name, f):
+    """f's own checks; an exception in it is one failed check."""
+    try:
+        f()
+    except Exception as e:
+        check(False, name, f"{type(e).__name__}: {str(e)[:300]}")
+
+
+def write_shard(path, tokens):
+    np.concatenate([np.array([20240520, 1, len(tokens)] + [0] * 253, "<i4").view("<u2"), np.array(tokens, "<u2")]).tofile(path)
+
+
+def random_model(layers=2, heads=3, channels=36, vocab=97, context=24, tied=True, seed=1, **other):
+    torch.manual_seed(seed)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=layers, n_head=heads, n_embd=channels, vocab_size=vocab, n_positions=context,
+                                       bos_token_id=None, eos_token_id=None, tie_word_embeddings=tied, **other)).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn_like(p) * (0.1 if p.dim() == 2 else 0.3) + (".ln_" in name and name.endswith("weight")))
+    return model
+
+
+def same_logits(name, path, model, lengths=(1, 7, None)):
+    """Ours and Hugging Face's logits on random tokens; None: a full context."""
+    worst, rng = 0, np.random.default_rng(0)
+    for length in lengths:
+        ids = rng.integers(0, model.config.vocab_size, length or model.config.n_positions)
+        with torch.no_grad():
+            theirs = model(torch.tensor(ids[None])).logits[0].numpy()
+        ours = np.frombuffer(run("build/logits", path, *ids), "<f4").reshape(theirs.shape)
+        worst = max(worst, np.abs(ours - theirs).max() / max(1, np.abs(theirs).max()))
+    check(worst <= 1e-4, name, f"logits differ by {worst:.1e}")
+
+
+def same_greedy(name, path, model, lengths):
+    T, rng = model.config.n_positions, np.random.default_rng(1)
+    for length in lengths:
+        prompt = rng.integers(0, model.config.vocab_size, length)
+        with torch.no_grad():
+            theirs = model.generate(torch.tensor(prompt[None]), attention_mask=torch.ones(1, length, dtype=torch.long),
+                                    max_new_tokens=T - length + 1, do_sample=False, pad_token_id=0)[0].tolist()
+        ours = run("./train_gpt", "sample", "--model", path, "--prompt", " ".join(map(str, prompt)), "--temperature", 0,
+                   "--tokens", T - length + 1)
+        ours = list(map(int, ours.split()))
+        at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+        check(ours == theirs, f"{name} from {length} of {T}", "" if ours == theirs else f"differ at token {at}")
+
+
+def ours_in_hf(name, heads, channels, bias, tied, layers=2, vocab=97, context=24):
+    out, data = f"{DIR}/{name}", f"{DIR}/{name}.bin"
+    write_shard(data, np.random.default_rng(2).integers(0, vocab, 4000) // 3 * 3 % vocab)
+    run("./train_gpt", "train", "--train", data, "--init", "custom", "--layers", layers, "--heads", heads, "--channels", channels,
+        "--vocab", vocab, "--context", context, "--bias", bias, "--tied", tied, "--batch", 4, "--steps", 30, "--lr", 0.02,
+        "--sample-every", 0, "--out", out)
+    checkpoint = out + "/step_00000030"
+    model, info = GPT2LMHeadModel.from_pretrained(checkpoint, output_loading_info=True)
+    wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
+    check(not wrong, f"ours in HF, {name}: every tensor has its place", wrong or "")
+    same_logits(f"ours in HF, {name}", checkpoint, model.float().eval())
+    same_greedy(f"ours in HF, {name}: greedy", out, model.float().eval(), (1, context // 2))
+
+
+def hf_in_ours():
+    def saved(name, model):
+        model.save_pretrained(f"{DIR}/{name}")
+        return f"{DIR}/{name}"
+    model = random_model()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        half = random_model().to(dtype)
+        path = saved(str(dtype)[6:], half)
+        check({str(t.dtype) for t in load_file(path + "/model.safetensors").values()} == {str(dtype)}, f"HF wrote {dtype}")
+        same_logits(f"HF in ours, {dtype}", path, half.float())
+    path = f"{DIR}/no_prefix"
+    model.transformer.save_pretrained(path)
+    check("wte.weight" in load_file(path + "/model.safetensors"), "HF wrote no prefix")
+    same_logits("HF in ours, without prefix", path, model)
+    tensors = load_file(path + "/model.safetensors")
+    for kind, mask in (("float", torch.ones(1, 1, 24, 24).tril()), ("bool", torch.ones(1, 1, 24, 24).tril().bool())):
+        for layer in range(2):
+            tensors[f"h.{layer}.attn.bias"] = mask.clone()
+            tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+        save_file(tensors, path + "/model.safetensors", {"format": "pt"})
+        same_logits(f"HF in ours, with {kind} mask buffers as in the published file", path, model)
+    path = saved("tied_stored", model)
+    tensors = load_file(path + "/model.safetensors")
+    save_file(tensors | {"lm_head.weight": model.lm_head.weight.detach().clone()}, path + "/model.safetensors", {"format": "pt"})
+    same_logits("HF in ours, tied with the head stored", path, model)
+    for name, options in (("untied", dict(tied=False)), ("head size 5", dict(heads=5, channels=25)), ("one head", dict(heads=1)),
+                          ("layer_norm_epsilon 0.01", dict(layer_norm_epsilon=0.01)), ("n_inner 4C", dict(n_inner=144)),
+                          ("gelu_pytorch_tanh", dict(activation_function="gelu_pytorch_tanh")),
+                          ("long and wide", dict(layers=3, heads=4, channels=128, vocab=2000, context=300))):
+        model = random_model(**options)
+        same_logits(f"HF in ours, {name}", saved(name.replace(" ", "_"), model), model)
+    model = random_model(heads=2, channels=128)
+    shutil.copy(saved("alone", model) + "/model.safetensors", f"{DIR}/alone.safetensors")
+    same_logits("HF in ours, a .safetensors alone", f"{DIR}/alone.safetensors", model)
+    model = random_model(context=40)
+    same_greedy("HF in ours: greedy", saved("greedy", model), model, (1, 2, 7, 20, 39, 40))
+    for name, options in (("activation gelu", dict(activation_function="gelu")), ("n_inner 100", dict(n_inner=100)),
+                          ("unscaled attention", dict(scale_attn_weights=False))):
+        line = run("build/logits", saved("refused_" + name.replace(" ", "_"), random_model(**options)), 1, ok=False)
+        check(line.startswith("error: ") and "\n" not in line and "not computed here" in line, f"refused: {name}", line)
+    model.save_pretrained(f"{DIR}/split", max_shard_size="20KB")
+    line = run("build/logits", f"{DIR}/split", 1, ok=False)
+    check("split over several files" in line, "refused: several files", line)
+
+
+def llmc_in_ours():
+    for version, dtype in ((3, torch.float32), (5, torch.bfloat16)):
+        model = random_model(heads=2, channels=24).to(dtype)
+        c, w = model.config, model.transformer.state_dict()
+        padded = (c.vocab_size + 127) // 128 * 128
+        tensors = [torch.cat([w["wte.weight"], torch.zeros(padded - c.vocab_size, c.n_embd, dtype=dtype)]), w["wpe.weight"]]
+        for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
+            for kind in ("weight", "bias"):
+                tensors += [w[f"h.{layer}.{name}.{kind}"].t() for layer in range(c.n_layer)]           # t(): (out, in)
+        tensors += [w["ln_f.weight"], w["ln_f.bias"]]
+        header = [20240326, version, c.n_positions, c.vocab_size, c.n_layer, c.n_head, c.n_embd, padded] + [0] * 248
+        with open(f"{DIR}/llmc_{version}.bin", "wb") as f:
+            f.write(np.array(header, "<i4").tobytes())
+            for t in tensors:
+                f.write(t.contiguous().view(torch.int16 if version == 5 else torch.int32).numpy().tobytes())
+        same_logits(f"llm.c version {version} in ours", f"{DIR}/llmc_{version}.bin", model.float())
+
+
+def training_step():
+    """Three AdamW steps on one batch, in two micro-batches and clipped. A large eps keeps entries without a gradient,
+    whose direction is rounding noise, from moving by lr."""
+    for tied in (True, False):
+        name, T, rows = f"training, {'tied' if tied else 'untied'}", 24, 4
+        model = random_model(tied=tied).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0
+        start, out = f"{DIR}/start_{tied}", f"{DIR}/step_{tied}"
+        model.save_pretrained(start)
+        ids = np.random.default_rng(3).integers(0, 97, rows * T + 1)
+        write_shard(out + ".bin", ids)
+        run("./train_gpt", "train", "--train", out + ".bin", "--init", start, "--context", T, "--batch", 2, "--tokens-per-step",
+            rows * T, "--steps", 3, "--lr", 0.01, "--schedule", "constant", "--eps", 0.001, "--sample-every", 0, "--out", out)
+        groups = [[p for p in model.parameters() if (p.dim() == 2) == matrix] for matrix in (True, False)]
+        adamw = torch.optim.AdamW([dict(params=g, weight_decay=d) for g, d in zip(groups, (0.1, 0))], 0.01, (0.9, 0.95), 0.001)
+        for _ in range(3):
+            adamw.zero_grad()
+            logits = model(torch.tensor(ids[:-1].reshape(rows, T))).logits
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(ids[1:])).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
+            adamw.step()
+        ours, theirs = load_file(out + "/step_00000003/model.safetensors"), model.state_dict()
+        worst, where = max((float((ours[k] - theirs[k]).abs().max()), k) for k in ours)
+        check(worst <= 1e-5, name, f"weights differ by {worst:.1e} ({where})")
+
+
+def random_text(size, seed=4):
+    """Words, numbers, blanks and anything else that this Python's Unicode knows, in runs of mixed kinds."""
+    rng, kinds = random.Random(seed), {"L": [], "N": [], "Z": list("\t\n\r \x0b\x0c\x85"), "other": []}
+    for code in range(0x110000):
+        category = unicodedata.category(chr(code))
+        if category not in ("Cn", "Cs"):
+            kinds[category[0] if category[0] in kinds else "other"].append(chr(code))
+    ascii_runs = [" ", "  ", " \n", "'s", "'ll", "'re x", "the", " The", "123", " 42", "don't", "<|endoftext|>", "...", " a'd"]
+    parts, length = [], 0
+    while length < size:
+        run = rng.choice(ascii_runs) if rng.random() < 0.5 else "".join(rng.choices(kinds[rng.choice(list(kinds))], k=rng.randint(1, 4)))
+        parts.append(run)
+        length += len(run.encode())
+    return "".join(parts)
+
+
+def tokenizers(name, merges, texts):
+    printable = [b for b in range(256) if 33 <= b <= 126 or b >= 161 and b != 173]
+    order = printable + [b for b in range(256) if b not in printable]
+    byte_of = {chr(b if i < 188 else 256 + i - 188): b for i, b in enumerate(order)}
+    ranks = {bytes([b]): i for i, b in enumerate(order)}
+    for line in open(merges, encoding="utf-8").read().split("\n"):
+        if line and not line.startswith("#version"):
+            ranks[bytes(byte_of[c] for c in line.replace(" ", "", 1))] = len(ranks)
+    eot = len(ranks)
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    theirs = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": eot})
+    for kind, text in texts.items():
+        path = f"{DIR}/{name}_{kind}".replace(" ", "_")
+        with open(path + ".txt", "wb") as f:
+            f.write(text.encode())
+        run("build/shards", "encode", "--in", path + ".txt", "--out", path + "/x", "--tokenizer", merges)
+        shard = np.fromfile(path + "/x_train.bin", "<u2")[512:].tolist()
+        detail = f"{len(shard) - 1} tokens"
+        check(shard == [eot] + theirs.encode_ordinary(text), f"tiktoken, {name}, {kind}", detail)
+        hf = GPT2Tokenizer.from_pretrained(path)                     # our merges.txt and vocab.json
+        # end of text inside a text is ordinary to us; HF makes a token of it unless it is told not to
+        ids = hf.encode(text, add_special_tokens=False, split_special_tokens=True)
+        check(shard == [eot] + ids and hf.eos_token_id == eot, f"HF GPT2Tokenizer, {name}, {kind}", detail)
+
+
+def all_tokenizers():
+    source = open("train_gpt.cpp", encoding="utf-8").read()
+    texts = {"text": open(os.environ["TEXT"], encoding="utf-8", newline="").read() if os.environ.get("TEXT") else source,
+             "random Unicode": random_text(1 << 20)}
+    run("build/shards", "bpe", "--in", "train_gpt.cpp", "--out", f"{DIR}/bpe", "--vocab", 1000)
+    guarded("tokenizers, own BPE", lambda: tokenizers("own BPE", f"{DIR}/bpe/merges.txt", texts))
+    if os.environ.get("MERGES"):
+        guarded("tokenizers, GPT-2", lambda: tokenizers("GPT-2", os.environ["MERGES"], texts))
+    else:
+        skip("tokenizers, GPT-2", "give MERGES=vocab.bpe")
+    # a checkpoint is a whole HF directory: model and tokenizer
+    run("build/shards", "encode", "--in", "train_gpt.cpp", "--out", f"{DIR}/words/x", "--tokenizer", f"{DIR}/bpe/merges.txt")
+    run("./train_gpt", "train", "--train", f"{DIR}/words/x_train.bin", "--init", "custom", "--layers", 1, "--heads", 2, "--channels",
+        16, "--context", 64, "--steps", 2, "--sample-every", 0, "--out", f"{DIR}/words/run")
+    checkpoint = f"{DIR}/words/run/step_00000002"
+    shard = np.fromfile(f"{DIR}/words/x_train.bin", "<u2")[512:].tolist()
+    hf, config = AutoTokenizer.from_pretrained(checkpoint), GPT2LMHeadModel.from_pretrained(checkpoint).config
+    check([hf.eos_token_id] + hf.encode(source, add_special_tokens=False, split_special_tokens=True) == shard,
+          "AutoTokenizer opens our checkpoint", type(hf).__name__)
+    check(config.eos_token_id == config.bos_token_id == hf.eos_token_id == 999, "config and tokenizer agree on the end of text")
+
+
+print(f"torch {torch.__version__}, transformers {transformers.__version__}, tiktoken {tiktoken.__version__}")
+for variant in (("head size 12", 3, 36, 1, 1), ("no bias", 3, 36, 0, 1), ("untied", 5, 35, 1, 0), ("no bias, untied", 2, 48, 0, 0),
+                ("one head of 17", 1, 17, 1, 1), ("head size 64", 2, 128, 1, 1)):
+    guarded(f"ours in HF, {variant[0]}", lambda: ours_in_hf(*variant))
+guarded("HF in ours", hf_in_ours)
+guarded("llm.c in ours", llmc_in_ours)
+guarded("training", training_step)
+guarded("tokenizers", all_tokenizers)
+print(f"{passed} passed, {failed} failed, {skipped} skipped")
+sys.exit(failed > 0)
