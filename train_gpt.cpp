@@ -424,7 +424,7 @@ inline std::string show(number v) {                         // the shortest form
 
 inline void check_range(const std::string& name, const char* given, double v, const char* allowed) {
     const char* dots = strstr(allowed, "..");
-    if (v < strtod(allowed, nullptr) || v > strtod(dots + 2, nullptr))
+    if (dots && (v < strtod(allowed, nullptr) || v > strtod(dots + 2, nullptr)))
         die_usage("%s %s: must lie in %s", dashed(name).c_str(), given, allowed);
 }
 
@@ -891,38 +891,6 @@ struct Examples {
     }
     size_t size() const { return tokens.size() / segments; }
 };
-
-// Writers of both, for the tools in dev/data and for tests.
-inline void put_tokens(Writer& w, const std::vector<int>& tokens, int token_bytes) {
-    std::string bytes(tokens.size() * token_bytes, '\0');
-    for (size_t i = 0; i < tokens.size(); i++) memcpy(&bytes[i * token_bytes], &tokens[i], token_bytes);
-    w.put(bytes);
-}
-
-inline void write_shard(const std::string& path, const std::vector<int>& tokens, int V) {
-    const ShardKind& kind = SHARD_KINDS[V > 65536];
-    int32_t header[256] = {kind.magic, kind.version, (int32_t)tokens.size()};
-    if (tokens.size() >= 1u << 31) die("%s: %zu tokens do not fit one shard", path.c_str(), tokens.size());
-    Writer w(path);
-    w.put(header, sizeof header);
-    put_tokens(w, tokens, kind.token_bytes);
-    w.finish();
-}
-
-inline void write_examples(const std::string& path, const std::vector<std::vector<int>>& segments, int per_example, int V) {
-    std::vector<uint64_t> offsets = {0};
-    std::vector<int> tokens;
-    for (auto& s : segments) tokens.insert(tokens.end(), s.begin(), s.end()), offsets.push_back(tokens.size());
-    int32_t header[256] = {EXAMPLES_MAGIC, EXAMPLES_VERSION, (int32_t)(segments.size() / per_example), per_example,
-                           V > 65536 ? 4 : 2};
-    uint64_t n = tokens.size();
-    memcpy(&header[6], &n, sizeof n);
-    Writer w(path);
-    w.put(header, sizeof header);
-    w.put(offsets.data(), offsets.size() * sizeof offsets[0]);
-    put_tokens(w, tokens, header[4]);
-    w.finish();
-}
 
 // ---- 5. tokenizer ---------------------------------------------------------------------------------------------------
 // GPT-2's byte-level BPE, from a merges file alone: text is cut into words, and within a word neighbouring tokens are
@@ -2009,6 +1977,14 @@ struct ModelFile {
     bool bias_stored = true;
 };
 
+inline void check_config(const Config& c, const std::string& where) {
+    const int largest = 1 << 24;
+    if (c.L < 1 || c.L > 1000 || c.C < 1 || c.C > 100000 || c.V < 1 || c.V > largest || c.T < 1 || c.T > largest)
+        die("%s: %d layers, %d channels, vocabulary %d, %d positions: expected 1 to 1000, 100000, %d and %d", where.c_str(), c.L,
+            c.C, c.V, c.T, largest, largest);
+    if (c.NH < 0 || (c.NH && c.C % c.NH)) die("%s: %d channels are not a multiple of %d heads", where.c_str(), c.C, c.NH);
+}
+
 inline Config read_config(const std::string& path) {
     Json j = parse_json(read_file(path), path);
     const char* name = path.c_str();
@@ -2043,8 +2019,7 @@ inline Config read_config(const std::string& path) {
     if (!flag_of("scale_attn_weights", true) || flag_of("scale_attn_by_inverse_layer_idx", false) ||
         flag_of("add_cross_attention", false))
         die("%s: attention without scaling, scaled by layer, or across sequences is not computed here", name);
-    if (c.C % c.NH) die("%s: n_embd %d is not a multiple of n_head %d", name, c.C, c.NH);
-    if (c.L > 1000 || c.C > 100000) die("%s: n_layer %d, n_embd %d: more than 1000 and 100000", name, c.L, c.C);
+    check_config(c, path);
     return c;
 }
 
@@ -2067,35 +2042,29 @@ inline ModelFile read_llmc(const std::string& path) {
     if (file->size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, file->size, HEADER);
     auto field = [&](int i) { return file->at<int32_t>(4 * i); };
     if (field(1) != 3 && field(1) != 5) die("%s: byte 4: found version %d, expected 3 (float32) or 5 (bfloat16)", name, field(1));
-    for (int i = 2; i < 8; i++)
-        if (field(i) < 1 || field(i) > 1 << 24) die("%s: byte %d: found %d, expected 1 to %d", name, 4 * i, field(i), 1 << 24);
     ModelFile m{path, directory_of(path), {}, {}, file};
     m.c.T = field(2), m.c.V = field(3), m.c.L = field(4), m.c.NH = field(5), m.c.C = field(6);
-    const size_t Vp = field(7), L = m.c.L, C = m.c.C, T = m.c.T;
-    if (m.c.L > 1000 || m.c.C > 100000 || C % m.c.NH || Vp < (size_t)m.c.V)
-        die("%s: byte 8: layers %zu, heads %d, channels %zu, vocabulary %d padded to %zu do not make a model", name, L, m.c.NH,
-            C, m.c.V, Vp);
+    check_config(m.c, path);
+    const size_t Vp = field(7), L = m.c.L, C = m.c.C;
+    if (m.c.NH < 1 || field(7) < m.c.V || field(7) > 1 << 24)
+        die("%s: byte 20: found %d heads, and a vocabulary of %d padded to %d", name, m.c.NH, m.c.V, field(7));
     const size_t item = field(1) == 3 ? 4 : 2;
+    const struct { const char* name; bool layered; size_t rows, cols; } order[] = {
+        {"wte.weight", false, Vp, C}, {"wpe.weight", false, (size_t)m.c.T, C}, {"ln_1.weight", true, 0, C}, {"ln_1.bias", true, 0, C},
+        {"attn.c_attn.weight", true, 3 * C, C}, {"attn.c_attn.bias", true, 0, 3 * C}, {"attn.c_proj.weight", true, C, C},
+        {"attn.c_proj.bias", true, 0, C}, {"ln_2.weight", true, 0, C}, {"ln_2.bias", true, 0, C}, {"mlp.c_fc.weight", true, 4 * C, C},
+        {"mlp.c_fc.bias", true, 0, 4 * C}, {"mlp.c_proj.weight", true, C, 4 * C}, {"mlp.c_proj.bias", true, 0, C},
+        {"ln_f.weight", false, 0, C}, {"ln_f.bias", false, 0, C}};
     size_t at = HEADER;
-    auto take = [&](const char* pattern, size_t layers, size_t rows, size_t cols, size_t keep) {
-        for (size_t l = 0; l < layers; l++, at += std::max<size_t>(rows, 1) * cols * item) {
-            std::string tensor = format("transformer.h.%zu.", l) + pattern;
-            if (layers == 0 || strncmp(pattern, "ln_f", 4) == 0 || strncmp(pattern, "w", 1) == 0)
-                tensor = std::string("transformer.") + pattern;
-            bool transposed = rows && tensor.find(".h.") != tensor.npos;
-            std::vector<size_t> shape = rows == 0 ? std::vector<size_t>{cols} : transposed ? std::vector<size_t>{cols, rows}
-                                                                                           : std::vector<size_t>{keep, cols};
+    for (auto& t : order)
+        for (size_t l = 0; l < (t.layered ? L : 1); l++, at += std::max<size_t>(t.rows, 1) * t.cols * item) {
+            std::string tensor = "transformer." + (t.layered ? format("h.%zu.", l) : "") + t.name;
+            std::vector<size_t> shape = {t.cols};
+            if (t.rows) shape.insert(shape.begin(), &t == order ? m.c.V : t.rows);         // wte's padding is left out
+            bool transposed = t.layered && t.rows;
+            if (transposed) std::swap(shape[0], shape[1]);
             m.tensors[tensor] = {item == 4 ? "F32" : "BF16", shape, file->data + at, transposed};
         }
-    };
-    take("wte.weight", 1, Vp, C, m.c.V), take("wpe.weight", 1, T, C, T);
-    take("ln_1.weight", L, 0, C, 0), take("ln_1.bias", L, 0, C, 0);
-    take("attn.c_attn.weight", L, 3 * C, C, 0), take("attn.c_attn.bias", L, 0, 3 * C, 0);
-    take("attn.c_proj.weight", L, C, C, 0), take("attn.c_proj.bias", L, 0, C, 0);
-    take("ln_2.weight", L, 0, C, 0), take("ln_2.bias", L, 0, C, 0);
-    take("mlp.c_fc.weight", L, 4 * C, C, 0), take("mlp.c_fc.bias", L, 0, 4 * C, 0);
-    take("mlp.c_proj.weight", L, C, 4 * C, 0), take("mlp.c_proj.bias", L, 0, C, 0);
-    take("ln_f.weight", 1, 0, C, 0), take("ln_f.bias", 1, 0, C, 0);
     if (file->size != at) die("%s: %zu bytes, its header means %zu", name, file->size, at);
     return m;
 }
@@ -2167,11 +2136,10 @@ inline ModelFile open_model(std::string path) {
             return it->second.shape;
         };
         auto wte = shape("transformer.wte.weight"), wpe = shape("transformer.wpe.weight");
-        if (wte[0] < 1 || wte[0] > 1 << 24 || wte[1] < 1 || wte[1] > 100000 || wpe[0] < 1 || wpe[0] > 1 << 24)
-            die("%s: wte %s, wpe %s do not make a model", path.c_str(), show_shape(wte).c_str(), show_shape(wpe).c_str());
-        m.c.V = wte[0], m.c.C = wte[1], m.c.T = wpe[0], m.c.L = 0, m.c.NH = 0;            // heads: the caller's to say
+        auto fits = [](size_t d) { return (int)std::min<size_t>(d, INT_MAX); };
+        m.c.V = fits(wte[0]), m.c.C = fits(wte[1]), m.c.T = fits(wpe[0]), m.c.L = 0, m.c.NH = 0;   // heads: the caller's to say
         while (m.tensors.count(format("transformer.h.%d.ln_1.weight", m.c.L))) m.c.L++;
-        if (m.c.L < 1 || m.c.L > 1000) die("%s: %d layers found, expected 1 to 1000", path.c_str(), m.c.L);
+        check_config(m.c, path);
         m.c.tied = !m.tensors.count("lm_head.weight");
         m.c.bias = m.tensors.count("transformer.h.0.attn.c_attn.bias");
     }
@@ -2657,21 +2625,18 @@ inline std::string options_json(const Options& o) {
 // Options of a run that is resumed: those it had, and those on the command line that may differ.
 inline Options resumed_options(const Options& given, const Json& stored, const std::string& where) {
     Options o = given;
-    for_each_option(o, [&](std::string name, auto& v, const char* allowed, const char* verbs, const char*) {
+    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
         const Json* old = stored.find(name);
-        if (!old || name == "out") return;
-        std::string now = show(v);
-        bool is_given = given.has(name.c_str()), may_differ = strchr(verbs, 'R');
-        if (is_given && may_differ) return;
-        if ((name == "steps" && given.has("epochs")) || (name == "epochs" && given.has("steps"))) return;
-        const char* any = show(std::decay_t<decltype(v)>{}) == old->string || old->string == "-1" ? nullptr : allowed;
+        const bool is_given = given.has(name.c_str());
+        const bool instead = (name == "steps" && given.has("epochs")) || (name == "epochs" && given.has("steps"));
+        if (!old || name == "out" || instead || (is_given && strchr(verbs, 'R'))) return;
+        const std::string now = show(v);
         try {
-            if (any) parse_value(name, old->string.c_str(), any, v);
-            else v = std::decay_t<decltype(v)>{};
+            parse_value(name, old->string.c_str(), "", v);
         } catch (const Error& e) { die("%s: %s", where.c_str(), e.line.c_str()); }
         if (is_given && show(v) != now)
-            die("%s %s: the run in %s has %s, and a resumed run must not differ in it", dashed(name).c_str(), now.c_str(),
-                given.out.c_str(), old->string.empty() ? "none" : old->string.c_str());
+            die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it", dashed(name).c_str(), now.c_str(),
+                      given.out.c_str(), old->string.empty() ? "none" : old->string.c_str());
     });
     return o;
 }
@@ -2913,14 +2878,12 @@ template <typename Model> void train(Options o) {
         auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
         if (val && due(o.eval_every)) evaluate();
         if (due(o.sample_every)) sample(1);
-        if (due(o.save_every) || (stop_signal && step < steps)) save();
+        if (due(o.save_every)) save();
     }
-    if (position.step < steps) {
-        if (saved.empty() || saved != o.out + format("/step_%08lld", (long long)position.step)) save();
-        display.say("stopped after step %lld; go on with: ./train_gpt train --resume --out %s", (long long)position.step, o.out.c_str());
-        return;
-    }
-    if (saved.empty() || saved != o.out + format("/step_%08lld", (long long)position.step)) save();
+    if (saved != o.out + format("/step_%08lld", (long long)position.step)) save();
+    if (position.step < steps)
+        return display.say("stopped after step %lld; go on with: ./train_gpt train --resume --out %s", (long long)position.step,
+                           o.out.c_str());
     if (val) {
         Validation v = evaluate();
         if (std::isfinite(floor)) display.say("val loss %.4f nats/token, floor %.4f", v.loss(), floor);

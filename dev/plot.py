@@ -13,16 +13,15 @@ def read(run):
     """{event: [objects]} of a run's log; a directory or the file itself."""
     path, events = os.path.join(run, "log.jsonl") if os.path.isdir(run) else run, {}
     try:
-        lines = open(path, encoding="utf-8").read().splitlines()
+        lines = open(path, encoding="utf-8", errors="replace").read().split("\n")
     except OSError as e:
         die(f"{path}: cannot open: {e.strerror}; give the --out of a run")
-    for i, line in enumerate(lines):
+    for i, line in enumerate(lines[:-1]):                     # what follows the last newline is nothing, or torn
         try:
             event = json.loads(line)
             events.setdefault(event["event"], []).append(event)
         except (ValueError, KeyError, TypeError):
-            if i + 1 < len(lines):                            # the last line of a killed run may be torn
-                die(f"{path}: line {i + 1}: not an event of a run's log")
+            die(f"{path}: line {i + 1}: not an event of a run's log")
     return events if "step" in events else die(f"{path}: holds no steps yet")
 
 

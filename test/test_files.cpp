@@ -3,6 +3,7 @@
    STRESS=1 runs the full counts. */
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
+#include "../dev/data/write_shards.h"
 #include "check.h"
 #include <functional>
 #include <sys/resource.h>
@@ -72,7 +73,7 @@ static void wrong_files() {
         {"config deep", config, std::string(100, '['), "FILE: byte 65: found byte 0x5b, expected at most 64 levels"},
         {"llm.c version", llmc, header({20240326, 4}, 0), "FILE: byte 4: found version 4, expected 3 (float32) or 5 (bfloat16)"},
         {"llm.c size", llmc, header({20240326, 3, 4, 5, 1, 1, 2, 128}, 0), "FILE: 1024 bytes, its header means 2392"},
-        {"llm.c heads", llmc, header({20240326, 3, 4, 5, 1, 3, 2, 128}, 0), "FILE: byte 8: layers 1, heads 3, channels 2, vocabulary 5 padded to 128 do not make a model"},
+        {"llm.c heads", llmc, header({20240326, 3, 4, 5, 1, 3, 2, 128}, 0), "FILE: 2 channels are not a multiple of 3 heads"},
         {"examples magic", examples, header({1, 1}, 0), "FILE: byte 0: found magic 1, expected 20261121 (an example shard)"},
         {"examples segments", examples, header({20261121, 1, 1, 4, 2}, 0), "FILE: byte 12: found 4 segments, expected 2 or 3"},
         {"examples size", examples, header({20261121, 1, 1, 2, 2}, 0), "FILE: 1024 bytes, but its header of 1 examples and 0 tokens means 1048"},
@@ -206,7 +207,7 @@ static void runs() {
         std::string line = c.line;
         line.replace(line.find("OUT"), 3, whole);
         code = execute({"./train_gpt", "train", "--resume", "--out", whole, c.option, c.value});
-        check(code == 1 && last_line() == "error: " + line, "run/resumed with another %s: %s", c.option, last_line().c_str());
+        check(code == 2 && last_line() == "error: " + line, "run/resumed with another %s: %s", c.option, last_line().c_str());
     }
 
     // A disk that fills: files may not grow beyond a part of the checkpoint.

@@ -25,6 +25,7 @@
 #define NO_CPU_MAIN
 #endif
 #include "../../train_gpt.cpp"
+#include "write_shards.h"
 #include <array>
 #include <compare>
 #include <filesystem>

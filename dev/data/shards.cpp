@@ -8,6 +8,7 @@
               the pair and no others. */
 #define NO_CPU_MAIN
 #include "../../train_gpt.cpp"
+#include "write_shards.h"
 
 namespace shards {
 
@@ -278,10 +279,7 @@ template <class Sink> void encode_all(Source& source, const Tokenizer& tokenizer
         #pragma omp parallel for schedule(dynamic, 1)
         for (size_t j = 0; j < used; j++) {
             Job& job = jobs[j];
-            int thread = 0;
-#ifdef _OPENMP
-            thread = omp_get_thread_num();
-#endif
+            const int thread = omp_get_thread_num();
             job.tokens.clear();
             std::string storage;
             std::string_view text;
