@@ -2,7 +2,7 @@
 # make test       every test, with or without a GPU; make stress: the long versions; make test-hf: against PyTorch
 # make            everything; DEBUG=1 without optimization, SANITIZE=1 with address and undefined behaviour sanitizers
 # make baby       the smallest GPT and its state graph; make fuzz: libFuzzer targets in build/ (needs clang++)
-STEPS ?= 400
+STEPS ?= 1300
 SHELL := /bin/sh
 comma := ,
 hash  := \#
@@ -17,7 +17,7 @@ endif
 # Without the second flag compilers prefer 256-bit vectors on some machines that have 512, at half the speed.
 NATIVE   := $(call knows,-march=native) $(call knows,-mprefer-vector-width=512)
 SANITIZERS := -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
-OPTIMIZE := $(if $(DEBUG),-O0,-O3) -g $(if $(SANITIZE),$(SANITIZERS))
+OPTIMIZE := $(if $(DEBUG),-O0 -g,-O3) $(if $(SANITIZE),-g $(SANITIZERS))
 CXXFLAGS ?= -std=c++20 $(OPTIMIZE) $(NATIVE) -Wall -Wextra $(if $(WERROR),-Werror)
 
 TOOLS := build/corpus build/shards
@@ -32,7 +32,7 @@ $(TOOLS): build/%: dev/data/%.cpp train_gpt.cpp
 	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@
 $(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.cpp)
 	@mkdir -p build
-	$(CXX) $(CXXFLAGS) $(OPENMP) $(if $(filter %test_layers,$@),-DREAL=double) $< -o $@
+	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(if $(filter %test_layers,$@),-DREAL=double) $< -o $@
 $(FUZZ): build/fuzz_%: test/fuzz.cpp train_gpt.cpp
 	@mkdir -p build
 	clang++ -std=c++20 -O1 -g -fsanitize=fuzzer $(SANITIZERS) -Wno-unknown-pragmas -DTARGET=$* $< -o $@
@@ -47,8 +47,8 @@ run: train_gpt $(CORPUS)/val.json
 	  { echo "error: runs/default: is not a run of make run; move it away" >&2; exit 1; }
 	@rm -rf runs/default
 	./train_gpt train --train $(CORPUS)/train.bin --val $(CORPUS)/val.bin --rows documents --answers $(CORPUS)/answers.bin \
-	  --init custom --layers 4 --heads 4 --channels 128 --context 256 --batch 16 --lr 2e-3 --warmup 40 --steps $(STEPS) \
-	  --eval-every 100 --eval-rows 0 --sample-every 200 --out runs/default
+	  --init custom --layers 4 --heads 4 --channels 128 --context 256 --batch 4 --lr 2e-3 --warmup 100 --steps $(STEPS) \
+	  --eval-every 100 --eval-rows 64 --sample-every 500 --out runs/default
 
 test: all $(TESTS)
 	@GOMP_SPINCOUNT=1000 test/run.sh

@@ -1311,7 +1311,8 @@ inline void gemm_tile(real* c, size_t ldc, const real* plus, const real* bias, M
             else if (b.col == 1)
                 for (int k = 0; k < kn; k++) for (int j = 0; j < n; j++) panel[k * NR + j] = from[k * b.row + j];
             else
-                for (int j = 0; j < n; j++) for (int k = 0; k < kn; k++) panel[k * NR + j] = from[k * b.row + j * b.col];
+                for (int j = 0; j < n; j++)
+                    for (int k = 0; k < kn; k++) panel[k * NR + j] = from[k * b.row + j * b.col];
         }
         for (int i0 = 0; i0 < M; i0 += MR) {
             int m = std::min(MR, M - i0);
@@ -1379,7 +1380,8 @@ inline double measure_peak() {
 /* linear -- the Linear layer
    math     out = x w + b (+ plus)      plus: the residual stream that this branch joins, or null
    shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus (N,OC) */
-inline void linear_forward(real* out, const real* x, const real* w, const real* b, const real* plus, int N, int C, int OC) {
+inline void linear_forward(real* out, const real* x, const real* w, const real* b, const real* plus, int N, int C,
+                           int OC) {
     gemm(out, OC, plus, b, {x, (size_t)C, 1}, {w, (size_t)OC, 1}, N, OC, C);
 }
 
@@ -1438,8 +1440,8 @@ inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const i
    math     xhat = (x - mean) rstd,   rstd = 1 / sqrt(var + eps), var over C;   out = xhat w + b
    shapes   x, out (N,C)   w, b (C)   mean, rstd (N), kept for backward
    source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
-inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* w, const real* b, int N, int C,
-                              double eps) {
+inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* w, const real* b, int N,
+                              int C, double eps) {
     #pragma omp parallel for schedule(static)
     for (int n = 0; n < N; n++) {
         const real* x_n = x + (size_t)n * C;
@@ -1536,8 +1538,8 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
    shapes   dqkv (B,T,3C), written whole   dout, out (B,T,C)
    cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
    source   Dao et al. 2022, algorithm 4 */
-inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B, int T,
-                               int C, int NH) {
+inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
+                               int T, int C, int NH) {
     const int HS = C / NH;
     const size_t row = 3 * (size_t)C;
     const real scale = 1 / std::sqrt(real(HS));
@@ -1596,8 +1598,8 @@ inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
    cost     2 N C V FLOPs, 6 N C V with gradients */
 inline int head_rows(int V) { return std::clamp((1 << 23) / V, 64, 1024); }
 
-inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, const real* x, const real* w, const int* y,
-                   const double* weight, int N, int C, int V) {
+inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, const real* x, const real* w,
+                   const int* y, const double* weight, int N, int C, int V) {
     for (int n0 = 0; n0 < N; n0 += head_rows(V)) {
         int rows = std::min(head_rows(V), N - n0);
         Matrix x_n = {x + (size_t)n0 * C, (size_t)C, 1}, table = {w, (size_t)C, 1};
@@ -1723,9 +1725,11 @@ struct Model {
         : c(c), B(B), T(T), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
         size_t need = bytes(training), have = available_memory();
         if (need > have)
-            die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d rows "
-                "of %d tokens), %.2f GB available; lower --batch or --context", need / 1e9, layout.slots.size * sizeof(real) / 1e9,
-                training * 3 * layout.slots.size * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
+            die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d "
+                "rows of %d tokens), %.2f GB available; lower --batch or --context",
+                need / 1e9, layout.slots.size * sizeof(real) / 1e9,
+                training * 3 * layout.slots.size * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T,
+                have / 1e9);
         weights = Buffer(layout.slots.size), acts = Buffer(slots.size);
         if (training) for (Buffer* b : {&gradients, &moment1, &moment2}) *b = Buffer(layout.slots.size);
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
@@ -1737,9 +1741,11 @@ struct Model {
         without = " (built without OpenMP)";
 #endif
         const double gb = sizeof(real) / 1e9;
-        return format("%d threads%s, %d-bit vectors, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, moments "
-                      "%.2f, activations %.2f", omp_get_max_threads(), without, VECTOR_BYTES * 8, peak / 1e9, bytes(true) / 1e9,
-                      weights.size * gb, gradients.size * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
+        return format(
+            "%d threads%s, %d-bit vectors, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, moments "
+            "%.2f, activations %.2f",
+            omp_get_max_threads(), without, VECTOR_BYTES * 8, peak / 1e9, bytes(true) / 1e9, weights.size * gb,
+            gradients.size * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
     }
     size_t bytes(bool training) const { return ((training ? 4 : 1) * layout.slots.size + slots.size) * sizeof(real); }
 
@@ -1756,7 +1762,8 @@ struct Model {
         }
     }
 
-    double forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
+    double forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T,
+                   bool backward) {
         const int N = B * T;
         tokens.assign(x, x + N), rows = B, columns = T;
         for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
@@ -1842,7 +1849,8 @@ private:
     int rows = 0, columns = 0;
 
     real* arena(Which which) const {
-        return (which == WEIGHT ? weights : which == GRADIENT ? gradients : which == MOMENT1 ? moment1 : moment2).data();
+        const Buffer* arenas[] = {&weights, &gradients, &moment1, &moment2};
+        return arenas[which]->data();
     }
 
     // Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm. qkv holds S tokens a row.
@@ -1855,7 +1863,7 @@ private:
             Activations a = activations(l);
             w = layout.at(weights.data(), l);
             layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N, C, c.eps);
-            real* qkv = T == S ? a.qkv : a.fc;                               // beside the cache, then copied to its place
+            real* qkv = T == S ? a.qkv : a.fc; // beside the cache, then copied to its place
             linear_forward(qkv, a.ln1, w.qkv_w, w.qkv_b, nullptr, N, C, 3 * C);
             for (int b = 0; b < B && T != S; b++)
                 memcpy(a.qkv + ((size_t)b * S + t0) * 3 * C, qkv + (size_t)b * T * 3 * C, sizeof(real) * T * 3 * C);
@@ -1904,7 +1912,9 @@ struct View {                                // one tensor in a mapped file
     }
 };
 
-inline size_t bytes_of(const std::string& dtype) { return dtype == "F32" ? 4 : dtype == "BF16" || dtype == "F16" ? 2 : 0; }
+inline size_t bytes_of(const std::string& dtype) {
+    return dtype == "F32" ? 4 : dtype == "BF16" || dtype == "F16" ? 2 : 0;
+}
 
 inline std::string show_shape(const std::vector<size_t>& shape) {
     std::string s = "(";
@@ -1947,11 +1957,11 @@ struct Safetensors {
             for (const Json& d : shape->items) view.shape.push_back(whole(d)), count *= view.shape.back();
             size_t begin = whole(offsets->items[0]), end = whole(offsets->items[1]);
             if (begin > end || end > size)
-                die("%s: tensor %s: data_offsets [%zu,%zu] do not lie in the %zu bytes of data", name, tensor.c_str(), begin,
-                    end, size);
+                die("%s: tensor %s: data_offsets [%zu,%zu] do not lie in the %zu bytes of data", name, tensor.c_str(),
+                    begin, end, size);
             if (bytes_of(view.dtype) && count * bytes_of(view.dtype) != double(end - begin))
-                die("%s: tensor %s: %s%s does not fill data_offsets [%zu,%zu]", name, tensor.c_str(), view.dtype.c_str(),
-                    show_shape(view.shape).c_str(), begin, end);
+                die("%s: tensor %s: %s%s does not fill data_offsets [%zu,%zu]", name, tensor.c_str(),
+                    view.dtype.c_str(), show_shape(view.shape).c_str(), begin, end);
             view.data = data + begin;
             pieces.push_back({begin, end, tensor});
             tensors[tensor] = view;
@@ -1960,11 +1970,12 @@ struct Safetensors {
         size_t reached = 0;
         for (auto& [begin, end, tensor] : pieces) {
             if (begin != reached)
-                die("%s: tensor %s: data begins at %zu, expected %zu: tensors must neither overlap nor leave holes", name,
-                    tensor.c_str(), begin, reached);
+                die("%s: tensor %s: data begins at %zu, expected %zu: tensors must neither overlap nor leave holes",
+                    name, tensor.c_str(), begin, reached);
             reached = end;
         }
-        if (reached != size) die("%s: %zu bytes of data, the header describes %zu; is it cut short?", name, size, reached);
+        if (reached != size)
+            die("%s: %zu bytes of data, the header describes %zu; is it cut short?", name, size, reached);
     }
 };
 
@@ -1980,9 +1991,10 @@ struct ModelFile {
 inline void check_config(const Config& c, const std::string& where) {
     const int largest = 1 << 24;
     if (c.L < 1 || c.L > 1000 || c.C < 1 || c.C > 100000 || c.V < 1 || c.V > largest || c.T < 1 || c.T > largest)
-        die("%s: %d layers, %d channels, vocabulary %d, %d positions: expected 1 to 1000, 100000, %d and %d", where.c_str(), c.L,
-            c.C, c.V, c.T, largest, largest);
-    if (c.NH < 0 || (c.NH && c.C % c.NH)) die("%s: %d channels are not a multiple of %d heads", where.c_str(), c.C, c.NH);
+        die("%s: %d layers, %d channels, vocabulary %d, %d positions: expected 1 to 1000, 100000, %d and %d",
+            where.c_str(), c.L, c.C, c.V, c.T, largest, largest);
+    if (c.NH < 0 || (c.NH && c.C % c.NH))
+        die("%s: %d channels are not a multiple of %d heads", where.c_str(), c.C, c.NH);
 }
 
 inline Config read_config(const std::string& path) {
@@ -2002,7 +2014,8 @@ inline Config read_config(const std::string& path) {
     };
     auto text_of = [&](const char* key) { const Json* v = j.find(key); return v ? v->string : ""; };
     if (j.kind != Json::OBJECT) die("%s: not a JSON object", name);
-    if (text_of("model_type") != "gpt2") die("%s: found model_type '%s', expected 'gpt2'", name, text_of("model_type").c_str());
+    if (text_of("model_type") != "gpt2")
+        die("%s: found model_type '%s', expected 'gpt2'", name, text_of("model_type").c_str());
     std::string act = text_of("activation_function");
     if (act != "" && act != "gelu_new" && act != "gelu_pytorch_tanh")
         die("%s: activation_function '%s' is not computed here, only gelu_new", name, act.c_str());
@@ -2025,13 +2038,14 @@ inline Config read_config(const std::string& path) {
 
 inline std::string config_json(const Config& c, int eot) {
     std::string special = eot < 0 ? "" : format("  \"bos_token_id\": %d,\n  \"eos_token_id\": %d,\n", eot, eot);
-    return format("{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n  \"n_layer\": %d,\n"
-                  "  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n  \"n_ctx\": %d,\n  \"n_inner\": null,\n"
-                  "  \"vocab_size\": %d,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": %s,\n"
-                  "  \"tie_word_embeddings\": %s,\n  \"bias\": %s,\n%s"
-                  "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n  \"torch_dtype\": \"float32\"\n}\n",
-                  c.L, c.NH, c.C, c.T, c.T, c.V, show(number(c.eps)).c_str(), c.tied ? "true" : "false",
-                  c.bias ? "true" : "false", special.c_str());
+    return format(
+        "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n  \"n_layer\": %d,\n"
+        "  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n  \"n_ctx\": %d,\n  \"n_inner\": null,\n"
+        "  \"vocab_size\": %d,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": %s,\n"
+        "  \"tie_word_embeddings\": %s,\n  \"bias\": %s,\n%s"
+        "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n  \"torch_dtype\": \"float32\"\n}\n",
+        c.L, c.NH, c.C, c.T, c.T, c.V, show(number(c.eps)).c_str(), c.tied ? "true" : "false",
+        c.bias ? "true" : "false", special.c_str());
 }
 
 // llm.c's model file: 256 int32 {magic, 3 float32 or 5 bfloat16, T, V, L, NH, C, padded V}, then the tensors one after
@@ -2041,7 +2055,8 @@ inline ModelFile read_llmc(const std::string& path) {
     const char* name = path.c_str();
     if (file->size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, file->size, HEADER);
     auto field = [&](int i) { return file->at<int32_t>(4 * i); };
-    if (field(1) != 3 && field(1) != 5) die("%s: byte 4: found version %d, expected 3 (float32) or 5 (bfloat16)", name, field(1));
+    if (field(1) != 3 && field(1) != 5)
+        die("%s: byte 4: found version %d, expected 3 (float32) or 5 (bfloat16)", name, field(1));
     ModelFile m{path, directory_of(path), {}, {}, file};
     m.c.T = field(2), m.c.V = field(3), m.c.L = field(4), m.c.NH = field(5), m.c.C = field(6);
     check_config(m.c, path);
@@ -2050,11 +2065,14 @@ inline ModelFile read_llmc(const std::string& path) {
         die("%s: byte 20: found %d heads, and a vocabulary of %d padded to %d", name, m.c.NH, m.c.V, field(7));
     const size_t item = field(1) == 3 ? 4 : 2;
     const struct { const char* name; bool layered; size_t rows, cols; } order[] = {
-        {"wte.weight", false, Vp, C}, {"wpe.weight", false, (size_t)m.c.T, C}, {"ln_1.weight", true, 0, C}, {"ln_1.bias", true, 0, C},
-        {"attn.c_attn.weight", true, 3 * C, C}, {"attn.c_attn.bias", true, 0, 3 * C}, {"attn.c_proj.weight", true, C, C},
-        {"attn.c_proj.bias", true, 0, C}, {"ln_2.weight", true, 0, C}, {"ln_2.bias", true, 0, C}, {"mlp.c_fc.weight", true, 4 * C, C},
-        {"mlp.c_fc.bias", true, 0, 4 * C}, {"mlp.c_proj.weight", true, C, 4 * C}, {"mlp.c_proj.bias", true, 0, C},
-        {"ln_f.weight", false, 0, C}, {"ln_f.bias", false, 0, C}};
+        {"wte.weight", false, Vp, C},               {"wpe.weight", false, (size_t)m.c.T, C},
+        {"ln_1.weight", true, 0, C},                {"ln_1.bias", true, 0, C},
+        {"attn.c_attn.weight", true, 3 * C, C},     {"attn.c_attn.bias", true, 0, 3 * C},
+        {"attn.c_proj.weight", true, C, C},         {"attn.c_proj.bias", true, 0, C},
+        {"ln_2.weight", true, 0, C},                {"ln_2.bias", true, 0, C},
+        {"mlp.c_fc.weight", true, 4 * C, C},        {"mlp.c_fc.bias", true, 0, 4 * C},
+        {"mlp.c_proj.weight", true, C, 4 * C},      {"mlp.c_proj.bias", true, 0, C},
+        {"ln_f.weight", false, 0, C},               {"ln_f.bias", false, 0, C}};
     size_t at = HEADER;
     for (auto& t : order)
         for (size_t l = 0; l < (t.layered ? L : 1); l++, at += std::max<size_t>(t.rows, 1) * t.cols * item) {
@@ -2074,7 +2092,8 @@ inline Json verify_checkpoint(const std::string& dir) {
     const std::string path = dir + "/state.json", text = read_file(path);
     const size_t tail = strlen("  \"checksum\": \"0123456789abcdef\"\n}\n");
     std::string_view body = std::string_view(text).substr(0, text.size() < tail ? 0 : text.size() - tail);
-    if (text.size() < tail || text.substr(body.size()) != format("  \"checksum\": \"%016llx\"\n}\n", (unsigned long long)checksum(body)))
+    if (text.size() < tail ||
+        text.substr(body.size()) != format("  \"checksum\": \"%016llx\"\n}\n", (unsigned long long)checksum(body)))
         die("%s: damaged: its checksum does not fit; use another checkpoint", path.c_str());
     Json state = parse_json(text, path);
     const Json* files = state.find("files");
@@ -2123,7 +2142,9 @@ inline ModelFile open_model(std::string path) {
     ModelFile m{path, directory_of(path), {}, {}, file};
     bool prefixed = file->tensors.count("transformer.wte.weight");
     for (auto& [name, view] : file->tensors) {
-        auto ends = [&, &name = name](const char* s) { return name.size() >= strlen(s) && name.compare(name.size() - strlen(s), strlen(s), s) == 0; };
+        auto ends = [&, &name = name](const char* s) {
+            return name.size() >= strlen(s) && name.compare(name.size() - strlen(s), strlen(s), s) == 0;
+        };
         if (ends(".attn.bias") || ends(".attn.masked_bias")) continue;                  // masks, not parameters
         m.tensors[prefixed || name == "lm_head.weight" ? name : "transformer." + name] = view;
     }
@@ -2132,12 +2153,14 @@ inline ModelFile open_model(std::string path) {
     } else {                                                                             // from the shapes alone
         auto shape = [&](const char* name) {
             auto it = m.tensors.find(name);
-            if (it == m.tensors.end() || it->second.shape.size() != 2) die("%s: no matrix '%s' in it; is this a GPT-2?", path.c_str(), name);
+            if (it == m.tensors.end() || it->second.shape.size() != 2)
+                die("%s: no matrix '%s' in it; is this a GPT-2?", path.c_str(), name);
             return it->second.shape;
         };
         auto wte = shape("transformer.wte.weight"), wpe = shape("transformer.wpe.weight");
         auto fits = [](size_t d) { return (int)std::min<size_t>(d, INT_MAX); };
-        m.c.V = fits(wte[0]), m.c.C = fits(wte[1]), m.c.T = fits(wpe[0]), m.c.L = 0, m.c.NH = 0;   // heads: the caller's to say
+        m.c.V = fits(wte[0]), m.c.C = fits(wte[1]), m.c.T = fits(wpe[0]), m.c.L = 0,
+        m.c.NH = 0; // heads: the caller's to say
         while (m.tensors.count(format("transformer.h.%d.ln_1.weight", m.c.L))) m.c.L++;
         check_config(m.c, path);
         m.c.tied = !m.tensors.count("lm_head.weight");
@@ -2184,12 +2207,14 @@ template <typename Model> void load_tensors(Model& model, Which which, const std
                     die("%s: lm_head.weight differs from wte, but the config says tie_word_embeddings", path.c_str());
         } else if (!t.present) {
             for (float f : values)
-                if (f != 0) die("%s: tensor '%s' is not zero, but the config says bias false", path.c_str(), t.name.c_str());
+                if (f != 0)
+                    die("%s: tensor '%s' is not zero, but the config says bias false", path.c_str(), t.name.c_str());
         }
         model.set(which, i, values.data());
     }
     for (auto& [name, view] : views)
-        if (!known.count(name) && name.rfind(prefix, 0) == 0) die("%s: tensor '%s' has no place in a GPT-2 of this shape", path.c_str(), name.c_str());
+        if (!known.count(name) && name.rfind(prefix, 0) == 0)
+            die("%s: tensor '%s' has no place in a GPT-2 of this shape", path.c_str(), name.c_str());
 }
 
 // Writes tensors of one or more kinds, in layout order, as float32 safetensors.
@@ -2202,8 +2227,9 @@ template <typename Model> void save_tensors(const std::string& path, Model& mode
         for (const Tensor& t : model.layout.tensors) {
             if (!stored(t)) continue;
             size_t end = offset + 4 * t.count();
-            header += format(",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[%s%d],\"data_offsets\":[%zu,%zu]}", prefix.c_str(),
-                             t.name.c_str(), t.rows ? format("%d,", t.rows).c_str() : "", t.cols, offset, end);
+            header +=
+                format(",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[%s%d],\"data_offsets\":[%zu,%zu]}", prefix.c_str(),
+                       t.name.c_str(), t.rows ? format("%d,", t.rows).c_str() : "", t.cols, offset, end);
             offset = end;
         }
     header += "}";
@@ -2230,7 +2256,9 @@ inline void sync_directory(const std::string& dir) {
 }
 
 // The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
-inline int end_of_text(const Tokenizer* tokenizer, int V) { return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1; }
+inline int end_of_text(const Tokenizer* tokenizer, int V) {
+    return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1;
+}
 
 // Where a run stands, apart from tensors. Orders and samples are functions of seed and step, so nothing else is random.
 struct Position {
@@ -2238,7 +2266,8 @@ struct Position {
     size_t windows = 0;                      // of the training data, to notice when it is no longer the same
 };
 
-template <typename Model> std::string save_checkpoint(Model& model, const Options& o, const Position& p, const Tokenizer* tokenizer) {
+template <typename Model>
+std::string save_checkpoint(Model& model, const Options& o, const Position& p, const Tokenizer* tokenizer) {
     const std::string dir = o.out + format("/step_%08lld", (long long)p.step), partial = dir + ".partial";
     std::error_code error;
     fs::remove_all(partial, error);
@@ -2250,7 +2279,8 @@ template <typename Model> std::string save_checkpoint(Model& model, const Option
         write_file(partial + "/config.json", config_json(model.c, end_of_text(tokenizer, model.c.V)));
         if (tokenizer) write_file(partial + "/merges.txt", tokenizer->merges_txt());
         if (tokenizer) write_file(partial + "/vocab.json", tokenizer->vocab_json());
-        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"windows\": %zu,\n  \"options\": {", (long long)p.step, p.windows);
+        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"windows\": %zu,\n  \"options\": {",
+                                   (long long)p.step, p.windows);
         const char* comma = "";
         for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
             if (!strchr(verbs, 't') || name == "resume") return;
@@ -2259,7 +2289,8 @@ template <typename Model> std::string save_checkpoint(Model& model, const Option
         });
         state += "\n  },\n  \"files\": {";
         comma = "";
-        for (const char* name : {"config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
+        for (const char* name :
+             {"config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
             if (!fs::exists(partial + "/" + name)) continue;
             Mapped file(partial + "/" + name);
             state += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%016llx\"}", comma, name, file.size,
@@ -2287,7 +2318,8 @@ template <typename Model> std::string save_checkpoint(Model& model, const Option
 }
 
 // A merges file beside the data or the model, else nothing.
-inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option, const std::vector<std::string>& directories) {
+inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
+                                                 const std::vector<std::string>& directories) {
     if (!option.empty()) return std::make_unique<Tokenizer>(Tokenizer::load(option));
     for (const std::string& dir : directories)
         for (const char* name : {"/merges.txt", "/vocab.bpe"})
@@ -2302,7 +2334,8 @@ void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
     for (size_t i = 0; i < n; i += batch) {
         std::vector<Row> rows;
         size_t T = 0;
-        for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k)), T = std::max(T, rows.back().x.size());
+        for (size_t k = i; k < std::min(n, i + batch); k++)
+            rows.push_back(row_at(k)), T = std::max(T, rows.back().x.size());
         std::vector<int> x(rows.size() * T, 0), y(rows.size() * T, -1);
         for (size_t r = 0; r < rows.size(); r++) {
             std::copy(rows[r].x.begin(), rows[r].x.end(), x.begin() + r * T);
@@ -2323,7 +2356,8 @@ struct Validation {
     }
 };
 
-template <typename Model> Validation validate(Model& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
+template <typename Model>
+Validation validate(Model& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
     Validation v;
     score(model, batch, rows.spans.size(), [&](size_t i) { return rows.row(i); },
           [&](size_t, const Row& row, const real* logprob, const int*) {
@@ -2349,7 +2383,8 @@ inline double known_floor(const Options& o) {
 
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
-template <typename Model> size_t right_answers(Model& model, int batch, const Examples& e, int eot, const std::string& path) {
+template <typename Model>
+size_t right_answers(Model& model, int batch, const Examples& e, int eot, const std::string& path) {
     size_t right = 0;
     auto row_at = [&](size_t i) {
         const std::vector<int> &prompt = e.tokens[i * e.segments], &response = e.tokens[i * e.segments + 1];
@@ -2391,25 +2426,33 @@ struct Choices {
             auto tokens = [&] {
                 std::vector<int> v(word());
                 for (int& t : v)
-                    if ((t = word()) >= V) die("%s: byte %zu: token %d is not below the vocabulary size %d", name, at - 2, t, V);
+                    if ((t = word()) >= V)
+                        die("%s: byte %zu: token %d is not below the vocabulary size %d", name, at - 2, t, V);
                 return v;
             };
-            if (int found = word(); found != 65535) die("%s: byte %zu: found %d, expected 65535, the start of example %zu", name, at - 2, found, e);
+            if (int found = word(); found != 65535)
+                die("%s: byte %zu: found %d, expected 65535, the start of example %zu", name, at - 2, found, e);
             size_t bytes = word(), index = word(), label = word(), options = word();
             if (index != e || options < 2 || label >= options)
-                die("%s: byte %zu: example %zu: found index %zu, label %zu of %zu completions", name, begin, e, index, label, options);
+                die("%s: byte %zu: example %zu: found index %zu, label %zu of %zu completions", name, begin, e, index,
+                    label, options);
             Example example{(int)label, tokens(), {}};
             for (size_t k = 0; k < options; k++) {
                 example.completions.push_back(tokens());
                 size_t length = example.context.size() + example.completions.back().size();
                 if (example.context.empty() || example.completions.back().empty() || length > (size_t)T)
-                    die("%s: byte %zu: example %zu: context and completion of %zu tokens, expected at least 1 and 1, at most the "
-                        "context of %d", name, begin, e, length, T);
+                    die("%s: byte %zu: example %zu: context and completion of %zu tokens, expected at least 1 and 1, "
+                        "at most the "
+                        "context of %d",
+                        name, begin, e, length, T);
             }
-            if (at - begin != bytes) die("%s: byte %zu: example %zu takes %zu bytes, its header says %zu", name, begin, e, at - begin, bytes);
+            if (at - begin != bytes)
+                die("%s: byte %zu: example %zu takes %zu bytes, its header says %zu", name, begin, e, at - begin,
+                    bytes);
             examples.push_back(example);
         }
-        if (examples.empty() || at != f.size) die("%s: byte %zu: %zu examples, then %zu more bytes", name, at, count, f.size - at);
+        if (examples.empty() || at != f.size)
+            die("%s: byte %zu: %zu examples, then %zu more bytes", name, at, count, f.size - at);
     }
 };
 
@@ -2472,7 +2515,8 @@ inline int pick(const std::vector<float>& logits, const Options& o, Rng& rng) {
 /* Writes up to o.tokens tokens after the prompt, in o.samples texts; emit(sample, token) sees them as they come. An end
    of text ends a sample. When the context is full, its later half becomes the prompt again. A sample depends on the seed
    and its number, not on how many are made beside it. */
-template <typename Model, typename Emit> void generate(Model& model, const Options& o, const std::vector<int>& prompt, int eot, Emit emit) {
+template <typename Model, typename Emit>
+void generate(Model& model, const Options& o, const std::vector<int>& prompt, int eot, Emit emit) {
     const int V = model.c.V;
     for (int first = 0; first < o.samples; first += model.B) {
         const int B = std::min<int>(model.B, o.samples - first);
@@ -2485,7 +2529,8 @@ template <typename Model, typename Emit> void generate(Model& model, const Optio
         for (int64_t made = 0; made < o.tokens && std::count(ended.begin(), ended.end(), false); made++) {
             int length = rows[0].size();
             if (length > model.T)
-                for (auto& row : rows) row.erase(row.begin(), row.end() - std::max(1, model.T / 2)), length = row.size(), held = 0;
+                for (auto& row : rows)
+                    row.erase(row.begin(), row.end() - std::max(1, model.T / 2)), length = row.size(), held = 0;
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + held, row.end());
             model.extend(x.data(), B, held, length - held);
@@ -2510,7 +2555,9 @@ inline std::string show_tokens(const std::vector<int>& ids, const Tokenizer* tok
 }
 
 // Samples as text, one after the other.
-template <typename Model> std::vector<std::string> sample_texts(Model& model, const Options& o, const std::vector<int>& prompt, int eot, const Tokenizer* tokenizer) {
+template <typename Model>
+std::vector<std::string> sample_texts(Model& model, const Options& o, const std::vector<int>& prompt, int eot,
+                                      const Tokenizer* tokenizer) {
     std::vector<std::vector<int>> ids(o.samples);
     generate(model, o, prompt, eot, [&](int sample, int token) { ids[sample].push_back(token); });
     std::vector<std::string> texts;
@@ -2607,7 +2654,8 @@ struct RunDirectory {
         if (error || !(log = fopen(log_path().c_str(), "a"))) die("%s: cannot write", log_path().c_str());
     }
     void put(const std::string& line) {
-        if (fprintf(log, "%s\n", line.c_str()) < 0 || fflush(log) != 0) die("%s: cannot write: %s", log_path().c_str(), strerror(errno));
+        if (fprintf(log, "%s\n", line.c_str()) < 0 || fflush(log) != 0)
+            die("%s: cannot write: %s", log_path().c_str(), strerror(errno));
     }
 };
 
@@ -2617,7 +2665,8 @@ inline std::string json_number(double v) { return std::isfinite(v) ? show(number
 inline std::string options_json(const Options& o) {
     std::string s;
     for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
-        if (strchr(verbs, 't') && name != "resume") s += (s.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(show(v));
+        if (strchr(verbs, 't') && name != "resume")
+            s += (s.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(show(v));
     });
     return "{" + s + "}";
 }
@@ -2635,8 +2684,8 @@ inline Options resumed_options(const Options& given, const Json& stored, const s
             parse_value(name, old->string.c_str(), "", v);
         } catch (const Error& e) { die("%s: %s", where.c_str(), e.line.c_str()); }
         if (is_given && show(v) != now)
-            die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it", dashed(name).c_str(), now.c_str(),
-                      given.out.c_str(), old->string.empty() ? "none" : old->string.c_str());
+            die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it", dashed(name).c_str(),
+                      now.c_str(), given.out.c_str(), old->string.empty() ? "none" : old->string.c_str());
     });
     return o;
 }
@@ -2656,7 +2705,8 @@ struct Display {
         for (int i = 0; i < width; i++) points.push_back(losses[(losses.size() - 1) * i / (width - 1)]);
         auto [low, high] = std::minmax_element(points.begin(), points.end());
         std::string s = "  ";
-        for (double p : points) s += std::string("▁▂▃▄▅▆▇█").substr(3 * int(7.99 * (p - *low) / (*high - *low + 1e-9)), 3);
+        for (double p : points)
+            s += std::string("▁▂▃▄▅▆▇█").substr(3 * int(7.99 * (p - *low) / (*high - *low + 1e-9)), 3);
         return s;
     }
     void step(int64_t step, double loss, double norm, double lr, double step_ms, double tokens) {
@@ -2666,8 +2716,9 @@ struct Display {
         std::string line = format("step %lld/%lld  loss %.4f", (long long)step, (long long)steps, loss);
         if (std::isfinite(floor)) line += format(" (floor %.4f)", floor);
         if (std::isfinite(val_loss)) line += format("  val %.4f", val_loss);
-        line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %.1f GFLOP/s (%.0f%%)  ETA %d:%02d:%02d", norm, lr, step_ms,
-                       rate, flops / 1e9, 100 * flops / peak, int(left / 3600), int(left / 60) % 60, int(left) % 60);
+        line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %.1f GFLOP/s (%.0f%%)  ETA %d:%02d:%02d", norm, lr,
+                       step_ms, rate, flops / 1e9, 100 * flops / peak, int(left / 3600), int(left / 60) % 60,
+                       int(left) % 60);
         if (terminal) printf("\r%s%s\x1b[K", line.c_str(), sparkline().c_str());
         else printf("%s\n", line.c_str());
         fflush(stdout);
@@ -2689,11 +2740,13 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
         c = config_of(*file, o.heads);
         auto same = [&](const char* name, integer asked, integer is) {
             if (o.has(name) && asked != is)
-                die_usage("%s %lld: %s has %lld", dashed(name).c_str(), (long long)asked, file->path.c_str(), (long long)is);
+                die_usage("%s %lld: %s has %lld", dashed(name).c_str(), (long long)asked, file->path.c_str(),
+                          (long long)is);
         };
         same("layers", o.layers, c.L), same("channels", o.channels, c.C), same("vocab", o.vocab, c.V);
         same("bias", o.bias, c.bias), same("tied", o.tied, c.tied);
-        if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", (long long)o.context, file->path.c_str(), c.T);
+        if (o.context > c.T)
+            die_usage("--context %lld: %s has positions for %d", (long long)o.context, file->path.c_str(), c.T);
         if (o.context == 0) o.context = std::min(c.T, 1024);
     } else {
         if (o.init == "custom" && (!o.layers || !o.heads || !o.channels))
@@ -2708,13 +2761,15 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
         if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);
     }
     if (tokenizer && tokenizer->vocab() > c.V)
-        die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
+        die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V,
+            tokenizer->vocab());
     o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
     return c;
 }
 
 inline bool is_preset(const std::string& init) {
-    return init == "custom" || std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
+    return init == "custom" ||
+           std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
 }
 
 // Says which gradient went wrong first, in the order of the forward pass.
@@ -2754,7 +2809,8 @@ template <typename Model> void train(Options o) {
             }
         }
         if (stored.kind == Json::OBJECT) o = resumed_options(o, stored, where);
-        if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
+        if (o.train.empty())
+            die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
     }
 
     // The model's shape: of the checkpoint, of the weights to start from, or of the options.
@@ -2777,11 +2833,12 @@ template <typename Model> void train(Options o) {
 
     // The data. An epoch ends where its last window does: the rows of a step beyond it stay empty.
     Windows windows(o.train, o.rows, !o.raw.empty(), T, c.V, o.seed);
-    const size_t per_step = o.tokens_per_step / T, end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows.total));
+    const size_t per_step = o.tokens_per_step / T,
+                 end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows.total));
     const int64_t steps = o.steps ? o.steps : (end + per_step - 1) / per_step;
     if (!from.empty() && windows_then != windows.total)
-        die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(), windows.total,
-            o.out.c_str(), windows_then);
+        die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
+            windows.total, o.out.c_str(), windows_then);
     position.windows = windows.total;
     std::unique_ptr<ValidationRows> val;
     if (!o.val.empty())
@@ -2809,27 +2866,31 @@ template <typename Model> void train(Options o) {
     for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
         if (strchr(verbs, 't') && !show(v).empty()) printf("%s %s  ", dashed(name).c_str(), show(v).c_str());
     });
-    display.say("\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", model.layout.parameters, (long long)steps,
-                (long long)o.tokens_per_step, windows.total, model.describe(display.peak).c_str());
+    display.say("\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", model.layout.parameters,
+                (long long)steps, (long long)o.tokens_per_step, windows.total, model.describe(display.peak).c_str());
     if (!from.empty()) display.say("resumed from %s", from.c_str());
     else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
     run->rewind_log(position.step, steps);
     if (position.step == 0)
-        run->put(format("{\"event\": \"run\", \"step\": 0, \"parameters\": %zu, \"steps\": %lld, \"floor\": %s, \"options\": %s}",
-                       model.layout.parameters, (long long)steps, json_number(floor).c_str(), options_json(o).c_str()));
+        run->put(
+            format("{\"event\": \"run\", \"step\": 0, \"parameters\": %zu, \"steps\": %lld, \"floor\": %s, "
+                   "\"options\": %s}",
+                   model.layout.parameters, (long long)steps, json_number(floor).c_str(), options_json(o).c_str()));
 
     std::string saved = from;
     auto save = [&] {
         saved = save_checkpoint(model, o, position, tokenizer.get());
-        run->put(format("{\"event\": \"checkpoint\", \"step\": %lld, \"path\": %s}", (long long)position.step, json_quote(saved).c_str()));
+        run->put(format("{\"event\": \"checkpoint\", \"step\": %lld, \"path\": %s}", (long long)position.step,
+                        json_quote(saved).c_str()));
     };
     auto evaluate = [&] {
         Validation v = validate(model, B, *val, tokenizer.get());
         display.val_loss = v.loss();
         display.say("%s", v.line().c_str());
         std::string known = std::isfinite(floor) ? ", \"floor\": " + json_number(floor) : "";
-        run->put(format("{\"event\": \"eval\", \"step\": %lld, \"val_loss\": %s, \"bits_per_byte\": %s%s}", (long long)position.step,
-                       json_number(v.loss()).c_str(), json_number(v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN).c_str(), known.c_str()));
+        run->put(format("{\"event\": \"eval\", \"step\": %lld, \"val_loss\": %s, \"bits_per_byte\": %s%s}",
+                        (long long)position.step, json_number(v.loss()).c_str(),
+                        json_number(v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN).c_str(), known.c_str()));
         return v;
     };
     auto sample = [&](int samples) {
@@ -2838,7 +2899,8 @@ template <typename Model> void train(Options o) {
         std::vector<std::string> texts = sample_texts(model, s, {eot >= 0 ? eot : 0}, eot, tokenizer.get());
         for (size_t i = 0; i < texts.size(); i++) {
             display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
-            run->put(format("{\"event\": \"sample\", \"step\": %lld, \"text\": %s}", (long long)position.step, json_quote(texts[i]).c_str()));
+            run->put(format("{\"event\": \"sample\", \"step\": %lld, \"text\": %s}", (long long)position.step,
+                            json_quote(texts[i]).c_str()));
         }
     };
 
@@ -2865,16 +2927,20 @@ template <typename Model> void train(Options o) {
         }
         const double norm = model.gradient_norm(), lr = lr_at(schedule, position.step);
         if (!std::isfinite(loss) || !std::isfinite(norm))
-            die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", (long long)step, loss, norm,
-                std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss", saved.empty() ? "none" : saved.c_str());
+            die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", (long long)step,
+                loss, norm, std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss",
+                saved.empty() ? "none" : saved.c_str());
         AdamW now = adamw;
         now.lr = lr;
         model.update(now, o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0, step);
         position.step = step;
-        const double ms = (seconds() - began) * 1e3, tokens = (double)std::min<double>((double)step * per_step, (double)end) * T;
+        const double ms = (seconds() - began) * 1e3,
+                     tokens = (double)std::min<double>((double)step * per_step, (double)end) * T;
         display.step(step, loss, norm, lr, ms, (double)o.tokens_per_step);
-        run->put(format("{\"event\": \"step\", \"step\": %lld, \"loss\": %.9g, \"norm\": %.9g, \"lr\": %.9g, \"ms\": %.3f, "
-                       "\"tokens_per_s\": %.1f, \"tokens\": %.0f}", (long long)step, loss, norm, lr, ms, o.tokens_per_step / ms * 1e3, tokens));
+        run->put(
+            format("{\"event\": \"step\", \"step\": %lld, \"loss\": %.9g, \"norm\": %.9g, \"lr\": %.9g, \"ms\": %.3f, "
+                   "\"tokens_per_s\": %.1f, \"tokens\": %.0f}",
+                   (long long)step, loss, norm, lr, ms, o.tokens_per_step / ms * 1e3, tokens));
         auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
         if (val && due(o.eval_every)) evaluate();
         if (due(o.sample_every)) sample(1);
@@ -2882,13 +2948,14 @@ template <typename Model> void train(Options o) {
     }
     if (saved != o.out + format("/step_%08lld", (long long)position.step)) save();
     if (position.step < steps)
-        return display.say("stopped after step %lld; go on with: ./train_gpt train --resume --out %s", (long long)position.step,
-                           o.out.c_str());
+        return display.say("stopped after step %lld; go on with: ./train_gpt train --resume --out %s",
+                           (long long)position.step, o.out.c_str());
     if (val) {
         Validation v = evaluate();
         if (std::isfinite(floor)) display.say("val loss %.4f nats/token, floor %.4f", v.loss(), floor);
     }
-    if (answers) display.say("answers right %zu of %zu", right_answers(model, B, *answers, eot, o.answers), answers->size());
+    if (answers)
+        display.say("answers right %zu of %zu", right_answers(model, B, *answers, eot, o.answers), answers->size());
     if (o.sample_every) sample(3);
     display.say("saved %s", saved.c_str());
 }
@@ -2900,12 +2967,15 @@ template <typename Model> void run_verb(Options o) {
     const Config c = config_of(file, o.heads);
     std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, {file.directory});
     if (tokenizer && tokenizer->vocab() > c.V)
-        die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V, tokenizer->vocab());
+        die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
+            tokenizer->vocab());
     const int eot = end_of_text(tokenizer.get(), c.V);
-    if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", (long long)o.context, file.path.c_str(), c.T);
+    if (o.context > c.T)
+        die_usage("--context %lld: %s has positions for %d", (long long)o.context, file.path.c_str(), c.T);
     const int T = o.context ? o.context : c.T;
     const int B = o.verb == "sample" ? std::min<integer>(o.samples, 64) : o.verb == "graph" ? 1 : o.batch;
-    if (o.verb == "eval" && o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
+    if (o.verb == "eval" && o.rows == "documents" && eot < 0)
+        die_usage("--rows documents: needs a tokenizer, to know the end of text");
 
     std::vector<int> prompt;
     if (o.verb == "sample") {
@@ -2914,7 +2984,8 @@ template <typename Model> void run_verb(Options o) {
             char* after;
             long id = strtol(s, &after, 10);
             if (after == s || id < 0 || id >= c.V || (*after && *after != ' '))
-                die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d", o.prompt.c_str(), file.path.c_str(), c.V);
+                die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d",
+                          o.prompt.c_str(), file.path.c_str(), c.V);
             prompt.push_back(id);
             for (s = after; *s == ' ';) s++;
         }
@@ -2927,7 +2998,8 @@ template <typename Model> void run_verb(Options o) {
     std::unique_ptr<Choices> choices;
     std::unique_ptr<Examples> answers;
     if (!o.val.empty())
-        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, c.V, eot, o.has("eval_rows") ? o.eval_rows : 0);
+        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, c.V, eot,
+                                               o.has("eval_rows") ? o.eval_rows : 0);
     if (!o.choices.empty()) choices = std::make_unique<Choices>(o.choices, c.V, T);
     if (!o.answers.empty()) answers = std::make_unique<Examples>(o.answers, c.V);
     if (answers && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
@@ -2939,7 +3011,8 @@ template <typename Model> void run_verb(Options o) {
     if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
     if (choices) multiple_choice(model, B, *choices);
-    if (answers) printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot, o.answers), answers->size());
+    if (answers)
+        printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot, o.answers), answers->size());
     if (o.verb == "sample" && o.samples == 1) {                                          // as they come
         printf("%s", o.prompt.c_str());
         generate(model, o, prompt, eot, [&](int, int token) {
@@ -2949,7 +3022,8 @@ template <typename Model> void run_verb(Options o) {
         printf("\n");
     } else if (o.verb == "sample") {
         std::vector<std::string> texts = sample_texts(model, o, prompt, eot, tokenizer.get());
-        for (size_t i = 0; i < texts.size(); i++) printf("--- sample %zu\n%s%s\n", i + 1, o.prompt.c_str(), texts[i].c_str());
+        for (size_t i = 0; i < texts.size(); i++)
+            printf("--- sample %zu\n%s%s\n", i + 1, o.prompt.c_str(), texts[i].c_str());
     }
 }
 
@@ -2959,9 +3033,10 @@ template <typename Model> int run_program(int argc, char** argv) {
     // The runtime reads its environment before main(), so the program starts itself again with a short spin.
     if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")) {
         setenv("GOMP_SPINCOUNT", "10000", 1), setenv("KMP_BLOCKTIME", "1", 1);
-        execv("/proc/self/exe", argv);
+        std::error_code none;
+        execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
     }
-    signal(SIGXFSZ, SIG_IGN);                                                             // a full disk is an error, not a signal
+    signal(SIGXFSZ, SIG_IGN); // a full disk is an error, not a signal
     signal(SIGPIPE, SIG_DFL);
     try {
         std::vector<std::string> words(argv + 1, argv + argc);

@@ -1,8 +1,9 @@
 """dev/plot.py -- draws the log.jsonl of one or more runs: loss, gradient norm, learning rate, speed.
     python3 dev/plot.py runs/a [runs/b ...] [-o plot.png]        needs matplotlib"""
-import json, math, os, sys
+import itertools, json, os, sys
 
 INK, GRID, COLORS = "#33383d", "#e6e8ea", ["#1f6fb4", "#d9541e", "#2e9e5b", "#8454b8", "#b8860b", "#3aa6b9"]
+PANELS = (("norm", "gradient norm"), ("lr", "learning rate"), ("tokens_per_s", "tokens/s"))
 
 
 def die(line):
@@ -25,80 +26,61 @@ def read(run):
     return events if "step" in events else die(f"{path}: holds no steps yet")
 
 
-def column(events, x, y):
-    points = [(e[x], e[y]) for e in events if isinstance(e.get(y), (int, float))]
-    return [p[0] for p in points], [p[1] for p in points]
+def column(events, name):
+    """Steps and values, without those that were not finite (null in the log)."""
+    points = [(e["step"], e[name]) for e in events if isinstance(e.get(name), (int, float))]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def smooth(values):
-    """A mean over about 2 % of the run, weighted exponentially; without the pull of the first value."""
-    keep, total, weight, out = 1 - 1 / max(1, len(values) / 50), 0, 0, []
-    for v in values:
-        total, weight = keep * total + v, keep * weight + 1
-        out.append(total / weight)
-    return out
+    """The mean of about 3 % of the run around each value, twice; of fewer near the ends, so that it stays in the middle."""
+    for _ in range(2):
+        n, sums = len(values), [0, *itertools.accumulate(values)]
+        widths = [min(n // 70, i, n - 1 - i) for i in range(n)]
+        values = [(sums[i + w + 1] - sums[i - w]) / (2 * w + 1) for i, w in enumerate(widths)]
+    return values
 
 
-def main(words):
-    out = "plot.png"
-    if "-o" in words:
-        at = words.index("-o")
-        if at + 1 == len(words):
-            die("-o: needs a file name")
-        out, words = words[at + 1], words[:at] + words[at + 2:]
-    if not words or words[0].startswith("-"):
-        sys.exit("usage: python3 dev/plot.py RUN... [-o plot.png]")
-    runs = [(os.path.basename(os.path.normpath(run)), read(run)) for run in words]
+def short(value, _):
+    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
+
+
+def draw(runs, out):
     try:
         import matplotlib
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
         die("matplotlib is not installed; try: python3 -m pip install matplotlib")
-
     plt.rcParams.update({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
                          "axes.edgecolor": INK, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
-                         "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True,
-                         "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titleweight": "bold", "lines.linewidth": 1.3,
-                         "legend.frameon": False, "xtick.major.width": 0.6, "ytick.major.width": 0.6})
+                         "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "axes.titlesize": 9,
+                         "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.xmargin": 0.01, "legend.frameon": False})
     figure = plt.figure(figsize=(9, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=[1.9, 1])
     loss, small = figure.add_subplot(grid[0, :]), [figure.add_subplot(grid[1, i]) for i in range(3)]
-    floors = set()
-    for i, (name, events) in enumerate(runs):
-        color, steps, evals = COLORS[i % len(COLORS)], events["step"], events.get("eval", [])
-        x, y = column(steps, "step", "loss")
-        loss.plot(x, y, color=color, alpha=0.25, linewidth=0.7)
-        loss.plot(x, smooth(y), color=color, label="training loss" if len(runs) == 1 else name)
-        x, y = column(evals, "step", "val_loss")
-        loss.plot(x, y, "o", color=color, markersize=5, markeredgecolor="white", label="validation" if len(runs) == 1 else None)
-        floors |= {e["floor"] for e in events.get("run", []) + evals if isinstance(e.get("floor"), (int, float))}
-        for axes, key in zip(small, ("norm", "lr", "tokens_per_s")):
-            x, y = column(steps, "step", key)
-            faint = key != "lr"
-            axes.plot(x, y, color=color, alpha=0.25 if faint else 1, linewidth=0.7 if faint else 1.3)
-            if faint:
-                axes.plot(x, smooth(y), color=color)
-    for k, floor in enumerate(sorted(floors)):
-        loss.axhline(floor, color=INK, linestyle=(0, (5, 3)), linewidth=0.9, label=None if k else "floor")
-    if len(runs) > 1:                                         # one entry for the points of all runs
+    tops, floors, many = {axes: 0 for axes in [loss] + small}, set(), len(runs) > 1
+    for (name, events), color in zip(runs, itertools.cycle(COLORS)):
+        for axes, key in zip([loss] + small, ["loss"] + [key for key, _ in PANELS]):
+            x, y = column(events["step"], key)
+            line = smooth(y) if key != "lr" else y
+            axes.plot(x, y, color=color, alpha=0.25, linewidth=0.7)
+            axes.plot(x, line, color=color, linewidth=1.3, label=name if many else "training")
+            tops[axes] = max([tops[axes], *line])             # single spikes may leave the picture
+        x, y = column(events.get("eval", []), "val_loss")
+        loss.plot(x, y, "o", color=color, markersize=5, markeredgecolor="white", label=None if many else "validation")
+        floors |= set(column(events.get("run", []) + events.get("eval", []), "floor")[1])
+    if many:
         loss.plot([], [], "o", color="#888", markersize=5, label="validation")
-    # the first steps fall from ln V: keep them in sight, but let the rest have the height
-    losses = sorted(v for _, e in runs for v in column(e["step"], "step", "loss")[1])
-    if losses and losses[0] > 0 and losses[-1] > 4 * losses[len(losses) // 2]:
-        loss.set_yscale("log")
-        loss.yaxis.set_major_formatter("{x:g}"), loss.yaxis.set_minor_formatter("{x:g}")
-    norms = sorted(v for _, e in runs for v in column(e["step"], "step", "norm")[1])
-    if norms:
-        small[0].set_ylim(0, min(norms[-1], 4 * norms[int(0.95 * (len(norms) - 1))]) * 1.05 or 1)
-    small[2].set_ylim(bottom=0)
-    small[1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    small[2].yaxis.set_major_formatter(lambda v, _: f"{v / 1e6:g}M" if v >= 1e6 else f"{v / 1e3:g}k" if v >= 1e3 else f"{v:g}")
-    for axes, title in zip([loss] + small, ("loss, nats/token", "gradient norm", "learning rate", "tokens/s")):
+    for floor in floors:
+        loss.axhline(floor, color=INK, linestyle=(0, (5, 3)), linewidth=0.9, label="floor" if floor == max(floors) else None)
+    for axes, title in zip([loss] + small, ["loss, nats/token"] + [title for _, title in PANELS]):
         axes.set_title(title)
-        axes.margins(x=0.01)
-        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_formatter(short)
+        axes.yaxis.set_major_formatter(short)
+        axes.set_ylim(None if axes is loss else 0, 1.06 * tops[axes] or 1)
     loss.legend(loc="upper right")
     try:
         figure.savefig(out, dpi=100)
@@ -108,4 +90,10 @@ def main(words):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    words, out = sys.argv[1:], "plot.png"
+    if "-o" in words[:-1]:
+        at = words.index("-o")
+        out, words = words[at + 1], words[:at] + words[at + 2:]
+    if not words or any(word.startswith("-") for word in words):
+        sys.exit("usage: python3 dev/plot.py RUN... [-o plot.png]")
+    draw([(os.path.basename(os.path.normpath(run)), read(run)) for run in words], out)

@@ -1,16 +1,16 @@
-/* test/fuzz.cpp -- libFuzzer targets: hostile bytes through every reader of the trainer, and on through what the trainer
-   then does with them. An Error must be one short printable line with exit code 1 or 2; anything else is a finding.
+/* test/fuzz.cpp -- libFuzzer targets: hostile bytes through every reader of the trainer, and on through what it does
+   with them. An Error must be one short printable line with exit code 1 or 2; anything else is a finding.
 
-     make fuzz && build/fuzz_shards -max_total_time=300           the other targets stand in the table at the end
+     make fuzz && build/fuzz_shards -max_total_time=300           the other names stand in the table at the end
      build/fuzz_shards crash-0123...                              one input again
 
-   A run without files or directories of its own keeps its inputs in build/fuzz_NAME_data, which it fills with small
-   valid files first: from those libFuzzer reaches deep at once. To add a target, write its function and its seeds, and
-   add a row to the table. */
+   Without files or directories on its command line a target keeps its inputs in build/fuzz_NAME_data, which it first
+   fills with small valid files: from those it reaches deep at once. To add a target, add its functions and its row. */
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
+#include "../dev/data/write_shards.h"
 
-// The readers take paths; this one is a file in memory.
+// The readers take paths; this is the path of a file in memory.
 static const std::string PATH = "/proc/self/fd/" + std::to_string(memfd_create("fuzz", 0));
 
 static void must(bool right, const char* what, const std::string& detail = "") {
@@ -22,8 +22,10 @@ template <typename F> static void guarded(F f) {
     try {
         f();
     } catch (const Error& e) {
-        bool printable = std::none_of(e.line.begin(), e.line.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
-        must((e.exit_code == 1 || e.exit_code == 2) && printable && !e.line.empty() && e.line.size() < 2000, "not one short line", e.line);
+        auto control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
+        must(e.exit_code == 1 || e.exit_code == 2, "exit code", e.line);
+        must(std::none_of(e.line.begin(), e.line.end(), control), "not one printable line", e.line);
+        must(!e.line.empty() && e.line.size() < 2000, "not a short line", e.line);
     }
 }
 
@@ -36,25 +38,23 @@ static cpu::Model& tiny_model() {
     return *model;
 }
 
-// ---- targets: what the trainer does with the bytes, which are also in the file PATH -----------------------------------
+// ---- targets: what the trainer does with the bytes, which are in the file PATH too ----------------------------------
 static void shards(std::string_view) {
-    auto valid = [](const Row& r, bool sliding) {
+    auto valid = [](const Row& r, const std::string& rows) {
         for (int x : r.x) must(x >= 0 && x < V, "token of a row");
-        for (int y : r.y) must(y >= -sliding && y < V, "target of a row");
+        for (int y : r.y) must(y >= (rows == "sliding" ? -1 : 0) && y < V, "target of a row");
     };
     for (const char* rows : {"packed", "documents", "sliding"})
-        for (int context : {1, 3, 100})
-            for (bool raw : {false, true}) {
-                const bool sliding = !strcmp(rows, "sliding");
-                guarded([&] {
-                    Windows w(PATH, rows, raw, context, V, 1);
-                    for (size_t g : {(size_t)0, w.total - 1, w.total, 3 * w.total + w.total / 2}) valid(w.row(g), sliding);
-                });
-                guarded([&] {
-                    ValidationRows v(PATH, rows, raw, context, V, EOT, 50);
-                    for (size_t i = 0; i < v.spans.size(); i++) valid(v.row(i), sliding);
-                });
-            }
+        for (auto [context, raw] : {std::pair(1, false), {3, false}, {100, false}, {3, true}}) {
+            guarded([&, context = context, raw = raw] {
+                Windows w(PATH, rows, raw, context, V, 1);
+                for (size_t g : {(size_t)0, w.total - 1, w.total, 3 * w.total + w.total / 2}) valid(w.row(g), rows);
+            });
+            guarded([&, context = context, raw = raw] {
+                ValidationRows v(PATH, rows, raw, context, V, EOT, 50);
+                for (size_t i = 0; i < v.spans.size(); i++) valid(v.row(i), rows);
+            });
+        }
 }
 static void examples(std::string_view) {
     Examples e(PATH, V);
@@ -78,12 +78,12 @@ static void config(std::string_view bytes) {
     guarded([&] {
         Json j = parse_json(bytes, PATH);
         for (auto& [name, value] : j.members)
-            must(parse_json(json_quote(name), PATH).string == name && parse_json(json_quote(value.string), PATH).string == value.string, "quoting");
+            for (auto& s : {name, value.string}) must(parse_json(json_quote(s), PATH).string == s, "json_quote", s);
     });
     const Config c = read_config(PATH);
     write_file(PATH, config_json(c, c.V - 1));
     const Config again = read_config(PATH);
-    must(config_json(c, 0) == config_json(again, 0), "config.json does not come back", config_json(c, 0));
+    must(config_json(c, 0) == config_json(again, 0), "config_json", config_json(c, 0));
 }
 static void merges(std::string_view bytes) {                    // merges, a zero byte, text
     const size_t end = std::min(bytes.find('\0'), bytes.size());
@@ -93,7 +93,7 @@ static void merges(std::string_view bytes) {                    // merges, a zer
     for (int id : t.encode(text)) must(id >= 0 && id < t.eot(), "id out of range"), decoded += t.decode(id);
     must(decoded == text, "decode(encode(x)) != x", decoded);
     const Tokenizer again = Tokenizer::from_merges(t.merges_txt(), "merges_txt()");
-    must(again.merges_txt() == t.merges_txt() && again.encode(text) == t.encode(text), "merges_txt() does not come back");
+    must(again.merges_txt() == t.merges_txt() && again.encode(text) == t.encode(text), "merges_txt()");
     must(parse_json(t.vocab_json(), "vocab_json()").members.size() == (size_t)t.vocab(), "vocab_json()");
 }
 static void options(std::string_view bytes) {                   // one word a line
@@ -102,11 +102,12 @@ static void options(std::string_view bytes) {                   // one word a li
         words.push_back(std::string(bytes.substr(0, bytes.find('\n'))));
     Options o = parse_options(words);
     if (o.min_lr < 0) o.min_lr = 0.1 * o.lr;                    // as train() does before it stores them
+    const std::string stored = options_json(o);
     if (o.verb == "train")
-        must(options_json(resumed_options(o, parse_json(options_json(o), "log"), "log")) == options_json(o), "options do not come back", options_json(o));
+        must(options_json(resumed_options(o, parse_json(stored, "log"), "log")) == stored, "resumed_options", stored);
 }
 
-// ---- seeds -----------------------------------------------------------------------------------------------------------
+// ---- seeds ----------------------------------------------------------------------------------------------------------
 using Seeds = std::vector<std::string>;
 template <typename F> static std::string written(F write) { return write(), read_file(PATH); }
 static std::string numbers(std::vector<int32_t> header, const std::vector<uint16_t>& rest) {
@@ -115,14 +116,15 @@ static std::string numbers(std::vector<int32_t> header, const std::vector<uint16
 }
 static Seeds shard_seeds() {
     const std::vector<int> tokens = {EOT, 1, 2, 3, EOT, 4, EOT, 5, 6};
-    return {written([&] { write_shard(PATH, tokens, V); }), written([&] { write_shard(PATH, tokens, 70000); }), "raw tokens"};
+    return {written([&] { write_shard(PATH, tokens, V); }), written([&] { write_shard(PATH, tokens, 70000); })};
 }
 static Seeds example_seeds() {
     const std::vector<std::vector<int>> s = {{1, 2}, {3}, {}, {4, 5, 6}, {7}, {8}};
     return {written([&] { write_examples(PATH, s, 2, V); }), written([&] { write_examples(PATH, s, 3, 70000); })};
 }
 static Seeds choice_seeds() {
-    return {numbers({20240522, 1, 2, 26}, {65535, 26, 0, 1, 2, 2, 7, 8, 1, 9, 2, 10, 11,    65535, 22, 1, 0, 2, 1, 7, 1, 9, 1, 10})};
+    return {numbers({20240522, 1, 2, 26}, {65535, 26, 0, 1, 2, 2, 7, 8, 1, 9, 2, 10, 11,
+                                           65535, 22, 1, 0, 2, 1, 7, 1, 9, 1, 10})};
 }
 static Seeds safetensors_seeds() {
     Seeds seeds;
@@ -135,26 +137,32 @@ static Seeds safetensors_seeds() {
     }
     return seeds;
 }
-static Seeds llmc_seeds() {                                     // maxT 2, V 3, L 1, NH 1, C 2, V padded to 4: 90 numbers
-    return {numbers({20240326, 3, 2, 3, 1, 1, 2, 4}, std::vector<uint16_t>(180, 0x3c00)), numbers({20240326, 5, 2, 3, 1, 1, 2, 4}, std::vector<uint16_t>(90, 0x3c00))};
+static Seeds llmc_seeds() {                                     // T 2, V 3, L 1, NH 1, C 2, V padded to 4: 90 numbers
+    return {numbers({20240326, 3, 2, 3, 1, 1, 2, 4}, std::vector<uint16_t>(180, 0x3c00)),
+            numbers({20240326, 5, 2, 3, 1, 1, 2, 4}, std::vector<uint16_t>(90, 0x3c00))};
 }
 static Seeds config_seeds() {
-    return {config_json(Config(), -1), "{\"model_type\": \"gpt2\", \"a\": [-1.5e3, true, null, \"\\u00e9\\ud83d\\ude00\\n\"], \"n_layer\": {}}"};
+    return {config_json(Config(), -1), R"({"a": [-1.5e3, true, null, {}], "model_type": "\u00e9\ud83d\ude00\n"})"};
 }
-static Seeds merge_seeds() { return {std::string("#version: 0.2\na b\n\xc4\xa0 c\nab \xc4\xa0" "c\n\0ab cab c 's\xff", 36)}; }
+static Seeds merge_seeds() {
+    using namespace std::string_literals;
+    return {"#version: 0.2\na b\n\xc4\xa0 c\nab \xc4\xa0" "c\n\0ab cab c 's\xff"s};
+}
 static Seeds option_seeds() {
-    return {"train\n--train\na*.bin\n--lr=1e-3\n--steps\n10\n--out\nb\n--schedule\nwsd\n--resume", "--train\na\n--out\nb\n--epochs\n0.5",
-            "sample\n--model\na\n--top-p\n0.5\n--prompt\n", "eval\n--model\na\n--val\nb\n--rows\ndocuments", "graph\n--model\na"};
+    return {"train\n--train\na*.bin\n--lr=1e-3\n--steps\n10\n--out\nb\n--schedule\nwsd\n--resume",
+            "--train\na\n--out\nb\n--epochs\n0.5", "sample\n--model\na\n--top-p\n0.5\n--prompt\n",
+            "eval\n--model\na\n--val\nb\n--rows\ndocuments", "graph\n--model\na"};
 }
 
-// ---- the table, and libFuzzer's two calls ----------------------------------------------------------------------------
+// ---- the table, and libFuzzer's two calls ---------------------------------------------------------------------------
 static const struct { std::string name; void (*run)(std::string_view); Seeds (*seeds)(); } TARGETS[] = {
     {"shards", shards, shard_seeds}, {"examples", examples, example_seeds}, {"choices", choices, choice_seeds},
     {"safetensors", model, safetensors_seeds}, {"llmc", model, llmc_seeds}, {"config", config, config_seeds},
     {"merges", merges, merge_seeds}, {"options", options, option_seeds}};
 #define NAME_OF(target) #target
 #define NAME(target) NAME_OF(target)
-static const auto& CHOSEN = *std::find_if(std::begin(TARGETS), std::end(TARGETS), [](auto& t) { return t.name == NAME(TARGET); });
+static const auto& CHOSEN =
+    *std::find_if(std::begin(TARGETS), std::end(TARGETS), [](auto& t) { return t.name == NAME(TARGET); });
 
 extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
     if (!freopen("/dev/null", "w", stdout)) return 1;           // libFuzzer writes to stderr
