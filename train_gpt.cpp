@@ -75,6 +75,18 @@ __attribute__((format(printf, 1, 0))) inline std::string vformat(const char* fmt
     return s;
 }
 
+// Names from hostile files reach error lines: they stay one line, printable, and of a length one can read.
+inline std::string printable(const std::string& s) {
+    std::string out;
+    for (unsigned char c : s.substr(0, 1000)) {
+        char escaped[5];
+        snprintf(escaped, sizeof escaped, "\\x%02x", c);
+        if (c < 0x20 || c == 0x7f) out += escaped;
+        else out += (char)c;
+    }
+    return s.size() > 1000 ? out + "..." : out;
+}
+
 #define FORMAT_INTO(s) va_list args; va_start(args, fmt); s = vformat(fmt, args); va_end(args)
 __attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt, ...) {
     std::string s;
@@ -84,11 +96,13 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt,
 [[noreturn]] __attribute__((format(printf, 1, 2))) inline void die(const char* fmt, ...) {
     Error e{1, ""};
     FORMAT_INTO(e.line);
+    e.line = printable(e.line);
     throw e;
 }
 [[noreturn]] __attribute__((format(printf, 1, 2))) inline void die_usage(const char* fmt, ...) {
     Error e{2, ""};
     FORMAT_INTO(e.line);
+    e.line = printable(e.line);
     throw e;
 }
 #undef FORMAT_INTO
@@ -100,7 +114,7 @@ struct Mapped {
     size_t size = 0;
 
     explicit Mapped(const std::string& path) : path(path) {
-        int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);       // a FIFO must not block
         if (fd < 0) die("%s: cannot open: %s", path.c_str(), strerror(errno));
         struct stat st;
         bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
@@ -158,7 +172,19 @@ inline void write_file(const std::string& path, std::string_view bytes) {
     w.finish();
 }
 
-inline std::string read_file(const std::string& path) { return std::string(Mapped(path).text()); }
+inline std::string read_file(const std::string& path, size_t limit = SIZE_MAX) {
+    Mapped file(path);
+    if (file.size > limit) die("%s: %zu bytes, expected at most %zu", path.c_str(), file.size, limit);
+    return std::string(file.text());
+}
+
+// Whether there is such a path (a directory, if asked); what cannot be known, for want of permission say, is an error.
+inline bool exists(const std::string& path, bool directory = false) {
+    struct stat st;
+    if (stat(path.c_str(), &st) == 0) return !directory || S_ISDIR(st.st_mode);
+    if (errno != ENOENT && errno != ENOTDIR) die("%s: cannot look: %s", path.c_str(), strerror(errno));
+    return false;
+}
 
 inline std::string directory_of(const std::string& path) {
     std::string dir = fs::path(path).parent_path().string();
@@ -514,6 +540,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
     };
     if (o.has("steps") && o.has("epochs")) die_usage("--epochs: give --steps or --epochs, not both");
     if (o.has("rows") && o.rows == "sliding" && o.verb == "eval") die_usage("--rows sliding: not for eval");
+    while (o.out.size() > 1 && o.out.back() == '/') o.out.pop_back();
     if (o.verb == "train") {
         need("out", o.out);
         if (!o.resume) need("train", o.train);
@@ -635,7 +662,7 @@ struct Layout {
     }
     Weights at(real* arena, int l) const {
         size_t k = 0;
-        auto pointer = [&] { return present[k] ? arena + slots.first[k] + l * slots.stride[k] : nullptr; };
+        auto pointer = [&] { return arena && present[k] ? arena + slots.first[k] + l * slots.stride[k] : nullptr; };
         Weights w;
 #define X(field, ...) w.field = pointer(), k++;
         TENSORS(X)
@@ -693,6 +720,9 @@ struct Shard {
         const char* name = path.c_str();
         if (raw) {
             begin = 0, count = file.size / 2;
+            for (const ShardKind& k : SHARD_KINDS)
+                if (file.size >= HEADER && file.at<int32_t>(0) == k.magic && file.at<int32_t>(4) == k.version)
+                    die("%s: has llm.c's header; read it without --raw", name);
             if (file.size % 2) die("%s: %zu bytes is not a whole number of 16-bit tokens", name, file.size);
             return;
         }
@@ -743,7 +773,7 @@ struct Row { std::vector<int> x, y; };
    sliding   every window of T tokens, one token apart, of which only the last target counts */
 struct Windows {
     std::vector<std::string> paths;
-    std::vector<size_t> windows;             // of each shard
+    std::vector<size_t> counts, windows;     // of each shard: tokens, windows
     size_t total = 0;                        // of an epoch
     int T, V;
     bool sliding, raw;
@@ -753,9 +783,11 @@ struct Windows {
         : paths(glob_files(pattern, "--train")), T(T), V(V), sliding(rows == "sliding"), raw(raw), seed(seed) {
         size_t tokens = 0;
         for (const std::string& path : paths) {
-            size_t n = Shard(path, raw).count, stride = sliding ? 1 : T;
+            Shard shard(path, raw);
+            shard.check_tokens(V);
+            size_t n = shard.count, stride = sliding ? 1 : T;
             windows.push_back(n > (size_t)T ? (n - T - 1) / stride + 1 : 0);
-            total += windows.back(), tokens += n;
+            total += windows.back(), tokens += n, counts.push_back(n);
         }
         if (total == 0) die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower --context",
                             pattern.c_str(), tokens, paths.size(), T + 1);
@@ -769,7 +801,7 @@ struct Windows {
         Row r{std::vector<int>(T), std::vector<int>(T)};
         for (int t = 0; t < T; t++) {
             r.x[t] = (*shard)[at + t];
-            r.y[t] = sliding && t < T - 1 ? -1 : (*shard)[at + t + 1];
+            r.y[t] = sliding && t < T - 1 ? -1 : (int)(*shard)[at + t + 1];
         }
         return r;
     }
@@ -793,7 +825,7 @@ private:
         if (i == open) return;
         if (!shard || shard->file.path != paths[i]) {
             shard = std::make_unique<Shard>(paths[i], raw);
-            shard->check_tokens(V);
+            if (shard->count != counts[i]) die("%s: has changed while it was trained on", paths[i].c_str());
         }
         open = i;
         window_order.resize(windows[i]);
@@ -860,7 +892,7 @@ struct Examples {
     int segments;
     std::vector<std::vector<int>> tokens;                    // example e, segment s: tokens[e * segments + s]
 
-    Examples(const std::string& path, int V) {
+    Examples(const std::string& path, int V, int T) {
         Mapped f(path);
         const char* name = path.c_str();
         if (f.size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, f.size, HEADER);
@@ -888,6 +920,11 @@ struct Examples {
                                           start + k * bytes, t, V);
                 tokens[i].push_back(t);
             }
+        for (size_t i = 0; i < S; i++) {                     // a prompt with one of its answers, and an end of text
+            size_t length = 1 + tokens[i / segments * segments].size() + (i % segments ? tokens[i].size() : 0);
+            if (length > (size_t)T)
+                die("%s: example %zu: %zu tokens do not fit the context of %d", name, i / segments, length, T);
+        }
     }
     size_t size() const { return tokens.size() / segments; }
 };
@@ -1359,7 +1396,7 @@ inline void gemm(real* c, size_t ldc, const real* plus, const real* bias, Matrix
 inline double measure_peak() {
     const int K = 96, rounds = 400;
     double best = 0;
-    for (int trial = 0; trial < 8; trial++) {
+    for (int trial = 0; trial < 64; trial++) {                // many short ones: some go undisturbed
         double start = seconds();
         real sink = 0;
         #pragma omp parallel reduction(+ : sink)
@@ -1723,6 +1760,7 @@ struct Model {
 
     Model(const Config& c, int B, int T, bool training)
         : c(c), B(B), T(T), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
+        if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t need = bytes(training), have = available_memory();
         if (need > have)
             die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d "
@@ -1918,7 +1956,7 @@ inline size_t bytes_of(const std::string& dtype) {
 
 inline std::string show_shape(const std::vector<size_t>& shape) {
     std::string s = "(";
-    for (size_t d : shape) s += (s.size() > 1 ? "," : "") + std::to_string(d);
+    for (size_t d : shape) s += format(s.size() > 1 ? ",%zu" : "%zu", d);
     return s + ")";
 }
 
@@ -1998,7 +2036,7 @@ inline void check_config(const Config& c, const std::string& where) {
 }
 
 inline Config read_config(const std::string& path) {
-    Json j = parse_json(read_file(path), path);
+    Json j = parse_json(read_file(path, 1 << 20), path);
     const char* name = path.c_str();
     auto integer_of = [&](const char* key) {
         const Json* v = j.find(key);
@@ -2094,7 +2132,7 @@ inline Json verify_checkpoint(const std::string& dir) {
     std::string_view body = std::string_view(text).substr(0, text.size() < tail ? 0 : text.size() - tail);
     if (text.size() < tail ||
         text.substr(body.size()) != format("  \"checksum\": \"%016llx\"\n}\n", (unsigned long long)checksum(body)))
-        die("%s: damaged: its checksum does not fit; use another checkpoint", path.c_str());
+        die("%s: damaged: its checksum does not fit; remove this checkpoint to use the one before", path.c_str());
     Json state = parse_json(text, path);
     const Json* files = state.find("files");
     if (!files) die("%s: 'files' is missing", path.c_str());
@@ -2103,34 +2141,44 @@ inline Json verify_checkpoint(const std::string& dir) {
         const Json *size = entry.find("size"), *sum = entry.find("checksum");
         if (!size || !sum || (double)file.size != size->number ||
             sum->string != format("%016llx", (unsigned long long)checksum(file.text())))
-            die("%s: damaged: size or checksum differ from state.json; use another checkpoint", file.path.c_str());
+            die("%s: damaged: size or checksum differ from state.json; remove this checkpoint to use the one before", file.path.c_str());
     }
     return state;
 }
 
+// "step_", at least eight digits, and the ending given
+inline bool is_step(const std::string& name, const std::string& ending) {
+    const size_t digits = std::min(name.find_first_not_of("0123456789", 5), name.size());
+    return name.rfind("step_", 0) == 0 && digits >= 13 && name.substr(digits) == ending;
+}
+
+inline std::vector<std::string> entries_of(const std::string& dir) {
+    std::vector<std::string> names;
+    std::error_code error;
+    for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error))
+        names.push_back(it->path().filename().string());
+    if (error && exists(dir, true)) die("%s: cannot list: %s", dir.c_str(), error.message().c_str());
+    return names;
+}
+
 inline std::vector<std::string> checkpoints_in(const std::string& run) {     // whole ones, oldest first
     std::vector<std::string> found;
-    std::error_code ignored;
-    for (auto& entry : fs::directory_iterator(run, ignored)) {
-        std::string name = entry.path().filename().string();
-        if (name.size() == 13 && name.rfind("step_", 0) == 0 && name.find_first_not_of("0123456789", 5) == name.npos &&
-            fs::exists(entry.path() / "state.json", ignored))
-            found.push_back(entry.path().string());
-    }
-    std::sort(found.begin(), found.end());
+    for (const std::string& name : entries_of(run))
+        if (is_step(name, "") && exists(run + "/" + name + "/state.json")) found.push_back(run + "/" + name);
+    std::sort(found.begin(), found.end(), [](auto& a, auto& b) { return std::pair(a.size(), a) < std::pair(b.size(), b); });
     return found;
 }
 
 inline ModelFile open_model(std::string path) {
-    if (fs::is_directory(path)) {
-        if (!fs::exists(path + "/config.json")) {
+    if (exists(path, true)) {
+        if (!exists(path + "/config.json")) {
             std::vector<std::string> found = checkpoints_in(path);
             if (found.empty()) die("%s: holds neither config.json nor a whole checkpoint", path.c_str());
             path = found.back();
         }
-        if (fs::exists(path + "/state.json")) verify_checkpoint(path);
-        if (!fs::exists(path + "/model.safetensors")) {
-            if (fs::exists(path + "/model.safetensors.index.json"))
+        if (exists(path + "/state.json")) verify_checkpoint(path);
+        if (!exists(path + "/model.safetensors")) {
+            if (exists(path + "/model.safetensors.index.json"))
                 die("%s: the model is split over several files; save it as one model.safetensors", path.c_str());
             die("%s: holds no model.safetensors", path.c_str());
         }
@@ -2148,7 +2196,7 @@ inline ModelFile open_model(std::string path) {
         if (ends(".attn.bias") || ends(".attn.masked_bias")) continue;                  // masks, not parameters
         m.tensors[prefixed || name == "lm_head.weight" ? name : "transformer." + name] = view;
     }
-    if (fs::exists(m.directory + "/config.json")) {
+    if (exists(m.directory + "/config.json")) {
         m.c = read_config(m.directory + "/config.json");
     } else {                                                                             // from the shapes alone
         auto shape = [&](const char* name) {
@@ -2255,6 +2303,17 @@ inline void sync_directory(const std::string& dir) {
     if (fd >= 0) fsync(fd), close(fd);
 }
 
+// Text for readers that insist on UTF-8: every byte that belongs to no character becomes U+FFFD.
+inline std::string valid_utf8(const std::string& s) {
+    std::string out;
+    for (const char *p = s.data(), *end = p + s.size(); p < end;) {
+        int size = char_at(p, end).size;
+        out += size == 1 && (*p & 0x80) ? "\xEF\xBF\xBD" : std::string(p, size);
+        p += size;
+    }
+    return out;
+}
+
 // The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
 inline int end_of_text(const Tokenizer* tokenizer, int V) {
     return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1;
@@ -2291,7 +2350,7 @@ std::string save_checkpoint(Model& model, const Options& o, const Position& p, c
         comma = "";
         for (const char* name :
              {"config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
-            if (!fs::exists(partial + "/" + name)) continue;
+            if (!exists(partial + "/" + name)) continue;
             Mapped file(partial + "/" + name);
             state += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%016llx\"}", comma, name, file.size,
                             (unsigned long long)checksum(file.text()));
@@ -2311,8 +2370,8 @@ std::string save_checkpoint(Model& model, const Options& o, const Position& p, c
     }
     std::vector<std::string> found = checkpoints_in(o.out);
     for (size_t i = 0; i + o.keep < found.size(); i++) {
-        fs::remove(found[i] + "/state.json", error);                // from here on it is not whole
-        fs::remove_all(found[i], error);
+        fs::rename(found[i], found[i] + ".partial", error);          // from here on it is not whole
+        fs::remove_all(found[i] + ".partial", error);
     }
     return dir;
 }
@@ -2323,7 +2382,7 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
     if (!option.empty()) return std::make_unique<Tokenizer>(Tokenizer::load(option));
     for (const std::string& dir : directories)
         for (const char* name : {"/merges.txt", "/vocab.bpe"})
-            if (fs::exists(dir + name)) return std::make_unique<Tokenizer>(Tokenizer::load(dir + name));
+            if (exists(dir + name)) return std::make_unique<Tokenizer>(Tokenizer::load(dir + name));
     return nullptr;
 }
 
@@ -2342,6 +2401,9 @@ void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
             std::copy(rows[r].y.begin(), rows[r].y.end(), y.begin() + r * T);
         }
         model.forward(x.data(), y.data(), nullptr, 1, rows.size(), T, false);
+        for (size_t n = 0; n < y.size(); n++)
+            if (y[n] >= 0 && !std::isfinite(model.logprob[n]))
+                die("row %zu: a log-probability is %g; are the model's weights finite?", i + n / T, (double)model.logprob[n]);
         for (size_t r = 0; r < rows.size(); r++) each(i + r, rows[r], &model.logprob[r * T], &model.best[r * T]);
     }
 }
@@ -2375,8 +2437,8 @@ inline double known_floor(const Options& o) {
     if (o.val.empty() || o.rows != "documents") return NAN;
     std::vector<std::string> paths = glob_files(o.val, "--val");
     std::string path = fs::path(paths[0]).replace_extension(".json").string();
-    if (paths.size() != 1 || !fs::exists(path)) return NAN;
-    Json j = parse_json(read_file(path), path);
+    if (paths.size() != 1 || !exists(path)) return NAN;
+    Json j = parse_json(read_file(path, 1 << 20), path);
     const Json* floor = j.find("floor");
     return floor && floor->kind == Json::NUMBER ? floor->number : NAN;
 }
@@ -2384,7 +2446,7 @@ inline double known_floor(const Options& o) {
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
 template <typename Model>
-size_t right_answers(Model& model, int batch, const Examples& e, int eot, const std::string& path) {
+size_t right_answers(Model& model, int batch, const Examples& e, int eot) {
     size_t right = 0;
     auto row_at = [&](size_t i) {
         const std::vector<int> &prompt = e.tokens[i * e.segments], &response = e.tokens[i * e.segments + 1];
@@ -2394,8 +2456,6 @@ size_t right_answers(Model& model, int batch, const Examples& e, int eot, const 
         row.x.insert(row.x.end(), response.begin(), response.end());
         row.y.insert(row.y.end(), response.begin(), response.end());
         row.y.push_back(eot);
-        if (row.x.size() > (size_t)model.T)
-            die("%s: example %zu: %zu tokens do not fit the context of %d", path.c_str(), i, row.x.size(), model.T);
         return row;
     };
     score(model, batch, e.size(), row_at, [&](size_t, const Row& row, const real*, const int* best) {
@@ -2489,6 +2549,7 @@ template <typename Model> void multiple_choice(Model& model, int batch, const Ch
 /* Draws a token from softmax(logits / temperature), cut to the top_k likeliest and then to the fewest of them whose
    probabilities reach top_p of their sum.     source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
 inline int pick(const std::vector<float>& logits, const Options& o, Rng& rng) {
+    for (float z : logits) if (!std::isfinite(z)) die("a logit is %g; are the model's weights finite?", z);
     std::vector<int> ids(logits.size());
     std::iota(ids.begin(), ids.end(), 0);
     auto likelier = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
@@ -2621,8 +2682,8 @@ struct RunDirectory {
         if (flock(lock, LOCK_EX | LOCK_NB) != 0) die("%s: another train_gpt is writing there", name);
         if (!resume && !fs::is_empty(path, error))
             die("%s: is not empty; choose another --out, or go on with --resume", name);
-        for (auto& entry : fs::directory_iterator(path, error))           // left by a killed run
-            if (entry.path().extension() == ".partial") fs::remove_all(entry.path(), error);
+        for (const std::string& entry : entries_of(path))                                // left by a killed run
+            if (is_step(entry, ".partial")) fs::remove_all(path + "/" + entry, error);
     }
     ~RunDirectory() {
         if (log) fclose(log);
@@ -2636,7 +2697,7 @@ struct RunDirectory {
     // Keeps what the log says of steps up to `step`, and opens it for more. What follows the last step is made again.
     void rewind_log(int64_t step, int64_t last) {
         std::string kept;
-        if (step > 0 && fs::exists(log_path())) {
+        if (step > 0 && exists(log_path())) {
             std::string all = read_file(log_path());
             for (size_t begin = 0, end; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
                 std::string line = all.substr(begin, end - begin);
@@ -2674,14 +2735,17 @@ inline std::string options_json(const Options& o) {
 // Options of a run that is resumed: those it had, and those on the command line that may differ.
 inline Options resumed_options(const Options& given, const Json& stored, const std::string& where) {
     Options o = given;
-    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
+    const Options fresh;
+    std::map<std::string, std::string> defaults;             // may lie outside of what is allowed: "not given"
+    for_each_option(fresh, [&](std::string name, auto& v, auto...) { defaults[name] = show(v); });
+    for_each_option(o, [&](std::string name, auto& v, const char* allowed, const char* verbs, const char*) {
         const Json* old = stored.find(name);
         const bool is_given = given.has(name.c_str());
         const bool instead = (name == "steps" && given.has("epochs")) || (name == "epochs" && given.has("steps"));
         if (!old || name == "out" || instead || (is_given && strchr(verbs, 'R'))) return;
         const std::string now = show(v);
         try {
-            parse_value(name, old->string.c_str(), "", v);
+            parse_value(name, old->string.c_str(), old->string == defaults[name] ? "" : allowed, v);
         } catch (const Error& e) { die("%s: %s", where.c_str(), e.line.c_str()); }
         if (is_given && show(v) != now)
             die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it", dashed(name).c_str(),
@@ -2712,7 +2776,9 @@ struct Display {
     void step(int64_t step, double loss, double norm, double lr, double step_ms, double tokens) {
         losses.push_back(losses.empty() ? loss : 0.9 * losses.back() + 0.1 * loss);
         ms = ms == 0 ? step_ms : 0.9 * ms + 0.1 * step_ms;
-        const double rate = tokens / step_ms * 1e3, flops = rate * flops_per_token, left = ms * (steps - step) / 1e3;
+        const double rate = tokens / step_ms * 1e3, flops = rate * flops_per_token;
+        const double left = ms * (steps - step) / 1e3;
+        peak = std::max(peak, flops);                        // measured beside other work it came out too low
         std::string line = format("step %lld/%lld  loss %.4f", (long long)step, (long long)steps, loss);
         if (std::isfinite(floor)) line += format(" (floor %.4f)", floor);
         if (std::isfinite(val_loss)) line += format("  val %.4f", val_loss);
@@ -2801,7 +2867,7 @@ template <typename Model> void train(Options o) {
             const Json *step = state.find("step"), *windows = state.find("windows"), *options = state.find("options");
             if (!step || !windows || !options) die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
             position.step = step->number, windows_then = windows->number, stored = *options;
-        } else if (fs::exists(where)) {
+        } else if (exists(where)) {
             std::string log = read_file(where);
             if (log.find('\n') != log.npos) {
                 Json first = parse_json(log.substr(0, log.find('\n')), where);
@@ -2824,27 +2890,31 @@ template <typename Model> void train(Options o) {
     std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, beside);
     const Config c = resolve_config(o, start.get(), tokenizer.get());
     const int B = o.batch, T = o.context, eot = end_of_text(tokenizer.get(), c.V);
+    const int known = tokenizer ? tokenizer->vocab() : c.V;          // tokens of the data must be below
     if (o.min_lr < 0) o.min_lr = 0.1 * o.lr;
     if (o.tokens_per_step == 0) o.tokens_per_step = o.batch * o.context;
     if (o.tokens_per_step % (o.batch * o.context))
         die_usage("--tokens-per-step %lld: not a multiple of batch x context = %lld", (long long)o.tokens_per_step,
                   (long long)(o.batch * o.context));
     if (o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
+    if (!o.answers.empty() && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
 
     // The data. An epoch ends where its last window does: the rows of a step beyond it stay empty.
-    Windows windows(o.train, o.rows, !o.raw.empty(), T, c.V, o.seed);
+    Windows windows(o.train, o.rows, !o.raw.empty(), T, known, o.seed);
     const size_t per_step = o.tokens_per_step / T,
                  end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows.total));
     const int64_t steps = o.steps ? o.steps : (end + per_step - 1) / per_step;
     if (!from.empty() && windows_then != windows.total)
         die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
             windows.total, o.out.c_str(), windows_then);
+    if (position.step > steps)
+        die_usage("--steps %lld: the run in %s has done %lld already", (long long)steps, o.out.c_str(), (long long)position.step);
     position.windows = windows.total;
     std::unique_ptr<ValidationRows> val;
     if (!o.val.empty())
-        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, c.V, eot, o.eval_rows);
+        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, known, eot, o.eval_rows);
     std::unique_ptr<Examples> answers;
-    if (!o.answers.empty()) answers = std::make_unique<Examples>(o.answers, c.V);
+    if (!o.answers.empty()) answers = std::make_unique<Examples>(o.answers, known, T);
     const double floor = known_floor(o);
 
     if (!run) run = std::make_unique<RunDirectory>(o.out, false);
@@ -2900,27 +2970,24 @@ template <typename Model> void train(Options o) {
         for (size_t i = 0; i < texts.size(); i++) {
             display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
             run->put(format("{\"event\": \"sample\", \"step\": %lld, \"text\": %s}", (long long)position.step,
-                            json_quote(texts[i]).c_str()));
+                            json_quote(valid_utf8(texts[i])).c_str()));
         }
     };
 
-    std::vector<int> x(B * T), y(B * T);
+    std::vector<int> x((size_t)B * T), y((size_t)B * T);
     while (position.step < steps && !stop_signal) {
         const double began = seconds();
         const int64_t step = position.step + 1;
-        std::vector<Row> rows;
-        size_t targets = 0;
-        for (size_t i = 0; i < per_step; i++) {
-            size_t g = position.step * per_step + i;
-            rows.push_back(windows.row(g < end ? g : 0));
-            if (g >= end) std::fill(rows.back().y.begin(), rows.back().y.end(), -1);
-            targets += T - std::count(rows.back().y.begin(), rows.back().y.end(), -1);
-        }
+        const size_t first = position.step * per_step, there = std::min(per_step, end - first);
+        const double targets = (double)there * (windows.sliding ? 1 : T);
         double loss = 0;
-        for (size_t first = 0; first < per_step; first += B) {
+        for (size_t i = 0; i < per_step; i += B) {
             for (int b = 0; b < B; b++) {
-                std::copy(rows[first + b].x.begin(), rows[first + b].x.end(), x.begin() + b * T);
-                std::copy(rows[first + b].y.begin(), rows[first + b].y.end(), y.begin() + b * T);
+                const bool empty = i + b >= there;
+                Row row = windows.row(empty ? first : first + i + b);
+                if (empty) std::fill(row.y.begin(), row.y.end(), -1);
+                std::copy(row.x.begin(), row.x.end(), x.begin() + (size_t)b * T);
+                std::copy(row.y.begin(), row.y.end(), y.begin() + (size_t)b * T);
             }
             loss += model.forward(x.data(), y.data(), nullptr, targets, B, T, true);
             model.backward();
@@ -2955,7 +3022,7 @@ template <typename Model> void train(Options o) {
         if (std::isfinite(floor)) display.say("val loss %.4f nats/token, floor %.4f", v.loss(), floor);
     }
     if (answers)
-        display.say("answers right %zu of %zu", right_answers(model, B, *answers, eot, o.answers), answers->size());
+        display.say("answers right %zu of %zu", right_answers(model, B, *answers, eot), answers->size());
     if (o.sample_every) sample(3);
     display.say("saved %s", saved.c_str());
 }
@@ -2969,10 +3036,10 @@ template <typename Model> void run_verb(Options o) {
     if (tokenizer && tokenizer->vocab() > c.V)
         die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
             tokenizer->vocab());
-    const int eot = end_of_text(tokenizer.get(), c.V);
+    const int eot = end_of_text(tokenizer.get(), c.V), known = tokenizer ? tokenizer->vocab() : c.V;
     if (o.context > c.T)
         die_usage("--context %lld: %s has positions for %d", (long long)o.context, file.path.c_str(), c.T);
-    const int T = o.context ? o.context : c.T;
+    int T = o.context ? o.context : c.T;
     const int B = o.verb == "sample" ? std::min<integer>(o.samples, 64) : o.verb == "graph" ? 1 : o.batch;
     if (o.verb == "eval" && o.rows == "documents" && eot < 0)
         die_usage("--rows documents: needs a tokenizer, to know the end of text");
@@ -2992,16 +3059,17 @@ template <typename Model> void run_verb(Options o) {
         if (prompt.empty()) prompt.push_back(eot >= 0 ? eot : 0);
         if (prompt.size() > (size_t)T)
             die_usage("--prompt: %zu tokens do not fit the context of %d; shorten it", prompt.size(), T);
+        T = std::min<integer>(T, prompt.size() + o.tokens);                                  // no larger a cache than needed
     }
     // everything is read and checked before the model is made
     std::unique_ptr<ValidationRows> val;
     std::unique_ptr<Choices> choices;
     std::unique_ptr<Examples> answers;
     if (!o.val.empty())
-        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, c.V, eot,
+        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, known, eot,
                                                o.has("eval_rows") ? o.eval_rows : 0);
-    if (!o.choices.empty()) choices = std::make_unique<Choices>(o.choices, c.V, T);
-    if (!o.answers.empty()) answers = std::make_unique<Examples>(o.answers, c.V);
+    if (!o.choices.empty()) choices = std::make_unique<Choices>(o.choices, known, T);
+    if (!o.answers.empty()) answers = std::make_unique<Examples>(o.answers, known, T);
     if (answers && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
     const double floor = o.verb == "eval" ? known_floor(o) : NAN;
 
@@ -3012,7 +3080,7 @@ template <typename Model> void run_verb(Options o) {
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
     if (choices) multiple_choice(model, B, *choices);
     if (answers)
-        printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot, o.answers), answers->size());
+        printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
     if (o.verb == "sample" && o.samples == 1) {                                          // as they come
         printf("%s", o.prompt.c_str());
         generate(model, o, prompt, eot, [&](int, int token) {
@@ -3036,25 +3104,35 @@ template <typename Model> int run_program(int argc, char** argv) {
         std::error_code none;
         execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
     }
+    for (int fd = 0; fd < 3; fd++)                           // a closed one would be given to the first file opened
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) return 1;
+    signal(SIGBUS, [](int) {
+        const char line[] = "error: a file was cut short while it was read\n";
+        if (write(STDERR_FILENO, line, sizeof line - 1)) {}
+        _exit(1);
+    });
     signal(SIGXFSZ, SIG_IGN); // a full disk is an error, not a signal
     signal(SIGPIPE, SIG_DFL);
     try {
         std::vector<std::string> words(argv + 1, argv + argc);
         if (words.empty()) return fputs(USAGE, stderr), 2;
-        for (const std::string& word : words) if (word == "--help" || word == "-h") return print_help(), 0;
-        Options o = parse_options(words);
-        if (o.threads) omp_set_num_threads(o.threads);
-        if (o.verb == "train") signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
-        run_verb<Model>(o);
-        if (fflush(stdout) != 0) die("standard output: cannot write: %s", strerror(errno));
+        if (std::count(words.begin(), words.end(), "--help")) {
+            print_help();
+        } else {
+            Options o = parse_options(words);
+            if (o.threads) omp_set_num_threads(o.threads);
+            if (o.verb == "train") signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
+            run_verb<Model>(o);
+        }
+        if (fflush(stdout) != 0 || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
         return 0;
     } catch (const Error& e) {
         fflush(stdout);
         fprintf(stderr, "error: %s\n", e.line.c_str());
         return e.exit_code;
-    } catch (const std::bad_alloc&) {
+    } catch (const std::exception& e) {                      // out of memory, a file system that fails
         fflush(stdout);
-        fprintf(stderr, "error: out of memory\n");
+        fprintf(stderr, "error: %s\n", printable(e.what()).c_str());
         return 1;
     }
 }

@@ -48,13 +48,15 @@ def guarded(name, f):
 
 
 def write_shard(path, tokens):
-    np.concatenate([np.array([20240520, 1, len(tokens)] + [0] * 253, "<i4").view("<u2"), np.array(tokens, "<u2")]).tofile(path)
+    header = np.array([20240520, 1, len(tokens)] + [0] * 253, "<i4")
+    np.concatenate([header.view("<u2"), np.array(tokens, "<u2")]).tofile(path)
 
 
 def random_model(layers=2, heads=3, channels=36, vocab=97, context=24, tied=True, seed=1, **other):
     torch.manual_seed(seed)
-    model = GPT2LMHeadModel(GPT2Config(n_layer=layers, n_head=heads, n_embd=channels, vocab_size=vocab, n_positions=context,
-                                       bos_token_id=None, eos_token_id=None, tie_word_embeddings=tied, **other)).eval()
+    config = GPT2Config(n_layer=layers, n_head=heads, n_embd=channels, vocab_size=vocab, n_positions=context,
+                        tie_word_embeddings=tied, bos_token_id=None, eos_token_id=None, **other)
+    model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.randn_like(p) * (0.1 if p.dim() == 2 else 0.3) + (".ln_" in name and name.endswith("weight")))
@@ -90,9 +92,9 @@ def same_greedy(name, path, model, lengths):
 def ours_in_hf(name, heads, channels, bias, tied, layers=2, vocab=97, context=24):
     out, data = f"{DIR}/{name}", f"{DIR}/{name}.bin"
     write_shard(data, np.random.default_rng(2).integers(0, vocab, 4000) // 3 * 3 % vocab)
-    run("./train_gpt", "train", "--train", data, "--init", "custom", "--layers", layers, "--heads", heads, "--channels", channels,
-        "--vocab", vocab, "--context", context, "--bias", bias, "--tied", tied, "--batch", 4, "--steps", 30, "--lr", 0.02,
-        "--sample-every", 0, "--out", out)
+    run("./train_gpt", "train", "--train", data, "--init", "custom", "--layers", layers, "--heads", heads,
+        "--channels", channels, "--vocab", vocab, "--context", context, "--bias", bias, "--tied", tied, "--batch", 4,
+        "--steps", 30, "--lr", 0.02, "--sample-every", 0, "--out", out)
     checkpoint = out + "/step_00000030"
     model, info = GPT2LMHeadModel.from_pretrained(checkpoint, output_loading_info=True)
     wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
@@ -130,10 +132,12 @@ def hf_in_ours():
         same_logits(f"HF in ours, with {kind} mask buffers as in the published file", path, model)
     path = saved("tied_stored", model)
     tensors = load_file(path + "/model.safetensors")
-    save_file(tensors | {"lm_head.weight": model.lm_head.weight.detach().clone()}, path + "/model.safetensors", {"format": "pt"})
+    tensors["lm_head.weight"] = model.lm_head.weight.detach().clone()
+    save_file(tensors, path + "/model.safetensors", {"format": "pt"})
     same_logits("HF in ours, tied with the head stored", path, model)
-    for name, options in (("untied", dict(tied=False)), ("head size 5", dict(heads=5, channels=25)), ("one head", dict(heads=1)),
-                          ("layer_norm_epsilon 0.01", dict(layer_norm_epsilon=0.01)), ("n_inner 4C", dict(n_inner=144)),
+    for name, options in (("untied", dict(tied=False)), ("head size 5", dict(heads=5, channels=25)),
+                          ("one head", dict(heads=1)), ("layer_norm_epsilon 0.01", dict(layer_norm_epsilon=0.01)),
+                          ("n_inner 4C", dict(n_inner=144)),
                           ("gelu_pytorch_tanh", dict(activation_function="gelu_pytorch_tanh")),
                           ("long and wide", dict(layers=3, heads=4, channels=128, vocab=2000, context=300))):
         model = random_model(**options)
@@ -157,7 +161,8 @@ def llmc_in_ours():
         model = random_model(heads=2, channels=24).to(dtype)
         c, w = model.config, model.transformer.state_dict()
         padded = (c.vocab_size + 127) // 128 * 128
-        tensors = [torch.cat([w["wte.weight"], torch.zeros(padded - c.vocab_size, c.n_embd, dtype=dtype)]), w["wpe.weight"]]
+        zeros = torch.zeros(padded - c.vocab_size, c.n_embd, dtype=dtype)
+        tensors = [torch.cat([w["wte.weight"], zeros]), w["wpe.weight"]]
         for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
             for kind in ("weight", "bias"):
                 tensors += [w[f"h.{layer}.{name}.{kind}"].t() for layer in range(c.n_layer)]           # t(): (out, in)
@@ -183,10 +188,12 @@ def training_step():
         model.save_pretrained(start)
         ids = np.random.default_rng(3).integers(0, 97, rows * T + 1)
         write_shard(out + ".bin", ids)
-        run("./train_gpt", "train", "--train", out + ".bin", "--init", start, "--context", T, "--batch", 2, "--tokens-per-step",
-            rows * T, "--steps", 3, "--lr", 0.01, "--schedule", "constant", "--eps", 0.001, "--sample-every", 0, "--out", out)
+        run("./train_gpt", "train", "--train", out + ".bin", "--init", start, "--context", T, "--batch", 2,
+            "--tokens-per-step", rows * T, "--steps", 3, "--lr", 0.01, "--schedule", "constant", "--eps", 0.001,
+            "--sample-every", 0, "--out", out)
         groups = [[p for p in model.parameters() if (p.dim() == 2) == matrix] for matrix in (True, False)]
-        adamw = torch.optim.AdamW([dict(params=g, weight_decay=d) for g, d in zip(groups, (0.1, 0))], 0.01, (0.9, 0.95), 0.001)
+        groups = [dict(params=g, weight_decay=decay) for g, decay in zip(groups, (0.1, 0))]
+        adamw = torch.optim.AdamW(groups, 0.01, (0.9, 0.95), 0.001)
         for _ in range(3):
             adamw.zero_grad()
             logits = model(torch.tensor(ids[:-1].reshape(rows, T))).logits
@@ -205,12 +212,13 @@ def random_text(size, seed=4):
         category = unicodedata.category(chr(code))
         if category not in ("Cn", "Cs"):
             kinds[category[0] if category[0] in kinds else "other"].append(chr(code))
-    ascii_runs = [" ", "  ", " \n", "'s", "'ll", "'re x", "the", " The", "123", " 42", "don't", "<|endoftext|>", "...", " a'd", "I've", "I'm"]
+    ascii_runs = [" ", "  ", " \n", "'s", "'ll", "'re x", "the", " The", "123", " 42", "don't", "<|endoftext|>", "...",
+                  " a'd", "I've", "I'm"]
     parts, length = [], 0
     while length < size:
-        run = rng.choice(ascii_runs) if rng.random() < 0.5 else "".join(rng.choices(kinds[rng.choice(list(kinds))], k=rng.randint(1, 4)))
-        parts.append(run)
-        length += len(run.encode())
+        other = "".join(rng.choices(kinds[rng.choice(list(kinds))], k=rng.randint(1, 4)))
+        parts.append(rng.choice([rng.choice(ascii_runs), other]))
+        length += len(parts[-1].encode())
     return "".join(parts)
 
 
@@ -241,8 +249,8 @@ def tokenizers(name, merges, texts):
 
 def all_tokenizers():
     source = open("train_gpt.cpp", encoding="utf-8").read()
-    texts = {"text": open(os.environ["TEXT"], encoding="utf-8", newline="").read() if os.environ.get("TEXT") else source,
-             "random Unicode": random_text(1 << 20)}
+    text = open(os.environ["TEXT"], encoding="utf-8", newline="").read() if os.environ.get("TEXT") else source
+    texts = {"text": text, "random Unicode": random_text(1 << 20)}
     with open(f"{DIR}/bpe.txt", "w", encoding="utf-8") as f:
         f.write(source + " it's don't we're I've I'm she'll he'd" * 1000)
     run("build/shards", "bpe", "--in", f"{DIR}/bpe.txt", "--out", f"{DIR}/bpe", "--vocab", 1000)
@@ -258,20 +266,22 @@ def all_tokenizers():
     else:
         skip("tokenizers, GPT-2", "give MERGES=vocab.bpe")
     # a checkpoint is a whole HF directory: model and tokenizer
-    run("build/shards", "encode", "--in", "train_gpt.cpp", "--out", f"{DIR}/words/x", "--tokenizer", f"{DIR}/bpe/merges.txt")
-    run("./train_gpt", "train", "--train", f"{DIR}/words/x_train.bin", "--init", "custom", "--layers", 1, "--heads", 2, "--channels",
-        16, "--context", 64, "--steps", 2, "--sample-every", 0, "--out", f"{DIR}/words/run")
+    run("build/shards", "encode", "--in", "train_gpt.cpp", "--out", f"{DIR}/words/x",
+        "--tokenizer", f"{DIR}/bpe/merges.txt")
+    run("./train_gpt", "train", "--train", f"{DIR}/words/x_train.bin", "--init", "custom", "--layers", 1, "--heads", 2,
+        "--channels", 16, "--context", 64, "--steps", 2, "--sample-every", 0, "--out", f"{DIR}/words/run")
     checkpoint = f"{DIR}/words/run/step_00000002"
     shard = np.fromfile(f"{DIR}/words/x_train.bin", "<u2")[512:].tolist()
     hf, config = AutoTokenizer.from_pretrained(checkpoint), GPT2LMHeadModel.from_pretrained(checkpoint).config
     check([hf.eos_token_id] + hf.encode(source, add_special_tokens=False, split_special_tokens=True) == shard,
           "AutoTokenizer opens our checkpoint", type(hf).__name__)
-    check(config.eos_token_id == config.bos_token_id == hf.eos_token_id == config.vocab_size - 1, "config and tokenizer agree on the end of text")
+    check(config.eos_token_id == config.bos_token_id == hf.eos_token_id == config.vocab_size - 1,
+          "config and tokenizer agree on the end of text")
 
 
 print(f"torch {torch.__version__}, transformers {transformers.__version__}, tiktoken {tiktoken.__version__}")
-for variant in (("head size 12", 3, 36, 1, 1), ("no bias", 3, 36, 0, 1), ("untied", 5, 35, 1, 0), ("no bias, untied", 2, 48, 0, 0),
-                ("one head of 17", 1, 17, 1, 1), ("head size 64", 2, 128, 1, 1)):
+for variant in (("head size 12", 3, 36, 1, 1), ("no bias", 3, 36, 0, 1), ("untied", 5, 35, 1, 0),
+                ("no bias, untied", 2, 48, 0, 0), ("one head of 17", 1, 17, 1, 1), ("head size 64", 2, 128, 1, 1)):
     guarded(f"ours in HF, {variant[0]}", lambda: ours_in_hf(*variant))
 guarded("HF in ours", hf_in_ours)
 guarded("llm.c in ours", llmc_in_ours)

@@ -20,7 +20,7 @@ template <typename F> static std::string error_of(F f) {
     } catch (const Error& e) { return format("%d ", e.exit_code) + e.line; }
     return "";
 }
-static bool one_line(const std::string& error) { return error.rfind("1 ", 0) == 0 && error.find('\n') == error.npos && error.size() < 1000; }
+static bool one_line(const std::string& error) { return error.rfind("1 ", 0) == 0 && error.find('\n') == error.npos && error.size() < 1100; }
 
 static std::string header(std::vector<int32_t> fields, size_t payload) {
     fields.resize(256);
@@ -37,7 +37,7 @@ static void wrong_files() {
     auto tensors = [&] { Safetensors s(path); };
     auto config = [&] { read_config(path); };
     auto llmc = [&] { read_llmc(path); };
-    auto examples = [&] { Examples(path, 10); };
+    auto examples = [&] { Examples(path, 10, 8); };
     auto choices = [&] { Choices(path, 10, 8); };
     auto json_of = [](const char* changed) {
         return std::string("{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_head\":2,\"n_embd\":8,\"n_positions\":4,\"vocab_size\":9") + changed + "}";
@@ -89,6 +89,12 @@ static void wrong_files() {
     }
     check(error_of([] { Shard(DIR + "none", false); }) == "1 " + DIR + "none: cannot open: No such file or directory", "files/no such file");
     check(error_of([] { Shard(DIR, false); }) == "1 " + DIR + ": is not a regular file", "files/a directory");
+    mkfifo((DIR + "fifo").c_str(), 0666);
+    check(error_of([] { Shard(DIR + "fifo", false); }) == "1 " + DIR + "fifo: is not a regular file", "files/a FIFO does not block");
+    fs::create_symlink("loop", DIR + "loop");
+    check(one_line(error_of([] { open_model(DIR + "loop"); })) && one_line(error_of([] { open_model(std::string(5000, 'x')); })), "files/a symlink loop, a path too long");
+    write_file(path, safetensors("{\"a\\nb\\u001b[31m\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4));
+    check(one_line(error_of(tensors)), "files/a tensor name with control characters: one line");
     check(error_of([] { glob_files(DIR + "none*", "--train"); }) == "1 --train " + DIR + "none*: no such file", "files/a glob of nothing");
 }
 
@@ -199,9 +205,15 @@ static void runs() {
     code = execute(command(out));
     check(code == 1 && last_line().find("is not empty; choose another --out, or go on with --resume") != std::string::npos, "run/a directory that is not empty: %s", last_line().c_str());
 
+    fs::remove_all(out), fs::create_directories(out);
+    write_file(out + "/thesis.partial", "x"), write_file(out + "/log.jsonl", "{\"event\": \"run\", \"step\": 0, \"options\": {\"batch\": \"0\"}}\n");
+    code = execute({"./train_gpt", "train", "--resume", "--out", out, "--train", DIR + "train.bin"});
+    check(code == 1 && last_line() == "error: " + out + "/log.jsonl: --batch 0: must lie in 1..1048576", "run/a log with a wrong option: %s", last_line().c_str());
+    check(fs::exists(out + "/thesis.partial"), "run/a resumed run leaves other files alone");
     struct { const char *option, *value, *line; } changed[] = {{"--lr", "2e-2", "--lr 0.02: the run in OUT has 0.01, and a resumed run must not differ in it"},
         {"--layers", "3", "--layers 3: the run in OUT has 2, and a resumed run must not differ in it"},
         {"--tokens-per-step", "128", "--tokens-per-step 128: the run in OUT has 64, and a resumed run must not differ in it"},
+        {"--steps", "3", "--steps 3: the run in OUT has done 24 already"},
         {"--seed", "2", "--seed 2: the run in OUT has 1, and a resumed run must not differ in it"}};
     for (auto& c : changed) {
         std::string line = c.line;

@@ -99,6 +99,8 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"train --train TRAIN --out OUT --context 8 --batch 2 --tokens-per-step 24", "--tokens-per-step 24: not a multiple of batch x context = 16"},
     {"train --train TRAIN --out OUT --context 8 --tokens-per-step 1", "--tokens-per-step 1: not a multiple of batch x context = 32"},
     {"train --train TRAIN --out OUT --vocab 50 --context 8 --rows documents", "--rows documents: needs a tokenizer, to know the end of text"},
+    {"train --train TRAIN --out OUT --vocab 50 --context 8 --answers none.bin", "--answers: needs a tokenizer, to know the end of text"},
+    {"train --frob\x1bnicate\n", "--frob\\x1bnicate\\x0a: unknown option; train_gpt --help lists them"},
 };
 
 int main() {

@@ -580,6 +580,7 @@ std::string write_corpus(const Settings& o) {
 
 #ifndef NO_CORPUS_MAIN
 int main(int argc, char** argv) {
+    signal(SIGXFSZ, SIG_IGN);                                // a full disk is an error, not a signal
     try {
         fputs(corpus::write_corpus(corpus::settings(argc, argv)).c_str(), stdout);
         return 0;
