@@ -7,7 +7,7 @@
    because of loop order, and the compiler does the rest.
 
      make run                                              build, make a corpus, train on it, show what it learned
-     ./train_gpt train --train build/corpus/train.bin --val build/corpus/val.bin --init d6 --out runs/a
+     ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --init d6 --out runs/a
      ./train_gpt sample --model runs/a --prompt "Once"     and eval, graph; --help lists every option
 
    The letters, here and in every comment below:
@@ -19,7 +19,7 @@
       1 basics       2 options     3 config and tensors    4 shards          5 tokenizer            6 scalar maths
       7 layers       8 model       9 checkpoints          10 evaluate, sample, graph     11 train    12 main          */
 
-// ---- 1. basics -------------------------------------------------------------------------------------------------------
+// ---- 1. basics ------------------------------------------------------------------------------------------------------
 // Errors, files, a checksum, random numbers and JSON: the little that the rest stands on.
 #include <algorithm>
 #include <cerrno>
@@ -359,7 +359,7 @@ inline double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// ---- 2. options ------------------------------------------------------------------------------------------------------
+// ---- 2. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.
 // To add one, add a row. "allowed" is a list a|b|c or a range lo..hi (either end may be left out); verbs are t(rain),
 // s(ample), e(val), g(raph); R marks what may differ when a run is resumed. A help text that ends in [...] says what its
@@ -480,8 +480,8 @@ inline void parse_value(const std::string&, const char* s, const char*, flag& ou
 inline const char* const USAGE =
     "usage: train_gpt [train|sample|eval|graph] [--option value]...      (train_gpt --help lists all options)\n"
     "  make run\n"
-    "  ./train_gpt train --train 'build/corpus/train*.bin' --val build/corpus/val.bin --init custom --layers 2 --heads 2 "
-    "--channels 64 --context 256 --steps 100 --out runs/first\n"
+    "  ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
+    "--init custom --layers 2 --heads 2 --channels 64 --context 256 --steps 100 --out runs/first\n"
     "  ./train_gpt sample --model runs/default --tokens 200\n";
 
 inline void print_help() {
@@ -552,7 +552,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
     return o;
 }
 
-// ---- 3. config and tensors -------------------------------------------------------------------------------------------
+// ---- 3. config and tensors ------------------------------------------------------------------------------------------
 // The shape of a model, and the table of everything it learns. A new weight is one row of TENSORS and its use in the
 // forward and backward pass; its place in memory, initialisation, decay, name in checkpoints and tests follow.
 #ifndef REAL
@@ -703,7 +703,7 @@ struct Buffer {
     real* data() const { return memory.get(); }
 };
 
-// ---- 4. shards -------------------------------------------------------------------------------------------------------
+// ---- 4. shards ------------------------------------------------------------------------------------------------------
 // Token shards in llm.c's format: 256 int32 {magic, version, count}, then the tokens. A shard is checked whole when it
 // is opened, and then trusted. Example shards hold (prompt, response) pairs or triples in the same spirit.
 struct ShardKind { int32_t magic, version; int token_bytes; };
@@ -731,8 +731,8 @@ struct Shard {
         int32_t magic = file.at<int32_t>(0), version = file.at<int32_t>(4);
         const ShardKind* kind = nullptr;
         for (const ShardKind& k : SHARD_KINDS) if (k.magic == magic) kind = &k;
-        if (!kind) die("%s: byte 0: found magic %d, expected %d or %d; a nanoGPT file has no header: read it with --raw u16",
-                       name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
+        if (!kind) die("%s: byte 0: found magic %d, expected %d or %d; a nanoGPT file has no header: read it with --raw "
+                       "u16", name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
         if (version != kind->version) die("%s: byte 4: found version %d, expected %d", name, version, kind->version);
         count = file.at<uint32_t>(8), token_bytes = kind->token_bytes;
         size_t expected = HEADER + count * token_bytes;
@@ -789,7 +789,8 @@ struct Windows {
             windows.push_back(n > (size_t)T ? (n - T - 1) / stride + 1 : 0);
             total += windows.back(), tokens += n, counts.push_back(n);
         }
-        if (total == 0) die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower --context",
+        if (total == 0) die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower "
+                            "--context",
                             pattern.c_str(), tokens, paths.size(), T + 1);
     }
     Row row(size_t g) {
@@ -876,12 +877,12 @@ private:
         const Shard& s = *shards.back();
         const char* name = s.file.path.c_str();
         if (s.count && (int)s[0] != eot)
-            die("%s: does not begin with end-of-text (%d); --rows documents needs a shard of whole documents", name, eot);
+            die("%s: does not begin with end-of-text (%d), as a shard of whole documents does", name, eot);
         for (size_t begin = 0, end; begin < s.count; begin = end) {
             for (end = begin + 1; end < s.count && (int)s[end] != eot;) end++;
             if (end - begin > (size_t)T)
-                die("%s: token %zu: a document of %zu tokens does not fit the context of %d; raise --context", name, begin,
-                    end - begin, T);
+                die("%s: token %zu: a document of %zu tokens does not fit the context of %d; raise --context", name,
+                    begin, end - begin, T);
             spans.push_back({(int)shards.size() - 1, begin, (int)(end - begin)});
         }
     }
@@ -907,7 +908,8 @@ struct Examples {
         if (bytes != 2 && bytes != 4) die("%s: byte 16: found %d bytes a token, expected 2 or 4", name, bytes);
         size_t S = E * segments, start = HEADER + 8 * (S + 1);
         if (E >= 1u << 31 || n > f.size || f.size != start + n * bytes)
-            die("%s: %zu bytes, but its header of %zu examples and %zu tokens means %zu", name, f.size, E, n, start + n * bytes);
+            die("%s: %zu bytes, but its header of %zu examples and %zu tokens means %zu", name, f.size, E, n,
+                start + n * bytes);
         auto offset = [&](size_t i) { return f.at<uint64_t>(HEADER + 8 * i); };
         if (offset(0) != 0 || offset(S) != n) die("%s: byte %zu: offsets must run from 0 to %zu", name, HEADER, n);
         for (size_t i = 0; i < S; i++)
@@ -1207,7 +1209,7 @@ private:
     }
 };
 
-// ---- 6. scalar maths -------------------------------------------------------------------------------------------------
+// ---- 6. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
 // edit gelu() and gelu_grad() here; `make test` differentiates gelu() numerically, and nothing else changes.
 #ifdef __CUDACC__
@@ -1241,7 +1243,7 @@ HD float fast_exp(float x) {
 }
 HD double fast_exp(double x) { return exp(x); }
 
-/* GELU, tanh form: 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3), written as x * sigmoid(2u), which is the same.
+/* GELU, tanh form: 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3), written as x sigmoid(2u), which is the same.
    source   Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2 */
 HD real gelu_gate(real x) {
     return 1 / (1 + fast_exp(real(-1.5957691216057308) * (x + real(0.044715) * x * x * x)));
@@ -1286,7 +1288,7 @@ inline double lr_at(const Schedule& s, int64_t it) {
     return s.min_lr + 0.5 * (1 + std::cos(M_PI * q)) * (s.lr - s.min_lr);
 }
 
-// ---- 7. layers -------------------------------------------------------------------------------------------------------
+// ---- 7. layers ------------------------------------------------------------------------------------------------------
 // Each layer, forward and then its backward. Loops over data run on all threads; every sum has a fixed order that does
 // not depend on how many there are, so any number of threads gives the same bits. Backward passes add to the gradients
 // of weights (dw, db), and write those of activations unless they say otherwise.
@@ -1321,7 +1323,8 @@ struct Matrix {                              // element (i,j) is p[i * row + j *
 };
 
 // tile (MR,NR) = sum over k of a(i,k) b(k,j); b packed (K,NR)
-__attribute__((noinline)) inline void multiply_add(real* tile, const real* a, size_t a_row, size_t a_col, const real* b, int K) {
+__attribute__((noinline)) inline void multiply_add(real* tile, const real* a, size_t a_row, size_t a_col,
+                                                   const real* b, int K) {
     vec sums[MR][VECTORS] = {};
     for (int k = 0; k < K; k++, a += a_col, b += NR) {
         vec row[VECTORS];
@@ -1334,7 +1337,8 @@ __attribute__((noinline)) inline void multiply_add(real* tile, const real* a, si
 }
 
 // One tile, on one thread. bias (N) and plus (M,N; row length ldc; may be c itself) are added where they are not null.
-inline void gemm_tile(real* c, size_t ldc, const real* plus, const real* bias, Matrix a, Matrix b, int M, int N, int K) {
+inline void gemm_tile(real* c, size_t ldc, const real* plus, const real* bias, Matrix a, Matrix b, int M, int N,
+                      int K) {
     static thread_local std::vector<real> a_panel(MR * KC), b_panels(KC * NC);
     for (int n0 = 0; n0 < N; n0 += NC) for (int k0 = 0; k0 < K; k0 += KC) {
         int nn = std::min(NC, N - n0), kn = std::min(KC, K - k0);
@@ -1532,8 +1536,8 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
 }
 
 /* attention -- causal self-attention, a block of queries at a time, so that at most (64, T) scores exist per thread
-   math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^(s_j)
-   shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b are there
+   math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
+   shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b exist
             out (B,T,C), lse (B,T,NH): of the T rows from t0 on. Training has t0 = 0, S = T; a sampler adds rows to qkv
             and asks for those only, which makes qkv its cache.
    cost     2 B T^2 C FLOPs (causal)
@@ -1689,7 +1693,7 @@ inline double sum_of_squares(const real* x, size_t n) {
 
 }  // namespace cpu
 
-// ---- 8. model --------------------------------------------------------------------------------------------------------
+// ---- 8. model -------------------------------------------------------------------------------------------------------
 // What train(), checkpoints and the verbs need of a model; cpu::Model is here, gpu::Model in train_gpt.cu.
 //   Model(config, B, T, training)      allocates for at most B rows of T tokens, once; dies if that does not fit
 //   initialize(seed)                   fresh weights
@@ -1921,7 +1925,7 @@ private:
 
 }  // namespace cpu
 
-// ---- 9. checkpoints --------------------------------------------------------------------------------------------------
+// ---- 9. checkpoints -------------------------------------------------------------------------------------------------
 // A checkpoint is a directory that Hugging Face tools open as it is: config.json, model.safetensors, tokenizer files;
 // beside them optimizer.safetensors and state.json, which makes it whole: it is the last file written, and holds size
 // and checksum of all others and of itself. Everything is written under another name, synced, then renamed.
@@ -1960,7 +1964,7 @@ inline std::string show_shape(const std::vector<size_t>& shape) {
     return s + ")";
 }
 
-// A safetensors file: uint64 length of a JSON header, the header, raw data. Checked whole: the tensors must tile the data.
+// A safetensors file: uint64 length of a JSON header, the header, raw data. The tensors must tile the data.
 struct Safetensors {
     Mapped file;
     std::map<std::string, View> tensors;
@@ -2141,7 +2145,8 @@ inline Json verify_checkpoint(const std::string& dir) {
         const Json *size = entry.find("size"), *sum = entry.find("checksum");
         if (!size || !sum || (double)file.size != size->number ||
             sum->string != format("%016llx", (unsigned long long)checksum(file.text())))
-            die("%s: damaged: size or checksum differ from state.json; remove this checkpoint to use the one before", file.path.c_str());
+            die("%s: damaged: size or checksum differ from state.json; remove this checkpoint to use the one before",
+                file.path.c_str());
     }
     return state;
 }
@@ -2165,7 +2170,8 @@ inline std::vector<std::string> checkpoints_in(const std::string& run) {     // 
     std::vector<std::string> found;
     for (const std::string& name : entries_of(run))
         if (is_step(name, "") && exists(run + "/" + name + "/state.json")) found.push_back(run + "/" + name);
-    std::sort(found.begin(), found.end(), [](auto& a, auto& b) { return std::pair(a.size(), a) < std::pair(b.size(), b); });
+    auto older = [](auto& a, auto& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; };
+    std::sort(found.begin(), found.end(), older);
     return found;
 }
 
@@ -2386,8 +2392,8 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
     return nullptr;
 }
 
-// ---- 10. evaluate, sample, graph -------------------------------------------------------------------------------------
-// Scores n rows, `batch` at a time, each batch as long as its longest row; each(i, row, logprob, best) sees them in order.
+// ---- 10. evaluate, sample, graph ------------------------------------------------------------------------------------
+// Scores n rows, `batch` at a time, as long as the longest of them; each(i, row, logprob, best) sees them in order.
 template <typename Model, typename RowAt, typename Each>
 void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
     for (size_t i = 0; i < n; i += batch) {
@@ -2403,7 +2409,8 @@ void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
         model.forward(x.data(), y.data(), nullptr, 1, rows.size(), T, false);
         for (size_t n = 0; n < y.size(); n++)
             if (y[n] >= 0 && !std::isfinite(model.logprob[n]))
-                die("row %zu: a log-probability is %g; are the model's weights finite?", i + n / T, (double)model.logprob[n]);
+                die("row %zu: a log-probability is %g; are the model's weights finite?", i + n / T,
+                    (double)model.logprob[n]);
         for (size_t r = 0; r < rows.size(); r++) each(i + r, rows[r], &model.logprob[r * T], &model.best[r * T]);
     }
 }
@@ -2432,7 +2439,7 @@ Validation validate(Model& model, int batch, const ValidationRows& rows, const T
     return v;
 }
 
-// The corpus tool writes the exact entropy of a validation shard NAME.bin, in nats a token of document rows, into NAME.json.
+// The corpus tool writes the exact entropy of a validation shard NAME.bin, in nats a token of document rows, to NAME.json.
 inline double known_floor(const Options& o) {
     if (o.val.empty() || o.rows != "documents") return NAN;
     std::vector<std::string> paths = glob_files(o.val, "--val");
@@ -2657,7 +2664,7 @@ template <typename Model> void graph(Model& model) {
     printf("}\n");
 }
 
-// ---- 11. train -------------------------------------------------------------------------------------------------------
+// ---- 11. train ------------------------------------------------------------------------------------------------------
 // The loop, and what a user sees of it. OUT/log.jsonl has one JSON object a line; on resume it is rewound to the
 // checkpoint's step. Everything random is a function of the seed and the step.
 inline volatile sig_atomic_t stop_signal = 0;
@@ -2849,35 +2856,38 @@ template <typename Model> std::string first_bad_gradient(const Model& model) {
     return "none of the gradients";
 }
 
+// Where the checkpoint `from` stands, with o as its run had it. Without one ("") a run begins again, with the options
+// its log began with.
+inline Position resume_position(Options& o, const std::string& from) {
+    const std::string where = from.empty() ? o.out + "/log.jsonl" : from + "/state.json";
+    Position position;
+    Json stored;
+    if (!from.empty()) {
+        const Json state = verify_checkpoint(from);
+        const Json *step = state.find("step"), *windows = state.find("windows"), *options = state.find("options");
+        if (!step || !windows || !options) die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
+        position = {(int64_t)step->number, (size_t)windows->number}, stored = *options;
+    } else if (exists(where)) {
+        const std::string log = read_file(where);
+        if (log.find('\n') != log.npos) {
+            const Json first = parse_json(log.substr(0, log.find('\n')), where);
+            if (const Json* options = first.find("options")) stored = *options;
+        }
+    }
+    if (stored.kind == Json::OBJECT) o = resumed_options(o, stored, where);
+    if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
+    return position;
+}
+
 template <typename Model> void train(Options o) {
     // A new directory is made when everything else is known to be right; an old one is held from the start.
     std::unique_ptr<RunDirectory> run;
     if (o.resume) run = std::make_unique<RunDirectory>(o.out, true);
 
-    // Where the run stands. Without a whole checkpoint a resumed run begins again, with the options its log began with.
-    std::vector<std::string> found = o.resume ? checkpoints_in(o.out) : std::vector<std::string>();
+    // Where the run stands.
+    const std::vector<std::string> found = o.resume ? checkpoints_in(o.out) : std::vector<std::string>();
     const std::string from = found.empty() ? "" : found.back();
-    Position position;
-    size_t windows_then = 0;
-    if (o.resume) {
-        Json stored;
-        std::string where = from.empty() ? run->log_path() : from + "/state.json";
-        if (!from.empty()) {
-            Json state = verify_checkpoint(from);
-            const Json *step = state.find("step"), *windows = state.find("windows"), *options = state.find("options");
-            if (!step || !windows || !options) die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
-            position.step = step->number, windows_then = windows->number, stored = *options;
-        } else if (exists(where)) {
-            std::string log = read_file(where);
-            if (log.find('\n') != log.npos) {
-                Json first = parse_json(log.substr(0, log.find('\n')), where);
-                if (const Json* options = first.find("options")) stored = *options;
-            }
-        }
-        if (stored.kind == Json::OBJECT) o = resumed_options(o, stored, where);
-        if (o.train.empty())
-            die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
-    }
+    Position position = o.resume ? resume_position(o, from) : Position();
 
     // The model's shape: of the checkpoint, of the weights to start from, or of the options.
     std::unique_ptr<ModelFile> start;
@@ -2904,11 +2914,12 @@ template <typename Model> void train(Options o) {
     const size_t per_step = o.tokens_per_step / T,
                  end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows.total));
     const int64_t steps = o.steps ? o.steps : (end + per_step - 1) / per_step;
-    if (!from.empty() && windows_then != windows.total)
+    if (!from.empty() && position.windows != windows.total)
         die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
-            windows.total, o.out.c_str(), windows_then);
+            windows.total, o.out.c_str(), position.windows);
     if (position.step > steps)
-        die_usage("--steps %lld: the run in %s has done %lld already", (long long)steps, o.out.c_str(), (long long)position.step);
+        die_usage("--steps %lld: the run in %s has done %lld already", (long long)steps, o.out.c_str(),
+                  (long long)position.step);
     position.windows = windows.total;
     std::unique_ptr<ValidationRows> val;
     if (!o.val.empty())
@@ -2941,26 +2952,27 @@ template <typename Model> void train(Options o) {
     if (!from.empty()) display.say("resumed from %s", from.c_str());
     else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
     run->rewind_log(position.step, steps);
+    auto log = [&](const char* event, const std::vector<std::pair<const char*, std::string>>& fields) {
+        std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, (long long)position.step);
+        for (auto& [name, value] : fields) line += format(", \"%s\": %s", name, value.c_str());
+        run->put(line + "}");
+    };
     if (position.step == 0)
-        run->put(
-            format("{\"event\": \"run\", \"step\": 0, \"parameters\": %zu, \"steps\": %lld, \"floor\": %s, "
-                   "\"options\": %s}",
-                   model.layout.parameters, (long long)steps, json_number(floor).c_str(), options_json(o).c_str()));
+        log("run", {{"parameters", show(integer(model.layout.parameters))}, {"steps", show(steps)},
+                    {"floor", json_number(floor)}, {"options", options_json(o)}});
 
     std::string saved = from;
     auto save = [&] {
         saved = save_checkpoint(model, o, position, tokenizer.get());
-        run->put(format("{\"event\": \"checkpoint\", \"step\": %lld, \"path\": %s}", (long long)position.step,
-                        json_quote(saved).c_str()));
+        log("checkpoint", {{"path", json_quote(saved)}});
     };
     auto evaluate = [&] {
         Validation v = validate(model, B, *val, tokenizer.get());
         display.val_loss = v.loss();
         display.say("%s", v.line().c_str());
-        std::string known = std::isfinite(floor) ? ", \"floor\": " + json_number(floor) : "";
-        run->put(format("{\"event\": \"eval\", \"step\": %lld, \"val_loss\": %s, \"bits_per_byte\": %s%s}",
-                        (long long)position.step, json_number(v.loss()).c_str(),
-                        json_number(v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN).c_str(), known.c_str()));
+        const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
+        log("eval", {{"val_loss", json_number(v.loss())}, {"bits_per_byte", json_number(bits)},
+                     {"floor", json_number(floor)}});
         return v;
     };
     auto sample = [&](int samples) {
@@ -2969,8 +2981,7 @@ template <typename Model> void train(Options o) {
         std::vector<std::string> texts = sample_texts(model, s, {eot >= 0 ? eot : 0}, eot, tokenizer.get());
         for (size_t i = 0; i < texts.size(); i++) {
             display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
-            run->put(format("{\"event\": \"sample\", \"step\": %lld, \"text\": %s}", (long long)position.step,
-                            json_quote(valid_utf8(texts[i])).c_str()));
+            log("sample", {{"text", json_quote(valid_utf8(texts[i]))}});
         }
     };
 
@@ -3001,13 +3012,11 @@ template <typename Model> void train(Options o) {
         now.lr = lr;
         model.update(now, o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0, step);
         position.step = step;
-        const double ms = (seconds() - began) * 1e3,
-                     tokens = (double)std::min<double>((double)step * per_step, (double)end) * T;
-        display.step(step, loss, norm, lr, ms, (double)o.tokens_per_step);
-        run->put(
-            format("{\"event\": \"step\", \"step\": %lld, \"loss\": %.9g, \"norm\": %.9g, \"lr\": %.9g, \"ms\": %.3f, "
-                   "\"tokens_per_s\": %.1f, \"tokens\": %.0f}",
-                   (long long)step, loss, norm, lr, ms, o.tokens_per_step / ms * 1e3, tokens));
+        const double ms = (seconds() - began) * 1e3, tokens = std::min<double>(step * (double)per_step, end) * T;
+        display.step(step, loss, norm, lr, ms, o.tokens_per_step);
+        log("step", {{"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
+                     {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", o.tokens_per_step / ms * 1e3)},
+                     {"tokens", format("%.0f", tokens)}});
         auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
         if (val && due(o.eval_every)) evaluate();
         if (due(o.sample_every)) sample(1);
@@ -3027,7 +3036,7 @@ template <typename Model> void train(Options o) {
     display.say("saved %s", saved.c_str());
 }
 
-// ---- 12. main --------------------------------------------------------------------------------------------------------
+// ---- 12. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return train<Model>(o);
     ModelFile file = open_model(o.model);
@@ -3059,7 +3068,7 @@ template <typename Model> void run_verb(Options o) {
         if (prompt.empty()) prompt.push_back(eot >= 0 ? eot : 0);
         if (prompt.size() > (size_t)T)
             die_usage("--prompt: %zu tokens do not fit the context of %d; shorten it", prompt.size(), T);
-        T = std::min<integer>(T, prompt.size() + o.tokens);                                  // no larger a cache than needed
+        T = std::min<integer>(T, prompt.size() + o.tokens);                 // no larger a cache than needed
     }
     // everything is read and checked before the model is made
     std::unique_ptr<ValidationRows> val;

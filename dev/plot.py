@@ -50,6 +50,7 @@ def draw(runs, out):
         import matplotlib
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
+        import matplotlib.ticker
     except ImportError:
         die("matplotlib is not installed; try: python3 -m pip install matplotlib")
     plt.rcParams.update({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
@@ -81,6 +82,13 @@ def draw(runs, out):
         axes.xaxis.set_major_formatter(short)
         axes.yaxis.set_major_formatter(short)
         axes.set_ylim(None if axes is loss else 0, 1.06 * tops[axes] or 1)
+    if floors and 0 < 5 * min(floors) < tops[loss]:           # a floor far below the start: show ratios to it
+        loss.set_yscale("log")
+        low = 0.9 * min(floors)
+        loss.set_ylim(low, 1.06 * tops[loss])
+        loss.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 3, 5)))
+        loss.yaxis.set_major_formatter(short)
+        loss.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     loss.legend(loc="upper right")
     try:
         figure.savefig(out, dpi=100)

@@ -157,7 +157,9 @@ static void runs() {
     for (int& t : tokens) t = rng.below(50);
     write_shard(DIR + "train.bin", tokens, 50);
     const std::string whole = DIR + "whole", out = DIR + "out";
+    const double began = seconds();
     int code = execute(command(whole));
+    const double duration = seconds() - began;
     check(code == 0, "run/a whole run: exit %d, %s", code, last_line().c_str());
     for (const char* threads : {"1", "5"}) {
         fs::remove_all(out);
@@ -171,7 +173,7 @@ static void runs() {
     for (int k = 0; k < kills; k++) {
         fs::remove_all(out);
         pid_t pid = start(command(out));
-        usleep(rng.below(k % 4 == 0 ? 60000 : 600000));
+        usleep(rng.below(uint64_t(0.9e6 * duration)));
         kill(pid, SIGKILL);
         survived += finish(pid) == 0;
         resumed += execute(command(out, {"--resume"})) == 0 && same_model(whole, out) && losses(out) == losses(whole);
