@@ -2,7 +2,7 @@
 # make test       every test, with or without a GPU; make stress: the long versions; make test-hf: against PyTorch
 # make            everything; DEBUG=1 without optimization, SANITIZE=1 with address and undefined behaviour sanitizers
 # make baby       the smallest GPT and its state graph; make fuzz: libFuzzer targets in build/ (needs clang++)
-STEPS ?= 1300
+STEPS ?= 2600
 SHELL := /bin/sh
 comma := ,
 hash  := \#
@@ -49,7 +49,7 @@ run: train_gpt $(CORPUS)/val.json
 	  { echo "error: runs/default: is not a run of make run; move it away" >&2; exit 1; }
 	@rm -rf runs/default
 	./train_gpt train --train $(CORPUS)/train.bin --val $(CORPUS)/val.bin --rows documents --answers $(CORPUS)/answers.bin \
-	  --init custom --layers 4 --heads 4 --channels 128 --context 256 --batch 4 --lr 2e-3 --warmup 100 --steps $(STEPS) \
+	  --init custom --layers 3 --heads 2 --channels 96 --context 256 --batch 4 --lr 5e-3 --min-lr 0 --warmup 100 --schedule linear --steps $(STEPS) \
 	  --eval-every 500 --eval-rows 0 --sample-every 500 --out runs/default
 
 test: all $(TESTS)
