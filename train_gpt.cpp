@@ -1,10 +1,10 @@
 /* train_gpt.cpp -- a complete GPT-2 trainer for the CPU, in one file.
 
    It trains from scratch or from a published checkpoint, evaluates, samples, draws small models as state graphs, and
-   reads and writes Hugging Face checkpoints. It is also the reference that the CUDA kernels of train_gpt.cu are
-   checked against: that program includes this file and replaces sections 7 and 8.
-   It does not do dropout, other architectures than GPT-2, or anything that needs intrinsics: what is fast here is fast
-   because of loop order, and the compiler does the rest.
+   reads and writes Hugging Face checkpoints. It is also written to be the reference that faster kernels are checked
+   against: such a program includes this file and replaces sections 7 and 8.
+   It does not do dropout, other architectures than GPT-2, or intrinsics: what is fast here is fast because of loop
+   order, vector types in one function, and the compiler.
 
      make run                                              build, make a corpus, train on it, show what it learned
      ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --init d6 --out runs/a
@@ -60,7 +60,7 @@ namespace fs = std::filesystem;
 
 // Everything that is wrong with what the user gave us ends here: one line on stderr, and exit 1 (data, files, memory)
 // or 2 (command line). It is thrown, not exited, so that tests and fuzzers can read the line. Nothing throws inside an
-// OpenMP region.
+// OpenMP region, unless memory runs out.
 struct Error {
     int exit_code;
     std::string line;
@@ -120,9 +120,10 @@ struct Mapped {
         bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
         void* p = nullptr;
         if (regular && st.st_size > 0) p = mmap(nullptr, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        const int error = errno;
         close(fd);
         if (!regular) die("%s: is not a regular file", path.c_str());
-        if (p == MAP_FAILED) die("%s: cannot map %lld bytes: %s", path.c_str(), (long long)st.st_size, strerror(errno));
+        if (p == MAP_FAILED) die("%s: cannot map %lld bytes: %s", path.c_str(), (long long)st.st_size, strerror(error));
         data = (const uint8_t*)p;
         size = st.st_size;
     }
@@ -361,7 +362,7 @@ inline double seconds() {
 
 // ---- 2. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.
-// To add one, add a row. "allowed" is a list a|b|c or a range lo..hi (either end may be left out); verbs are t(rain),
+// To add one, add a row. "allowed" is a list a|b|c or a range lo..hi; verbs are t(rain),
 // s(ample), e(val), g(raph); R marks what may differ when a run is resumed. A help text that ends in [...] says what its
 // default stands for; otherwise the default itself is shown.
 using text = std::string;
@@ -766,68 +767,68 @@ inline std::vector<std::string> glob_files(const std::string& pattern, const cha
 // One row to train on or to score. A target of -1 counts nowhere.
 struct Row { std::vector<int> x, y; };
 
+// n inputs from `at` on, each with the token after it as target, or only the last; after the shard's end comes eot.
+inline Row row_of(const Shard& shard, size_t at, int n, bool last_only, int eot) {
+    Row r{std::vector<int>(n), std::vector<int>(n, -1)};
+    for (int t = 0; t < n; t++) {
+        r.x[t] = shard[at + t];
+        if (!last_only || t == n - 1) r.y[t] = at + t + 1 < shard.count ? (int)shard[at + t + 1] : eot;
+    }
+    return r;
+}
+
 /* The training data as an endless sequence of windows, number g = 0, 1, ...: every epoch visits the shards in an order
    shuffled by (seed, epoch), and the windows of a shard in an order shuffled by (seed, epoch, shard). Any g can be asked
    for, so the position in the data is one number.
    packed    windows of T tokens side by side, all targets
    sliding   every window of T tokens, one token apart, of which only the last target counts */
 struct Windows {
-    std::vector<std::string> paths;
-    std::vector<size_t> counts, windows;     // of each shard: tokens, windows
+    std::vector<std::unique_ptr<Shard>> shards;
+    std::vector<size_t> windows;             // of each shard
     size_t total = 0;                        // of an epoch
-    int T, V;
-    bool sliding, raw;
+    int T;
+    bool sliding;
     uint64_t seed;
 
     Windows(const std::string& pattern, const std::string& rows, bool raw, int T, int V, uint64_t seed)
-        : paths(glob_files(pattern, "--train")), T(T), V(V), sliding(rows == "sliding"), raw(raw), seed(seed) {
+        : T(T), sliding(rows == "sliding"), seed(seed) {
         size_t tokens = 0;
-        for (const std::string& path : paths) {
-            Shard shard(path, raw);
-            shard.check_tokens(V);
-            size_t n = shard.count, stride = sliding ? 1 : T;
-            windows.push_back(n > (size_t)T ? (n - T - 1) / stride + 1 : 0);
-            total += windows.back(), tokens += n, counts.push_back(n);
+        for (const std::string& path : glob_files(pattern, "--train")) {
+            shards.push_back(std::make_unique<Shard>(path, raw));
+            shards.back()->check_tokens(V);
+            const size_t n = shards.back()->count;
+            windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0);
+            if (windows.back() > UINT32_MAX) die("%s: more than 2^32 windows; split it", path.c_str());
+            total += windows.back(), tokens += n;
         }
-        if (total == 0) die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower "
-                            "--context",
-                            pattern.c_str(), tokens, paths.size(), T + 1);
+        if (total == 0)
+            die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower --context",
+                pattern.c_str(), tokens, shards.size(), T + 1);
     }
     Row row(size_t g) {
         open_epoch(g / total);
         size_t in_epoch = g % total, i = 0, before = 0;
         while (in_epoch >= before + windows[order[i]]) before += windows[order[i++]];
         open_shard(order[i]);
-        size_t at = (size_t)window_order[in_epoch - before] * (sliding ? 1 : T);
-        Row r{std::vector<int>(T), std::vector<int>(T)};
-        for (int t = 0; t < T; t++) {
-            r.x[t] = (*shard)[at + t];
-            r.y[t] = sliding && t < T - 1 ? -1 : (int)(*shard)[at + t + 1];
-        }
-        return r;
+        return row_of(*shards[open], (size_t)window_order[in_epoch - before] * (sliding ? 1 : T), T, sliding, -1);
     }
 
 private:
     size_t epoch = SIZE_MAX;
-    int open = -1;
+    int open = -1;                           // the shard that window_order is of
     std::vector<int> order;
     std::vector<uint32_t> window_order;
-    std::unique_ptr<Shard> shard;
 
     uint64_t stream(uint64_t a, uint64_t b) { return mix64(a * 0x9E3779B97F4A7C15ull + b + 1) | 1; }
     void open_epoch(size_t e) {
         if (e == epoch) return;
         epoch = e, open = -1;
-        order.resize(paths.size());
+        order.resize(shards.size());
         std::iota(order.begin(), order.end(), 0);
         Rng(seed, stream(e, 0)).shuffle(order);
     }
     void open_shard(int i) {
         if (i == open) return;
-        if (!shard || shard->file.path != paths[i]) {
-            shard = std::make_unique<Shard>(paths[i], raw);
-            if (shard->count != counts[i]) die("%s: has changed while it was trained on", paths[i].c_str());
-        }
         open = i;
         window_order.resize(windows[i]);
         std::iota(window_order.begin(), window_order.end(), 0);
@@ -862,14 +863,7 @@ struct ValidationRows {
     }
     Row row(size_t i) const {
         const Span& s = spans[i];
-        const Shard& shard = *shards[s.shard];
-        Row r{std::vector<int>(s.length), std::vector<int>(s.length)};
-        for (int t = 0; t < s.length; t++) {
-            size_t next = s.begin + t + 1;
-            r.x[t] = shard[s.begin + t];
-            r.y[t] = sliding && t < s.length - 1 ? -1 : next < shard.count ? (int)shard[next] : eot;
-        }
-        return r;
+        return row_of(*shards[s.shard], s.begin, s.length, sliding, eot);
     }
 
 private:
@@ -1541,8 +1535,8 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
             out (B,T,C), lse (B,T,NH): of the T rows from t0 on. Training has t0 = 0, S = T; a sampler adds rows to qkv
             and asks for those only, which makes qkv its cache.
    cost     2 B T^2 C FLOPs (causal)
-   source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1; lse instead of p kept for backward: Dao et al. 2022,
-            arXiv:2205.14135, algorithm 1 */
+   source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1; lse instead of p kept for backward: Dao 2023,
+            arXiv:2307.08691, algorithm 1 */
 constexpr int QUERIES = 64;
 
 inline void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
@@ -1578,7 +1572,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
             dv_j = sum_i p_ij dout_i
    shapes   dqkv (B,T,3C), written whole   dout, out (B,T,C)
    cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
-   source   Dao et al. 2022, algorithm 4 */
+   source   Dao 2023, algorithm 2 */
 inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
                                int T, int C, int NH) {
     const int HS = C / NH;
@@ -1649,23 +1643,23 @@ inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, c
         for (int r = 0; r < rows; r++) {
             const int n = n0 + r;
             real *z = logits + (size_t)r * V, highest = z[0], sum = 0;
+            logprob[n] = 0, best[n] = -1;
+            if (y[n] < 0) {
+                std::fill(z, z + V, real(0));
+                continue;
+            }
             #pragma omp simd reduction(max : highest)
             for (int v = 0; v < V; v++) highest = z[v] > highest ? z[v] : highest;
-            logprob[n] = 0, best[n] = -1;
-            real scale = 0;
-            if (y[n] >= 0) {
-                best[n] = int(std::find(z, z + V, highest) - z);
-                real target = z[y[n]] - highest;
-                #pragma omp simd reduction(+ : sum)
-                for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - highest);
-                logprob[n] = target - std::log(sum);
-                scale = real(weight[n]) / sum;
-            }
+            best[n] = int(std::find(z, z + V, highest) - z);
+            const real target = z[y[n]] - highest;
+            #pragma omp simd reduction(+ : sum)
+            for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - highest);
+            logprob[n] = target - std::log(sum);
             if (!dx) continue;
+            const real scale = real(weight[n]) / sum;
             #pragma omp simd
             for (int v = 0; v < V; v++) z[v] *= scale;
-            if (y[n] >= 0) z[y[n]] -= real(weight[n]);
-            else std::fill(z, z + V, real(0));
+            z[y[n]] -= real(weight[n]);
         }
         if (!dx) continue;
         Matrix d = {logits, (size_t)V, 1};
@@ -1700,7 +1694,9 @@ inline double sum_of_squares(const real* x, size_t n) {
 //   forward(x, y, weight, denominator, B, T, backward)
 //                                      loss = -sum weight logprob / denominator, in nats; weight may be null (all 1).
 //                                      logprob[n] and best[n] (likeliest token) are then there for every y[n] >= 0.
-//                                      The denominator is the whole step's, so that micro-batches add up to one batch
+//                                      The denominator is the whole step's, so that micro-batches add up to one batch.
+//                                      backward: a backward() follows, and the head's gradients are taken now, because
+//                                      logits are never kept
 //   backward()                         of the last forward; adds to the gradients
 //   gradient_norm()                    L2 norm over all tensors
 //   update(adamw, scale, step)         with gradients times scale, which it then clears; step counts from 1
@@ -1733,9 +1729,9 @@ namespace cpu {
     X(stream,    KEPT,   N * C)        /* the residual stream after the block */ \
     X(lnf,       ONCE,   N * C)        X(lnf_mean, ONCE, N)   X(lnf_rstd, ONCE, N) \
     X(logits,    ONCE,   std::min<size_t>(N, head_rows(c.V)) * c.V) \
-    X(dstream,   ONCE,   training ? N * C : 0) \
-    X(dx,        ONCE,   training ? N * C : 0) \
-    X(dwide,     ONCE,   training ? N * 4 * C : 0)
+    X(dstream,   ONCE,   training ? N * C : 0)         /* gradient of the residual stream */ \
+    X(dx,        ONCE,   training ? N * C : 0)         /* of what is C wide within a branch */ \
+    X(dwide,     ONCE,   training ? N * 4 * C : 0)     /* of qkv or fc */
 
 struct Activations {
 #define X(field, ...) real* field;
@@ -1816,6 +1812,7 @@ struct Model {
                     c.tied ? w.wte : w.head_w, y, weight.data(), N, c.C, c.V);
     }
 
+    // forward() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
     void backward() {
         const int B = rows, T = columns, N = B * T, C = c.C;
         Activations a = activations(c.L - 1);
@@ -1905,7 +1902,7 @@ private:
             Activations a = activations(l);
             w = layout.at(weights.data(), l);
             layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N, C, c.eps);
-            real* qkv = T == S ? a.qkv : a.fc; // beside the cache, then copied to its place
+            real* qkv = T == S ? a.qkv : a.fc; // T < S: rows of one b only are neighbours there, so copy
             linear_forward(qkv, a.ln1, w.qkv_w, w.qkv_b, nullptr, N, C, 3 * C);
             for (int b = 0; b < B && T != S; b++)
                 memcpy(a.qkv + ((size_t)b * S + t0) * 3 * C, qkv + (size_t)b * T * 3 * C, sizeof(real) * T * 3 * C);
@@ -2027,7 +2024,6 @@ struct ModelFile {
     Config c;
     std::map<std::string, View> tensors;
     std::shared_ptr<void> memory;            // what the views look into
-    bool bias_stored = true;
 };
 
 inline void check_config(const Config& c, const std::string& where) {
@@ -2255,7 +2251,7 @@ template <typename Model> void load_tensors(Model& model, Which which, const std
         for (size_t r = 0; r < rows; r++)
             for (size_t k = 0; k < cols; k++) values[r * cols + k] = v[v.transposed ? k * rows + r : r * cols + k];
         if (!t.present && t.name == "lm_head.weight") {
-            const View& wte = views.at("transformer.wte.weight");
+            const View& wte = views.at(prefix + "transformer.wte.weight");
             for (size_t k = 0; k < values.size(); k++)
                 if (wte.shape != v.shape || wte[k] != values[k])
                     die("%s: lm_head.weight differs from wte, but the config says tie_word_embeddings", path.c_str());
@@ -2331,6 +2327,15 @@ struct Position {
     size_t windows = 0;                      // of the training data, to notice when it is no longer the same
 };
 
+inline std::string options_json(const Options& o) {
+    std::string s;
+    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
+        if (strchr(verbs, 't') && name != "resume")
+            s += (s.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(show(v));
+    });
+    return "{" + s + "}";
+}
+
 template <typename Model>
 std::string save_checkpoint(Model& model, const Options& o, const Position& p, const Tokenizer* tokenizer) {
     const std::string dir = o.out + format("/step_%08lld", (long long)p.step), partial = dir + ".partial";
@@ -2344,16 +2349,11 @@ std::string save_checkpoint(Model& model, const Options& o, const Position& p, c
         write_file(partial + "/config.json", config_json(model.c, end_of_text(tokenizer, model.c.V)));
         if (tokenizer) write_file(partial + "/merges.txt", tokenizer->merges_txt());
         if (tokenizer) write_file(partial + "/vocab.json", tokenizer->vocab_json());
-        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"windows\": %zu,\n  \"options\": {",
+        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"windows\": %zu,\n  \"options\": ",
                                    (long long)p.step, p.windows);
+        state += options_json(o);
+        state += ",\n  \"files\": {";
         const char* comma = "";
-        for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
-            if (!strchr(verbs, 't') || name == "resume") return;
-            state += format("%s\n    \"%s\": %s", comma, name.c_str(), json_quote(show(v)).c_str());
-            comma = ",";
-        });
-        state += "\n  },\n  \"files\": {";
-        comma = "";
         for (const char* name :
              {"config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
             if (!exists(partial + "/" + name)) continue;
@@ -2452,18 +2452,22 @@ inline double known_floor(const Options& o) {
 
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
-template <typename Model>
-size_t right_answers(Model& model, int batch, const Examples& e, int eot) {
+inline Row answer_row(std::vector<int> context, const std::vector<int>& answer) {
+    const size_t given = context.size() - 1;
+    context.insert(context.end(), answer.begin(), answer.end());
+    Row row{{context.begin(), context.end() - 1}, {context.begin() + 1, context.end()}};
+    std::fill_n(row.y.begin(), given, -1);
+    return row;
+}
+
+template <typename Model> size_t right_answers(Model& model, int batch, const Examples& e, int eot) {
     size_t right = 0;
     auto row_at = [&](size_t i) {
-        const std::vector<int> &prompt = e.tokens[i * e.segments], &response = e.tokens[i * e.segments + 1];
-        Row row{{eot}, {}};
-        row.x.insert(row.x.end(), prompt.begin(), prompt.end());
-        row.y.assign(prompt.size(), -1);
-        row.x.insert(row.x.end(), response.begin(), response.end());
-        row.y.insert(row.y.end(), response.begin(), response.end());
-        row.y.push_back(eot);
-        return row;
+        std::vector<int> context = {eot}, response = e.tokens[i * e.segments + 1];
+        const std::vector<int>& prompt = e.tokens[i * e.segments];
+        context.insert(context.end(), prompt.begin(), prompt.end());
+        response.push_back(eot);
+        return answer_row(context, response);
     };
     score(model, batch, e.size(), row_at, [&](size_t, const Row& row, const real*, const int* best) {
         bool all = true;
@@ -2530,12 +2534,7 @@ template <typename Model> void multiple_choice(Model& model, int batch, const Ch
         for (size_t k = 0; k < choices.examples[e].completions.size(); k++) rows.push_back({(int)e, (int)k});
     auto row_at = [&](size_t i) {
         const Choices::Example& e = choices.examples[rows[i].first];
-        const std::vector<int>& completion = e.completions[rows[i].second];
-        Row row{e.context, std::vector<int>(e.context.size() - 1, -1)};
-        row.x.insert(row.x.end(), completion.begin(), completion.end());
-        row.y.insert(row.y.end(), completion.begin(), completion.end());
-        row.x.pop_back();
-        return row;
+        return answer_row(e.context, e.completions[rows[i].second]);
     };
     double best_sum = 0, best_mean = 0;
     int by_sum = 0, by_mean = 0, acc = 0, acc_norm = 0;
@@ -2707,13 +2706,12 @@ struct RunDirectory {
         if (step > 0 && exists(log_path())) {
             std::string all = read_file(log_path());
             for (size_t begin = 0, end; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
-                std::string line = all.substr(begin, end - begin);
-                try {
-                    Json j = parse_json(line, log_path());
-                    const Json *at = j.find("step"), *event = j.find("event");
-                    bool redone = step == last && event && event->string != "step";
-                    if (at && at->number <= step - redone) kept += line + "\n";
-                } catch (const Error&) {}                                              // a torn line
+                const std::string line = all.substr(begin, end + 1 - begin);
+                char event[16];
+                long long at;
+                if (sscanf(line.c_str(), "{\"event\": \"%15[a-z]\", \"step\": %lld", event, &at) != 2) continue;
+                const bool again = at == last && (!strcmp(event, "eval") || !strcmp(event, "sample"));
+                if (at <= step && !again) kept += line;
             }
         }
         write_file(log_path() + ".new", kept);
@@ -2729,15 +2727,6 @@ struct RunDirectory {
 
 // JSON has no nan and no infinity.
 inline std::string json_number(double v) { return std::isfinite(v) ? show(number(v)) : "null"; }
-
-inline std::string options_json(const Options& o) {
-    std::string s;
-    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
-        if (strchr(verbs, 't') && name != "resume")
-            s += (s.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(show(v));
-    });
-    return "{" + s + "}";
-}
 
 // Options of a run that is resumed: those it had, and those on the command line that may differ.
 inline Options resumed_options(const Options& given, const Json& stored, const std::string& where) {
@@ -2766,6 +2755,7 @@ struct Display {
     const bool terminal = isatty(STDOUT_FILENO);
     std::vector<double> losses;              // smoothed, for the sparkline
     double ms = 0;                           // smoothed
+    bool midline = false;                    // a step line stands there, to be overwritten
     double peak, flops_per_token, floor, val_loss = NAN;
     int64_t steps;
 
@@ -2792,6 +2782,7 @@ struct Display {
         line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %.1f GFLOP/s (%.0f%%)  ETA %d:%02d:%02d", norm, lr,
                        step_ms, rate, flops / 1e9, 100 * flops / peak, int(left / 3600), int(left / 60) % 60,
                        int(left) % 60);
+        midline = terminal;
         if (terminal) printf("\r%s%s\x1b[K", line.c_str(), sparkline().c_str());
         else printf("%s\n", line.c_str());
         fflush(stdout);
@@ -2800,7 +2791,8 @@ struct Display {
     __attribute__((format(printf, 2, 3))) void say(const char* fmt, ...) {
         va_list args;
         va_start(args, fmt);
-        printf("%s%s\n", terminal && !losses.empty() ? "\n" : "", vformat(fmt, args).c_str());
+        printf("%s%s\n", midline ? "\n" : "", vformat(fmt, args).c_str());
+        midline = false;
         va_end(args);
         fflush(stdout);
     }
@@ -2845,10 +2837,10 @@ inline bool is_preset(const std::string& init) {
            std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
 }
 
-// Says which gradient went wrong first, in the order of the forward pass.
+// Says which gradient went wrong first. Backward runs from the last tensor to the first, and spreads it to all before.
 template <typename Model> std::string first_bad_gradient(const Model& model) {
     std::vector<float> g;
-    for (size_t i = 0; i < model.layout.tensors.size(); i++) {
+    for (size_t i = model.layout.tensors.size(); i-- > 0;) {
         g.resize(model.layout.tensors[i].count());
         model.get(GRADIENT, i, g.data());
         for (float f : g) if (!std::isfinite(f)) return "gradient of " + model.layout.tensors[i].name;
@@ -3041,7 +3033,9 @@ template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return train<Model>(o);
     ModelFile file = open_model(o.model);
     const Config c = config_of(file, o.heads);
-    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, {file.directory});
+    std::vector<std::string> beside = {file.directory};
+    if (!o.val.empty()) beside.push_back(directory_of(glob_files(o.val, "--val")[0]));
+    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, beside);
     if (tokenizer && tokenizer->vocab() > c.V)
         die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
             tokenizer->vocab());

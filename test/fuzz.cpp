@@ -57,8 +57,8 @@ static void shards(std::string_view) {
         }
 }
 static void examples(std::string_view) {
-    Examples e(PATH, V);
-    must(right_answers(tiny_model(), 4, e, EOT, PATH) <= e.size(), "more right than there are");
+    Examples e(PATH, V, T);
+    must(right_answers(tiny_model(), 4, e, EOT) <= e.size(), "more right than there are");
 }
 static void choices(std::string_view) { multiple_choice(tiny_model(), 4, Choices(PATH, V, T)); }
 
