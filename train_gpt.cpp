@@ -1212,12 +1212,14 @@ private:
 #define HD inline
 #endif
 
-/* e^x for |x| <= 87, saturating beyond; NaN stays NaN. Branch-free, so that loops over it become vector code.
+/* e^x for |x| <= 60; saturating above, 0 below; NaN stays NaN. Branch-free, so that loops over it become vector code.
+   Beyond 60 a softmax or a gate would turn into subnormal numbers, with which many machines multiply far more slowly.
    math     x = n ln 2 + r, |r| <= ln(2)/2;   e^x = 2^n e^r, e^r by its Taylor polynomial of degree 7
    errors   below 2 ulp; adding 1.5 * 2^23 rounds to an integer, which the low bits then hold */
 HD float fast_exp(float x) {
-    x = x > 87.0f ? 87.0f : x;
-    x = x < -87.0f ? -87.0f : x;
+    x = x > 60.0f ? 60.0f : x;
+    const bool vanishes = x < -60.0f;
+    x = vanishes ? -60.0f : x;
     float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
     float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;                  // ln 2 in two parts (Cody and Waite)
     float p = 1.98412698e-4f;
@@ -1233,7 +1235,7 @@ HD float fast_exp(float x) {
     bits = (bits + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
-    return p * power;
+    return vanishes ? 0.0f : p * power;
 }
 HD double fast_exp(double x) { return exp(x); }
 
