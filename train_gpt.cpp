@@ -642,6 +642,21 @@ struct Weights {
 #undef X
 };
 
+// The rows of TENSORS for a model; %d in a name stands for the layer.
+inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c) {
+    const float RESID = 0.02f / std::sqrt(2.0f * c.L);
+    return {
+#define X(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
+        TENSORS(X)
+#undef X
+    };
+}
+
+inline std::string numbered(std::string name, int layer) {
+    size_t at = name.find("%d");
+    return at == name.npos ? name : name.replace(at, 2, std::to_string(layer));
+}
+
 struct Layout {
     Slots slots;
     std::vector<Tensor> tensors;                             // as they stand in memory; all layers
@@ -649,17 +664,16 @@ struct Layout {
     size_t parameters = 0;
 
     explicit Layout(const Config& c) : slots(arrays(c), c.L) {
-        const float RESID = 0.02f / std::sqrt(2.0f * c.L);
-        size_t k = 0;
-#define X(field, per, rows, cols, init, is_present, name) \
-        present.push_back(is_present); \
-        for (int l = 0; l < (per == BLOCK ? c.L : 1); l++) \
-            tensors.push_back({numbered(name, l), slots.first[k] + l * slots.stride[k], rows, cols, init, is_present}); \
-        k++;
-        TENSORS(X)
-#undef X
+        for (auto& [per, t] : tensor_rows(c)) {
+            const size_t k = present.size();
+            for (int l = 0; l < (per == BLOCK ? c.L : 1); l++) {
+                tensors.push_back(t);
+                tensors.back().name = numbered(t.name, l), tensors.back().offset = slots.first[k] + l * slots.stride[k];
+                parameters += t.present ? t.count() : 0;
+            }
+            present.push_back(t.present);
+        }
         std::stable_sort(tensors.begin(), tensors.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
-        for (const Tensor& t : tensors) if (t.present) parameters += t.count();
     }
     Weights at(real* arena, int l) const {
         size_t k = 0;
@@ -674,15 +688,8 @@ struct Layout {
 private:
     static std::vector<std::pair<Per, size_t>> arrays(const Config& c) {
         std::vector<std::pair<Per, size_t>> v;
-#define X(field, per, rows, cols, init, is_present, name) \
-        v.push_back({per, is_present ? (size_t)std::max(rows, 1) * (cols) : 0});
-        TENSORS(X)
-#undef X
+        for (auto& [per, t] : tensor_rows(c)) v.push_back({per, t.present ? t.count() : 0});
         return v;
-    }
-    static std::string numbered(std::string name, int l) {
-        size_t at = name.find("%d");
-        return at == name.npos ? name : name.replace(at, 2, std::to_string(l));
     }
 };
 
@@ -2100,28 +2107,17 @@ inline ModelFile read_llmc(const std::string& path) {
     ModelFile m{path, directory_of(path), {}, {}, file};
     m.c.T = field(2), m.c.V = field(3), m.c.L = field(4), m.c.NH = field(5), m.c.C = field(6);
     check_config(m.c, path);
-    const size_t Vp = field(7), L = m.c.L, C = m.c.C;
+    const size_t Vp = field(7);
     if (m.c.NH < 1 || field(7) < m.c.V || field(7) > 1 << 24)
         die("%s: byte 20: found %d heads, and a vocabulary of %d padded to %d", name, m.c.NH, m.c.V, field(7));
     const size_t item = field(1) == 3 ? 4 : 2;
-    const struct { const char* name; bool layered; size_t rows, cols; } order[] = {
-        {"wte.weight", false, Vp, C},               {"wpe.weight", false, (size_t)m.c.T, C},
-        {"ln_1.weight", true, 0, C},                {"ln_1.bias", true, 0, C},
-        {"attn.c_attn.weight", true, 3 * C, C},     {"attn.c_attn.bias", true, 0, 3 * C},
-        {"attn.c_proj.weight", true, C, C},         {"attn.c_proj.bias", true, 0, C},
-        {"ln_2.weight", true, 0, C},                {"ln_2.bias", true, 0, C},
-        {"mlp.c_fc.weight", true, 4 * C, C},        {"mlp.c_fc.bias", true, 0, 4 * C},
-        {"mlp.c_proj.weight", true, C, 4 * C},      {"mlp.c_proj.bias", true, 0, C},
-        {"ln_f.weight", false, 0, C},               {"ln_f.bias", false, 0, C}};
     size_t at = HEADER;
-    for (auto& t : order)
-        for (size_t l = 0; l < (t.layered ? L : 1); l++, at += std::max<size_t>(t.rows, 1) * t.cols * item) {
-            std::string tensor = "transformer." + (t.layered ? format("h.%zu.", l) : "") + t.name;
-            std::vector<size_t> shape = {t.cols};
-            if (t.rows) shape.insert(shape.begin(), &t == order ? m.c.V : t.rows);         // wte's padding is left out
-            bool transposed = t.layered && t.rows;
-            if (transposed) std::swap(shape[0], shape[1]);
-            m.tensors[tensor] = {item == 4 ? "F32" : "BF16", shape, file->data + at, transposed};
+    for (auto& [per, t] : tensor_rows(m.c))                  // TENSORS has llm.c's order
+        for (int l = 0; t.present && l < (per == BLOCK ? m.c.L : 1); l++) {
+            std::vector<size_t> shape = {(size_t)t.cols};
+            if (t.rows) shape.insert(shape.begin(), t.rows);
+            m.tensors[numbered(t.name, l)] = {item == 4 ? "F32" : "BF16", shape, file->data + at, per == BLOCK && t.rows};
+            at += item * (at == HEADER ? Vp * m.c.C : t.count());            // wte, the first, is padded
         }
     if (file->size != at) die("%s: %zu bytes, its header means %zu", name, file->size, at);
     return m;
