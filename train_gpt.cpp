@@ -78,13 +78,14 @@ __attribute__((format(printf, 1, 0))) inline std::string vformat(const char* fmt
 // Names from hostile files reach error lines: they stay one line, printable, and of a length one can read.
 inline std::string printable(const std::string& s) {
     std::string out;
-    for (unsigned char c : s.substr(0, 1000)) {
+    for (unsigned char c : s) {
+        if (out.size() >= 1000) return out + "...";
         char escaped[5];
         snprintf(escaped, sizeof escaped, "\\x%02x", c);
         if (c < 0x20 || c == 0x7f) out += escaped;
         else out += (char)c;
     }
-    return s.size() > 1000 ? out + "..." : out;
+    return out;
 }
 
 #define FORMAT_INTO(s) va_list args; va_start(args, fmt); s = vformat(fmt, args); va_end(args)
