@@ -36,7 +36,6 @@
 #include <map>
 #include <memory>
 #include <numeric>
-#include <queue>
 #include <set>
 #include <string>
 #include <string_view>

@@ -1,5 +1,6 @@
 // What the tests share: one line a check, "ok", "FAIL" or "skip", and an exit code. `make test` counts the lines.
 #pragma once
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 
@@ -15,6 +16,11 @@ __attribute__((format(printf, 2, 3))) inline bool check(bool good, const char* f
     fflush(stdout);
     failed += !good;
     return good;
+}
+
+// The largest error so far; a NaN stays, so that no later number can hide it.
+inline void keep_worst(double& worst, double error) {
+    if (!std::isnan(worst) && !(error <= worst)) worst = error;
 }
 
 __attribute__((format(printf, 1, 2))) inline void skip(const char* fmt, ...) {

@@ -17,7 +17,7 @@ struct Case {
     void within(const std::string& what, double error, double limit) {
         double fraction = error / limit;
         compared++;
-        if (!(fraction <= worst)) worst = fraction, worst_at = what;
+        if (!std::isnan(worst) && !(fraction <= worst)) worst = fraction, worst_at = what;     // a NaN stays
         if (!(error <= limit) && failure.empty()) failure = format("%s: error %g, limit %g", what.c_str(), error, limit);
     }
     void near(const std::string& what, double got, double want, double limit) { within(what, std::abs(got - want), limit); }
