@@ -26,16 +26,18 @@ TOOLS := build/corpus build/shards
 TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
 FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges llmc options)
 
+FILES := $(wildcard dev/data/*.h)
+
 all: train_gpt $(TOOLS)
-train_gpt: train_gpt.cpp
+train_gpt: train_gpt.cpp $(FILES)
 	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@
-$(TOOLS): build/%: dev/data/%.cpp dev/data/write_shards.h train_gpt.cpp
+$(TOOLS): build/%: dev/data/%.cpp $(FILES)
 	@mkdir -p build
 	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@
-$(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.cpp dev/data/*.h)
+$(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.cpp) $(FILES)
 	@mkdir -p build
 	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(if $(filter %test_layers,$@),-DREAL=double) $< -o $@
-$(FUZZ): build/fuzz_%: test/fuzz.cpp train_gpt.cpp dev/data/write_shards.h
+$(FUZZ): build/fuzz_%: test/fuzz.cpp train_gpt.cpp $(FILES)
 	@mkdir -p build
 	clang++ -std=c++20 -O1 -g -fsanitize=fuzzer $(SANITIZERS) -Wno-unknown-pragmas -DTARGET=$* $< -o $@
 fuzz: $(FUZZ)

@@ -2,7 +2,7 @@
 
    It trains from scratch or from a published checkpoint, evaluates, samples, draws small models as state graphs, and
    reads and writes Hugging Face checkpoints. It is also written to be the reference that faster kernels are checked
-   against: such a program includes this file and replaces sections 7 and 8.
+   against: such a program includes this file and replaces sections 5 and 6.
    It does not do dropout, other architectures than GPT-2, or intrinsics: what is fast here is fast because of loop
    order, vector types in one function, and the compiler.
 
@@ -16,357 +16,27 @@
    dx is the gradient of the loss with respect to x. A matrix (R,K) is row-major: element (r,k) stands at r*K + k.
 
    Top to bottom, nothing is used before it is defined:
-      1 basics       2 options     3 config and tensors    4 shards          5 tokenizer            6 scalar maths
-      7 layers       8 model       9 checkpoints          10 evaluate, sample, graph     11 train    12 main          */
+      1 options            2 config and tensors     3 order of the data            4 scalar maths     5 layers
+      6 model              7 checkpoints            8 evaluate, sample, graph      9 train           10 main
+   Files, shards and the tokenizer, which the data tools share, are the three headers of dev/data.                  */
 
-// ---- 1. basics ------------------------------------------------------------------------------------------------------
-// Errors, files, a checksum, random numbers and JSON: the little that the rest stands on.
-#include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <climits>
-#include <cmath>
-#include <csignal>
-#include <cstdarg>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <filesystem>
-#include <map>
-#include <memory>
 #include <numeric>
+#include <optional>
 #include <set>
-#include <string>
-#include <string_view>
-#include <unordered_map>
-#include <vector>
-#include <fcntl.h>
-#include <glob.h>
 #include <sys/file.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#else
-inline int omp_get_max_threads() { return 1; }
-inline int omp_get_thread_num() { return 0; }
-inline void omp_set_num_threads(int) {}
-#endif
+#include "dev/data/files.h"
+#include "dev/data/shards.h"
+#include "dev/data/tokenizer.h"
 
-namespace fs = std::filesystem;
-
-// Everything that is wrong with what the user gave us ends here: one line on stderr, and exit 1 (data, files, memory)
-// or 2 (command line). It is thrown, not exited, so that tests and fuzzers can read the line. Nothing throws inside an
-// OpenMP region, unless memory runs out.
-struct Error {
-    int exit_code;
-    std::string line;
-};
-
-__attribute__((format(printf, 1, 0))) inline std::string vformat(const char* fmt, va_list args) {
-    va_list again;
-    va_copy(again, args);
-    std::string s(vsnprintf(nullptr, 0, fmt, again), '\0');
-    va_end(again);
-    vsnprintf(s.data(), s.size() + 1, fmt, args);
-    return s;
-}
-
-// Names from hostile files reach error lines: they stay one line, printable, and of a length one can read.
-inline std::string printable(const std::string& s) {
-    std::string out;
-    for (unsigned char c : s) {
-        if (out.size() >= 1000) return out + "...";
-        char escaped[5];
-        snprintf(escaped, sizeof escaped, "\\x%02x", c);
-        if (c < 0x20 || c == 0x7f) out += escaped;
-        else out += (char)c;
-    }
-    return out;
-}
-
-#define FORMAT_INTO(s) va_list args; va_start(args, fmt); s = vformat(fmt, args); va_end(args)
-__attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt, ...) {
-    std::string s;
-    FORMAT_INTO(s);
-    return s;
-}
-[[noreturn]] __attribute__((format(printf, 1, 2))) inline void die(const char* fmt, ...) {
-    Error e{1, ""};
-    FORMAT_INTO(e.line);
-    e.line = printable(e.line);
-    throw e;
-}
-[[noreturn]] __attribute__((format(printf, 1, 2))) inline void die_usage(const char* fmt, ...) {
-    Error e{2, ""};
-    FORMAT_INTO(e.line);
-    e.line = printable(e.line);
-    throw e;
-}
-#undef FORMAT_INTO
-
-// A whole file, mapped read-only.
-struct Mapped {
-    std::string path;
-    const uint8_t* data = nullptr;
-    size_t size = 0;
-
-    explicit Mapped(const std::string& path) : path(path) {
-        int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);       // a FIFO must not block
-        if (fd < 0) die("%s: cannot open: %s", path.c_str(), strerror(errno));
-        struct stat st;
-        bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
-        void* p = nullptr;
-        if (regular && st.st_size > 0) p = mmap(nullptr, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        const int error = errno;
-        close(fd);
-        if (!regular) die("%s: is not a regular file", path.c_str());
-        if (p == MAP_FAILED) die("%s: cannot map %lld bytes: %s", path.c_str(), (long long)st.st_size, strerror(error));
-        data = (const uint8_t*)p;
-        size = st.st_size;
-    }
-    ~Mapped() { if (data) munmap((void*)data, size); }
-    Mapped(const Mapped&) = delete;
-    Mapped& operator=(const Mapped&) = delete;
-    std::string_view text() const { return {(const char*)data, size}; }
-    template <typename T> T at(size_t byte) const {        // unaligned little-endian read
-        T value;
-        memcpy(&value, data + byte, sizeof(T));
-        return value;
-    }
-};
-
-// A file being written. finish() has it on the disk, or dies; a file that was not finished was not written.
-struct Writer {
-    std::string path;
-    int fd;
-
-    explicit Writer(const std::string& path)
-        : path(path), fd(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
-        if (fd < 0) die("%s: cannot create: %s", path.c_str(), strerror(errno));
-    }
-    ~Writer() { if (fd >= 0) close(fd); }
-    Writer(const Writer&) = delete;
-    Writer& operator=(const Writer&) = delete;
-    void put(const void* data, size_t size) {
-        for (const char* p = (const char*)data; size > 0;) {
-            ssize_t n = write(fd, p, std::min(size, (size_t)1 << 30));
-            if (n < 0 && errno == EINTR) continue;
-            if (n <= 0) die("%s: cannot write: %s", path.c_str(), n < 0 ? strerror(errno) : "nothing was taken");
-            p += n, size -= n;
-        }
-    }
-    void put(std::string_view s) { put(s.data(), s.size()); }
-    void finish() {
-        int bad = fsync(fd) != 0 && errno != EINVAL && errno != EROFS;      // pipes and devices cannot be synced
-        bad |= close(fd) != 0;
-        fd = -1;
-        if (bad) die("%s: cannot write: %s", path.c_str(), strerror(errno));
-    }
-};
-
-inline void write_file(const std::string& path, std::string_view bytes) {
-    Writer w(path);
-    w.put(bytes);
-    w.finish();
-}
-
-inline std::string read_file(const std::string& path, size_t limit = SIZE_MAX) {
-    Mapped file(path);
-    if (file.size > limit) die("%s: %zu bytes, expected at most %zu", path.c_str(), file.size, limit);
-    return std::string(file.text());
-}
-
-// Whether there is such a path (a directory, if asked); what cannot be known, for want of permission say, is an error.
-inline bool exists(const std::string& path, bool directory = false) {
-    struct stat st;
-    if (stat(path.c_str(), &st) == 0) return !directory || S_ISDIR(st.st_mode);
-    if (errno != ENOENT && errno != ENOTDIR) die("%s: cannot look: %s", path.c_str(), strerror(errno));
-    return false;
-}
-
-inline std::string directory_of(const std::string& path) {
-    std::string dir = fs::path(path).parent_path().string();
-    return dir.empty() ? "." : dir;
-}
-
-/* SplitMix64 -- output number n is a fixed function of (seed, n), so any number of a stream can be made alone.
-   source   Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", doi:10.1145/2660193.2660195 */
-inline uint64_t mix64(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return z ^ (z >> 31);
-}
-
-struct Rng {
-    uint64_t state;
-    explicit Rng(uint64_t seed, uint64_t stream = 0) : state(stream ? mix64(seed + mix64(stream)) : seed) {}
-    uint64_t next() { return mix64(state += 0x9E3779B97F4A7C15ull); }
-    double uniform() { return (next() >> 11) * 0x1p-53; }                                  // [0,1)
-    uint64_t below(uint64_t n) { return (uint64_t)((unsigned __int128)next() * n >> 64); }   // bias below n / 2^64
-    double normal() {                                                                        // Box-Muller
-        double r = std::sqrt(-2 * std::log(1 - uniform()));
-        return r * std::cos(2 * M_PI * uniform());
-    }
-    template <typename T> void shuffle(std::vector<T>& v) {
-        for (size_t i = v.size(); i > 1; i--) std::swap(v[i - 1], v[below(i)]);
-    }
-};
-
-// 64-bit checksum of 8-byte words. Each round is a bijection of h, and of the word, so that damage inside one word
-// always shows; other damage goes unseen with probability 2^-64. It guards against accidents, not against people.
-inline uint64_t checksum(std::string_view bytes) {
-    uint64_t h = bytes.size(), word = 0;
-    for (size_t i = 0; i < bytes.size(); i += 8) {
-        word = 0;
-        memcpy(&word, bytes.data() + i, std::min<size_t>(8, bytes.size() - i));
-        h = (h ^ word) * 0x9E3779B97F4A7C15ull;
-        h ^= h >> 32;
-    }
-    return mix64(h);
-}
-
-// JSON (RFC 8259), read whole. Object members are sorted by name; a name that stands twice is refused.
-struct Json {
-    enum Kind { NUL, BOOL, NUMBER, STRING, ARRAY, OBJECT } kind = NUL;
-    double number = 0;                       // BOOL too: 0 or 1
-    std::string string;
-    std::vector<Json> items;
-    std::map<std::string, Json> members;
-    const Json* find(const std::string& name) const {
-        auto it = members.find(name);
-        return it == members.end() ? nullptr : &it->second;
-    }
-};
-
-struct JsonParser {
-    std::string_view s;
-    const std::string& where;                // the file, for messages
-    size_t i = 0;
-
-    [[noreturn]] void fail(const char* expected) {
-        if (i >= s.size()) die("%s: byte %zu: the JSON ends where %s was expected", where.c_str(), i, expected);
-        die("%s: byte %zu: found byte 0x%02x, expected %s", where.c_str(), i, (unsigned char)s[i], expected);
-    }
-    bool take(char c) { return i < s.size() && s[i] == c ? i++, true : false; }
-    void blanks() { while (i < s.size() && (s[i] == ' ' || s[i] == '\n' || s[i] == '\r' || s[i] == '\t')) i++; }
-    unsigned hex4() {
-        unsigned u = 0;
-        for (int k = 0; k < 4; k++, i++) {
-            if (i >= s.size() || !isxdigit((unsigned char)s[i])) fail("four hexadecimal digits");
-            u = u * 16 + (s[i] <= '9' ? s[i] - '0' : (s[i] | 32) - 'a' + 10);
-        }
-        return u;
-    }
-    void put_utf8(std::string& out, unsigned u) {
-        if (u < 0x80) out += (char)u;
-        else if (u < 0x800) out += {(char)(0xC0 | u >> 6), (char)(0x80 | (u & 63))};
-        else if (u < 0x10000) out += {(char)(0xE0 | u >> 12), (char)(0x80 | (u >> 6 & 63)), (char)(0x80 | (u & 63))};
-        else out += {(char)(0xF0 | u >> 18), (char)(0x80 | (u >> 12 & 63)), (char)(0x80 | (u >> 6 & 63)),
-                     (char)(0x80 | (u & 63))};
-    }
-    std::string string() {
-        if (!take('"')) fail("a string");
-        std::string out;
-        while (!take('"')) {
-            if (i >= s.size() || (unsigned char)s[i] < 0x20) fail("the rest of a string");
-            if (!take('\\')) { out += s[i++]; continue; }
-            const char *escapes = "\"\\/bfnrt", *at = i < s.size() && s[i] ? strchr(escapes, s[i]) : nullptr;
-            if (at) { out += "\"\\/\b\f\n\r\t"[at - escapes]; i++; continue; }
-            if (!take('u')) fail("an escape");
-            unsigned u = hex4();
-            if (u >= 0xD800 && u < 0xDC00 && s.substr(i, 2) == "\\u") {           // a surrogate pair
-                i += 2;
-                unsigned low = hex4();
-                if (low < 0xDC00 || low > 0xDFFF) fail("the second half of a surrogate pair");
-                u = 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
-            }
-            put_utf8(out, u >= 0xD800 && u < 0xE000 ? 0xFFFD : u);
-        }
-        return out;
-    }
-    double parse_number() {
-        size_t begin = i;
-        auto digits = [&] {
-            if (i >= s.size() || !isdigit((unsigned char)s[i])) fail("a digit");
-            while (i < s.size() && isdigit((unsigned char)s[i])) i++;
-        };
-        take('-');
-        if (!take('0')) digits();
-        if (take('.')) digits();
-        if (take('e') || take('E')) { if (!take('+')) take('-'); digits(); }
-        return strtod(std::string(s.substr(begin, i - begin)).c_str(), nullptr);
-    }
-    Json value(int depth) {
-        if (depth > 64) fail("at most 64 levels");
-        Json v;
-        blanks();
-        if (take('{')) {
-            v.kind = Json::OBJECT;
-            for (blanks(); !take('}'); blanks()) {
-                if (!v.members.empty() && !take(',')) fail("',' or '}'");
-                blanks();
-                std::string name = string();
-                blanks();
-                if (!take(':')) fail("':'");
-                if (!v.members.emplace(name, value(depth + 1)).second) fail(("no second " + json_name(name)).c_str());
-            }
-        } else if (take('[')) {
-            v.kind = Json::ARRAY;
-            for (blanks(); !take(']'); blanks()) {
-                if (!v.items.empty() && !take(',')) fail("',' or ']'");
-                v.items.push_back(value(depth + 1));
-            }
-        } else if (i < s.size() && s[i] == '"') {
-            v.kind = Json::STRING;
-            v.string = string();
-        } else if (s.substr(i, 4) == "true" || s.substr(i, 5) == "false") {
-            v.kind = Json::BOOL;
-            v.number = s[i] == 't';
-            i += s[i] == 't' ? 4 : 5;
-        } else if (s.substr(i, 4) == "null") {
-            i += 4;
-        } else {
-            if (i >= s.size() || (s[i] != '-' && !isdigit((unsigned char)s[i]))) fail("a JSON value");
-            v.kind = Json::NUMBER;
-            v.number = parse_number();
-        }
-        return v;
-    }
-    static std::string json_name(const std::string& name) { return "member named '" + name.substr(0, 80) + "'"; }
-};
-
-inline Json parse_json(std::string_view text, const std::string& where) {
-    JsonParser p{text, where};
-    Json v = p.value(0);
-    p.blanks();
-    if (p.i < text.size()) p.fail("the end");
-    return v;
-}
-
-inline std::string json_quote(std::string_view s) {
-    std::string out = "\"";
-    for (unsigned char c : s) {
-        if (c == '"' || c == '\\') out += {'\\', (char)c};
-        else if (c < 0x20) out += format("\\u%04x", c);
-        else out += (char)c;
-    }
-    return out + '"';
-}
-
-inline double seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// ---- 2. options -----------------------------------------------------------------------------------------------------
+// ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.
 // To add one, add a row. "allowed" is a list a|b|c or a range lo..hi; verbs are t(rain),
 // s(ample), e(val), g(raph); R marks what may differ when a run is resumed. A help text that ends in [...] says what its
 // default stands for; otherwise the default itself is shown.
 using text = std::string;
-using integer = int64_t;
+using integer = long long;
 using number = double;
 using flag = bool;
 
@@ -441,7 +111,7 @@ inline std::string dashed(std::string name) {
 
 inline std::string show(const text& v) { return v; }
 inline std::string show(flag v) { return v ? "1" : "0"; }
-inline std::string show(integer v) { return format("%lld", (long long)v); }
+inline std::string show(integer v) { return format("%lld", v); }
 inline std::string show(number v) {                         // the shortest form that reads back as the same number
     std::string s;
     for (int digits = 6; digits <= 17; digits++)
@@ -449,34 +119,26 @@ inline std::string show(number v) {                         // the shortest form
     return s;
 }
 
-inline void check_range(const std::string& name, const char* given, double v, const char* allowed) {
-    const char* dots = strstr(allowed, "..");
-    if (dots && (v < strtod(allowed, nullptr) || v > strtod(dots + 2, nullptr)))
-        die_usage("%s %s: must lie in %s", dashed(name).c_str(), given, allowed);
+template <typename T> void parse_value(const std::string& name, const char* s, const char* allowed, T& out) {
+    auto wrong = [&](const char* why) { die_usage("%s %s: %s%s", dashed(name).c_str(), s, why, *why == 'm' ? allowed : ""); };
+    if constexpr (std::is_same_v<T, text>) {
+        const std::string list = std::string("|") + allowed + "|";
+        if (*allowed && (strchr(s, '|') || list.find("|" + std::string(s) + "|") == list.npos)) wrong("must be one of ");
+        out = s;
+    } else if constexpr (std::is_same_v<T, flag>) {
+        out = strcmp(s, "0") != 0;
+    } else {
+        const bool whole = std::is_same_v<T, integer>;
+        char* end;
+        errno = 0;
+        out = whole ? strtoll(s, &end, 10) : strtod(s, &end);
+        const bool plain = strspn(s, "+-.0123456789eE") == strlen(s);        // no blanks, nan, inf or hexadecimal
+        if (end == s || *end || !plain) wrong(whole ? "not an integer" : "not a number");
+        const char* dots = strstr(allowed, "..");
+        if ((whole && errno) || (dots && (out < strtod(allowed, nullptr) || out > strtod(dots + 2, nullptr))))
+            wrong("must lie in ");
+    }
 }
-
-inline void parse_value(const std::string& name, const char* s, const char* allowed, text& out) {
-    std::string list = std::string("|") + allowed + "|";
-    if (*allowed && (strchr(s, '|') || list.find("|" + std::string(s) + "|") == list.npos))
-        die_usage("%s %s: must be one of %s", dashed(name).c_str(), s, allowed);
-    out = s;
-}
-inline void parse_value(const std::string& name, const char* s, const char* allowed, integer& out) {
-    char* end;
-    errno = 0;
-    out = strtoll(s, &end, 10);
-    if (end == s || *end || isspace((unsigned char)*s)) die_usage("%s %s: not an integer", dashed(name).c_str(), s);
-    if (errno) die_usage("%s %s: must lie in %s", dashed(name).c_str(), s, allowed);
-    check_range(name, s, (double)out, allowed);
-}
-inline void parse_value(const std::string& name, const char* s, const char* allowed, number& out) {
-    char* end;
-    out = strtod(s, &end);
-    bool plain = strspn(s, "+-.0123456789eE") == strlen(s);                 // no nan, inf or hexadecimal
-    if (end == s || *end || !plain) die_usage("%s %s: not a number", dashed(name).c_str(), s);
-    check_range(name, s, out, allowed);
-}
-inline void parse_value(const std::string&, const char* s, const char*, flag& out) { out = strcmp(s, "0") != 0; }
 
 inline const char* const USAGE =
     "usage: train_gpt [train|sample|eval|graph] [--option value]...      (train_gpt --help lists all options)\n"
@@ -553,7 +215,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
     return o;
 }
 
-// ---- 3. config and tensors ------------------------------------------------------------------------------------------
+// ---- 2. config and tensors ------------------------------------------------------------------------------------------
 // The shape of a model, and the table of everything it learns. A new weight is one row of TENSORS and its use in the
 // forward and backward pass; its place in memory, initialisation, decay, name in checkpoints and tests follow.
 #ifndef REAL
@@ -711,68 +373,25 @@ struct Buffer {
     real* data() const { return memory.get(); }
 };
 
-// ---- 4. shards ------------------------------------------------------------------------------------------------------
-// Token shards in llm.c's format: 256 int32 {magic, version, count}, then the tokens. A shard is checked whole when it
-// is opened, and then trusted. Example shards hold (prompt, response) pairs or triples in the same spirit.
-struct ShardKind { int32_t magic, version; int token_bytes; };
-inline constexpr ShardKind SHARD_KINDS[] = {{20240520, 1, 2}, {20240801, 7, 4}};
-inline constexpr int32_t EXAMPLES_MAGIC = 20261121, EXAMPLES_VERSION = 1;
-inline constexpr size_t HEADER = 1024;
-
-struct Shard {
-    Mapped file;
-    size_t begin = HEADER, count = 0;
-    int token_bytes = 2;
-
-    Shard(const std::string& path, bool raw) : file(path) {
-        const char* name = path.c_str();
-        if (raw) {
-            begin = 0, count = file.size / 2;
-            for (const ShardKind& k : SHARD_KINDS)
-                if (file.size >= HEADER && file.at<int32_t>(0) == k.magic && file.at<int32_t>(4) == k.version)
-                    die("%s: has llm.c's header; read it without --raw", name);
-            if (file.size % 2) die("%s: %zu bytes is not a whole number of 16-bit tokens", name, file.size);
-            return;
-        }
-        if (file.size < HEADER) die("%s: %zu bytes, shorter than a shard's header of %zu; is it headerless? --raw u16 "
-                                    "reads nanoGPT's files", name, file.size, HEADER);
-        int32_t magic = file.at<int32_t>(0), version = file.at<int32_t>(4);
-        const ShardKind* kind = nullptr;
-        for (const ShardKind& k : SHARD_KINDS) if (k.magic == magic) kind = &k;
-        if (!kind) die("%s: byte 0: found magic %d, expected %d or %d; a nanoGPT file has no header: read it with --raw "
-                       "u16", name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
-        if (version != kind->version) die("%s: byte 4: found version %d, expected %d", name, version, kind->version);
-        count = file.at<uint32_t>(8), token_bytes = kind->token_bytes;
-        size_t expected = HEADER + count * token_bytes;
-        if (file.at<int32_t>(8) < 0 || file.size != expected)
-            die("%s: %zu bytes, but a header that counts %d tokens means %zu; is it cut short?", name, file.size,
-                file.at<int32_t>(8), expected);
-    }
-    uint32_t operator[](size_t i) const {
-        return token_bytes == 2 ? file.at<uint16_t>(begin + 2 * i) : file.at<uint32_t>(begin + 4 * i);
-    }
-    void check_tokens(int V) const {
-        size_t bad = count;
-        #pragma omp parallel for reduction(min : bad)
-        for (size_t i = 0; i < count; i++) if ((*this)[i] >= (uint32_t)V) bad = std::min(bad, i);
-        if (bad < count)
-            die("%s: byte %zu: token %u is not below the vocabulary size %d; was it written by another tokenizer?",
-                file.path.c_str(), begin + bad * token_bytes, (*this)[bad], V);
-    }
-};
-
-inline std::vector<std::string> glob_files(const std::string& pattern, const char* option) {
-    glob_t g;
-    std::vector<std::string> paths;
-    if (glob(pattern.c_str(), 0, nullptr, &g) == 0)
-        for (size_t i = 0; i < g.gl_pathc; i++) paths.push_back(g.gl_pathv[i]);
-    globfree(&g);
-    if (paths.empty()) die("%s %s: no such file", option, pattern.c_str());
-    return paths;                                             // glob sorts
-}
+// ---- 3. order of the data -------------------------------------------------------------------------------------------
+// Rows of tokens with their targets, for training and for validation, from the shards.
 
 // One row to train on or to score. A target of -1 counts nowhere.
 struct Row { std::vector<int> x, y; };
+
+// Rows side by side, each filled up to the longest of them with inputs that count nowhere.
+struct Batch {
+    int B, T = 0;
+    std::vector<int> x, y;                   // (B,T)
+    explicit Batch(const std::vector<Row>& rows) : B(rows.size()) {
+        for (const Row& r : rows) T = std::max(T, (int)r.x.size());
+        x.resize((size_t)B * T, 0), y.resize((size_t)B * T, -1);
+        for (int b = 0; b < B; b++) {
+            std::copy(rows[b].x.begin(), rows[b].x.end(), x.begin() + (size_t)b * T);
+            std::copy(rows[b].y.begin(), rows[b].y.end(), y.begin() + (size_t)b * T);
+        }
+    }
+};
 
 // n inputs from `at` on, each with the token after it as target, or only the last; after the shard's end comes eot.
 inline Row row_of(const Shard& shard, size_t at, int n, bool last_only, int eot) {
@@ -889,328 +508,7 @@ private:
     }
 };
 
-// Examples of 2 segments (prompt, response) or 3 (prompt, chosen, rejected); formats: header, offsets, tokens.
-struct Examples {
-    int segments;
-    std::vector<std::vector<int>> tokens;                    // example e, segment s: tokens[e * segments + s]
-
-    Examples(const std::string& path, int V, int T) {
-        Mapped f(path);
-        const char* name = path.c_str();
-        if (f.size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, f.size, HEADER);
-        if (f.at<int32_t>(0) != EXAMPLES_MAGIC)
-            die("%s: byte 0: found magic %d, expected %d (an example shard)", name, f.at<int32_t>(0), EXAMPLES_MAGIC);
-        if (f.at<int32_t>(4) != EXAMPLES_VERSION)
-            die("%s: byte 4: found version %d, expected %d", name, f.at<int32_t>(4), EXAMPLES_VERSION);
-        size_t E = f.at<uint32_t>(8), n = f.at<uint64_t>(24);
-        segments = f.at<int32_t>(12);
-        int bytes = f.at<int32_t>(16);
-        if (segments != 2 && segments != 3) die("%s: byte 12: found %d segments, expected 2 or 3", name, segments);
-        if (bytes != 2 && bytes != 4) die("%s: byte 16: found %d bytes a token, expected 2 or 4", name, bytes);
-        size_t S = E * segments, start = HEADER + 8 * (S + 1);
-        if (E >= 1u << 31 || n > f.size || f.size != start + n * bytes)
-            die("%s: %zu bytes, but its header of %zu examples and %zu tokens means %zu", name, f.size, E, n,
-                start + n * bytes);
-        auto offset = [&](size_t i) { return f.at<uint64_t>(HEADER + 8 * i); };
-        if (offset(0) != 0 || offset(S) != n) die("%s: byte %zu: offsets must run from 0 to %zu", name, HEADER, n);
-        for (size_t i = 0; i < S; i++)
-            if (offset(i) > offset(i + 1)) die("%s: byte %zu: offsets must ascend", name, HEADER + 8 * (i + 1));
-        tokens.resize(S);
-        for (size_t i = 0; i < S; i++)
-            for (size_t k = offset(i); k < offset(i + 1); k++) {
-                uint32_t t = bytes == 2 ? f.at<uint16_t>(start + 2 * k) : f.at<uint32_t>(start + 4 * k);
-                if (t >= (uint32_t)V) die("%s: byte %zu: token %u is not below the vocabulary size %d", name,
-                                          start + k * bytes, t, V);
-                tokens[i].push_back(t);
-            }
-        for (size_t i = 0; i < S; i++) {                     // a prompt with one of its answers, and an end of text
-            size_t length = 1 + tokens[i / segments * segments].size() + (i % segments ? tokens[i].size() : 0);
-            if (length > (size_t)T)
-                die("%s: example %zu: %zu tokens do not fit the context of %d", name, i / segments, length, T);
-        }
-    }
-    size_t size() const { return tokens.size() / segments; }
-};
-
-// ---- 5. tokenizer ---------------------------------------------------------------------------------------------------
-// GPT-2's byte-level BPE, from a merges file alone: text is cut into words, and within a word neighbouring tokens are
-// joined, the merge of lowest rank first. Ids 0..255 are the bytes in GPT-2's order, 256 + rank is a merge, the last is
-// <|endoftext|>, which only tools put between documents: inside a text those letters are ordinary. Any string of bytes
-// has an encoding and comes back from it unchanged. To try another splitting pattern, edit word_length() and nothing
-// else; `make test` then says which published cases differ.
-
-enum class CharClass : uint8_t { LETTER, NUMBER, SPACE, OTHER };
-
-// \p{L}, \p{N} and \s of Unicode 16.0. For every range in ascending order: its gap from the range before it, and
-// 3 * (last - first) + class. A number is digits in base 20, written as '#' + 72 + digit, then one digit in base 72,
-// '#' + digit. dev/data/unicode_table.py prints and checks it.
-inline const char UNICODE_CLASSES[] = R"(
-,15%2?*l&)l&-%=%,#*'$#&$##$*$e$l5$~&'D1/*#$#l\/$&%,$#)#$)$#$\$nA$pY+qb$lJ%#)lSjl)',PlY8?'&$o)$#2&*&#?#)%#3#$l2@nS.#1?#
-l;,&'#(b'#,#&#:l#*A(h$24lV]m2&#5#*>'?$P'8%&%b$5$#&,&#3#0&$)'?#&%3%#+2'&%b$5$&$&$&B,$#*?%)3;$)$b$5$&$/&#5#2&'?,#.8%&%b$
-5$&$/&#A&$)'?$##3.#$2&)$,&&$#$&&&&)&D9#8H58$)$e$P&#=)%#%&'?+6$#'8$)$e$>$/&#B&$&'?$&4;$)$lS%#3#()$6#)'Z$2(V&h$;$#%5B?4l
-h$&/5,?J&$#$/$h$#$>$&,#%/$#,?%,C#B]/8$lD>/lNlY7##?)2',&#&&*)'G/#$?)lJ$#(#%lY$x_$,%5$#$,%lS$,%l;$,%5$#$,%M$m;$,%mY1]&P3
-nJ%2&lp\%S#%#l&(n)&*#8*V0Y1V1G$)2m,F#'#&?)?9?)nS*/%l>$#(mb-l5J?#l2%/.l\'l&)BHe,m/N?)?0#l8le48&?Ll20&#?#l\=lD??&)#?#lD%
-A(lY%)L,$2$&&#(rhcvJ%2%lJ%2%8$#$#$#$l5%m/$5$#&)$5&,%2'G()$5&C@((%R%3$##%3(##?)Gl@#'#%>$#&/)#$#$#$,$A%,(/'#$m*#&#0u)mEl
-)csYl3zWtG),&&,$%lJ$#(#%m8*#3e,5$5$5$5$5$5$5$5l+#qC%'&#$<<*/%*#&'nJ))$nV$,(lY$nb&--l8SPC?A9$NC?JNoCxyPcmqn/flb%v/&P#?#
-&7le3l5%mb#?J;%o5%mY%&$#$88P$)$,$e03-m,1m&??;2&#$&$?#l,-e<l/*le?##?)/$>#?#/$lS:)$8'?)e&#&m&$#&&%/%#$#;)%A*)/2%2%2,5$5$
-lY$J)oY0?)lnpD/e'm#p|?z2%o>I5//(#$>$G$/$#$&$&$oDDz)5mP%m2KDlO/$pM6?*l&)l&.nS&2%2%2%)FD$l&$Y$&$M%JEp)/l`/m<4'n?l/&m#3l*
-'l8#-,\#$#8#$(lJ-l2%lD'8$0MqJ%?)lD'lD'lP+m,/A$M$5$&$A$M$5$&&m,/we,b-8;2$lV$;h2%#$l\$&&#%e%9#e%6#l5+<SY$&(0#b#3'l&im8''
-#&#Q%lc##2,$)$l/-<:l/#'$l/#*C8$l,)03m2-b%9#Y(9#V:6l+n#Zm)0m)*3#lD/?)?#l,,en%l6$lV)&3)^l/#?##+b.->VQ_#67e/m/=l3$&%#0l_C
-l#*?,lD2?'#%#+lA&#/lh1,.?##$#'].V$l#6&b5$#$,$M$>*le4?.8%&%b$5$&$/&#5#//A>$#%#$lJ$#<#$#Om/5,(?()Alh7&$#+?m9leL,Glh7#.?I
-lY0#*?)]?l)8E'5mLl\lOmP#Z/8%#%8$&$h2#$#1?i8%lM3#$#?#-lP*#8#.lb6#5n#mZl;2?);$lG4#2l0(l2lK5$&$lJ8#,?)2$&$l81#*?o9Y2#$G$l
->??l1#2`Nl}>lAoN4s,l{Oo#2moP42<sqA(lo5oz$l25?lo)lnS*l5$?)n5$?)l25lh3,/?$6$_(Yq#l_&?mYmP#flDn)(#eGc&$#?wzP+mvJL>qo*,$5$
-&$w)2#@)%#1,+{Dlw'oA(G&;*>m})?lkI]/]lGl$lbnG$me$&%#%&%,$D$#$5$mS$,%8$5$l,$,$/$#&5$y,%l#$l#$l5$l#$l5$l#$l5$l#$l5$l#$8%m
-'locl5)2nPmJm%l_-5%?'#oDl25l\'?qIl,'?mil2%##?qX5$,$&$M$s/%<Sm\*#'?ujmB$*$-l'l`$NmU,$l)$&$#%#$>$,$#$#)#'#$#$#$)$&$#%#$#
-$#$#$#$&$#%,$5$,$,$#$>$S()$/$Ss'Hl}V?y9os~hCsx&)t2%wk&1zv;2lpbly5lmJlkeupY(syP
-)";
-
-inline const std::vector<CharClass> CLASS_OF = [] {      // by code point; beyond the table's end all are OTHER
-    std::vector<CharClass> table;
-    const char* p = UNICODE_CLASSES;
-    auto number = [&p] {
-        for (size_t n = 0;;) {
-            while (*p == '\n') p++;
-            size_t digit = *p++ - '#';
-            if (digit < 72) return n * 72 + digit;
-            n = n * 20 + digit - 72;
-        }
-    };
-    while (p[1] != '\0') {                               // a newline ends the literal
-        size_t gap = number(), length_class = number();
-        table.insert(table.end(), gap, CharClass::OTHER);
-        table.insert(table.end(), length_class / 3 + 1, (CharClass)(length_class % 3));
-    }
-    return table;
-}();
-
-struct Char {
-    CharClass cls;
-    int size;               // bytes
-};
-
-// The character at p < end. A byte which starts no valid UTF-8 sequence (too long a form, a surrogate, above U+10FFFF,
-// cut off) is by itself one character of class OTHER: that keeps the encoding lossless.
-inline Char char_at(const char* p, const char* end) {
-    uint32_t code = (uint8_t)p[0];
-    if (code < 0x80) return {CLASS_OF[code], 1};
-    int size = code < 0xC2 || code > 0xF4 ? 1 : code < 0xE0 ? 2 : code < 0xF0 ? 3 : 4;
-    if (size == 1 || end - p < size) return {CharClass::OTHER, 1};
-    code &= 0x7F >> size;
-    for (int i = 1; i < size; i++) {
-        if ((p[i] & 0xC0) != 0x80) return {CharClass::OTHER, 1};
-        code = code << 6 | (p[i] & 0x3F);
-    }
-    const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-    bool valid = code >= smallest[size] && code <= 0x10FFFF && (code < 0xD800 || code > 0xDFFF);
-    if (!valid) return {CharClass::OTHER, 1};
-    return {code < CLASS_OF.size() ? CLASS_OF[code] : CharClass::OTHER, size};
-}
-
-// Bytes of the first match at p < end of GPT-2's pattern
-//     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-// A match does not depend on anything before it, so a text may be cut, and its pieces encoded apart, wherever a match
-// ends that would end there with nothing following: safe_cut() in dev/data/shards.cpp finds such places.
-inline size_t word_length(const char* p, const char* end) {
-    if (*p == '\'') {
-        std::string_view text(p, end - p);
-        for (const char* suffix : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"})
-            if (text.starts_with(suffix)) return strlen(suffix);
-    }
-    const char* q = p;
-    Char c = char_at(q, end);
-    if (*p == ' ' && p + 1 < end) {
-        Char next = char_at(p + 1, end);
-        if (next.cls != CharClass::SPACE) c = next, q++;
-    }
-    const CharClass cls = c.cls;
-    const char* last;       // the run's last character
-    do {
-        last = q;
-        q += c.size;
-    } while (q < end && (c = char_at(q, end)).cls == cls);
-    if (cls == CharClass::SPACE && q < end && last > p) q = last;      // \s+(?!\S): the last goes to what follows
-    return q - p;
-}
-
-// GPT-2's order of the bytes: first the 188 that print in Latin-1, then the rest. Files show a byte of the first kind
-// as the character of that code, the others as U+0100, U+0101, ...: so a token never holds a blank.
-struct ByteOrder {
-    uint8_t byte[256];      // of an id
-    int id[256];            // of a byte
-    ByteOrder() {
-        int n = 0;
-        for (bool printing : {true, false})
-            for (int b = 0; b < 256; b++)
-                if (((b >= '!' && b <= '~') || (b >= 0xA1 && b != 0xAD)) == printing) byte[n] = (uint8_t)b, id[b] = n++;
-    }
-    std::string printable(std::string_view token) const {
-        std::string s;
-        for (uint8_t b : token) {
-            int code = id[b] < 188 ? b : 256 + id[b] - 188;
-            if (code < 0x80) s += (char)code;
-            else s += {(char)(0xC0 | code >> 6), (char)(0x80 | (code & 0x3F))};
-        }
-        return s;
-    }
-};
-inline const ByteOrder GPT2_BYTES;
-
-struct Tokenizer {
-    // What encode() keeps between texts. One for each thread, and never shared by two tokenizers.
-    struct Scratch {
-        using Known = std::pair<std::string, std::vector<int>>;        // a word, its tokens
-        std::vector<Known> cache = std::vector<Known>(1 << 14);        // by hash of the word; the latest one stays
-        std::vector<uint64_t> heap;
-        std::vector<int> id, pair;
-        std::vector<size_t> next, prev;
-    };
-
-    static Tokenizer load(const std::string& path) {
-        if (path == "bytes") return from_merges("", path);
-        Mapped file(path);
-        if (file.size == 0) die("%s: empty, expected a GPT-2 merges file; for no merges say `bytes`", path.c_str());
-        return from_merges(file.text(), path);
-    }
-
-    static Tokenizer from_merges(std::string_view text, const std::string& where) {
-        Tokenizer t;
-        std::unordered_map<std::string, int> ids;                      // by the printable form, as in the file
-        auto find = [&ids](std::string_view token) {
-            auto at = ids.find(std::string(token));
-            return at == ids.end() ? -1 : at->second;
-        };
-        for (int i = 0; i < 256; i++) {
-            t.tokens.push_back(std::string(1, (char)GPT2_BYTES.byte[i]));
-            ids[GPT2_BYTES.printable(t.tokens[i])] = i;
-        }
-        ids[END_OF_TEXT] = -1;                                         // taken
-        const size_t lines = std::count(text.begin(), text.end(), '\n') + 1;
-        while ((size_t)1 << (64 - t.table_shift) < 2 * lines) t.table_shift--;
-        t.table.resize((size_t)1 << (64 - t.table_shift));
-        for (size_t line_number = 1; !text.empty(); line_number++) {
-            std::string_view line = text.substr(0, text.find('\n'));
-            text.remove_prefix(std::min(text.size(), line.size() + 1));
-            if (line_number == 1 && line.starts_with("#version")) continue;
-            const size_t blank = line.find(' ');
-            const int left = find(line.substr(0, blank));
-            const int right = blank == line.npos ? -1 : find(line.substr(blank + 1));
-            const std::string joined = std::string(line.substr(0, blank)).append(line, blank + 1);
-            const char* expected = left < 0 || right < 0    ? "two tokens, bytes or made above, with a blank between"
-                                 : ids.count(joined)        ? "two that make a new token"
-                                 : t.vocab() >= MAX_VOCAB   ? "fewer merges than 2^23" : nullptr;
-            if (expected)
-                die("%s: line %zu: found %s, expected %s; is this a GPT-2 merges file?", where.c_str(), line_number,
-                    json_quote(line.substr(0, 60)).c_str(), expected);
-            const int id = (int)t.tokens.size();
-            ids[joined] = id;
-            t.table[t.slot(key(left, right))] = {key(left, right), id};
-            t.merges.push_back({left, right});
-            t.tokens.push_back(t.tokens[left] + t.tokens[right]);
-        }
-        t.tokens.push_back(END_OF_TEXT);
-        return t;
-    }
-
-    int vocab() const { return (int)tokens.size(); }
-    int eot() const { return vocab() - 1; }
-    std::string_view decode(int id) const { return tokens[id]; }       // for end of text, its name
-
-    std::vector<int> encode(std::string_view text) const {
-        std::vector<int> out;
-        Scratch scratch;
-        encode(text, out, scratch);
-        return out;
-    }
-
-    // Appends the tokens of one document, or of a piece of one that was cut between two words.
-    void encode(std::string_view text, std::vector<int>& out, Scratch& scratch) const {
-        for (const char *p = text.data(), *end = p + text.size(); p < end;) {
-            size_t length = word_length(p, end);
-            encode_word({p, length}, out, scratch);
-            p += length;
-        }
-    }
-
-    // The two files that Hugging Face's GPT2Tokenizer reads.
-    std::string merges_txt() const {
-        std::string s = "#version: 0.2\n";
-        for (auto [left, right] : merges)
-            s += GPT2_BYTES.printable(tokens[left]) + " " + GPT2_BYTES.printable(tokens[right]) + "\n";
-        return s;
-    }
-    std::string vocab_json() const {
-        std::string s;
-        for (int i = 0; i < vocab(); i++)
-            s += (i ? ", " : "{") + json_quote(i == eot() ? END_OF_TEXT : GPT2_BYTES.printable(tokens[i])) + ": " +
-                 std::to_string(i);
-        return s + "}\n";
-    }
-
-private:
-    static constexpr const char* END_OF_TEXT = "<|endoftext|>";
-    static constexpr int NO_MERGE = INT_MAX, POSITION_BITS = 40, MAX_VOCAB = 1 << 23;
-
-    struct Merge {
-        uint64_t pair = 0;                                             // its key(); 0: an empty slot
-        int id = NO_MERGE;
-    };
-
-    std::vector<std::string> tokens;                                   // the bytes of every id
-    std::vector<std::pair<int, int>> merges;                           // by rank
-    std::vector<Merge> table;                                          // pair -> id, open addressing, half empty
-    int table_shift = 63;                                              // 64 - log2 of its size
-
-    size_t slot(uint64_t pair) const {                                 // where the pair is, or would be
-        size_t i = pair * 0x9E3779B97F4A7C15 >> table_shift;
-        while (table[i].pair && table[i].pair != pair) i = (i + 1) & (table.size() - 1);
-        return i;
-    }
-    static uint64_t key(int left, int right) { return ((uint64_t)left << 32 | (uint32_t)right) + 1; }
-    int merged(int left, int right) const { return table[slot(key(left, right))].id; }
-
-    // Joins the pair of lowest rank, the leftmost of equals, until none is left. The tokens form a linked list over the
-    // word's bytes, the pairs that could be joined wait in a heap: at most n - 1 joins, each O(log n). A heap entry is
-    // id of the result << 40 | position of the left token; it is out of date unless pair[position] still is that id.
-    void encode_word(std::string_view word, std::vector<int>& out, Scratch& s) const {
-        auto& [known, known_ids] = s.cache[std::hash<std::string_view>()(word) % s.cache.size()];
-        if (known == word) {
-            out.insert(out.end(), known_ids.begin(), known_ids.end());
-            return;
-        }
-        const size_t n = word.size(), first = out.size();
-        s.id.resize(n), s.pair.resize(n), s.next.resize(n), s.prev.resize(n), s.heap.clear();
-        auto consider = [&](size_t i) {                                // the pair that starts at position i
-            s.pair[i] = s.next[i] < n ? merged(s.id[i], s.id[s.next[i]]) : NO_MERGE;
-            if (s.pair[i] != NO_MERGE) s.heap.push_back((uint64_t)s.pair[i] << POSITION_BITS | i);
-            return s.pair[i] != NO_MERGE;
-        };
-        const std::greater<uint64_t> smallest_first;
-        for (size_t i = 0; i < n; i++) {
-            s.id[i] = GPT2_BYTES.id[(uint8_t)word[i]];
-            s.next[i] = i + 1, s.prev[i] = i - 1;
-        }
-        for (size_t i = 0; i < n; i++) consider(i);
-        std::make_heap(s.heap.begin(), s.heap.end(), smallest_first);
-        while (!s.heap.empty()) {
-            const uint64_t best = s.heap.front();
-            std::pop_heap(s.heap.begin(), s.heap.end(), smallest_first);
-            s.heap.pop_back();
-            const int id = (int)(best >> POSITION_BITS);
-            const size_t i = best & (((uint64_t)1 << POSITION_BITS) - 1), gone = s.next[i];
-            if (s.pair[i] != id) continue;
-            s.id[i] = id;
-            s.pair[gone] = NO_MERGE;
-            s.next[i] = s.next[gone];
-            if (s.next[i] < n) s.prev[s.next[i]] = i;
-            if (consider(i)) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
-            if (i > 0 && consider(s.prev[i])) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
-        }
-        for (size_t i = 0; i < n; i = s.next[i]) out.push_back(s.id[i]);
-        if (n <= 64) known = word, known_ids.assign(out.begin() + first, out.end());
-    }
-};
-
-// ---- 6. scalar maths ------------------------------------------------------------------------------------------------
+// ---- 4. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
 // edit gelu() and gelu_grad() here; `make test` differentiates gelu() numerically, and nothing else changes.
 #ifdef __CUDACC__
@@ -1274,11 +572,11 @@ HD void adamw_step(real& w, real& m, real& v, real g, real lr, real beta1, real 
 struct Schedule {
     std::string kind;
     double lr, min_lr;
-    int64_t warmup, steps;                   // steps: where the decay ends
+    integer warmup, steps;                   // steps: where the decay ends
 };
 
 // Learning rate of update number it = 0, 1, ...
-inline double lr_at(const Schedule& s, int64_t it) {
+inline double lr_at(const Schedule& s, integer it) {
     if (it < s.warmup) return s.lr * (it + 1) / (s.warmup + 1);
     if (s.kind == "constant") return s.lr;
     if (it > s.steps) return s.kind == "wsd" ? 0 : s.min_lr;
@@ -1291,10 +589,14 @@ inline double lr_at(const Schedule& s, int64_t it) {
     return s.min_lr + 0.5 * (1 + std::cos(M_PI * q)) * (s.lr - s.min_lr);
 }
 
-// ---- 7. layers ------------------------------------------------------------------------------------------------------
+// ---- 5. layers ------------------------------------------------------------------------------------------------------
 // Each layer, forward and then its backward. Loops over data run on all threads; every sum has a fixed order that does
 // not depend on how many there are, so any number of threads gives the same bits. Backward passes add to the gradients
 // of weights (dw, db), and write those of activations unless they say otherwise.
+inline double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 namespace cpu {
 
 /* The matrix product: everything expensive goes through gemm(), and a faster one goes here.
@@ -1387,10 +689,10 @@ inline void gemm_tile(real* c, size_t ldc, const real* plus, const real* bias, M
 
 inline void gemm(real* c, size_t ldc, const real* plus, const real* bias, Matrix a, Matrix b, int M, int N, int K) {
     int tile_m = 256, tile_n = NC, enough = 4 * omp_get_max_threads();
-    auto tiles = [&] { return ((M - 1) / tile_m + 1) * (int64_t)((N - 1) / tile_n + 1); };
+    auto tiles = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1); };
     while (tiles() < enough && tile_m > 64) tile_m /= 2;
     while (tiles() < enough && tile_n > NR) tile_n /= 2;
-    #pragma omp parallel for collapse(2) schedule(dynamic) if (int64_t(M) * N * K > 32768)
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
     for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m) {
         size_t at = m0 * ldc + n0;
         gemm_tile(c + at, ldc, plus ? plus + at : nullptr, bias ? bias + n0 : nullptr,
@@ -1696,7 +998,7 @@ inline double sum_of_squares(const real* x, size_t n) {
 
 }  // namespace cpu
 
-// ---- 8. model -------------------------------------------------------------------------------------------------------
+// ---- 6. model -------------------------------------------------------------------------------------------------------
 // What train(), checkpoints and the verbs need of a model; cpu::Model is here, gpu::Model in train_gpt.cu.
 //   Model(config, B, T, training)      allocates for at most B rows of T tokens, once; dies if that does not fit
 //   initialize(seed)                   fresh weights
@@ -1847,7 +1149,7 @@ struct Model {
 
     double gradient_norm() const { return std::sqrt(sum_of_squares(gradients.data(), gradients.size)); }
 
-    void update(const AdamW& o, double scale, int64_t step) {
+    void update(const AdamW& o, double scale, integer step) {
         const real correction1 = 1 - std::pow(o.beta1, step), correction2 = 1 - std::pow(o.beta2, step);
         for (const Tensor& t : layout.tensors) {
             if (!t.present) continue;
@@ -1931,102 +1233,10 @@ private:
 
 }  // namespace cpu
 
-// ---- 9. checkpoints -------------------------------------------------------------------------------------------------
+// ---- 7. checkpoints -------------------------------------------------------------------------------------------------
 // A checkpoint is a directory that Hugging Face tools open as it is: config.json, model.safetensors, tokenizer files;
 // beside them optimizer.safetensors and state.json, which makes it whole: it is the last file written, and holds size
 // and checksum of all others and of itself. Everything is written under another name, synced, then renamed.
-struct View {                                // one tensor in a mapped file
-    std::string dtype;                       // F32, BF16, F16
-    std::vector<size_t> shape;
-    const uint8_t* data;
-    bool transposed = false;                 // llm.c keeps Linear weights as (out, in)
-    float operator[](size_t i) const {
-        if (dtype == "F32") {
-            float f;
-            memcpy(&f, data + 4 * i, 4);
-            return f;
-        }
-        uint16_t h;
-        memcpy(&h, data + 2 * i, 2);
-        uint32_t bits = (uint32_t)h << 16;                                  // bfloat16: the upper half of a float
-        if (dtype == "F16") {                                               // 1 sign, 5 exponent, 10 mantissa bits
-            uint32_t exponent = h >> 10 & 31, mantissa = h & 1023;
-            if (exponent == 0) return std::ldexp(mantissa, -24) * (h >> 15 ? -1 : 1);
-            bits = (h & 0x8000u) << 16 | (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
-        }
-        float f;
-        memcpy(&f, &bits, 4);
-        return f;
-    }
-};
-
-inline size_t bytes_of(const std::string& dtype) {
-    return dtype == "F32" ? 4 : dtype == "BF16" || dtype == "F16" ? 2 : 0;
-}
-
-inline std::string show_shape(const std::vector<size_t>& shape) {
-    std::string s = "(";
-    for (size_t d : shape) s += format(s.size() > 1 ? ",%zu" : "%zu", d);
-    return s + ")";
-}
-
-// A safetensors file: uint64 length of a JSON header, the header, raw data. The tensors must tile the data.
-struct Safetensors {
-    Mapped file;
-    std::map<std::string, View> tensors;
-
-    explicit Safetensors(const std::string& path) : file(path) {
-        const char* name = path.c_str();
-        if (file.size < 8) die("%s: %zu bytes, too short for safetensors", name, file.size);
-        uint64_t length = file.at<uint64_t>(0);
-        if (length > file.size - 8)
-            die("%s: byte 0: a header of %llu bytes does not fit a file of %zu; is this safetensors, and whole?", name,
-                (unsigned long long)length, file.size);
-        Json header = parse_json(file.text().substr(8, length), path);
-        if (header.kind != Json::OBJECT) die("%s: byte 8: the header is not a JSON object", name);
-        const uint8_t* data = file.data + 8 + length;
-        const size_t size = file.size - 8 - length;
-        std::vector<std::tuple<size_t, size_t, std::string>> pieces;
-        for (auto& member : header.members) {
-            const std::string& tensor = member.first;
-            const Json& v = member.second;
-            if (tensor == "__metadata__") continue;
-            const Json *dtype = v.find("dtype"), *shape = v.find("shape"), *offsets = v.find("data_offsets");
-            if (!dtype || !shape || !offsets || offsets->items.size() != 2)
-                die("%s: tensor %s: expected dtype, shape and data_offsets", name, tensor.c_str());
-            View view{dtype->string, {}, nullptr};
-            auto whole = [&](const Json& number) {
-                if (number.kind != Json::NUMBER || number.number < 0 || number.number > 0x1p53 ||
-                    number.number != std::floor(number.number))
-                    die("%s: tensor %s: shape and data_offsets must be whole numbers", name, tensor.c_str());
-                return (size_t)number.number;
-            };
-            double count = 1;
-            for (const Json& d : shape->items) view.shape.push_back(whole(d)), count *= view.shape.back();
-            size_t begin = whole(offsets->items[0]), end = whole(offsets->items[1]);
-            if (begin > end || end > size)
-                die("%s: tensor %s: data_offsets [%zu,%zu] do not lie in the %zu bytes of data", name, tensor.c_str(),
-                    begin, end, size);
-            if (bytes_of(view.dtype) && count * bytes_of(view.dtype) != double(end - begin))
-                die("%s: tensor %s: %s%s does not fill data_offsets [%zu,%zu]", name, tensor.c_str(),
-                    view.dtype.c_str(), show_shape(view.shape).c_str(), begin, end);
-            view.data = data + begin;
-            pieces.push_back({begin, end, tensor});
-            tensors[tensor] = view;
-        }
-        std::sort(pieces.begin(), pieces.end());
-        size_t reached = 0;
-        for (auto& [begin, end, tensor] : pieces) {
-            if (begin != reached)
-                die("%s: tensor %s: data begins at %zu, expected %zu: tensors must neither overlap nor leave holes",
-                    name, tensor.c_str(), begin, reached);
-            reached = end;
-        }
-        if (reached != size)
-            die("%s: %zu bytes of data, the header describes %zu; is it cut short?", name, size, reached);
-    }
-};
-
 // A model on disk, whatever its format: its shape, and a view of each tensor under its Hugging Face name.
 struct ModelFile {
     std::string path, directory;
@@ -2048,34 +1258,32 @@ inline Config read_config(const std::string& path) {
     Json j = parse_json(read_file(path, 1 << 20), path);
     const char* name = path.c_str();
     auto integer_of = [&](const char* key) {
-        const Json* v = j.find(key);
+        const Json& v = j[key];
         if (!v) die("%s: '%s' is missing", name, key);
-        if (v->kind != Json::NUMBER || v->number < 1 || v->number > 1 << 24 || v->number != std::floor(v->number))
+        if (v.kind != Json::NUMBER || v.number < 1 || v.number > 1 << 24 || v.number != std::floor(v.number))
             die("%s: '%s' must be a whole number from 1 to %d", name, key, 1 << 24);
-        return (int)v->number;
+        return (int)v.number;
     };
     auto flag_of = [&](const char* key, bool fallback) {
-        const Json* v = j.find(key);
-        if (v && v->kind != Json::BOOL) die("%s: '%s' must be true or false", name, key);
-        return v ? v->number != 0 : fallback;
+        const Json& v = j[key];
+        if (v && v.kind != Json::BOOL) die("%s: '%s' must be true or false", name, key);
+        return v ? v.number != 0 : fallback;
     };
-    auto text_of = [&](const char* key) { const Json* v = j.find(key); return v ? v->string : ""; };
     if (j.kind != Json::OBJECT) die("%s: not a JSON object", name);
-    if (text_of("model_type") != "gpt2")
-        die("%s: found model_type '%s', expected 'gpt2'", name, text_of("model_type").c_str());
-    std::string act = text_of("activation_function");
+    const std::string &type = j["model_type"].string, &act = j["activation_function"].string;
+    if (type != "gpt2") die("%s: found model_type '%s', expected 'gpt2'", name, type.c_str());
     if (act != "" && act != "gelu_new" && act != "gelu_pytorch_tanh")
         die("%s: activation_function '%s' is not computed here, only gelu_new", name, act.c_str());
     Config c;
     c.L = integer_of("n_layer"), c.NH = integer_of("n_head"), c.C = integer_of("n_embd");
     c.T = integer_of("n_positions"), c.V = integer_of("vocab_size");
     c.bias = flag_of("bias", true), c.tied = flag_of("tie_word_embeddings", true);
-    const Json *inner = j.find("n_inner"), *eps = j.find("layer_norm_epsilon");
-    if (inner && inner->kind != Json::NUL && inner->number != 4.0 * c.C)
-        die("%s: n_inner %g is not computed here, only 4 x n_embd = %d", name, inner->number, 4 * c.C);
-    if (eps && (eps->kind != Json::NUMBER || !(eps->number > 0 && eps->number < 1)))
+    const Json &inner = j["n_inner"], &eps = j["layer_norm_epsilon"];
+    if (inner && inner.number != 4.0 * c.C)
+        die("%s: n_inner %g is not computed here, only 4 x n_embd = %d", name, inner.number, 4 * c.C);
+    if (eps && (eps.kind != Json::NUMBER || !(eps.number > 0 && eps.number < 1)))
         die("%s: layer_norm_epsilon must lie between 0 and 1", name);
-    if (eps) c.eps = eps->number;
+    if (eps) c.eps = eps.number;
     if (!flag_of("scale_attn_weights", true) || flag_of("scale_attn_by_inverse_layer_idx", false) ||
         flag_of("add_cross_attention", false))
         die("%s: attention without scaling, scaled by layer, or across sequences is not computed here", name);
@@ -2123,22 +1331,22 @@ inline ModelFile read_llmc(const std::string& path) {
     return m;
 }
 
+// The last line of state.json vouches for all before it.
+inline std::string checksum_line(const std::string& body) {
+    return "  \"checksum\": \"" + hex(checksum(body)) + "\"\n}\n";
+}
+
 // Checks a checkpoint of ours against its state.json, which it returns.
 inline Json verify_checkpoint(const std::string& dir) {
     const std::string path = dir + "/state.json", text = read_file(path);
-    const size_t tail = strlen("  \"checksum\": \"0123456789abcdef\"\n}\n");
-    std::string_view body = std::string_view(text).substr(0, text.size() < tail ? 0 : text.size() - tail);
-    if (text.size() < tail ||
-        text.substr(body.size()) != format("  \"checksum\": \"%016llx\"\n}\n", (unsigned long long)checksum(body)))
+    const size_t end = text.rfind("  \"checksum\"");
+    if (end == text.npos || text.substr(end) != checksum_line(text.substr(0, end)))
         die("%s: damaged: its checksum does not fit; remove this checkpoint to use the one before", path.c_str());
     Json state = parse_json(text, path);
-    const Json* files = state.find("files");
-    if (!files) die("%s: 'files' is missing", path.c_str());
-    for (auto& [name, entry] : files->members) {
+    if (!state["files"]) die("%s: 'files' is missing", path.c_str());
+    for (auto& [name, entry] : state["files"].members) {
         Mapped file(dir + "/" + name);
-        const Json *size = entry.find("size"), *sum = entry.find("checksum");
-        if (!size || !sum || (double)file.size != size->number ||
-            sum->string != format("%016llx", (unsigned long long)checksum(file.text())))
+        if ((double)file.size != entry["size"].number || entry["checksum"].string != hex(checksum(file.text())))
             die("%s: damaged: size or checksum differ from state.json; remove this checkpoint to use the one before",
                 file.path.c_str());
     }
@@ -2241,7 +1449,7 @@ template <typename Model> void load_tensors(Model& model, Which which, const std
         const View& v = it->second;
         std::vector<size_t> shape = {(size_t)t.cols};
         if (t.rows) shape.insert(shape.begin(), t.rows);
-        if (v.shape != shape || !bytes_of(v.dtype))
+        if (v.shape != shape || !v.bytes())
             die("%s: tensor '%s' is %s%s, expected F32, BF16 or F16 of %s", path.c_str(), (prefix + t.name).c_str(),
                 v.dtype.substr(0, 20).c_str(), show_shape(v.shape).c_str(), show_shape(shape).c_str());
         values.resize(t.count());
@@ -2269,16 +1477,17 @@ template <typename Model> void load_tensors(Model& model, Which which, const std
 template <typename Model> void save_tensors(const std::string& path, Model& model,
                                             const std::vector<std::pair<std::string, Which>>& kinds) {
     std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
-    auto stored = [](const Tensor& t) { return t.present || t.name != "lm_head.weight"; };
+    std::vector<std::pair<Which, size_t>> items;
     size_t offset = 0;
     for (auto& [prefix, which] : kinds)
-        for (const Tensor& t : model.layout.tensors) {
-            if (!stored(t)) continue;
-            size_t end = offset + 4 * t.count();
-            header +=
-                format(",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[%s%d],\"data_offsets\":[%zu,%zu]}", prefix.c_str(),
-                       t.name.c_str(), t.rows ? format("%d,", t.rows).c_str() : "", t.cols, offset, end);
-            offset = end;
+        for (size_t i = 0; i < model.layout.tensors.size(); i++) {
+            const Tensor& t = model.layout.tensors[i];
+            if (!t.present && t.name == "lm_head.weight") continue;          // absent biases are written, as zeros
+            items.push_back({which, i});
+            header += format(",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[%s%d],\"data_offsets\":[%zu,%zu]}",
+                             prefix.c_str(), t.name.c_str(), t.rows ? format("%d,", t.rows).c_str() : "", t.cols,
+                             offset, offset + 4 * t.count());
+            offset += 4 * t.count();
         }
     header += "}";
     header.resize((header.size() + 7) / 8 * 8, ' ');
@@ -2287,31 +1496,17 @@ template <typename Model> void save_tensors(const std::string& path, Model& mode
     w.put(&length, 8);
     w.put(header);
     std::vector<float> values;
-    for (auto& [prefix, which] : kinds)
-        for (size_t i = 0; i < model.layout.tensors.size(); i++) {
-            const Tensor& t = model.layout.tensors[i];
-            if (!stored(t)) continue;
-            values.resize(t.count());
-            model.get(which, i, values.data());
-            w.put(values.data(), 4 * t.count());
-        }
+    for (auto [which, i] : items) {
+        values.resize(model.layout.tensors[i].count());
+        model.get(which, i, values.data());
+        w.put(values.data(), 4 * values.size());
+    }
     w.finish();
 }
 
 inline void sync_directory(const std::string& dir) {
     int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) fsync(fd), close(fd);
-}
-
-// Text for readers that insist on UTF-8: every byte that belongs to no character becomes U+FFFD.
-inline std::string valid_utf8(const std::string& s) {
-    std::string out;
-    for (const char *p = s.data(), *end = p + s.size(); p < end;) {
-        int size = char_at(p, end).size;
-        out += size == 1 && (*p & 0x80) ? "\xEF\xBF\xBD" : std::string(p, size);
-        p += size;
-    }
-    return out;
 }
 
 // The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
@@ -2321,7 +1516,7 @@ inline int end_of_text(const Tokenizer* tokenizer, int V) {
 
 // Where a run stands, apart from tensors. Orders and samples are functions of seed and step, so nothing else is random.
 struct Position {
-    int64_t step = 0;
+    integer step = 0;
     size_t windows = 0;                      // of the training data, to notice when it is no longer the same
 };
 
@@ -2336,7 +1531,7 @@ inline std::string options_json(const Options& o) {
 
 template <typename Model>
 std::string save_checkpoint(Model& model, const Options& o, const Position& p, const Tokenizer* tokenizer) {
-    const std::string dir = o.out + format("/step_%08lld", (long long)p.step), partial = dir + ".partial";
+    const std::string dir = o.out + format("/step_%08lld", p.step), partial = dir + ".partial";
     std::error_code error;
     fs::remove_all(partial, error);
     try {
@@ -2347,22 +1542,19 @@ std::string save_checkpoint(Model& model, const Options& o, const Position& p, c
         write_file(partial + "/config.json", config_json(model.c, end_of_text(tokenizer, model.c.V)));
         if (tokenizer) write_file(partial + "/merges.txt", tokenizer->merges_txt());
         if (tokenizer) write_file(partial + "/vocab.json", tokenizer->vocab_json());
-        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"windows\": %zu,\n  \"options\": ",
-                                   (long long)p.step, p.windows);
-        state += options_json(o);
-        state += ",\n  \"files\": {";
+        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"windows\": %zu,\n  \"options\": %s,\n"
+                                   "  \"files\": {", p.step, p.windows, options_json(o).c_str());
         const char* comma = "";
         for (const char* name :
              {"config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
             if (!exists(partial + "/" + name)) continue;
             Mapped file(partial + "/" + name);
-            state += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%016llx\"}", comma, name, file.size,
-                            (unsigned long long)checksum(file.text()));
+            state += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%s\"}", comma, name, file.size,
+                            hex(checksum(file.text())).c_str());
             comma = ",";
         }
         state += "\n  },\n";
-        state += format("  \"checksum\": \"%016llx\"\n}\n", (unsigned long long)checksum(state));
-        write_file(partial + "/state.json", state);
+        write_file(partial + "/state.json", state + checksum_line(state));
         sync_directory(partial);
         fs::remove_all(dir, error);
         fs::rename(partial, dir, error);
@@ -2390,26 +1582,20 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
     return nullptr;
 }
 
-// ---- 10. evaluate, sample, graph ------------------------------------------------------------------------------------
-// Scores n rows, `batch` at a time, as long as the longest of them; each(i, row, logprob, best) sees them in order.
+// ---- 8. evaluate, sample, graph -------------------------------------------------------------------------------------
+// Scores n rows, `batch` at a time; each(i, row, logprob, best) sees them in order.
 template <typename Model, typename RowAt, typename Each>
 void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
     for (size_t i = 0; i < n; i += batch) {
         std::vector<Row> rows;
-        size_t T = 0;
-        for (size_t k = i; k < std::min(n, i + batch); k++)
-            rows.push_back(row_at(k)), T = std::max(T, rows.back().x.size());
-        std::vector<int> x(rows.size() * T, 0), y(rows.size() * T, -1);
-        for (size_t r = 0; r < rows.size(); r++) {
-            std::copy(rows[r].x.begin(), rows[r].x.end(), x.begin() + r * T);
-            std::copy(rows[r].y.begin(), rows[r].y.end(), y.begin() + r * T);
-        }
-        model.forward(x.data(), y.data(), nullptr, 1, rows.size(), T, false);
-        for (size_t n = 0; n < y.size(); n++)
-            if (y[n] >= 0 && !std::isfinite(model.logprob[n]))
-                die("row %zu: a log-probability is %g; are the model's weights finite?", i + n / T,
+        for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k));
+        const Batch b(rows);
+        model.forward(b.x.data(), b.y.data(), nullptr, 1, b.B, b.T, false);
+        for (size_t n = 0; n < b.y.size(); n++)
+            if (b.y[n] >= 0 && !std::isfinite(model.logprob[n]))
+                die("row %zu: a log-probability is %g; are the model's weights finite?", i + n / b.T,
                     (double)model.logprob[n]);
-        for (size_t r = 0; r < rows.size(); r++) each(i + r, rows[r], &model.logprob[r * T], &model.best[r * T]);
+        for (int r = 0; r < b.B; r++) each(i + r, rows[r], &model.logprob[r * b.T], &model.best[r * b.T]);
     }
 }
 
@@ -2439,13 +1625,12 @@ Validation validate(Model& model, int batch, const ValidationRows& rows, const T
 
 // The corpus tool writes the exact entropy of a validation shard NAME.bin, in nats a token of document rows, to NAME.json.
 inline double known_floor(const Options& o) {
-    if (o.val.empty() || o.rows != "documents") return NAN;
+    if (o.rows != "documents") return NAN;
     std::vector<std::string> paths = glob_files(o.val, "--val");
     std::string path = fs::path(paths[0]).replace_extension(".json").string();
     if (paths.size() != 1 || !exists(path)) return NAN;
     Json j = parse_json(read_file(path, 1 << 20), path);
-    const Json* floor = j.find("floor");
-    return floor && floor->kind == Json::NUMBER ? floor->number : NAN;
+    return j["floor"].kind == Json::NUMBER ? j["floor"].number : NAN;
 }
 
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
@@ -2475,56 +1660,6 @@ template <typename Model> size_t right_answers(Model& model, int batch, const Ex
     return right;
 }
 
-// Multiple choice in llm.c's format: 256 int32 {magic, 1, examples, bytes of the longest}, then uint16 streams.
-struct Choices {
-    struct Example { int label; std::vector<int> context; std::vector<std::vector<int>> completions; };
-    std::vector<Example> examples;
-
-    Choices(const std::string& path, int V, int T) {
-        Mapped f(path);
-        const char* name = path.c_str();
-        if (f.size < HEADER || f.at<int32_t>(0) != 20240522 || f.at<int32_t>(4) != 1)
-            die("%s: byte 0: expected magic 20240522 and version 1 of a multiple choice file", name);
-        size_t at = HEADER, count = f.at<uint32_t>(8);
-        for (size_t e = 0; e < count; e++) {
-            size_t begin = at;
-            auto word = [&] {
-                if (at + 2 > f.size) die("%s: byte %zu: the file ends inside example %zu of %zu", name, at, e, count);
-                return at += 2, f.at<uint16_t>(at - 2);
-            };
-            auto tokens = [&] {
-                std::vector<int> v(word());
-                for (int& t : v)
-                    if ((t = word()) >= V)
-                        die("%s: byte %zu: token %d is not below the vocabulary size %d", name, at - 2, t, V);
-                return v;
-            };
-            if (int found = word(); found != 65535)
-                die("%s: byte %zu: found %d, expected 65535, the start of example %zu", name, at - 2, found, e);
-            size_t bytes = word(), index = word(), label = word(), options = word();
-            if (index != e || options < 2 || label >= options)
-                die("%s: byte %zu: example %zu: found index %zu, label %zu of %zu completions", name, begin, e, index,
-                    label, options);
-            Example example{(int)label, tokens(), {}};
-            for (size_t k = 0; k < options; k++) {
-                example.completions.push_back(tokens());
-                size_t length = example.context.size() + example.completions.back().size();
-                if (example.context.empty() || example.completions.back().empty() || length > (size_t)T)
-                    die("%s: byte %zu: example %zu: context and completion of %zu tokens, expected at least 1 and 1, "
-                        "at most the "
-                        "context of %d",
-                        name, begin, e, length, T);
-            }
-            if (at - begin != bytes)
-                die("%s: byte %zu: example %zu takes %zu bytes, its header says %zu", name, begin, e, at - begin,
-                    bytes);
-            examples.push_back(example);
-        }
-        if (examples.empty() || at != f.size)
-            die("%s: byte %zu: %zu examples, then %zu more bytes", name, at, count, f.size - at);
-    }
-};
-
 // acc takes the completion of the highest total log-probability, acc_norm of the highest mean per token.
 template <typename Model> void multiple_choice(Model& model, int batch, const Choices& choices) {
     std::vector<std::pair<int, int>> rows;                                   // example, completion
@@ -2549,6 +1684,23 @@ template <typename Model> void multiple_choice(Model& model, int batch, const Ch
     double n = choices.examples.size();
     printf("acc %.4f (%d of %.0f), acc_norm %.4f (%d of %.0f)\n", acc / n, acc, n, acc_norm / n, acc_norm, n);
 }
+
+// What a model is measured on, read and checked before there is a model; V: tokens that the data may hold.
+struct HeldOut {
+    std::optional<ValidationRows> val;
+    std::optional<Choices> choices;
+    std::optional<Examples> answers;
+    double floor = NAN;
+
+    HeldOut(const Options& o, int V, int T, int eot) {
+        if (o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
+        if (!o.answers.empty() && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
+        const size_t rows = o.verb == "train" || o.has("eval_rows") ? o.eval_rows : 0;
+        if (!o.val.empty()) val.emplace(o.val, o.rows, !o.raw.empty(), T, V, eot, rows), floor = known_floor(o);
+        if (!o.choices.empty()) choices.emplace(o.choices, V, T);
+        if (!o.answers.empty()) answers.emplace(o.answers, V, T);
+    }
+};
 
 /* Draws a token from softmax(logits / temperature), cut to the top_k likeliest and then to the fewest of them whose
    probabilities reach top_p of their sum.     source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
@@ -2591,7 +1743,7 @@ void generate(Model& model, const Options& o, const std::vector<int>& prompt, in
         for (int b = 0; b < B; b++) rng.emplace_back(o.seed, first + b + 1);
         std::vector<float> logits(V);
         int held = 0;                                                        // tokens of each row that the model holds
-        for (int64_t made = 0; made < o.tokens && std::count(ended.begin(), ended.end(), false); made++) {
+        for (integer made = 0; made < o.tokens && std::count(ended.begin(), ended.end(), false); made++) {
             int length = rows[0].size();
             if (length > model.T)
                 for (auto& row : rows)
@@ -2639,29 +1791,27 @@ template <typename Model> void graph(Model& model) {
         die("graph: %d^%d contexts of %d arrows each are too many to draw; at most 65536 arrows", V, T, V);
     std::vector<float> logits(V);
     printf("digraph gpt {\n  rankdir=LR;\n  node [shape=box];\n");
+    std::vector<int> x(T);                                   // of a state: its number, written in base V
+    auto name = [&](int state) {
+        std::string s;
+        for (int t = T - 1; t >= 0; t--, state /= V) x[t] = state % V;
+        for (int token : x) s += (V > 10 && !s.empty()) ? format(" %d", token) : format("%d", token);
+        return s;
+    };
     for (int state = 0; state < (int)contexts; state++) {
-        std::vector<int> x(T);
-        for (int t = T - 1, rest = state; t >= 0; t--, rest /= V) x[t] = rest % V;
-        auto name = [&](const std::vector<int>& tokens) {
-            std::string s;
-            for (int token : tokens) s += (V > 10 && !s.empty()) ? format(" %d", token) : format("%d", token);
-            return s;
-        };
+        const std::string from = name(state);
         model.extend(x.data(), 1, 0, T);
         model.logits(T - 1, logits.data());
         double highest = *std::max_element(logits.begin(), logits.end()), sum = 0;
         for (float z : logits) sum += std::exp(z - highest);
-        for (int v = 0; v < V; v++) {
-            std::vector<int> to(x.begin() + 1, x.end());
-            to.push_back(v);
-            printf("  \"%s\" -> \"%s\" [label=\"%d (%.0f%%)\"];\n", name(x).c_str(), name(to).c_str(), v,
-                   100 * std::exp(logits[v] - highest) / sum);
-        }
+        for (int v = 0; v < V; v++)
+            printf("  \"%s\" -> \"%s\" [label=\"%d (%.0f%%)\"];\n", from.c_str(),
+                   name((state * V + v) % (int)contexts).c_str(), v, 100 * std::exp(logits[v] - highest) / sum);
     }
     printf("}\n");
 }
 
-// ---- 11. train ------------------------------------------------------------------------------------------------------
+// ---- 9. train -------------------------------------------------------------------------------------------------------
 // The loop, and what a user sees of it. OUT/log.jsonl has one JSON object a line; on resume it is rewound to the
 // checkpoint's step. Everything random is a function of the seed and the step.
 inline volatile sig_atomic_t stop_signal = 0;
@@ -2699,14 +1849,14 @@ struct RunDirectory {
     std::string log_path() const { return path + "/log.jsonl"; }
 
     // Keeps what the log says of steps up to `step`, and opens it for more. What follows the last step is made again.
-    void rewind_log(int64_t step, int64_t last) {
+    void rewind_log(integer step, integer last) {
         std::string kept;
         if (step > 0 && exists(log_path())) {
             std::string all = read_file(log_path());
             for (size_t begin = 0, end; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
                 const std::string line = all.substr(begin, end + 1 - begin);
                 char event[16];
-                long long at;
+                integer at;
                 if (sscanf(line.c_str(), "{\"event\": \"%15[a-z]\", \"step\": %lld", event, &at) != 2) continue;
                 const bool again = at == last && (!strcmp(event, "eval") || !strcmp(event, "sample"));
                 if (at <= step && !again) kept += line;
@@ -2733,17 +1883,17 @@ inline Options resumed_options(const Options& given, const Json& stored, const s
     std::map<std::string, std::string> defaults;             // may lie outside of what is allowed: "not given"
     for_each_option(fresh, [&](std::string name, auto& v, auto...) { defaults[name] = show(v); });
     for_each_option(o, [&](std::string name, auto& v, const char* allowed, const char* verbs, const char*) {
-        const Json* old = stored.find(name);
+        const Json& old = stored[name];
         const bool is_given = given.has(name.c_str());
         const bool instead = (name == "steps" && given.has("epochs")) || (name == "epochs" && given.has("steps"));
         if (!old || name == "out" || instead || (is_given && strchr(verbs, 'R'))) return;
         const std::string now = show(v);
         try {
-            parse_value(name, old->string.c_str(), old->string == defaults[name] ? "" : allowed, v);
+            parse_value(name, old.string.c_str(), old.string == defaults[name] ? "" : allowed, v);
         } catch (const Error& e) { die("%s: %s", where.c_str(), e.line.c_str()); }
         if (is_given && show(v) != now)
             die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it", dashed(name).c_str(),
-                      now.c_str(), given.out.c_str(), old->string.empty() ? "none" : old->string.c_str());
+                      now.c_str(), given.out.c_str(), old.string.empty() ? "none" : old.string.c_str());
     });
     return o;
 }
@@ -2755,7 +1905,7 @@ struct Display {
     double ms = 0;                           // smoothed
     bool midline = false;                    // a step line stands there, to be overwritten
     double peak, flops_per_token, floor, val_loss = NAN;
-    int64_t steps;
+    integer steps;
 
     std::string sparkline() const {
         const int width = 12;
@@ -2768,13 +1918,13 @@ struct Display {
             s += std::string("▁▂▃▄▅▆▇█").substr(3 * int(7.99 * (p - *low) / (*high - *low + 1e-9)), 3);
         return s;
     }
-    void step(int64_t step, double loss, double norm, double lr, double step_ms, double tokens) {
+    void step(integer step, double loss, double norm, double lr, double step_ms, double tokens) {
         losses.push_back(losses.empty() ? loss : 0.9 * losses.back() + 0.1 * loss);
         ms = ms == 0 ? step_ms : 0.9 * ms + 0.1 * step_ms;
         const double rate = tokens / step_ms * 1e3, flops = rate * flops_per_token;
         const double left = ms * (steps - step) / 1e3;
         peak = std::max(peak, flops);                        // measured beside other work it came out too low
-        std::string line = format("step %lld/%lld  loss %.4f", (long long)step, (long long)steps, loss);
+        std::string line = format("step %lld/%lld  loss %.4f", step, steps, loss);
         if (std::isfinite(floor)) line += format(" (floor %.4f)", floor);
         if (std::isfinite(val_loss)) line += format("  val %.4f", val_loss);
         line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %.1f GFLOP/s (%.0f%%)  ETA %d:%02d:%02d", norm, lr,
@@ -2803,13 +1953,13 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
         c = config_of(*file, o.heads);
         auto same = [&](const char* name, integer asked, integer is) {
             if (o.has(name) && asked != is)
-                die_usage("%s %lld: %s has %lld", dashed(name).c_str(), (long long)asked, file->path.c_str(),
-                          (long long)is);
+                die_usage("%s %lld: %s has %lld", dashed(name).c_str(), asked, file->path.c_str(),
+                          is);
         };
         same("layers", o.layers, c.L), same("channels", o.channels, c.C), same("vocab", o.vocab, c.V);
         same("bias", o.bias, c.bias), same("tied", o.tied, c.tied);
         if (o.context > c.T)
-            die_usage("--context %lld: %s has positions for %d", (long long)o.context, file->path.c_str(), c.T);
+            die_usage("--context %lld: %s has positions for %d", o.context, file->path.c_str(), c.T);
         if (o.context == 0) o.context = std::min(c.T, 1024);
     } else {
         if (o.init == "custom" && (!o.layers || !o.heads || !o.channels))
@@ -2854,15 +2004,13 @@ inline Position resume_position(Options& o, const std::string& from) {
     Json stored;
     if (!from.empty()) {
         const Json state = verify_checkpoint(from);
-        const Json *step = state.find("step"), *windows = state.find("windows"), *options = state.find("options");
-        if (!step || !windows || !options) die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
-        position = {(int64_t)step->number, (size_t)windows->number}, stored = *options;
+        const Json &step = state["step"], &windows = state["windows"];
+        stored = state["options"];
+        if (!step || !windows || !stored) die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
+        position = {(integer)step.number, (size_t)windows.number};
     } else if (exists(where)) {
         const std::string log = read_file(where);
-        if (log.find('\n') != log.npos) {
-            const Json first = parse_json(log.substr(0, log.find('\n')), where);
-            if (const Json* options = first.find("options")) stored = *options;
-        }
+        if (log.find('\n') != log.npos) stored = parse_json(log.substr(0, log.find('\n')), where)["options"];
     }
     if (stored.kind == Json::OBJECT) o = resumed_options(o, stored, where);
     if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
@@ -2871,8 +2019,8 @@ inline Position resume_position(Options& o, const std::string& from) {
 
 template <typename Model> void train(Options o) {
     // A new directory is made when everything else is known to be right; an old one is held from the start.
-    std::unique_ptr<RunDirectory> run;
-    if (o.resume) run = std::make_unique<RunDirectory>(o.out, true);
+    std::optional<RunDirectory> run;
+    if (o.resume) run.emplace(o.out, true);
 
     // Where the run stands.
     const std::vector<std::string> found = o.resume ? checkpoints_in(o.out) : std::vector<std::string>();
@@ -2880,45 +2028,38 @@ template <typename Model> void train(Options o) {
     Position position = o.resume ? resume_position(o, from) : Position();
 
     // The model's shape: of the checkpoint, of the weights to start from, or of the options.
-    std::unique_ptr<ModelFile> start;
-    if (!from.empty()) start = std::make_unique<ModelFile>(open_model(from));
-    else if (!is_preset(o.init)) start = std::make_unique<ModelFile>(open_model(o.init));
+    std::optional<ModelFile> start;
+    if (!from.empty() || !is_preset(o.init)) start = open_model(from.empty() ? o.init : from);
     std::vector<std::string> beside;
     if (!from.empty()) beside.push_back(from);
     beside.push_back(directory_of(glob_files(o.train, "--train")[0]));
     if (start) beside.push_back(start->directory);
     std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, beside);
-    const Config c = resolve_config(o, start.get(), tokenizer.get());
+    const Config c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
     const int B = o.batch, T = o.context, eot = end_of_text(tokenizer.get(), c.V);
     const int known = tokenizer ? tokenizer->vocab() : c.V;          // tokens of the data must be below
     if (o.min_lr < 0) o.min_lr = 0.1 * o.lr;
     if (o.tokens_per_step == 0) o.tokens_per_step = o.batch * o.context;
     if (o.tokens_per_step % (o.batch * o.context))
-        die_usage("--tokens-per-step %lld: not a multiple of batch x context = %lld", (long long)o.tokens_per_step,
-                  (long long)(o.batch * o.context));
-    if (o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
-    if (!o.answers.empty() && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
+        die_usage("--tokens-per-step %lld: not a multiple of batch x context = %lld", o.tokens_per_step,
+                  o.batch * o.context);
 
     // The data. An epoch ends where its last window does: the rows of a step beyond it stay empty.
     Windows windows(o.train, o.rows, !o.raw.empty(), T, known, o.seed);
     const size_t per_step = o.tokens_per_step / T,
                  end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows.total));
-    const int64_t steps = o.steps ? o.steps : (end + per_step - 1) / per_step;
+    const integer steps = o.steps ? o.steps : (end + per_step - 1) / per_step;
     if (!from.empty() && position.windows != windows.total)
         die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
             windows.total, o.out.c_str(), position.windows);
     if (position.step > steps)
-        die_usage("--steps %lld: the run in %s has done %lld already", (long long)steps, o.out.c_str(),
-                  (long long)position.step);
+        die_usage("--steps %lld: the run in %s has done %lld already", steps, o.out.c_str(),
+                  position.step);
     position.windows = windows.total;
-    std::unique_ptr<ValidationRows> val;
-    if (!o.val.empty())
-        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, known, eot, o.eval_rows);
-    std::unique_ptr<Examples> answers;
-    if (!o.answers.empty()) answers = std::make_unique<Examples>(o.answers, known, T);
-    const double floor = known_floor(o);
+    const HeldOut held_out(o, known, T, eot);
+    const double floor = held_out.floor;
 
-    if (!run) run = std::make_unique<RunDirectory>(o.out, false);
+    if (!run) run.emplace(o.out, false);
     Model model(c, B, T, true);
     if (start) load_tensors(model, WEIGHT, start->tensors, start->path);
     else model.initialize(o.seed);
@@ -2938,17 +2079,17 @@ template <typename Model> void train(Options o) {
         if (strchr(verbs, 't') && !show(v).empty()) printf("%s %s  ", dashed(name).c_str(), show(v).c_str());
     });
     display.say("\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", model.layout.parameters,
-                (long long)steps, (long long)o.tokens_per_step, windows.total, model.describe(display.peak).c_str());
+                steps, o.tokens_per_step, windows.total, model.describe(display.peak).c_str());
     if (!from.empty()) display.say("resumed from %s", from.c_str());
     else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
     run->rewind_log(position.step, steps);
     auto log = [&](const char* event, const std::vector<std::pair<const char*, std::string>>& fields) {
-        std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, (long long)position.step);
+        std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, position.step);
         for (auto& [name, value] : fields) line += format(", \"%s\": %s", name, value.c_str());
         run->put(line + "}");
     };
     if (position.step == 0)
-        log("run", {{"parameters", show(integer(model.layout.parameters))}, {"steps", show(steps)},
+        log("run", {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
                     {"floor", json_number(floor)}, {"options", options_json(o)}});
 
     std::string saved = from;
@@ -2957,7 +2098,7 @@ template <typename Model> void train(Options o) {
         log("checkpoint", {{"path", json_quote(saved)}});
     };
     auto evaluate = [&] {
-        Validation v = validate(model, B, *val, tokenizer.get());
+        Validation v = validate(model, B, *held_out.val, tokenizer.get());
         display.val_loss = v.loss();
         display.say("%s", v.line().c_str());
         const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
@@ -2975,27 +2116,22 @@ template <typename Model> void train(Options o) {
         }
     };
 
-    std::vector<int> x((size_t)B * T), y((size_t)B * T);
     while (position.step < steps && !stop_signal) {
         const double began = seconds();
-        const int64_t step = position.step + 1;
+        const integer step = position.step + 1;
         const size_t first = position.step * per_step, there = std::min(per_step, end - first);
         const double targets = (double)there * (windows.sliding ? 1 : T);
         double loss = 0;
-        for (size_t i = 0; i < per_step; i += B) {
-            for (int b = 0; b < B; b++) {
-                const bool empty = i + b >= there;
-                Row row = windows.row(empty ? first : first + i + b);
-                if (empty) std::fill(row.y.begin(), row.y.end(), -1);
-                std::copy(row.x.begin(), row.x.end(), x.begin() + (size_t)b * T);
-                std::copy(row.y.begin(), row.y.end(), y.begin() + (size_t)b * T);
-            }
-            loss += model.forward(x.data(), y.data(), nullptr, targets, B, T, true);
+        for (size_t i = 0; i < there; i += B) {
+            std::vector<Row> rows;
+            for (size_t k = i; k < std::min(i + B, there); k++) rows.push_back(windows.row(first + k));
+            const Batch b(rows);
+            loss += model.forward(b.x.data(), b.y.data(), nullptr, targets, b.B, b.T, true);
             model.backward();
         }
         const double norm = model.gradient_norm(), lr = lr_at(schedule, position.step);
         if (!std::isfinite(loss) || !std::isfinite(norm))
-            die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", (long long)step,
+            die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step,
                 loss, norm, std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss",
                 saved.empty() ? "none" : saved.c_str());
         AdamW now = adamw;
@@ -3008,25 +2144,25 @@ template <typename Model> void train(Options o) {
                      {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", o.tokens_per_step / ms * 1e3)},
                      {"tokens", format("%.0f", tokens)}});
         auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
-        if (val && due(o.eval_every)) evaluate();
+        if (held_out.val && due(o.eval_every)) evaluate();
         if (due(o.sample_every)) sample(1);
         if (due(o.save_every)) save();
     }
-    if (saved != o.out + format("/step_%08lld", (long long)position.step)) save();
+    if (saved != o.out + format("/step_%08lld", position.step)) save();
     if (position.step < steps)
         return display.say("stopped after step %lld; go on with: ./train_gpt train --resume --out %s",
-                           (long long)position.step, o.out.c_str());
-    if (val) {
+                           position.step, o.out.c_str());
+    if (held_out.val) {
         Validation v = evaluate();
         if (std::isfinite(floor)) display.say("val loss %.4f nats/token, floor %.4f", v.loss(), floor);
     }
-    if (answers)
+    if (auto& answers = held_out.answers)
         display.say("answers right %zu of %zu", right_answers(model, B, *answers, eot), answers->size());
     if (o.sample_every) sample(3);
     display.say("saved %s", saved.c_str());
 }
 
-// ---- 12. main -------------------------------------------------------------------------------------------------------
+// ---- 10. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return train<Model>(o);
     ModelFile file = open_model(o.model);
@@ -3039,11 +2175,9 @@ template <typename Model> void run_verb(Options o) {
             tokenizer->vocab());
     const int eot = end_of_text(tokenizer.get(), c.V), known = tokenizer ? tokenizer->vocab() : c.V;
     if (o.context > c.T)
-        die_usage("--context %lld: %s has positions for %d", (long long)o.context, file.path.c_str(), c.T);
+        die_usage("--context %lld: %s has positions for %d", o.context, file.path.c_str(), c.T);
     int T = o.context ? o.context : c.T;
     const int B = o.verb == "sample" ? std::min<integer>(o.samples, 64) : o.verb == "graph" ? 1 : o.batch;
-    if (o.verb == "eval" && o.rows == "documents" && eot < 0)
-        die_usage("--rows documents: needs a tokenizer, to know the end of text");
 
     std::vector<int> prompt;
     if (o.verb == "sample") {
@@ -3062,17 +2196,8 @@ template <typename Model> void run_verb(Options o) {
             die_usage("--prompt: %zu tokens do not fit the context of %d; shorten it", prompt.size(), T);
         T = std::min<integer>(T, prompt.size() + o.tokens);                 // no larger a cache than needed
     }
-    // everything is read and checked before the model is made
-    std::unique_ptr<ValidationRows> val;
-    std::unique_ptr<Choices> choices;
-    std::unique_ptr<Examples> answers;
-    if (!o.val.empty())
-        val = std::make_unique<ValidationRows>(o.val, o.rows, !o.raw.empty(), T, known, eot,
-                                               o.has("eval_rows") ? o.eval_rows : 0);
-    if (!o.choices.empty()) choices = std::make_unique<Choices>(o.choices, known, T);
-    if (!o.answers.empty()) answers = std::make_unique<Examples>(o.answers, known, T);
-    if (answers && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
-    const double floor = o.verb == "eval" ? known_floor(o) : NAN;
+    const HeldOut held_out(o, known, T, eot);
+    auto& [val, choices, answers, floor] = held_out;
 
     Model model(c, B, T, false);
     load_tensors(model, WEIGHT, file.tensors, file.path);
@@ -3105,37 +2230,15 @@ template <typename Model> int run_program(int argc, char** argv) {
         std::error_code none;
         execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
     }
-    for (int fd = 0; fd < 3; fd++)                           // a closed one would be given to the first file opened
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) return 1;
-    signal(SIGBUS, [](int) {
-        const char line[] = "error: a file was cut short while it was read\n";
-        if (write(STDERR_FILENO, line, sizeof line - 1)) {}
-        _exit(1);
+    const std::vector<std::string> words(argv + 1, argv + argc);
+    if (words.empty()) return fputs(USAGE, stderr), 2;
+    return run_main([&] {
+        if (std::count(words.begin(), words.end(), "--help")) return print_help();
+        Options o = parse_options(words);
+        if (o.threads) omp_set_num_threads(o.threads);
+        if (o.verb == "train") signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
+        run_verb<Model>(o);
     });
-    signal(SIGXFSZ, SIG_IGN); // a full disk is an error, not a signal
-    signal(SIGPIPE, SIG_DFL);
-    try {
-        std::vector<std::string> words(argv + 1, argv + argc);
-        if (words.empty()) return fputs(USAGE, stderr), 2;
-        if (std::count(words.begin(), words.end(), "--help")) {
-            print_help();
-        } else {
-            Options o = parse_options(words);
-            if (o.threads) omp_set_num_threads(o.threads);
-            if (o.verb == "train") signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
-            run_verb<Model>(o);
-        }
-        if (fflush(stdout) != 0 || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
-        return 0;
-    } catch (const Error& e) {
-        fflush(stdout);
-        fprintf(stderr, "error: %s\n", e.line.c_str());
-        return e.exit_code;
-    } catch (const std::exception& e) {                      // out of memory, a file system that fails
-        fflush(stdout);
-        fprintf(stderr, "error: %s\n", printable(e.what()).c_str());
-        return 1;
-    }
 }
 
 #ifndef NO_CPU_MAIN

@@ -8,7 +8,6 @@
    fills with small valid files: from those it reaches deep at once. To add a target, add its functions and its row. */
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
-#include "../dev/data/write_shards.h"
 
 // The readers take paths; this is the path of a file in memory.
 static const std::string PATH = "/proc/self/fd/" + std::to_string(memfd_create("fuzz", 0));

@@ -3,7 +3,6 @@
    STRESS=1 runs the full counts. */
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
-#include "../dev/data/write_shards.h"
 #include "check.h"
 #include <functional>
 #include <sys/resource.h>
@@ -145,9 +144,9 @@ static std::string losses(const std::string& out) {
     std::string log = read_file(out + "/log.jsonl"), s;
     for (size_t begin = 0, end; (end = log.find('\n', begin)) != log.npos; begin = end + 1) {
         Json j = parse_json(log.substr(begin, end - begin), "log");
-        if (j.find("event")->string == "checkpoint") continue;                        // a killed run may not have logged its save
+        if (j["event"].string == "checkpoint") continue;                        // a killed run may not have logged its save
         for (const char* key : {"step", "loss", "norm", "lr", "val_loss", "tokens"})
-            if (const Json* v = j.find(key)) s += format("%s %.17g ", key, v->number);
+            if (j[key]) s += format("%s %.17g ", key, j[key].number);
     }
     return s;
 }
@@ -253,6 +252,49 @@ static void runs() {
     else check(output.find("No space left on device") != output.npos && last_line() == "exit 1", "run/a full tmpfs: %s", output.substr(output.find("error: ")).c_str());
 }
 
+// ---- numbers that are not finite, and a file that shrinks ----
+static void broken() {
+    const std::string bad = DIR + "not_finite";
+    fs::remove_all(bad);
+    fs::copy(newest(DIR + "whole"), bad);
+    fs::remove(bad + "/state.json");
+    std::string bytes = read_file(bad + "/model.safetensors");
+    uint64_t header;
+    memcpy(&header, bytes.data(), 8);
+    const float nan = NAN;
+    memcpy(&bytes[8 + header], &nan, 4);
+    write_file(bad + "/model.safetensors", bytes);
+    int code = execute({"./train_gpt", "train", "--train", DIR + "train.bin", "--init", bad, "--steps", "3", "--out", DIR + "not_finite_run"});
+    check(code == 1 && last_line() == "error: step 1: loss nan, gradient norm nan: the loss is not finite; last good checkpoint: none",
+          "run/a weight that is NaN: %s", last_line().c_str());
+    code = execute({"./train_gpt", "sample", "--model", bad});
+    check(code == 1 && last_line() == "error: a logit is nan; are the model's weights finite?", "run/sample, a weight that is NaN: %s", last_line().c_str());
+
+    cpu::Model model(open_model(newest(DIR + "whole")).c, 1, 4, true);
+    check(first_bad_gradient(model) == "none of the gradients", "files/gradients that are finite");
+    for (size_t i = 0; i < model.layout.tensors.size(); i++) {               // as backward leaves them: all before it are bad, too
+        if (!model.layout.tensors[i].present) continue;
+        std::vector<float> g(model.layout.tensors[i].count(), i % 2 ? INFINITY : NAN);
+        model.set(GRADIENT, i, g.data());
+        std::string named = first_bad_gradient(model), name = "gradient of " + model.layout.tensors[i].name;
+        if (i % 7 == 0 || named != name) check(named == name, "files/the first bad gradient: %s", named.c_str());
+    }
+
+    write_file(DIR + "shrinks", std::string(1 << 20, 'x'));
+    const pid_t pid = fork();
+    if (pid == 0) {
+        const int fd = open((DIR + "output").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
+        dup2(fd, 1), dup2(fd, 2);
+        _exit(run_main([] {
+            Mapped m(DIR + "shrinks");
+            fs::resize_file(DIR + "shrinks", 1);
+            if (m.text().find('y') != m.text().npos) puts("found");
+        }));
+    }
+    code = finish(pid);
+    check(code == 1 && last_line() == "error: a file was cut short while it was read", "files/cut short while it is read: %s", last_line().c_str());
+}
+
 // ---- damage to a checkpoint of ours ----
 static void damage() {
     const std::string good = newest(DIR + "whole"), bad = DIR + "bad";
@@ -326,6 +368,7 @@ int main() {
     try {
         wrong_files();
         runs();
+        broken();
         damage();
     } catch (const Error& e) { check(false, "files: %s", e.line.c_str()); }
     return failed > 0;

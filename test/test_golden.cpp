@@ -24,9 +24,8 @@ struct Case {
 };
 
 static const Json& need(const Json& j, const char* key) {
-    const Json* v = j.find(key);
-    if (!v) die("'%s' is missing", key);
-    return *v;
+    if (!j[key]) die("'%s' is missing", key);
+    return j[key];
 }
 
 static std::vector<double> numbers(const Json& j) {
@@ -64,12 +63,12 @@ static void make_weights(cpu::Model& model, const Json& spec, const std::string&
 
 // Compares a tensor with the stored entries 0, s, 2s, ... of the expected one; f(got, want, flat index).
 template <typename F> static void stored_entries(const Json& summary, const View& view, size_t count, F f) {
-    const Json *stride = summary.find("stride"), *skip = summary.find("skip");
-    size_t s = stride ? stride->number : 1, n = 1;
+    const Json &stride = summary["stride"], &skip = summary["skip"];
+    size_t s = stride ? stride.number : 1, n = 1;
     for (size_t d : view.shape) n *= d;
     if (n != (count + s - 1) / s) die("%zu entries stored, %zu expected", n, (count + s - 1) / s);
     for (size_t i = 0; i < n; i++) {
-        if (skip && i * s >= skip->items[0].number && i * s < skip->items[1].number) continue;
+        if (skip && i * s >= skip.items.at(0).number && i * s < skip.items.at(1).number) continue;
         f(i * s, view[i]);
     }
 }
@@ -78,7 +77,7 @@ static void run_case(Case& k) {
     auto json = [&](const char* name) { std::string path = k.dir + "/" + name; return parse_json(read_file(path), path); };
     k.training = json("train.json"), k.batch = json("batch.json"), k.expected = json("expected.json");
     if (std::string loss = need(need(k.training, "loss"), "type").string; loss != "lm") die("loss '%s' is not supported", loss.c_str());
-    if (k.training.find("lora")) die("LoRA is not supported");
+    if (k.training["lora"]) die("LoRA is not supported");
     const Config c = read_config(k.dir + "/config.json");
     Safetensors expected(k.dir + "/expected.safetensors");
 
@@ -90,8 +89,8 @@ static void run_case(Case& k) {
     double denominator = 0;
     for (size_t n = 0; n < y.size(); n++) denominator += y[n] >= 0 ? w[n] : 0;
 
-    const Json* accumulate = k.training.find("grad_accum");
-    const int micro = accumulate ? accumulate->number : 1, B = rows / micro;
+    const Json& accumulate = k.training["grad_accum"];
+    const int micro = accumulate ? accumulate.number : 1, B = rows / micro;
     cpu::Model model(c, rows, T, true);
     if (std::filesystem::exists(k.dir + "/weights.json")) {
         make_weights(model, json("weights.json"), k.dir + "/weights.json");
@@ -103,10 +102,10 @@ static void run_case(Case& k) {
     k.near("denominator", denominator, need(k.expected, "denominator").number, 1e-6);
 
     const Json &tensors = need(k.expected, "tensors"), &optimizer = need(k.training, "optimizer"), &schedule = need(k.training, "schedule");
-    auto number_of = [](const Json& j, const char* key, double fallback) { const Json* v = j.find(key); return v ? v->number : fallback; };
-    const int64_t steps = need(k.training, "steps").number;
+    auto number_of = [](const Json& j, const char* key, double fallback) { return j[key] ? j[key].number : fallback; };
+    const integer steps = need(k.training, "steps").number;
     const Schedule rates{need(schedule, "type").string, need(schedule, "lr").number, number_of(schedule, "min_lr", 0),
-                         (int64_t)number_of(schedule, "warmup_iters", 0), (int64_t)number_of(schedule, "lr_decay_iters", steps)};
+                         (integer)number_of(schedule, "warmup_iters", 0), (integer)number_of(schedule, "lr_decay_iters", steps)};
     if (need(optimizer, "type").string != "adamw" || (rates.kind != "cosine" && rates.kind != "constant"))
         die("optimizer '%s' with schedule '%s' is not supported", need(optimizer, "type").string.c_str(), rates.kind.c_str());
     const AdamW adamw{0, need(optimizer, "beta1").number, need(optimizer, "beta2").number, need(optimizer, "eps").number,
@@ -144,7 +143,7 @@ static void run_case(Case& k) {
     };
     const auto start = read(WEIGHT);
     double lr_sum = 0;
-    for (int64_t it = 0; it <= steps; it++) {
+    for (integer it = 0; it <= steps; it++) {
         double loss = 0;
         for (int m = 0; m < micro; m++) {
             size_t at = (size_t)m * B * T;
@@ -171,12 +170,12 @@ static void run_case(Case& k) {
         AdamW now = adamw;
         now.lr = lr, lr_sum += lr;
         model.update(now, scale, it + 1);
-        const Json* group = tensors.find(format("step%d", (int)it + 1));
+        const Json& group = tensors[format("step%d", (int)it + 1)];
         if (!group) continue;
         for (auto& [name, p] : read(WEIGHT)) {
             const std::string full = format("step%d.", (int)it + 1) + name;
             double squares = 0, n = 0;
-            stored_entries(need(*group, name.c_str()), expected.tensors.at(full), p.size(), [&, &p = p](size_t i, float want) {
+            stored_entries(need(group, name.c_str()), expected.tensors.at(full), p.size(), [&, &p = p](size_t i, float want) {
                 double d = (double)p[i] - want;
                 squares += d * d, n++;
                 k.within(full + " (entry)", std::abs(d), 0.2 * lr_sum);
@@ -184,8 +183,8 @@ static void run_case(Case& k) {
             if (n) k.within(full, std::sqrt(squares / n), (it ? 2e-3 : 1e-2) * lr_sum);
         }
     }
-    if (const Json* final_probs = k.expected.find("final_probs")) {          // every context of a small vocabulary
-        for (size_t s = 0; s < final_probs->items.size(); s++) {
+    if (const Json& final_probs = k.expected["final_probs"]; final_probs) {          // every context of a small vocabulary
+        for (size_t s = 0; s < final_probs.items.size(); s++) {
             std::vector<int> context(c.T);
             std::vector<float> z(c.V);
             for (int t = 0; t < c.T; t++) context[t] = need(k.expected, "states").items.at(s).string.at(t) - '0';
@@ -194,7 +193,7 @@ static void run_case(Case& k) {
             double sum = 0;
             for (float v : z) sum += std::exp(v);
             for (int v = 0; v < c.V; v++)
-                k.near(format("final_probs[%zu][%d]", s, v), std::exp(z[v]) / sum, final_probs->items[s].items.at(v).number, 1e-4);
+                k.near(format("final_probs[%zu][%d]", s, v), std::exp(z[v]) / sum, final_probs.items[s].items.at(v).number, 1e-4);
         }
     }
 }

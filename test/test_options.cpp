@@ -1,7 +1,6 @@
 /* test/test_options.cpp -- wrong command lines, each with the one line it must end in, exit code 2, and nothing touched. */
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
-#include "../dev/data/write_shards.h"
 #include "check.h"
 
 static const struct { const char *words, *line; } WRONG[] = {

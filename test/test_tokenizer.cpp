@@ -390,8 +390,7 @@ void check_files(const Tokenizer& t) {
     if ((int)json.members.size() != t.vocab()) wrong = "vocab.json has another number of tokens";
     for (int i = 0; i < t.vocab() && wrong.empty(); i++) {
         const std::string name = i == t.eot() ? "<|endoftext|>" : GPT2_BYTES.printable(t.decode(i));
-        const Json* id = json.find(name);
-        if (!id || id->number != i) wrong = format("vocab.json, token %d", i);
+        if (!json[name] || json[name].number != i) wrong = format("vocab.json, token %d", i);
     }
     report("vocab_files", (size_t)t.vocab(), wrong);
 }

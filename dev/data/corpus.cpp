@@ -24,8 +24,8 @@
 #ifndef NO_CPU_MAIN
 #define NO_CPU_MAIN
 #endif
-#include "../../train_gpt.cpp"
-#include "write_shards.h"
+#include "shards.h"
+#include "tokenizer.h"
 #include <array>
 #include <compare>
 #include <filesystem>
@@ -35,7 +35,6 @@
 #include <unordered_set>
 
 namespace corpus {
-namespace fs = std::filesystem;
 
 // ---- 1. words, state, source ----------------------------------------------------------------------------------------
 // The words of one list are interchangeable: the program may ask whether two words are equal, never which word it is
@@ -580,13 +579,6 @@ std::string write_corpus(const Settings& o) {
 
 #ifndef NO_CORPUS_MAIN
 int main(int argc, char** argv) {
-    signal(SIGXFSZ, SIG_IGN);                                // a full disk is an error, not a signal
-    try {
-        fputs(corpus::write_corpus(corpus::settings(argc, argv)).c_str(), stdout);
-        return 0;
-    } catch (const Error& e) {
-        fprintf(stderr, "error: %s\n", e.line.c_str());
-        return e.exit_code;
-    }
+    return run_main([&] { fputs(corpus::write_corpus(corpus::settings(argc, argv)).c_str(), stdout); });
 }
 #endif

@@ -6,9 +6,8 @@
               pieces nor on the number of threads, and memory holds one batch of pieces, however long the input is.
    bpe        Words are counted first, then pairs of tokens within distinct words; a join touches the words that hold
               the pair and no others. */
-#define NO_CPU_MAIN
-#include "../../train_gpt.cpp"
-#include "write_shards.h"
+#include "shards.h"
+#include "tokenizer.h"
 
 namespace shards {
 
@@ -184,11 +183,11 @@ struct Source {
         if (out.find_first_not_of(" \t\r") == out.npos) return false;
         const std::string where = format("%s: line %zu", name.c_str(), piece.line);
         const Json json = parse_json(out, where);
-        const Json* member = json.kind == Json::OBJECT ? json.find(field) : nullptr;
-        if (!member || member->kind != Json::STRING)
+        const Json& member = json[field];
+        if (member.kind != Json::STRING)
             die("%s: expected an object with a string %s; name another member with --field", where.c_str(),
                 json_quote(field).c_str());
-        storage = member->string;
+        storage = member.string;
         out = storage;
         return true;
     }
@@ -491,14 +490,14 @@ inline std::string examples(const Arguments& a) {
         if (piece.text.find_first_not_of(" \t\r") == piece.text.npos) continue;
         const std::string where = format("%s: line %zu", a["in"].c_str(), piece.line);
         const Json json = parse_json(piece.text, where);
-        if (!form) form = &forms[json.kind == Json::OBJECT && json.find("chosen")];
+        if (!form) form = &forms[json["chosen"] ? 1 : 0];
         for (const std::string& name : *form) {
-            const Json* member = json.kind == Json::OBJECT ? json.find(name) : nullptr;
-            if (!member || member->kind != Json::STRING)
+            const Json& member = json[name];
+            if (member.kind != Json::STRING)
                 die("%s: expected an object with a string \"%s\", as in {\"prompt\", \"response\"} or {\"prompt\", "
                     "\"chosen\", \"rejected\"}, the same on every line", where.c_str(), name.c_str());
             segments.emplace_back();
-            tokenizer.encode(member->string, segments.back(), scratch);
+            tokenizer.encode(member.string, segments.back(), scratch);
         }
     }
     if (!form) die("%s: no examples, expected one JSON object a line", a["in"].c_str());
@@ -527,20 +526,11 @@ std::string (*const RUN[])(const Arguments&) = {encode, bpe, examples, decode};
 
 #ifndef NO_SHARDS_MAIN
 int main(int argc, char** argv) {
-    signal(SIGXFSZ, SIG_IGN);                                // a full disk is an error, not a signal
-    try {
+    return run_main([&] {
         for (int i = 1; i < argc; i++)
-            if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return shards::print_help(), 0;
+            if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return shards::print_help();
         const shards::Arguments a = shards::parse_arguments(argc, argv);
         fputs(shards::RUN[a.verb](a).c_str(), stdout);
-        if (fflush(stdout) != 0 || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
-        return 0;
-    } catch (const Error& e) {
-        fprintf(stderr, "error: %s\n", e.line.c_str());
-        return e.exit_code;
-    } catch (const std::bad_alloc&) {
-        fprintf(stderr, "error: out of memory\n");
-        return 1;
-    }
+    });
 }
 #endif

@@ -1,0 +1,440 @@
+/* dev/data/files.h -- what the trainer and the data tools stand on: errors, files, a checksum, random numbers, JSON,
+   and safetensors.  Shards are read and written by shards.h, text by tokenizer.h, checkpoints by train_gpt.cpp. */
+#pragma once
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cmath>
+#include <csignal>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+inline int omp_get_max_threads() { return 1; }
+inline int omp_get_thread_num() { return 0; }
+inline void omp_set_num_threads(int) {}
+#endif
+
+namespace fs = std::filesystem;
+
+// Everything that is wrong with what the user gave us ends here: one line on stderr, and exit 1 (data, files, memory)
+// or 2 (command line). It is thrown, not exited, so that tests and fuzzers can read the line. Nothing throws inside an
+// OpenMP region, unless memory runs out.
+struct Error {
+    int exit_code;
+    std::string line;
+};
+
+__attribute__((format(printf, 1, 0))) inline std::string vformat(const char* fmt, va_list args) {
+    va_list again;
+    va_copy(again, args);
+    std::string s(vsnprintf(nullptr, 0, fmt, again), '\0');
+    va_end(again);
+    vsnprintf(s.data(), s.size() + 1, fmt, args);
+    return s;
+}
+
+// Names from hostile files reach error lines: they stay one line, printable, and of a length one can read.
+inline std::string printable(const std::string& s) {
+    std::string out;
+    for (unsigned char c : s) {
+        if (out.size() >= 1000) return out + "...";
+        char escaped[5];
+        snprintf(escaped, sizeof escaped, "\\x%02x", c);
+        if (c < 0x20 || c == 0x7f) out += escaped;
+        else out += (char)c;
+    }
+    return out;
+}
+
+#define FORMAT_INTO(s) va_list args; va_start(args, fmt); s = vformat(fmt, args); va_end(args)
+__attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt, ...) {
+    std::string s;
+    FORMAT_INTO(s);
+    return s;
+}
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void die(const char* fmt, ...) {
+    Error e{1, ""};
+    FORMAT_INTO(e.line);
+    e.line = printable(e.line);
+    throw e;
+}
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void die_usage(const char* fmt, ...) {
+    Error e{2, ""};
+    FORMAT_INTO(e.line);
+    e.line = printable(e.line);
+    throw e;
+}
+#undef FORMAT_INTO
+
+// What every main() does: runs f(), and turns what it dies of into one line and an exit code.
+template <typename F> int run_main(F f) {
+    for (int fd = 0; fd < 3; fd++)                           // a closed one would be given to the first file opened
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) return 1;
+    signal(SIGBUS, [](int) {
+        const char line[] = "error: a file was cut short while it was read\n";
+        if (write(STDERR_FILENO, line, sizeof line - 1)) {}
+        _exit(1);
+    });
+    signal(SIGXFSZ, SIG_IGN);                                // a full disk is an error, not a signal
+    signal(SIGPIPE, SIG_DFL);
+    std::string line;
+    int code = 0;
+    try {
+        f();
+        if (fflush(stdout) != 0 || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
+    } catch (const Error& e) {
+        line = e.line, code = e.exit_code;
+    } catch (const std::exception& e) {                      // out of memory, a file system that fails
+        line = printable(e.what()), code = 1;
+    }
+    fflush(stdout);
+    if (code) fprintf(stderr, "error: %s\n", line.c_str());
+    return code;
+}
+
+// A whole file, mapped read-only.
+struct Mapped {
+    std::string path;
+    const uint8_t* data = nullptr;
+    size_t size = 0;
+
+    explicit Mapped(const std::string& path) : path(path) {
+        int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);       // a FIFO must not block
+        if (fd < 0) die("%s: cannot open: %s", path.c_str(), strerror(errno));
+        struct stat st;
+        bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+        void* p = nullptr;
+        if (regular && st.st_size > 0) p = mmap(nullptr, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        const int error = errno;
+        close(fd);
+        if (!regular) die("%s: is not a regular file", path.c_str());
+        if (p == MAP_FAILED) die("%s: cannot map %lld bytes: %s", path.c_str(), (long long)st.st_size, strerror(error));
+        data = (const uint8_t*)p;
+        size = st.st_size;
+    }
+    ~Mapped() { if (data) munmap((void*)data, size); }
+    Mapped(Mapped&&) = delete;
+    std::string_view text() const { return {(const char*)data, size}; }
+    template <typename T> T at(size_t byte) const {        // unaligned little-endian read
+        T value;
+        memcpy(&value, data + byte, sizeof(T));
+        return value;
+    }
+};
+
+// A file being written. finish() has it on the disk, or dies; a file that was not finished was not written.
+struct Writer {
+    std::string path;
+    int fd;
+
+    explicit Writer(const std::string& path)
+        : path(path), fd(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
+        if (fd < 0) die("%s: cannot create: %s", path.c_str(), strerror(errno));
+    }
+    ~Writer() { if (fd >= 0) close(fd); }
+    Writer(Writer&&) = delete;
+    void put(const void* data, size_t size) {
+        for (const char* p = (const char*)data; size > 0;) {
+            ssize_t n = write(fd, p, std::min(size, (size_t)1 << 30));
+            if (n < 0 && errno == EINTR) continue;
+            if (n <= 0) die("%s: cannot write: %s", path.c_str(), n < 0 ? strerror(errno) : "nothing was taken");
+            p += n, size -= n;
+        }
+    }
+    void put(std::string_view s) { put(s.data(), s.size()); }
+    void finish() {
+        int bad = fsync(fd) != 0 && errno != EINVAL && errno != EROFS;      // pipes and devices cannot be synced
+        bad |= close(fd) != 0;
+        fd = -1;
+        if (bad) die("%s: cannot write: %s", path.c_str(), strerror(errno));
+    }
+};
+
+inline void write_file(const std::string& path, std::string_view bytes) {
+    Writer w(path);
+    w.put(bytes);
+    w.finish();
+}
+
+inline std::string read_file(const std::string& path, size_t limit = SIZE_MAX) {
+    Mapped file(path);
+    if (file.size > limit) die("%s: %zu bytes, expected at most %zu", path.c_str(), file.size, limit);
+    return std::string(file.text());
+}
+
+// Whether there is such a path (a directory, if asked); what cannot be known, for want of permission say, is an error.
+inline bool exists(const std::string& path, bool directory = false) {
+    struct stat st;
+    if (stat(path.c_str(), &st) == 0) return !directory || S_ISDIR(st.st_mode);
+    if (errno != ENOENT && errno != ENOTDIR) die("%s: cannot look: %s", path.c_str(), strerror(errno));
+    return false;
+}
+
+inline std::string directory_of(const std::string& path) {
+    std::string dir = fs::path(path).parent_path().string();
+    return dir.empty() ? "." : dir;
+}
+
+/* SplitMix64 -- output number n is a fixed function of (seed, n), so any number of a stream can be made alone.
+   source   Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", doi:10.1145/2660193.2660195 */
+inline uint64_t mix64(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+struct Rng {
+    uint64_t state;
+    explicit Rng(uint64_t seed, uint64_t stream = 0) : state(stream ? mix64(seed + mix64(stream)) : seed) {}
+    uint64_t next() { return mix64(state += 0x9E3779B97F4A7C15ull); }
+    double uniform() { return (next() >> 11) * 0x1p-53; }                                  // [0,1)
+    uint64_t below(uint64_t n) { return (uint64_t)((unsigned __int128)next() * n >> 64); }   // bias below n / 2^64
+    double normal() {                                                                        // Box-Muller
+        double r = std::sqrt(-2 * std::log(1 - uniform()));
+        return r * std::cos(2 * M_PI * uniform());
+    }
+    template <typename T> void shuffle(std::vector<T>& v) {
+        for (size_t i = v.size(); i > 1; i--) std::swap(v[i - 1], v[below(i)]);
+    }
+};
+
+// 64-bit checksum of 8-byte words. Each round is a bijection of h, and of the word, so that damage inside one word
+// always shows; other damage goes unseen with probability 2^-64. It guards against accidents, not against people.
+inline uint64_t checksum(std::string_view bytes) {
+    uint64_t h = bytes.size(), word = 0;
+    for (size_t i = 0; i < bytes.size(); i += 8) {
+        word = 0;
+        memcpy(&word, bytes.data() + i, std::min<size_t>(8, bytes.size() - i));
+        h = (h ^ word) * 0x9E3779B97F4A7C15ull;
+        h ^= h >> 32;
+    }
+    return mix64(h);
+}
+
+inline std::string hex(uint64_t v) { return format("%016llx", (unsigned long long)v); }
+
+inline void append_utf8(std::string& out, unsigned code) {
+    if (code < 0x80) { out += (char)code; return; }
+    const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;          // bytes after the first
+    out += (char)(0xFF00 >> (more + 1) | code >> 6 * more);
+    for (int k = more; k-- > 0;) out += (char)(0x80 | (code >> 6 * k & 63));
+}
+
+// JSON (RFC 8259), read whole. Object members are sorted by name; a name that stands twice is refused.
+struct Json {
+    enum Kind { NUL, BOOL, NUMBER, STRING, ARRAY, OBJECT } kind = NUL;
+    double number = 0;                       // BOOL too: 0 or 1
+    std::string string;
+    std::vector<Json> items;
+    std::map<std::string, Json> members;
+    explicit operator bool() const { return kind != NUL; }
+    const Json& operator[](const std::string& name) const {              // a null where there is none
+        static const Json none;
+        auto it = members.find(name);
+        return it == members.end() ? none : it->second;
+    }
+};
+
+struct JsonParser {
+    std::string_view s;
+    const std::string& where;                // the file, for messages
+    size_t i = 0;
+
+    [[noreturn]] void fail(const char* expected) {
+        if (i >= s.size()) die("%s: byte %zu: the JSON ends where %s was expected", where.c_str(), i, expected);
+        die("%s: byte %zu: found byte 0x%02x, expected %s", where.c_str(), i, (unsigned char)s[i], expected);
+    }
+    bool take(char c) { return i < s.size() && s[i] == c ? i++, true : false; }
+    void blanks() { while (i < s.size() && (s[i] == ' ' || s[i] == '\n' || s[i] == '\r' || s[i] == '\t')) i++; }
+    unsigned hex4() {
+        unsigned u = 0;
+        for (int k = 0; k < 4; k++, i++) {
+            if (i >= s.size() || !isxdigit((unsigned char)s[i])) fail("four hexadecimal digits");
+            u = u * 16 + (s[i] <= '9' ? s[i] - '0' : (s[i] | 32) - 'a' + 10);
+        }
+        return u;
+    }
+    std::string string() {
+        if (!take('"')) fail("a string");
+        std::string out;
+        while (!take('"')) {
+            if (i >= s.size() || (unsigned char)s[i] < 0x20) fail("the rest of a string");
+            if (!take('\\')) { out += s[i++]; continue; }
+            const char *escapes = "\"\\/bfnrt", *at = i < s.size() && s[i] ? strchr(escapes, s[i]) : nullptr;
+            if (at) { out += "\"\\/\b\f\n\r\t"[at - escapes]; i++; continue; }
+            if (!take('u')) fail("an escape");
+            unsigned u = hex4();
+            if (u >= 0xD800 && u < 0xDC00 && s.substr(i, 2) == "\\u") {           // a surrogate pair
+                i += 2;
+                unsigned low = hex4();
+                if (low < 0xDC00 || low > 0xDFFF) fail("the second half of a surrogate pair");
+                u = 0x10000 + ((u - 0xD800) << 10) + (low - 0xDC00);
+            }
+            append_utf8(out, u >= 0xD800 && u < 0xE000 ? 0xFFFD : u);
+        }
+        return out;
+    }
+    double parse_number() {
+        size_t begin = i;
+        auto digits = [&] {
+            if (i >= s.size() || !isdigit((unsigned char)s[i])) fail("a digit");
+            while (i < s.size() && isdigit((unsigned char)s[i])) i++;
+        };
+        take('-');
+        if (!take('0')) digits();
+        if (take('.')) digits();
+        if (take('e') || take('E')) { if (!take('+')) take('-'); digits(); }
+        return strtod(std::string(s.substr(begin, i - begin)).c_str(), nullptr);
+    }
+    Json value(int depth) {
+        if (depth > 64) fail("at most 64 levels");
+        Json v;
+        blanks();
+        if (take('{')) {
+            v.kind = Json::OBJECT;
+            for (blanks(); !take('}'); blanks()) {
+                if (!v.members.empty() && !take(',')) fail("',' or '}'");
+                blanks();
+                std::string name = string();
+                blanks();
+                if (!take(':')) fail("':'");
+                if (!v.members.emplace(name, value(depth + 1)).second) fail(("no second " + json_name(name)).c_str());
+            }
+        } else if (take('[')) {
+            v.kind = Json::ARRAY;
+            for (blanks(); !take(']'); blanks()) {
+                if (!v.items.empty() && !take(',')) fail("',' or ']'");
+                v.items.push_back(value(depth + 1));
+            }
+        } else if (i < s.size() && s[i] == '"') {
+            v.kind = Json::STRING;
+            v.string = string();
+        } else if (s.substr(i, 4) == "true" || s.substr(i, 5) == "false") {
+            v.kind = Json::BOOL;
+            v.number = s[i] == 't';
+            i += s[i] == 't' ? 4 : 5;
+        } else if (s.substr(i, 4) == "null") {
+            i += 4;
+        } else {
+            if (i >= s.size() || (s[i] != '-' && !isdigit((unsigned char)s[i]))) fail("a JSON value");
+            v.kind = Json::NUMBER;
+            v.number = parse_number();
+        }
+        return v;
+    }
+    static std::string json_name(const std::string& name) { return "member named '" + name.substr(0, 80) + "'"; }
+};
+
+inline Json parse_json(std::string_view text, const std::string& where) {
+    JsonParser p{text, where};
+    Json v = p.value(0);
+    p.blanks();
+    if (p.i < text.size()) p.fail("the end");
+    return v;
+}
+
+inline std::string json_quote(std::string_view s) {
+    std::string out = "\"";
+    for (unsigned char c : s) {
+        if (c == '"' || c == '\\') out += {'\\', (char)c};
+        else if (c < 0x20) out += format("\\u%04x", c);
+        else out += (char)c;
+    }
+    return out + '"';
+}
+
+struct View {                                // one tensor in a mapped file
+    std::string dtype;                       // F32, BF16, F16
+    std::vector<size_t> shape;
+    const uint8_t* data;
+    bool transposed = false;                 // llm.c keeps Linear weights as (out, in)
+    float operator[](size_t i) const {
+        uint32_t bits = 0;
+        memcpy((char*)&bits + (dtype == "F32" ? 0 : 2), data + i * bytes(), bytes());     // bfloat16: the upper half
+        if (dtype == "F16") {                                               // 1 sign, 5 exponent, 10 mantissa bits
+            const uint32_t sign = bits & 0x80000000, exponent = bits >> 26 & 31, mantissa = bits >> 16 & 1023;
+            if (exponent == 0) return std::ldexp(mantissa, -24) * (sign ? -1 : 1);
+            bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
+        }
+        return std::bit_cast<float>(bits);
+    }
+    size_t bytes() const { return dtype == "F32" ? 4 : dtype == "BF16" || dtype == "F16" ? 2 : 0; }   // 0: unknown
+};
+
+inline std::string show_shape(const std::vector<size_t>& shape) {
+    std::string s = "(";
+    for (size_t d : shape) s += format(s.size() > 1 ? ",%zu" : "%zu", d);
+    return s + ")";
+}
+
+// A safetensors file: uint64 length of a JSON header, the header, raw data. The tensors must tile the data.
+struct Safetensors {
+    Mapped file;
+    std::map<std::string, View> tensors;
+
+    explicit Safetensors(const std::string& path) : file(path) {
+        const char* name = path.c_str();
+        if (file.size < 8) die("%s: %zu bytes, too short for safetensors", name, file.size);
+        uint64_t length = file.at<uint64_t>(0);
+        if (length > file.size - 8)
+            die("%s: byte 0: a header of %llu bytes does not fit a file of %zu; is this safetensors, and whole?", name,
+                (unsigned long long)length, file.size);
+        Json header = parse_json(file.text().substr(8, length), path);
+        if (header.kind != Json::OBJECT) die("%s: byte 8: the header is not a JSON object", name);
+        const uint8_t* data = file.data + 8 + length;
+        const size_t size = file.size - 8 - length;
+        std::vector<std::tuple<size_t, size_t, std::string>> pieces;
+        for (auto& member : header.members) {
+            const std::string& tensor = member.first;
+            const Json& v = member.second;
+            if (tensor == "__metadata__") continue;
+            const Json &dtype = v["dtype"], &shape = v["shape"], &offsets = v["data_offsets"];
+            if (!dtype || !shape || offsets.items.size() != 2)
+                die("%s: tensor %s: expected dtype, shape and data_offsets", name, tensor.c_str());
+            View view{dtype.string, {}, nullptr};
+            auto whole = [&](const Json& number) {
+                if (number.kind != Json::NUMBER || number.number < 0 || number.number > 0x1p53 ||
+                    number.number != std::floor(number.number))
+                    die("%s: tensor %s: shape and data_offsets must be whole numbers", name, tensor.c_str());
+                return (size_t)number.number;
+            };
+            double count = 1;
+            for (const Json& d : shape.items) view.shape.push_back(whole(d)), count *= view.shape.back();
+            size_t begin = whole(offsets.items[0]), end = whole(offsets.items[1]);
+            if (begin > end || end > size)
+                die("%s: tensor %s: data_offsets [%zu,%zu] do not lie in the %zu bytes of data", name, tensor.c_str(),
+                    begin, end, size);
+            if (view.bytes() && count * view.bytes() != double(end - begin))
+                die("%s: tensor %s: %s%s does not fill data_offsets [%zu,%zu]", name, tensor.c_str(),
+                    view.dtype.c_str(), show_shape(view.shape).c_str(), begin, end);
+            view.data = data + begin;
+            pieces.push_back({begin, end, tensor});
+            tensors[tensor] = view;
+        }
+        std::sort(pieces.begin(), pieces.end());
+        size_t reached = 0;
+        for (auto& [begin, end, tensor] : pieces) {
+            if (begin != reached)
+                die("%s: tensor %s: data begins at %zu, expected %zu: tensors must neither overlap nor leave holes",
+                    name, tensor.c_str(), begin, reached);
+            reached = end;
+        }
+        if (reached != size)
+            die("%s: %zu bytes of data, the header describes %zu; is it cut short?", name, size, reached);
+    }
+};

@@ -1,0 +1,188 @@
+/* dev/data/shards.h -- token shards, example shards and multiple choice questions, read and written.
+   Token shards have llm.c's format: 256 int32 {magic, version, count}, then the tokens. Example shards hold pairs
+   (prompt, response) or triples (prompt, chosen, rejected) in the same spirit. A file is checked whole when it is
+   opened, and then trusted. */
+#pragma once
+#include "files.h"
+#include <glob.h>
+
+struct ShardKind { int32_t magic, version; int token_bytes; };
+inline constexpr ShardKind SHARD_KINDS[] = {{20240520, 1, 2}, {20240801, 7, 4}};
+inline constexpr int32_t EXAMPLES_MAGIC = 20261121, EXAMPLES_VERSION = 1;
+inline constexpr size_t HEADER = 1024;
+
+struct Shard {
+    Mapped file;
+    size_t begin = HEADER, count = 0;
+    int token_bytes = 2;
+
+    Shard(const std::string& path, bool raw) : file(path) {
+        const char* name = path.c_str();
+        if (raw) {
+            begin = 0, count = file.size / 2;
+            for (const ShardKind& k : SHARD_KINDS)
+                if (file.size >= HEADER && file.at<int32_t>(0) == k.magic && file.at<int32_t>(4) == k.version)
+                    die("%s: has llm.c's header; read it without --raw", name);
+            if (file.size % 2) die("%s: %zu bytes is not a whole number of 16-bit tokens", name, file.size);
+            return;
+        }
+        if (file.size < HEADER) die("%s: %zu bytes, shorter than a shard's header of %zu; is it headerless? --raw u16 "
+                                    "reads nanoGPT's files", name, file.size, HEADER);
+        int32_t magic = file.at<int32_t>(0), version = file.at<int32_t>(4);
+        const ShardKind* kind = nullptr;
+        for (const ShardKind& k : SHARD_KINDS) if (k.magic == magic) kind = &k;
+        if (!kind) die("%s: byte 0: found magic %d, expected %d or %d; a nanoGPT file has no header: read it with --raw "
+                       "u16", name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
+        if (version != kind->version) die("%s: byte 4: found version %d, expected %d", name, version, kind->version);
+        count = file.at<uint32_t>(8), token_bytes = kind->token_bytes;
+        size_t expected = HEADER + count * token_bytes;
+        if (file.at<int32_t>(8) < 0 || file.size != expected)
+            die("%s: %zu bytes, but a header that counts %d tokens means %zu; is it cut short?", name, file.size,
+                file.at<int32_t>(8), expected);
+    }
+    uint32_t operator[](size_t i) const {
+        return token_bytes == 2 ? file.at<uint16_t>(begin + 2 * i) : file.at<uint32_t>(begin + 4 * i);
+    }
+    void check_tokens(int V) const {
+        size_t bad = count;
+        #pragma omp parallel for reduction(min : bad)
+        for (size_t i = 0; i < count; i++) if ((*this)[i] >= (uint32_t)V) bad = std::min(bad, i);
+        if (bad < count)
+            die("%s: byte %zu: token %u is not below the vocabulary size %d; was it written by another tokenizer?",
+                file.path.c_str(), begin + bad * token_bytes, (*this)[bad], V);
+    }
+};
+
+inline std::vector<std::string> glob_files(const std::string& pattern, const char* option) {
+    glob_t g;
+    std::vector<std::string> paths;
+    if (glob(pattern.c_str(), 0, nullptr, &g) == 0)
+        for (size_t i = 0; i < g.gl_pathc; i++) paths.push_back(g.gl_pathv[i]);
+    globfree(&g);
+    if (paths.empty()) die("%s %s: no such file", option, pattern.c_str());
+    return paths;                                             // glob sorts
+}
+
+// Examples of 2 segments (prompt, response) or 3 (prompt, chosen, rejected); formats: header, offsets, tokens.
+struct Examples {
+    int segments;
+    std::vector<std::vector<int>> tokens;                    // example e, segment s: tokens[e * segments + s]
+
+    Examples(const std::string& path, int V, int T) {
+        Mapped f(path);
+        const char* name = path.c_str();
+        if (f.size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, f.size, HEADER);
+        if (f.at<int32_t>(0) != EXAMPLES_MAGIC)
+            die("%s: byte 0: found magic %d, expected %d (an example shard)", name, f.at<int32_t>(0), EXAMPLES_MAGIC);
+        if (f.at<int32_t>(4) != EXAMPLES_VERSION)
+            die("%s: byte 4: found version %d, expected %d", name, f.at<int32_t>(4), EXAMPLES_VERSION);
+        size_t E = f.at<uint32_t>(8), n = f.at<uint64_t>(24);
+        segments = f.at<int32_t>(12);
+        int bytes = f.at<int32_t>(16);
+        if (segments != 2 && segments != 3) die("%s: byte 12: found %d segments, expected 2 or 3", name, segments);
+        if (bytes != 2 && bytes != 4) die("%s: byte 16: found %d bytes a token, expected 2 or 4", name, bytes);
+        size_t S = E * segments, start = HEADER + 8 * (S + 1);
+        if (E >= 1u << 31 || n > f.size || f.size != start + n * bytes)
+            die("%s: %zu bytes, but its header of %zu examples and %zu tokens means %zu", name, f.size, E, n,
+                start + n * bytes);
+        auto offset = [&](size_t i) { return f.at<uint64_t>(HEADER + 8 * i); };
+        if (offset(0) != 0 || offset(S) != n) die("%s: byte %zu: offsets must run from 0 to %zu", name, HEADER, n);
+        for (size_t i = 0; i < S; i++)
+            if (offset(i) > offset(i + 1)) die("%s: byte %zu: offsets must ascend", name, HEADER + 8 * (i + 1));
+        tokens.resize(S);
+        for (size_t i = 0; i < S; i++)
+            for (size_t k = offset(i); k < offset(i + 1); k++) {
+                uint32_t t = bytes == 2 ? f.at<uint16_t>(start + 2 * k) : f.at<uint32_t>(start + 4 * k);
+                if (t >= (uint32_t)V) die("%s: byte %zu: token %u is not below the vocabulary size %d", name,
+                                          start + k * bytes, t, V);
+                tokens[i].push_back(t);
+            }
+        for (size_t i = 0; i < S; i++) {                     // a prompt with one of its answers, and an end of text
+            size_t length = 1 + tokens[i / segments * segments].size() + (i % segments ? tokens[i].size() : 0);
+            if (length > (size_t)T)
+                die("%s: example %zu: %zu tokens do not fit the context of %d", name, i / segments, length, T);
+        }
+    }
+    size_t size() const { return tokens.size() / segments; }
+};
+
+// Multiple choice in llm.c's format: 256 int32 {magic, 1, examples, bytes of the longest}, then uint16 streams.
+struct Choices {
+    struct Example { int label; std::vector<int> context; std::vector<std::vector<int>> completions; };
+    std::vector<Example> examples;
+
+    Choices(const std::string& path, int V, int T) {
+        Mapped f(path);
+        const char* name = path.c_str();
+        if (f.size < HEADER || f.at<int32_t>(0) != 20240522 || f.at<int32_t>(4) != 1)
+            die("%s: byte 0: expected magic 20240522 and version 1 of a multiple choice file", name);
+        size_t at = HEADER, count = f.at<uint32_t>(8);
+        for (size_t e = 0; e < count; e++) {
+            size_t begin = at;
+            auto word = [&] {
+                if (at + 2 > f.size) die("%s: byte %zu: the file ends inside example %zu of %zu", name, at, e, count);
+                return at += 2, f.at<uint16_t>(at - 2);
+            };
+            auto tokens = [&] {
+                std::vector<int> v(word());
+                for (int& t : v)
+                    if ((t = word()) >= V)
+                        die("%s: byte %zu: token %d is not below the vocabulary size %d", name, at - 2, t, V);
+                return v;
+            };
+            if (int found = word(); found != 65535)
+                die("%s: byte %zu: found %d, expected 65535, the start of example %zu", name, at - 2, found, e);
+            size_t bytes = word(), index = word(), label = word(), options = word();
+            if (index != e || options < 2 || label >= options)
+                die("%s: byte %zu: example %zu: found index %zu, label %zu of %zu completions", name, begin, e, index,
+                    label, options);
+            Example example{(int)label, tokens(), {}};
+            for (size_t k = 0; k < options; k++) {
+                example.completions.push_back(tokens());
+                size_t length = example.context.size() + example.completions.back().size();
+                if (example.context.empty() || example.completions.back().empty() || length > (size_t)T)
+                    die("%s: byte %zu: example %zu: context and completion of %zu tokens, expected at least 1 and 1, "
+                        "at most the "
+                        "context of %d",
+                        name, begin, e, length, T);
+            }
+            if (at - begin != bytes)
+                die("%s: byte %zu: example %zu takes %zu bytes, its header says %zu", name, begin, e, at - begin,
+                    bytes);
+            examples.push_back(example);
+        }
+        if (examples.empty() || at != f.size)
+            die("%s: byte %zu: %zu examples, then %zu more bytes", name, at, count, f.size - at);
+    }
+};
+
+inline void put_tokens(Writer& w, const std::vector<int>& tokens, int token_bytes) {
+    std::string bytes(tokens.size() * token_bytes, '\0');
+    for (size_t i = 0; i < tokens.size(); i++) memcpy(&bytes[i * token_bytes], &tokens[i], token_bytes);
+    w.put(bytes);
+}
+
+inline void write_shard(const std::string& path, const std::vector<int>& tokens, int V) {
+    const ShardKind& kind = SHARD_KINDS[V > 65536];
+    int32_t header[256] = {kind.magic, kind.version, (int32_t)tokens.size()};
+    if (tokens.size() >= 1u << 31) die("%s: %zu tokens do not fit one shard", path.c_str(), tokens.size());
+    Writer w(path);
+    w.put(header, sizeof header);
+    put_tokens(w, tokens, kind.token_bytes);
+    w.finish();
+}
+
+inline void write_examples(const std::string& path, const std::vector<std::vector<int>>& segments, int per_example, int V) {
+    std::vector<uint64_t> offsets = {0};
+    std::vector<int> tokens;
+    for (auto& s : segments) tokens.insert(tokens.end(), s.begin(), s.end()), offsets.push_back(tokens.size());
+    int32_t header[256] = {EXAMPLES_MAGIC, EXAMPLES_VERSION, (int32_t)(segments.size() / per_example), per_example,
+                           V > 65536 ? 4 : 2};
+    uint64_t n = tokens.size();
+    memcpy(&header[6], &n, sizeof n);
+    Writer w(path);
+    w.put(header, sizeof header);
+    w.put(offsets.data(), offsets.size() * sizeof offsets[0]);
+    put_tokens(w, tokens, header[4]);
+    w.finish();
+}

@@ -1,0 +1,288 @@
+/* dev/data/tokenizer.h -- GPT-2's byte-level BPE, from a merges file alone.
+   Text is cut into words, and within a word neighbouring tokens are joined, the merge of lowest rank first. Ids 0..255
+   are the bytes in GPT-2's order, 256 + rank is a merge, the last is <|endoftext|>, which only tools put between
+   documents: inside a text those letters are ordinary. Any string of bytes has an encoding and comes back from it
+   unchanged. To try another splitting pattern, edit word_length() and nothing else; `make test` then says which
+   published cases differ. */
+#pragma once
+#include "files.h"
+#include <climits>
+#include <unordered_map>
+
+enum class CharClass : uint8_t { LETTER, NUMBER, SPACE, OTHER };
+
+// \p{L}, \p{N} and \s of Unicode 16.0. For every range in ascending order: its gap from the range before it, and
+// 3 * (last - first) + class. A number is digits in base 20, written as '#' + 72 + digit, then one digit in base 72,
+// '#' + digit. dev/data/unicode_table.py prints and checks it.
+inline const char UNICODE_CLASSES[] = R"(
+,15%2?*l&)l&-%=%,#*'$#&$##$*$e$l5$~&'D1/*#$#l\/$&%,$#)#$)$#$\$nA$pY+qb$lJ%#)lSjl)',PlY8?'&$o)$#2&*&#?#)%#3#$l2@nS.#1?#
+l;,&'#(b'#,#&#:l#*A(h$24lV]m2&#5#*>'?$P'8%&%b$5$#&,&#3#0&$)'?#&%3%#+2'&%b$5$&$&$&B,$#*?%)3;$)$b$5$&$/&#5#2&'?,#.8%&%b$
+5$&$/&#A&$)'?$##3.#$2&)$,&&$#$&&&&)&D9#8H58$)$e$P&#=)%#%&'?+6$#'8$)$e$>$/&#B&$&'?$&4;$)$lS%#3#()$6#)'Z$2(V&h$;$#%5B?4l
+h$&/5,?J&$#$/$h$#$>$&,#%/$#,?%,C#B]/8$lD>/lNlY7##?)2',&#&&*)'G/#$?)lJ$#(#%lY$x_$,%5$#$,%lS$,%l;$,%5$#$,%M$m;$,%mY1]&P3
+nJ%2&lp\%S#%#l&(n)&*#8*V0Y1V1G$)2m,F#'#&?)?9?)nS*/%l>$#(mb-l5J?#l2%/.l\'l&)BHe,m/N?)?0#l8le48&?Ll20&#?#l\=lD??&)#?#lD%
+A(lY%)L,$2$&&#(rhcvJ%2%lJ%2%8$#$#$#$l5%m/$5$#&)$5&,%2'G()$5&C@((%R%3$##%3(##?)Gl@#'#%>$#&/)#$#$#$,$A%,(/'#$m*#&#0u)mEl
+)csYl3zWtG),&&,$%lJ$#(#%m8*#3e,5$5$5$5$5$5$5$5l+#qC%'&#$<<*/%*#&'nJ))$nV$,(lY$nb&--l8SPC?A9$NC?JNoCxyPcmqn/flb%v/&P#?#
+&7le3l5%mb#?J;%o5%mY%&$#$88P$)$,$e03-m,1m&??;2&#$&$?#l,-e<l/*le?##?)/$>#?#/$lS:)$8'?)e&#&m&$#&&%/%#$#;)%A*)/2%2%2,5$5$
+lY$J)oY0?)lnpD/e'm#p|?z2%o>I5//(#$>$G$/$#$&$&$oDDz)5mP%m2KDlO/$pM6?*l&)l&.nS&2%2%2%)FD$l&$Y$&$M%JEp)/l`/m<4'n?l/&m#3l*
+'l8#-,\#$#8#$(lJ-l2%lD'8$0MqJ%?)lD'lD'lP+m,/A$M$5$&$A$M$5$&&m,/we,b-8;2$lV$;h2%#$l\$&&#%e%9#e%6#l5+<SY$&(0#b#3'l&im8''
+#&#Q%lc##2,$)$l/-<:l/#'$l/#*C8$l,)03m2-b%9#Y(9#V:6l+n#Zm)0m)*3#lD/?)?#l,,en%l6$lV)&3)^l/#?##+b.->VQ_#67e/m/=l3$&%#0l_C
+l#*?,lD2?'#%#+lA&#/lh1,.?##$#'].V$l#6&b5$#$,$M$>*le4?.8%&%b$5$&$/&#5#//A>$#%#$lJ$#<#$#Om/5,(?()Alh7&$#+?m9leL,Glh7#.?I
+lY0#*?)]?l)8E'5mLl\lOmP#Z/8%#%8$&$h2#$#1?i8%lM3#$#?#-lP*#8#.lb6#5n#mZl;2?);$lG4#2l0(l2lK5$&$lJ8#,?)2$&$l81#*?o9Y2#$G$l
+>??l1#2`Nl}>lAoN4s,l{Oo#2moP42<sqA(lo5oz$l25?lo)lnS*l5$?)n5$?)l25lh3,/?$6$_(Yq#l_&?mYmP#flDn)(#eGc&$#?wzP+mvJL>qo*,$5$
+&$w)2#@)%#1,+{Dlw'oA(G&;*>m})?lkI]/]lGl$lbnG$me$&%#%&%,$D$#$5$mS$,%8$5$l,$,$/$#&5$y,%l#$l#$l5$l#$l5$l#$l5$l#$l5$l#$8%m
+'locl5)2nPmJm%l_-5%?'#oDl25l\'?qIl,'?mil2%##?qX5$,$&$M$s/%<Sm\*#'?ujmB$*$-l'l`$NmU,$l)$&$#%#$>$,$#$#)#'#$#$#$)$&$#%#$#
+$#$#$#$&$#%,$5$,$,$#$>$S()$/$Ss'Hl}V?y9os~hCsx&)t2%wk&1zv;2lpbly5lmJlkeupY(syP
+)";
+
+inline const std::vector<CharClass> CLASS_OF = [] {      // by code point; beyond the table's end all are OTHER
+    std::vector<CharClass> table;
+    const char* p = UNICODE_CLASSES;
+    auto number = [&p] {
+        for (size_t n = 0;;) {
+            while (*p == '\n') p++;
+            size_t digit = *p++ - '#';
+            if (digit < 72) return n * 72 + digit;
+            n = n * 20 + digit - 72;
+        }
+    };
+    while (p[1] != '\0') {                               // a newline ends the literal
+        size_t gap = number(), length_class = number();
+        table.insert(table.end(), gap, CharClass::OTHER);
+        table.insert(table.end(), length_class / 3 + 1, (CharClass)(length_class % 3));
+    }
+    return table;
+}();
+
+struct Char {
+    CharClass cls;
+    int size;               // bytes
+};
+
+// The character at p < end. A byte which starts no valid UTF-8 sequence (too long a form, a surrogate, above U+10FFFF,
+// cut off) is by itself one character of class OTHER: that keeps the encoding lossless.
+inline Char char_at(const char* p, const char* end) {
+    uint32_t code = (uint8_t)p[0];
+    if (code < 0x80) return {CLASS_OF[code], 1};
+    int size = code < 0xC2 || code > 0xF4 ? 1 : code < 0xE0 ? 2 : code < 0xF0 ? 3 : 4;
+    if (size == 1 || end - p < size) return {CharClass::OTHER, 1};
+    code &= 0x7F >> size;
+    for (int i = 1; i < size; i++) {
+        if ((p[i] & 0xC0) != 0x80) return {CharClass::OTHER, 1};
+        code = code << 6 | (p[i] & 0x3F);
+    }
+    const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
+    bool valid = code >= smallest[size] && code <= 0x10FFFF && (code < 0xD800 || code > 0xDFFF);
+    if (!valid) return {CharClass::OTHER, 1};
+    return {code < CLASS_OF.size() ? CLASS_OF[code] : CharClass::OTHER, size};
+}
+
+// Bytes of the first match at p < end of GPT-2's pattern
+//     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+// A match does not depend on anything before it, so a text may be cut, and its pieces encoded apart, wherever a match
+// ends that would end there with nothing following: safe_cut() in dev/data/shards.cpp finds such places.
+inline size_t word_length(const char* p, const char* end) {
+    if (*p == '\'') {
+        std::string_view text(p, end - p);
+        for (const char* suffix : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"})
+            if (text.starts_with(suffix)) return strlen(suffix);
+    }
+    const char* q = p;
+    Char c = char_at(q, end);
+    if (*p == ' ' && p + 1 < end) {
+        Char next = char_at(p + 1, end);
+        if (next.cls != CharClass::SPACE) c = next, q++;
+    }
+    const CharClass cls = c.cls;
+    const char* last;       // the run's last character
+    do {
+        last = q;
+        q += c.size;
+    } while (q < end && (c = char_at(q, end)).cls == cls);
+    if (cls == CharClass::SPACE && q < end && last > p) q = last;      // \s+(?!\S): the last goes to what follows
+    return q - p;
+}
+
+// GPT-2's order of the bytes: first the 188 that print in Latin-1, then the rest. Files show a byte of the first kind
+// as the character of that code, the others as U+0100, U+0101, ...: so a token never holds a blank.
+struct ByteOrder {
+    uint8_t byte[256];      // of an id
+    int id[256];            // of a byte
+    ByteOrder() {
+        int n = 0;
+        for (bool printing : {true, false})
+            for (int b = 0; b < 256; b++)
+                if (((b >= '!' && b <= '~') || (b >= 0xA1 && b != 0xAD)) == printing) byte[n] = (uint8_t)b, id[b] = n++;
+    }
+    std::string printable(std::string_view token) const {
+        std::string s;
+        for (uint8_t b : token) append_utf8(s, id[b] < 188 ? b : 256 + id[b] - 188);
+        return s;
+    }
+};
+inline const ByteOrder GPT2_BYTES;
+
+struct Tokenizer {
+    // What encode() keeps between texts. One for each thread, and never shared by two tokenizers.
+    struct Scratch {
+        using Known = std::pair<std::string, std::vector<int>>;        // a word, its tokens
+        std::vector<Known> cache = std::vector<Known>(1 << 14);        // by hash of the word; the latest one stays
+        std::vector<uint64_t> heap;
+        std::vector<int> id, pair;
+        std::vector<size_t> next, prev;
+    };
+
+    static Tokenizer load(const std::string& path) {
+        if (path == "bytes") return from_merges("", path);
+        Mapped file(path);
+        if (file.size == 0) die("%s: empty, expected a GPT-2 merges file; for no merges say `bytes`", path.c_str());
+        return from_merges(file.text(), path);
+    }
+
+    static Tokenizer from_merges(std::string_view text, const std::string& where) {
+        Tokenizer t;
+        std::unordered_map<std::string, int> ids;                      // by the printable form, as in the file
+        auto find = [&ids](std::string_view token) {
+            auto at = ids.find(std::string(token));
+            return at == ids.end() ? -1 : at->second;
+        };
+        for (int i = 0; i < 256; i++) {
+            t.tokens.push_back(std::string(1, (char)GPT2_BYTES.byte[i]));
+            ids[GPT2_BYTES.printable(t.tokens[i])] = i;
+        }
+        ids[END_OF_TEXT] = -1;                                         // taken
+        const size_t lines = std::min<size_t>(std::count(text.begin(), text.end(), '\n') + 1, MAX_VOCAB);
+        while ((size_t)1 << (64 - t.table_shift) < 2 * lines) t.table_shift--;
+        t.table.resize((size_t)1 << (64 - t.table_shift));
+        for (size_t line_number = 1; !text.empty(); line_number++) {
+            std::string_view line = text.substr(0, text.find('\n'));
+            text.remove_prefix(std::min(text.size(), line.size() + 1));
+            if (line_number == 1 && line.starts_with("#version")) continue;
+            const size_t blank = line.find(' ');
+            const int left = find(line.substr(0, blank));
+            const int right = blank == line.npos ? -1 : find(line.substr(blank + 1));
+            const std::string joined = std::string(line.substr(0, blank)).append(line, blank + 1);
+            const char* expected = left < 0 || right < 0    ? "two tokens, bytes or made above, with a blank between"
+                                 : ids.count(joined)        ? "two that make a new token"
+                                 : t.vocab() >= MAX_VOCAB   ? "fewer merges than 2^23" : nullptr;
+            if (expected)
+                die("%s: line %zu: found %s, expected %s; is this a GPT-2 merges file?", where.c_str(), line_number,
+                    json_quote(line.substr(0, 60)).c_str(), expected);
+            const int id = (int)t.tokens.size();
+            ids[joined] = id;
+            t.table[t.slot(key(left, right))] = {key(left, right), id};
+            t.merges.push_back({left, right});
+            t.tokens.push_back(t.tokens[left] + t.tokens[right]);
+        }
+        t.tokens.push_back(END_OF_TEXT);
+        return t;
+    }
+
+    int vocab() const { return (int)tokens.size(); }
+    int eot() const { return vocab() - 1; }
+    std::string_view decode(int id) const { return tokens[id]; }       // for end of text, its name
+
+    std::vector<int> encode(std::string_view text) const {
+        std::vector<int> out;
+        Scratch scratch;
+        encode(text, out, scratch);
+        return out;
+    }
+
+    // Appends the tokens of one document, or of a piece of one that was cut between two words.
+    void encode(std::string_view text, std::vector<int>& out, Scratch& scratch) const {
+        for (const char *p = text.data(), *end = p + text.size(); p < end;) {
+            size_t length = word_length(p, end);
+            encode_word({p, length}, out, scratch);
+            p += length;
+        }
+    }
+
+    // The two files that Hugging Face's GPT2Tokenizer reads.
+    std::string merges_txt() const {
+        std::string s = "#version: 0.2\n";
+        for (auto [left, right] : merges)
+            s += GPT2_BYTES.printable(tokens[left]) + " " + GPT2_BYTES.printable(tokens[right]) + "\n";
+        return s;
+    }
+    std::string vocab_json() const {
+        std::string s;
+        for (int i = 0; i < vocab(); i++)
+            s += (i ? ", " : "{") + json_quote(i == eot() ? END_OF_TEXT : GPT2_BYTES.printable(tokens[i])) + ": " +
+                 std::to_string(i);
+        return s + "}\n";
+    }
+
+private:
+    static constexpr const char* END_OF_TEXT = "<|endoftext|>";
+    static constexpr int NO_MERGE = INT_MAX, POSITION_BITS = 40, MAX_VOCAB = 1 << 23;
+
+    struct Merge {
+        uint64_t pair = 0;                                             // its key(); 0: an empty slot
+        int id = NO_MERGE;
+    };
+
+    std::vector<std::string> tokens;                                   // the bytes of every id
+    std::vector<std::pair<int, int>> merges;                           // by rank
+    std::vector<Merge> table;                                          // pair -> id, open addressing, half empty
+    int table_shift = 63;                                              // 64 - log2 of its size
+
+    size_t slot(uint64_t pair) const {                                 // where the pair is, or would be
+        size_t i = pair * 0x9E3779B97F4A7C15 >> table_shift;
+        while (table[i].pair && table[i].pair != pair) i = (i + 1) & (table.size() - 1);
+        return i;
+    }
+    static uint64_t key(int left, int right) { return ((uint64_t)left << 32 | (uint32_t)right) + 1; }
+    int merged(int left, int right) const { return table[slot(key(left, right))].id; }
+
+    // Joins the pair of lowest rank, the leftmost of equals, until none is left. The tokens form a linked list over the
+    // word's bytes, the pairs that could be joined wait in a heap: at most n - 1 joins, each O(log n). A heap entry is
+    // id of the result << 40 | position of the left token; it is out of date unless pair[position] still is that id.
+    void encode_word(std::string_view word, std::vector<int>& out, Scratch& s) const {
+        auto& [known, known_ids] = s.cache[std::hash<std::string_view>()(word) % s.cache.size()];
+        if (known == word) {
+            out.insert(out.end(), known_ids.begin(), known_ids.end());
+            return;
+        }
+        const size_t n = word.size(), first = out.size();
+        s.id.resize(n), s.pair.resize(n), s.next.resize(n), s.prev.resize(n), s.heap.clear();
+        auto consider = [&](size_t i) {                                // the pair that starts at position i
+            s.pair[i] = s.next[i] < n ? merged(s.id[i], s.id[s.next[i]]) : NO_MERGE;
+            if (s.pair[i] != NO_MERGE) s.heap.push_back((uint64_t)s.pair[i] << POSITION_BITS | i);
+            return s.pair[i] != NO_MERGE;
+        };
+        const std::greater<uint64_t> smallest_first;
+        for (size_t i = 0; i < n; i++) {
+            s.id[i] = GPT2_BYTES.id[(uint8_t)word[i]];
+            s.next[i] = i + 1, s.prev[i] = i - 1;
+        }
+        for (size_t i = 0; i < n; i++) consider(i);
+        std::make_heap(s.heap.begin(), s.heap.end(), smallest_first);
+        while (!s.heap.empty()) {
+            const uint64_t best = s.heap.front();
+            std::pop_heap(s.heap.begin(), s.heap.end(), smallest_first);
+            s.heap.pop_back();
+            const int id = (int)(best >> POSITION_BITS);
+            const size_t i = best & (((uint64_t)1 << POSITION_BITS) - 1), gone = s.next[i];
+            if (s.pair[i] != id) continue;
+            s.id[i] = id;
+            s.pair[gone] = NO_MERGE;
+            s.next[i] = s.next[gone];
+            if (s.next[i] < n) s.prev[s.next[i]] = i;
+            if (consider(i)) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
+            if (i > 0 && consider(s.prev[i])) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
+        }
+        for (size_t i = 0; i < n; i = s.next[i]) out.push_back(s.id[i]);
+        if (n <= 64) known = word, known_ids.assign(out.begin() + first, out.end());
+    }
+};
+
+// Text for readers that insist on UTF-8: every byte that belongs to no character becomes U+FFFD.
+inline std::string valid_utf8(const std::string& s) {
+    std::string out;
+    for (const char *p = s.data(), *end = p + s.size(); p < end;) {
+        int size = char_at(p, end).size;
+        out += size == 1 && (*p & 0x80) ? "\xEF\xBF\xBD" : std::string(p, size);
+        p += size;
+    }
+    return out;
+}
