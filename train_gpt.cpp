@@ -32,9 +32,9 @@
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.
-// To add one, add a row. "allowed" is a list a|b|c or a range lo..hi; verbs are t(rain),
-// s(ample), e(val), g(raph); R marks what may differ when a run is resumed. A help text that ends in [...] says what its
-// default stands for; otherwise the default itself is shown.
+// To add one, add a row. "allowed" is a list a|b|c or a range lo..hi; verbs are t(rain), s(ample), e(val), g(raph); R
+// marks what may differ when a run is resumed. A help text that ends in [...] says what its default stands for;
+// otherwise the default itself is shown.
 using text = std::string;
 using integer = long long;
 using number = double;
@@ -120,10 +120,11 @@ inline std::string show(number v) {                         // the shortest form
 }
 
 template <typename T> void parse_value(const std::string& name, const char* s, const char* allowed, T& out) {
-    auto wrong = [&](const char* why) { die_usage("%s %s: %s%s", dashed(name).c_str(), s, why, *why == 'm' ? allowed : ""); };
+    auto wrong = [&](const std::string& why) { die_usage("%s %s: %s", dashed(name).c_str(), s, why.c_str()); };
     if constexpr (std::is_same_v<T, text>) {
         const std::string list = std::string("|") + allowed + "|";
-        if (*allowed && (strchr(s, '|') || list.find("|" + std::string(s) + "|") == list.npos)) wrong("must be one of ");
+        if (*allowed && (strchr(s, '|') || list.find("|" + std::string(s) + "|") == list.npos))
+            wrong(std::string("must be one of ") + allowed);
         out = s;
     } else if constexpr (std::is_same_v<T, flag>) {
         out = strcmp(s, "0") != 0;
@@ -136,7 +137,7 @@ template <typename T> void parse_value(const std::string& name, const char* s, c
         if (end == s || *end || !plain) wrong(whole ? "not an integer" : "not a number");
         const char* dots = strstr(allowed, "..");
         if ((whole && errno) || (dots && (out < strtod(allowed, nullptr) || out > strtod(dots + 2, nullptr))))
-            wrong("must lie in ");
+            wrong(std::string("must lie in ") + allowed);
     }
 }
 
@@ -404,8 +405,8 @@ inline Row row_of(const Shard& shard, size_t at, int n, bool last_only, int eot)
 }
 
 /* The training data as an endless sequence of windows, number g = 0, 1, ...: every epoch visits the shards in an order
-   shuffled by (seed, epoch), and the windows of a shard in an order shuffled by (seed, epoch, shard). Any g can be asked
-   for, so the position in the data is one number.
+   shuffled by (seed, epoch), and the windows of a shard in an order shuffled by (seed, epoch, shard). Any g can be
+   asked for, so the position in the data is one number.
    packed    windows of T tokens side by side, all targets
    sliding   every window of T tokens, one token apart, of which only the last target counts */
 struct Windows {
@@ -1324,7 +1325,8 @@ inline ModelFile read_llmc(const std::string& path) {
         for (int l = 0; t.present && l < (per == BLOCK ? m.c.L : 1); l++) {
             std::vector<size_t> shape = {(size_t)t.cols};
             if (t.rows) shape.insert(shape.begin(), t.rows);
-            m.tensors[numbered(t.name, l)] = {item == 4 ? "F32" : "BF16", shape, file->data + at, per == BLOCK && t.rows};
+            m.tensors[numbered(t.name, l)] = {item == 4 ? "F32" : "BF16", shape, file->data + at,
+                                              per == BLOCK && t.rows > 0};
             at += item * (at == HEADER ? Vp * m.c.C : t.count());            // wte, the first, is padded
         }
     if (file->size != at) die("%s: %zu bytes, its header means %zu", name, file->size, at);
@@ -1623,7 +1625,8 @@ Validation validate(Model& model, int batch, const ValidationRows& rows, const T
     return v;
 }
 
-// The corpus tool writes the exact entropy of a validation shard NAME.bin, in nats a token of document rows, to NAME.json.
+// The corpus tool writes the exact entropy of a validation shard NAME.bin, in nats a token of document rows, to
+// NAME.json.
 inline double known_floor(const Options& o) {
     if (o.rows != "documents") return NAN;
     std::vector<std::string> paths = glob_files(o.val, "--val");
@@ -1730,8 +1733,8 @@ inline int pick(const std::vector<float>& logits, const Options& o, Rng& rng) {
 }
 
 /* Writes up to o.tokens tokens after the prompt, in o.samples texts; emit(sample, token) sees them as they come. An end
-   of text ends a sample. When the context is full, its later half becomes the prompt again. A sample depends on the seed
-   and its number, not on how many are made beside it. */
+   of text ends a sample. When the context is full, its later half becomes the prompt again. A sample depends on the
+   seed and its number, not on how many are made beside it. */
 template <typename Model, typename Emit>
 void generate(Model& model, const Options& o, const std::vector<int>& prompt, int eot, Emit emit) {
     const int V = model.c.V;

@@ -31,8 +31,9 @@ struct Shard {
         int32_t magic = file.at<int32_t>(0), version = file.at<int32_t>(4);
         const ShardKind* kind = nullptr;
         for (const ShardKind& k : SHARD_KINDS) if (k.magic == magic) kind = &k;
-        if (!kind) die("%s: byte 0: found magic %d, expected %d or %d; a nanoGPT file has no header: read it with --raw "
-                       "u16", name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
+        if (!kind)
+            die("%s: byte 0: found magic %d, expected %d or %d; a nanoGPT file has no header: read it with --raw u16",
+                name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
         if (version != kind->version) die("%s: byte 4: found version %d, expected %d", name, version, kind->version);
         count = file.at<uint32_t>(8), token_bytes = kind->token_bytes;
         size_t expected = HEADER + count * token_bytes;
@@ -172,7 +173,8 @@ inline void write_shard(const std::string& path, const std::vector<int>& tokens,
     w.finish();
 }
 
-inline void write_examples(const std::string& path, const std::vector<std::vector<int>>& segments, int per_example, int V) {
+inline void write_examples(const std::string& path, const std::vector<std::vector<int>>& segments, int per_example,
+                           int V) {
     std::vector<uint64_t> offsets = {0};
     std::vector<int> tokens;
     for (auto& s : segments) tokens.insert(tokens.end(), s.begin(), s.end()), offsets.push_back(tokens.size());

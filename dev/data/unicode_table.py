@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints the literal UNICODE_CLASSES of train_gpt.cpp, section 5: which characters are letters, numbers, white space.
+"""Prints the literal UNICODE_CLASSES of tokenizer.h: which characters are letters, numbers, white space.
 
     unicode_table.py              from this Python's unicodedata
     unicode_table.py RANGES.json  from {"letter": [[first, last], ...], "number": [...], "whitespace": [...]}
@@ -79,7 +79,7 @@ def main():
     if not check:
         print("\n".join(text[i:i + 118] for i in range(0, len(text), 118)))
         return 0
-    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "train_gpt.cpp")
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tokenizer.h")
     with open(program, encoding="utf-8") as f:
         found = re.search(r'UNICODE_CLASSES\[\] = R"\((.*?)\)"', f.read(), re.S)
     same = found is not None and found.group(1).replace("\n", "") == text
