@@ -356,14 +356,19 @@ private:
     }
 };
 
-// Zeroed memory for real numbers, first touched by the threads that will use it.
+// Zeroed memory for real numbers, first touched by the threads that will use it. Huge pages, where the system has them,
+// spare the product's walks down columns a page table walk at every row.
 struct Buffer {
     size_t size;
     std::unique_ptr<real, void (*)(void*)> memory{nullptr, free};
     explicit Buffer(size_t n = 0) : size(n) {
         if (n == 0) return;
-        memory.reset((real*)std::aligned_alloc(64, (n * sizeof(real) + 63) / 64 * 64));
-        if (!memory) die("out of memory: %zu bytes asked for", n * sizeof(real));
+        const size_t page = n * sizeof(real) < (1 << 21) ? 64 : 1 << 21, bytes = (n * sizeof(real) + page - 1) / page * page;
+        memory.reset((real*)std::aligned_alloc(page, bytes));
+        if (!memory) die("out of memory: %zu bytes asked for", bytes);
+#ifdef MADV_HUGEPAGE
+        madvise(memory.get(), bytes, MADV_HUGEPAGE);
+#endif
         zero();
     }
     void zero() {
@@ -604,14 +609,16 @@ namespace cpu {
 
      C = A B (+ bias) (+ plus)        A (M,K), B (K,N) by strides, so a transpose is two numbers swapped; C row-major
 
-            N                C is cut into tiles of at most 256 x 8 NR; a tile is the work of one thread.
-        +---------+          Within a tile, K is cut into pieces of KC, and a piece of B is copied into panels NR wide,
-      K | B  |NR| |          so that the innermost loop reads it in order from the level-2 cache. That loop keeps
-        +---------+          MR x NR sums in registers, and takes in one column of A and one row of B at a time:
-    +--+ +---------+         MR NR multiply-adds for MR + NR numbers read.
+            N                C is cut into tiles; a tile is the work of one thread. Within a tile, K is cut into
+        +---------+          pieces of KC. A piece of B, NR columns wide, is copied into a panel, where the innermost
+      K | B  |NR| |          loop reads it in order from the level-1 or 2 cache, for every MR rows of the tile in turn.
+        +---------+          That loop keeps MR x NR sums in registers, and takes in one column of A and one row of B
+    +--+ +---------+         at a time: MR NR multiply-adds for MR + NR numbers read.
   M |A | | C  |NR| |
-    |MR| |MR  +--+ |   cost  2 M N K FLOPs; B is copied once per tile, A only where its rows do not run along K.
-    +--+ +---------+   order sums run over k upwards, in pieces of KC: the same for every tile size and any M and N. */
+    |MR| |MR  +--+ |   cost  2 M N K FLOPs; B is copied once for every TILE_M rows of C, A once for every tile, and not
+    +--+ +---------+         at all where its rows run along K.
+                       order sums run over k upwards, in pieces of KC: the same for every tile size and any M and N.
+   source   Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication", doi:10.1145/1356052.1356053 */
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, MR = 8, VECTORS = 3;
 #elif defined(__AVX__)
@@ -620,105 +627,162 @@ constexpr int VECTOR_BYTES = 32, MR = 6, VECTORS = 2;
 constexpr int VECTOR_BYTES = 16, MR = 4, VECTORS = 2;
 #endif
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-constexpr int VL = VECTOR_BYTES / sizeof(real), NR = VECTORS * VL, KC = 384, NC = 8 * NR;
+constexpr int VL = VECTOR_BYTES / sizeof(real), NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
 
 struct Matrix {                              // element (i,j) is p[i * row + j * col]
     const real* p;
-    size_t row, col;
+    long row, col;
     Matrix t() const { return {p, col, row}; }
+    Matrix from(long i, long j) const { return {p + i * row + j * col, row, col}; }
 };
 
-// tile (MR,NR) = sum over k of a(i,k) b(k,j); b packed (K,NR)
-__attribute__((noinline)) inline void multiply_add(real* tile, const real* a, size_t a_row, size_t a_col,
-                                                   const real* b, int K) {
-    vec sums[MR][VECTORS] = {};
-    for (int k = 0; k < K; k++, a += a_col, b += NR) {
-        vec row[VECTORS];
-        for (int v = 0; v < VECTORS; v++) row[v] = *(const vec*)(b + v * VL);
+// What becomes of sums over k: they are added to `plus` and `bias`, where those are not null, and written to c.
+struct Target {
+    real* c;
+    long ldc;                                // row length of c and plus
+    const real *plus = nullptr, *bias = nullptr;
+    Target from(long i, long j) const {
+        return {c + i * ldc + j, ldc, plus ? plus + i * ldc + j : nullptr, bias ? bias + j : nullptr};
+    }
+};
+
+// c (m,n) = sum over k of a(i,k) b(k,j), m <= MR, n <= V VL; a has MR rows, b is packed (K,NR)
+template <int V> __attribute__((noinline)) void multiply_add(Target to, Matrix a, const real* b, int m, int n, int K) {
+    vec sums[MR][V] = {};
+    for (int i = 0; i < m; i++)              // C is far away: have it come while the sums are made
+        for (int v = 0; v < V; v++) __builtin_prefetch(to.c + i * to.ldc + v * VL, 1);
+    for (int k = 0; k < K; k++, a.p += a.col, b += NR) {
+        vec row[V];
+        for (int v = 0; v < V; v++) row[v] = *(const vec*)(b + v * VL);
         for (int i = 0; i < MR; i++)
-            for (int v = 0; v < VECTORS; v++) sums[i][v] += a[i * a_row] * row[v];
+            for (int v = 0; v < V; v++) sums[i][v] += a.p[i * a.row] * row[v];
     }
+    real edge[MR][V * VL];
     for (int i = 0; i < MR; i++)
-        for (int v = 0; v < VECTORS; v++) *(vec*)(tile + i * NR + v * VL) = sums[i][v];
+        for (int v = 0; v < V; v++) {
+            if (m < MR || n < V * VL) {
+                *(vec*)(edge[i] + v * VL) = sums[i][v];
+                continue;
+            }
+            const Target t = to.from(i, v * VL);
+            vec sum = sums[i][v];
+            if (t.bias) sum += *(const vec*)t.bias;
+            if (t.plus) sum += *(const vec*)t.plus;
+            *(vec*)t.c = sum;
+        }
+    if (m < MR || n < V * VL)
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < n; j++) {
+                const Target t = to.from(i, j);
+                *t.c = edge[i][j] + (t.bias ? *t.bias : 0) + (t.plus ? *t.plus : 0);
+            }
 }
 
-// One tile, on one thread. bias (N) and plus (M,N; row length ldc; may be c itself) are added where they are not null.
-inline void gemm_tile(real* c, size_t ldc, const real* plus, const real* bias, Matrix a, Matrix b, int M, int N,
-                      int K) {
-    static thread_local std::vector<real> a_panel(MR * KC), b_panels(KC * NC);
-    for (int n0 = 0; n0 < N; n0 += NC) for (int k0 = 0; k0 < K; k0 += KC) {
-        int nn = std::min(NC, N - n0), kn = std::min(KC, K - k0);
-        for (int j0 = 0; j0 < nn; j0 += NR) {                              // copy B, padded with zeros to whole panels
-            real* panel = b_panels.data() + (size_t)j0 * KC;
-            const real* from = b.p + k0 * b.row + (n0 + j0) * b.col;
-            int n = std::min(NR, nn - j0);
-            if (n < NR) std::fill_n(panel, (size_t)kn * NR, real(0));
-            if (b.col == 1 && n == NR)
-                for (int k = 0; k < kn; k++) memcpy(panel + k * NR, from + k * b.row, sizeof(real) * NR);
-            else if (b.col == 1)
-                for (int k = 0; k < kn; k++) for (int j = 0; j < n; j++) panel[k * NR + j] = from[k * b.row + j];
-            else
-                for (int j = 0; j < n; j++)
-                    for (int k = 0; k < kn; k++) panel[k * NR + j] = from[k * b.row + j * b.col];
-        }
-        for (int i0 = 0; i0 < M; i0 += MR) {
-            int m = std::min(MR, M - i0);
-            const real* ap = a.p + i0 * a.row + k0 * a.col;
-            size_t a_row = a.row, a_col = a.col;
-            if (a.col != 1 || m < MR) {                                    // copy A likewise
-                real* panel = a_panel.data();
-                if (m < MR) std::fill_n(panel, (size_t)kn * MR, real(0));
-                for (int k = 0; k < kn; k++) for (int i = 0; i < m; i++) panel[k * MR + i] = ap[i * a.row + k * a.col];
-                ap = panel, a_row = 1, a_col = MR;
+// out (VL,VL) = in transposed, rows out_row and in_row apart. In round S every square of 2S x 2S swaps the quarters off
+// its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers.
+#if defined(__CUDACC__)                      // its front end does not know the shuffle
+inline void transpose(real* out, long out_row, const real* in, long in_row) {
+    for (int i = 0; i < VL; i++) for (int j = 0; j < VL; j++) out[j * out_row + i] = in[i * in_row + j];
+}
+#else
+template <int S, int... J> inline void swap_quarters(vec* rows, std::integer_sequence<int, J...> lanes) {
+    for (int i = 0; i < VL; i++) {
+        if (i & S) continue;
+        const vec upper = rows[i], lower = rows[i + S];
+        rows[i] = __builtin_shufflevector(upper, lower, (J & S ? VL + J - S : J)...);
+        rows[i + S] = __builtin_shufflevector(upper, lower, (J & S ? VL + J : J + S)...);
+    }
+    if constexpr (2 * S < VL) swap_quarters<2 * S>(rows, lanes);
+}
+inline void transpose(real* out, long out_row, const real* in, long in_row) {
+    vec rows[VL];
+    for (int i = 0; i < VL; i++) rows[i] = *(const vec*)(in + i * in_row);
+    swap_quarters<1>(rows, std::make_integer_sequence<int, VL>());
+    for (int i = 0; i < VL; i++) *(vec*)(out + i * out_row) = rows[i];
+}
+#endif
+
+// panel (K,NR) = b; its columns from n on keep what they held, and come to nothing
+inline void pack_b(real* panel, Matrix b, int n, int K) {
+    if (b.col == 1) {
+        for (int k = 0; k < K; k++)
+            for (int j = 0; j < n; j += VL)
+                if (j + VL <= n) *(vec*)(panel + k * NR + j) = *(const vec*)(b.p + k * b.row + j);
+                else std::copy_n(b.p + k * b.row + j, n - j, panel + k * NR + j);
+        return;
+    }
+    for (int j0 = 0; j0 < n; j0 += VL) for (int k0 = 0; k0 < K; k0 += VL) {
+        real* to = panel + k0 * NR + j0;
+        const Matrix from = b.from(k0, j0);
+        if (b.row == 1 && j0 + VL <= n && k0 + VL <= K) transpose(to, NR, from.p, b.col);
+        else for (int k = 0; k < std::min(VL, K - k0); k++)
+            for (int j = 0; j < std::min(VL, n - j0); j++) to[k * NR + j] = from.p[k * b.row + j * b.col];
+    }
+}
+
+// panels (M/MR,K,MR) = a, likewise
+inline void pack_a(real* panels, Matrix a, int M, int K) {
+    for (int k0 = 0; k0 < K; k0 += 16)                       // a few k at a time, so that what is read stays at hand
+        for (int i = 0; i < M; i += MR)
+            for (int k = k0; k < std::min(K, k0 + 16); k++) {
+                real* to = panels + (size_t)i * K + k * MR;
+                const Matrix from = a.from(i, k);
+                if (a.row == 1 && i + MR <= M) memcpy(to, from.p, sizeof(real) * MR);
+                else for (int r = 0; r < std::min(MR, M - i); r++) to[r] = from.p[r * a.row];
             }
-            for (int j0 = 0; j0 < nn; j0 += NR) {
-                int n = std::min(NR, nn - j0);
-                real tile[MR * NR];
-                multiply_add(tile, ap, a_row, a_col, b_panels.data() + (size_t)j0 * KC, kn);
-                const real *from = k0 ? c : plus, *shift = k0 ? nullptr : bias;
-                for (int i = 0; i < m; i++) {
-                    const size_t column = n0 + j0, at = (i0 + i) * ldc + column;
-                    real* sums = tile + i * NR;
-                    if (shift) for (int j = 0; j < n; j++) sums[j] += shift[column + j];
-                    if (from) for (int j = 0; j < n; j++) sums[j] += from[at + j];
-                    for (int j = 0; j < n; j++) c[at + j] = sums[j];
-                }
+}
+
+// One tile, on one thread.
+inline void gemm_tile(Target to, Matrix a, Matrix b, int M, int N, int K) {
+    static thread_local std::vector<real> a_panels, b_panel(KC * NR);
+    const int in_place = a.col == 1 ? M / MR * MR : 0;       // rows of A that are read where they are
+    a_panels.resize(std::max<size_t>(a_panels.size(), (size_t)(M - in_place + MR - 1) / MR * MR * KC));
+    for (int k0 = 0; k0 < K; k0 += KC) {
+        const int kn = std::min(KC, K - k0);
+        if (k0) to = {to.c, to.ldc, to.c};
+        pack_a(a_panels.data(), a.from(in_place, k0), M - in_place, kn);
+        for (int j0 = 0; j0 < N; j0 += NR) {
+            const int n = std::min(NR, N - j0);
+            pack_b(b_panel.data(), b.from(k0, j0), n, kn);
+            for (int i0 = 0; i0 < M; i0 += MR) {
+                Matrix rows = a.from(i0, k0);
+                if (i0 >= in_place) rows = {a_panels.data() + (size_t)(i0 - in_place) * kn, 1, MR};
+                const auto kernel = n <= VL ? multiply_add<1> : multiply_add<VECTORS>;
+                kernel(to.from(i0, j0), rows, b_panel.data(), std::min(MR, M - i0), n, kn);
             }
         }
     }
 }
 
-inline void gemm(real* c, size_t ldc, const real* plus, const real* bias, Matrix a, Matrix b, int M, int N, int K) {
-    int tile_m = 256, tile_n = NC, enough = 4 * omp_get_max_threads();
+inline void gemm(Target to, Matrix a, Matrix b, int M, int N, int K) {
+    int tile_m = TILE_M, tile_n = TILE_N;                    // narrower tiles copy nothing twice, lower ones B
     auto tiles = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1); };
-    while (tiles() < enough && tile_m > 64) tile_m /= 2;
-    while (tiles() < enough && tile_n > NR) tile_n /= 2;
+    while (tiles() < 4 * omp_get_max_threads() && tile_n > NR) tile_n /= 2;
+    while (tiles() < 4 * omp_get_max_threads() && tile_m > 4 * MR) tile_m /= 2;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
     for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m) {
-        size_t at = m0 * ldc + n0;
-        gemm_tile(c + at, ldc, plus ? plus + at : nullptr, bias ? bias + n0 : nullptr,
-                  {a.p + m0 * a.row, a.row, a.col}, {b.p + n0 * b.col, b.row, b.col},
-                  std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
+        gemm_tile(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
     }
 }
 
-// Multiply-adds of all threads on data in registers and the level-1 cache, in FLOP/s: what gemm() can reach at best.
+// Multiply-adds of all threads on numbers in registers, in FLOP/s: what gemm() can reach at best.
 inline double measure_peak() {
-    const int K = 96, rounds = 400;
+    const int rounds = 4000;
     double best = 0;
-    for (int trial = 0; trial < 64; trial++) {                // many short ones: some go undisturbed
-        double start = seconds();
+    for (int trial = 0; trial < 64; trial++) {               // many short ones: some go undisturbed
+        const double start = seconds();
         real sink = 0;
         #pragma omp parallel reduction(+ : sink)
         {
-            std::vector<real> a(MR * K, real(0.5)), b(NR * K, real(0.25)), tile(MR * NR);
-            for (int r = 0; r < rounds; r++) {
-                a[r % a.size()] += 1;                        // so that no round can be left out
-                multiply_add(tile.data(), a.data(), 1, MR, b.data(), K);
-                sink += tile[r % tile.size()];
-            }
+            vec sums[MR][VECTORS], a = vec{} + real(0.999), b = vec{} + real(0.001);
+            for (int i = 0; i < MR; i++)                     // different numbers: equal sums would be made once
+                for (int v = 0; v < VECTORS; v++) sums[i][v] = vec{} + real(i * VECTORS + v);
+            for (int r = 0; r < rounds; r++)
+                for (int i = 0; i < MR; i++)
+                    for (int v = 0; v < VECTORS; v++) sums[i][v] = sums[i][v] * a + b;
+            for (int i = 0; i < MR; i++) for (int v = 0; v < VECTORS; v++) sink += sums[i][v][0];
         }
-        double flops = 2.0 * MR * NR * K * rounds * omp_get_max_threads();
+        const double flops = 2.0 * MR * NR * rounds * omp_get_max_threads();
         if (sink > 0) best = std::max(best, flops / (seconds() - start));
     }
     return best;
@@ -729,7 +793,7 @@ inline double measure_peak() {
    shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus (N,OC) */
 inline void linear_forward(real* out, const real* x, const real* w, const real* b, const real* plus, int N, int C,
                            int OC) {
-    gemm(out, OC, plus, b, {x, (size_t)C, 1}, {w, (size_t)OC, 1}, N, OC, C);
+    gemm({out, OC, plus, b}, {x, C, 1}, {w, OC, 1}, N, OC, C);
 }
 
 // db += sum over n of dout; threads own columns, so every sum runs over n upwards
@@ -749,9 +813,9 @@ inline void bias_backward(real* db, const real* dout, int N, int OC) {
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout,   db += column sums of dout
 inline void linear_backward(real* dx, real* dw, real* db, const real* dout, const real* x, const real* w, int N, int C,
                             int OC) {
-    Matrix d = {dout, (size_t)OC, 1};
-    gemm(dx, C, nullptr, nullptr, d, Matrix{w, (size_t)OC, 1}.t(), N, C, OC);
-    gemm(dw, OC, dw, nullptr, Matrix{x, (size_t)C, 1}.t(), d, C, OC, N);
+    Matrix d = {dout, OC, 1};
+    gemm({dx, C}, d, Matrix{w, OC, 1}.t(), N, C, OC);
+    gemm({dw, OC, dw}, Matrix{x, C, 1}.t(), d, C, OC, N);
     if (db) bias_backward(db, dout, N, OC);
 }
 
@@ -853,7 +917,7 @@ constexpr int QUERIES = 64;
 
 inline void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
     const int HS = C / NH;
-    const size_t row = 3 * (size_t)C;
+    const long row = 3L * C;
     const real scale = 1 / std::sqrt(real(HS));
     #pragma omp parallel for collapse(3) schedule(dynamic)
     for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i0 = 0; i0 < T; i0 += QUERIES) {
@@ -861,7 +925,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
         const int queries = std::min(QUERIES, T - i0), keys = t0 + i0 + queries;
         const real *k = qkv + (size_t)b * S * row + C + h * HS, *v = k + C, *q = k - C + (t0 + i0) * row;
         scores.resize((size_t)queries * keys);
-        gemm_tile(scores.data(), keys, nullptr, nullptr, {q, row, 1}, Matrix{k, row, 1}.t(), queries, keys, HS);
+        gemm_tile({scores.data(), keys}, {q, row, 1}, Matrix{k, row, 1}.t(), queries, keys, HS);
         for (int i = 0; i < queries; i++) {
             real *s = &scores[(size_t)i * keys], highest = s[0], sum = 0;
             const int visible = t0 + i0 + i + 1;
@@ -874,7 +938,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
             std::fill(s + visible, s + keys, real(0));
             lse[((size_t)b * T + i0 + i) * NH + h] = scale * highest + std::log(sum);
         }
-        gemm_tile(out + ((size_t)b * T + i0) * C + h * HS, C, nullptr, nullptr, {scores.data(), (size_t)keys, 1},
+        gemm_tile({out + ((size_t)b * T + i0) * C + h * HS, C}, {scores.data(), keys, 1},
                   {v, row, 1}, queries, HS, keys);
     }
 }
@@ -888,7 +952,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
 inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
                                int T, int C, int NH) {
     const int HS = C / NH;
-    const size_t row = 3 * (size_t)C;
+    const long row = 3L * C;
     const real scale = 1 / std::sqrt(real(HS));
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) {
@@ -900,10 +964,10 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
         for (int i0 = 0; i0 < T; i0 += QUERIES) {
             const int queries = std::min(QUERIES, T - i0), keys = i0 + queries;
             const Matrix q_i = {q.p + i0 * row, row, 1};
-            const Matrix dout_i = {dout + ((size_t)b * T + i0) * C + h * HS, (size_t)C, 1};
+            const Matrix dout_i = {dout + ((size_t)b * T + i0) * C + h * HS, C, 1};
             p.resize((size_t)queries * keys), dp.resize(p.size());
-            gemm_tile(p.data(), keys, nullptr, nullptr, q_i, k.t(), queries, keys, HS);
-            gemm_tile(dp.data(), keys, nullptr, nullptr, dout_i, v.t(), queries, keys, HS);
+            gemm_tile({p.data(), keys}, q_i, k.t(), queries, keys, HS);
+            gemm_tile({dp.data(), keys}, dout_i, v.t(), queries, keys, HS);
             for (int i = 0; i < queries; i++) {
                 const size_t n = (size_t)b * T + i0 + i;
                 real *p_i = &p[(size_t)i * keys], *ds_i = &dp[(size_t)i * keys], D = 0;
@@ -917,10 +981,10 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
                 }
                 std::fill(p_i + visible, p_i + keys, real(0)), std::fill(ds_i + visible, ds_i + keys, real(0));
             }
-            const Matrix P = {p.data(), (size_t)keys, 1}, dS = {dp.data(), (size_t)keys, 1};
-            gemm_tile(dq + i0 * row, row, nullptr, nullptr, dS, k, queries, HS, keys);
-            gemm_tile(dk, row, dk, nullptr, dS.t(), q_i, keys, HS, queries);
-            gemm_tile(dv, row, dv, nullptr, P.t(), dout_i, keys, HS, queries);
+            const Matrix P = {p.data(), keys, 1}, dS = {dp.data(), keys, 1};
+            gemm_tile({dq + i0 * row, row}, dS, k, queries, HS, keys);
+            gemm_tile({dk, row, dk}, dS.t(), q_i, keys, HS, queries);
+            gemm_tile({dv, row, dv}, P.t(), dout_i, keys, HS, queries);
         }
     }
 }
@@ -949,8 +1013,8 @@ inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, c
                    const int* y, const double* weight, int N, int C, int V) {
     for (int n0 = 0; n0 < N; n0 += head_rows(V)) {
         int rows = std::min(head_rows(V), N - n0);
-        Matrix x_n = {x + (size_t)n0 * C, (size_t)C, 1}, table = {w, (size_t)C, 1};
-        gemm(logits, V, nullptr, nullptr, x_n, table.t(), rows, V, C);
+        Matrix x_n = {x + (size_t)n0 * C, C, 1}, table = {w, C, 1};
+        gemm({logits, V}, x_n, table.t(), rows, V, C);
         #pragma omp parallel for schedule(dynamic, 8)
         for (int r = 0; r < rows; r++) {
             const int n = n0 + r;
@@ -974,9 +1038,9 @@ inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, c
             z[y[n]] -= real(weight[n]);
         }
         if (!dx) continue;
-        Matrix d = {logits, (size_t)V, 1};
-        gemm(dx + (size_t)n0 * C, C, nullptr, nullptr, d, table, rows, C, V);
-        gemm(dw, C, dw, nullptr, d.t(), x_n, V, C, rows);
+        Matrix d = {logits, V, 1};
+        gemm({dx + (size_t)n0 * C, C}, d, table, rows, C, V);
+        gemm({dw, C, dw}, d.t(), x_n, V, C, rows);
     }
     double loss = 0;
     for (int n = 0; n < N; n++) if (y[n] >= 0) loss -= weight[n] * logprob[n];
@@ -1171,8 +1235,8 @@ struct Model {
     void logits(int n, float* out) {
         std::vector<real> z(c.V);
         Weights w = layout.at(weights.data(), 0);
-        gemm(z.data(), c.V, nullptr, nullptr, {activations(0).lnf + (size_t)n * c.C, (size_t)c.C, 1},
-             Matrix{c.tied ? w.wte : w.head_w, (size_t)c.C, 1}.t(), 1, c.V, c.C);
+        gemm({z.data(), c.V}, {activations(0).lnf + (size_t)n * c.C, c.C, 1},
+             Matrix{c.tied ? w.wte : w.head_w, c.C, 1}.t(), 1, c.V, c.C);
         std::copy(z.begin(), z.end(), out);
     }
 

@@ -18,6 +18,7 @@ run() {
     cat build/test.out >> $log
 }
 run build/test_layers
+run build/test_gemm
 run build/test_golden test/golden/*/
 run build/test_options
 run build/test_files

@@ -134,25 +134,6 @@ static void whole_model(bool bias, bool tied) {
             differentiate(format("model bias %d tied %d %s", bias, tied, t.name.c_str()).c_str(), model.weights.data() + t.offset, t.count(), model.gradients.data() + t.offset, f);
 }
 
-static void products() {
-    double worst = 0;
-    for (int trial = 0; trial < 300; trial++) {
-        const bool tall = trial % 10 == 0;                          // beyond one piece of K, and one tile
-        const int M = 1 + rng.below(tall ? 300 : 100), N = 1 + rng.below(tall ? 500 : 100), K = 1 + rng.below(tall ? 900 : 100);
-        const bool ta = rng.below(2), tb = rng.below(2), bias = rng.below(2), plus = rng.below(2);
-        auto a = random_values((size_t)M * K), b = random_values((size_t)K * N), shift = random_values(N), c = random_values((size_t)M * N), start = c;
-        cpu::Matrix A{a.data(), size_t(ta ? 1 : K), size_t(ta ? M : 1)}, B{b.data(), size_t(tb ? 1 : N), size_t(tb ? K : 1)};
-        cpu::gemm(c.data(), N, plus ? c.data() : nullptr, bias ? shift.data() : nullptr, A, B, M, N, K);
-        for (int i = 0; i < M; i++) for (int j = 0; j < N; j++) {
-            double sum = (bias ? shift[j] : 0) + (plus ? start[(size_t)i * N + j] : 0);
-            for (int k = 0; k < K; k++) sum += A.p[i * A.row + k * A.col] * B.p[k * B.row + j * B.col];
-            double error = std::abs(sum - c[(size_t)i * N + j]);
-            keep_worst(worst, error);
-        }
-    }
-    check(worst <= 1e-11, "gemm against plain loops, 300 shapes: error %.1e", worst);
-}
-
 static void scalars() {
     double worst = 0;
     for (float x = -59.9f; x < 59.9f; x += 0.00173f) {
@@ -229,7 +210,6 @@ static void promises() {
 int main() {
     layers();
     for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied);
-    products();
     scalars();
     promises();
     return failed > 0;
