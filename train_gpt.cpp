@@ -774,9 +774,12 @@ inline double measure_peak() {
         real sink = 0;
         #pragma omp parallel reduction(+ : sink)
         {
-            vec sums[MR][VECTORS], a = vec{} + real(0.999), b = vec{} + real(0.001);
-            for (int i = 0; i < MR; i++)                     // different numbers: equal sums would be made once
-                for (int v = 0; v < VECTORS; v++) sums[i][v] = vec{} + real(i * VECTORS + v);
+            vec sums[MR][VECTORS], a, b;
+            for (int j = 0; j < VL; j++) {
+                a[j] = real(0.999), b[j] = real(0.001);
+                for (int i = 0; i < MR; i++)                 // different numbers: equal sums would be made once
+                    for (int v = 0; v < VECTORS; v++) sums[i][v][j] = i * VECTORS + v;
+            }
             for (int r = 0; r < rounds; r++)
                 for (int i = 0; i < MR; i++)
                     for (int v = 0; v < VECTORS; v++) sums[i][v] = sums[i][v] * a + b;
