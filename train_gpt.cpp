@@ -564,15 +564,16 @@ HD real gelu_grad(real x) {
 
 struct AdamW { double lr, beta1, beta2, eps, weight_decay; };
 
-/* AdamW, one weight. m and v are the running means of g and g^2; correction1, correction2 = 1 - beta^t, t from 1.
+/* AdamW, one weight. m and v are the running means of g and g^2.
    math     m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
-            w = w (1 - lr decay) - lr (m / correction1) / (sqrt(v / correction2) + eps)
+            w = (1 - lr decay) w - lr (m / correction1) / (sqrt(v / correction2) + eps),   correction = 1 - beta^t
+   here     keep = 1 - lr decay,   rate = lr / correction1,   root = 1 / sqrt(correction2);   t counts steps from 1
    source   Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2 */
-HD void adamw_step(real& w, real& m, real& v, real g, real lr, real beta1, real beta2, real eps, real decay,
-                   real correction1, real correction2) {
+HD void adamw_step(real& w, real& m, real& v, real g, real beta1, real beta2, real eps, real keep, real rate,
+                   real root) {
     m = beta1 * m + (1 - beta1) * g;
     v = beta2 * v + (1 - beta2) * g * g;
-    w = w * (1 - lr * decay) - lr * (m / correction1) / (sqrt(v / correction2) + eps);
+    w = keep * w - rate * m / (root * std::sqrt(v) + eps);
 }
 
 struct Schedule {
@@ -1218,16 +1219,16 @@ struct Model {
     double gradient_norm() const { return std::sqrt(sum_of_squares(gradients.data(), gradients.size)); }
 
     void update(const AdamW& o, double scale, integer step) {
-        const real correction1 = 1 - std::pow(o.beta1, step), correction2 = 1 - std::pow(o.beta2, step);
+        const real beta1 = o.beta1, beta2 = o.beta2, eps = o.eps, factor = scale;
+        const real rate = o.lr / (1 - std::pow(o.beta1, step)), root = 1 / std::sqrt(1 - std::pow(o.beta2, step));
         for (const Tensor& t : layout.tensors) {
             if (!t.present) continue;
             real *w = weights.data() + t.offset, *g = gradients.data() + t.offset, *m = moment1.data() + t.offset,
                  *v = moment2.data() + t.offset;
-            const real decay = t.decays() ? o.weight_decay : 0;
+            const real keep = t.decays() ? 1 - o.lr * o.weight_decay : 1;
             #pragma omp parallel for simd schedule(static)
             for (size_t i = 0; i < t.count(); i++) {
-                adamw_step(w[i], m[i], v[i], g[i] * (real)scale, o.lr, o.beta1, o.beta2, o.eps, decay, correction1,
-                           correction2);
+                adamw_step(w[i], m[i], v[i], factor * g[i], beta1, beta2, eps, keep, rate, root);
                 g[i] = 0;
             }
         }
