@@ -1,6 +1,7 @@
 # make run        train a small GPT on the built-in corpus and show what it learned; STEPS=n sets the length
 # make test       every test, with or without a GPU; make stress: the long versions; make test-hf: against PyTorch
-# make            everything; DEBUG=1 without optimization, SANITIZE=1 with address and undefined behaviour sanitizers
+# make            everything; DEBUG=1 without optimization, SANITIZE=1 with address and undefined behaviour sanitizers,
+#                 PORTABLE=1 for any x86-64 of the last decade, or any ARM, rather than for this machine
 # make baby       the smallest GPT and its state graph; make fuzz: libFuzzer targets in build/ (needs clang++)
 STEPS ?= 2600
 SHELL := /bin/sh
@@ -16,7 +17,7 @@ OPENMP := $(call knows,-fopenmp-simd) -Wno-unknown-pragmas
 endif
 # Without the second flag compilers prefer 256-bit vectors on some machines that have 512, at half the speed.
 # Without the third a loop with a square root is not vectorised; NaN and infinity are as they were.
-NATIVE   := $(call knows,-march=native) $(call knows,-mprefer-vector-width=512) $(call knows,-fno-math-errno)
+NATIVE   := $(call knows,-march=$(if $(PORTABLE),x86-64-v2,native)) $(call knows,-mprefer-vector-width=512) $(call knows,-fno-math-errno)
 SANITIZERS := -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
 OPTIMIZE := $(if $(DEBUG),-O0 -g,-O3) $(if $(SANITIZE),-g $(SANITIZERS))
 WARNINGS := -Wall -Wextra $(call knows,-Wno-pass-failed) $(if $(WERROR),-Werror)

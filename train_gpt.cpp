@@ -645,6 +645,12 @@ struct Target {
     Target from(long i, long j) const {
         return {c + i * ldc + j, ldc, plus ? plus + i * ldc + j : nullptr, bias ? bias + j : nullptr};
     }
+    void put(real sum) const { *c = sum + (bias ? *bias : 0) + (plus ? *plus : 0); }
+    void put(vec sums) const {
+        if (bias) sums += *(const vec*)bias;
+        if (plus) sums += *(const vec*)plus;
+        *(vec*)c = sums;
+    }
 };
 
 // c (m,n) = sum over k of a(i,k) b(k,j), m <= MR, n <= V VL; a has MR rows, b is packed (K,NR)
@@ -658,28 +664,16 @@ template <int V> __attribute__((noinline)) void multiply_add(Target to, Matrix a
         for (int i = 0; i < MR; i++)
             for (int v = 0; v < V; v++) sums[i][v] += a.p[i * a.row] * row[v];
     }
+    if (m == MR && n == V * VL) {
+        for (int i = 0; i < MR; i++) for (int v = 0; v < V; v++) to.from(i, v * VL).put(sums[i][v]);
+        return;
+    }
     real edge[MR][V * VL];
-    for (int i = 0; i < MR; i++)
-        for (int v = 0; v < V; v++) {
-            if (m < MR || n < V * VL) {
-                *(vec*)(edge[i] + v * VL) = sums[i][v];
-                continue;
-            }
-            const Target t = to.from(i, v * VL);
-            vec sum = sums[i][v];
-            if (t.bias) sum += *(const vec*)t.bias;
-            if (t.plus) sum += *(const vec*)t.plus;
-            *(vec*)t.c = sum;
-        }
-    if (m < MR || n < V * VL)
-        for (int i = 0; i < m; i++)
-            for (int j = 0; j < n; j++) {
-                const Target t = to.from(i, j);
-                *t.c = edge[i][j] + (t.bias ? *t.bias : 0) + (t.plus ? *t.plus : 0);
-            }
+    for (int i = 0; i < MR; i++) for (int v = 0; v < V; v++) *(vec*)(edge[i] + v * VL) = sums[i][v];
+    for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) to.from(i, j).put(edge[i][j]);
 }
 
-// out (VL,VL) = in transposed, rows out_row and in_row apart. In round S every square of 2S x 2S swaps the quarters off
+// out (VL,VL) = in transposed; rows out_row and in_row apart. In round S every square of 2S x 2S swaps the quarters off
 // its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers.
 #if defined(__CUDACC__)                      // its front end does not know the shuffle
 inline void transpose(real* out, long out_row, const real* in, long in_row) {
@@ -703,25 +697,23 @@ inline void transpose(real* out, long out_row, const real* in, long in_row) {
 }
 #endif
 
-// panel (K,NR) = b; its columns from n on keep what they held, and come to nothing
-inline void pack_b(real* panel, Matrix b, int n, int K) {
-    if (b.col == 1) {
-        for (int k = 0; k < K; k++)
-            for (int j = 0; j < n; j += VL)
-                if (j + VL <= n) *(vec*)(panel + k * NR + j) = *(const vec*)(b.p + k * b.row + j);
-                else std::copy_n(b.p + k * b.row + j, n - j, panel + k * NR + j);
-        return;
-    }
-    for (int j0 = 0; j0 < n; j0 += VL) for (int k0 = 0; k0 < K; k0 += VL) {
-        real* to = panel + k0 * NR + j0;
-        const Matrix from = b.from(k0, j0);
-        if (b.row == 1 && j0 + VL <= n && k0 + VL <= K) transpose(to, NR, from.p, b.col);
-        else for (int k = 0; k < std::min(VL, K - k0); k++)
-            for (int j = 0; j < std::min(VL, n - j0); j++) to[k * NR + j] = from.p[k * b.row + j * b.col];
-    }
+// out (VL,VL) = the upper left corner of b, of which there are K rows and n columns; zeros beyond
+inline void copy_square(real* out, long out_row, Matrix b, int K, int n) {
+    if (b.row == 1 && n >= VL && K >= VL) return transpose(out, out_row, b.p, b.col);
+    for (int k = 0; k < VL; k++)
+        for (int j = 0; j < VL; j++) out[k * out_row + j] = k < K && j < n ? b.p[k * b.row + j * b.col] : 0;
 }
 
-// panels (M/MR,K,MR) = a, likewise
+// panel (K,NR) = b; columns beyond n are of no account
+inline void pack_b(real* panel, Matrix b, int n, int K) {
+    const int whole = b.col == 1 ? n / VL * VL : 0;          // columns that lie in vectors
+    for (int k = 0; k < K; k++)
+        for (int j = 0; j < whole; j += VL) *(vec*)(panel + k * NR + j) = *(const vec*)(b.p + k * b.row + j);
+    for (int k = 0; k < K; k += VL)
+        for (int j = whole; j < n; j += VL) copy_square(panel + k * NR + j, NR, b.from(k, j), K - k, n - j);
+}
+
+// panels (M/MR,K,MR) = a; rows beyond M are of no account
 inline void pack_a(real* panels, Matrix a, int M, int K) {
     for (int k0 = 0; k0 < K; k0 += 16)                       // a few k at a time, so that what is read stays at hand
         for (int i = 0; i < M; i += MR)
@@ -733,8 +725,51 @@ inline void pack_a(real* panels, Matrix a, int M, int K) {
             }
 }
 
+// sums (M,n) += a (M,R) b (R,n), n in vectors; a row of sums is TILE_N numbers long, one of a KC
+template <int R> void add_rows(vec* sums, const real* a, const real* b, long b_row, int M, int n) {
+    for (int j = 0; j < n; j++) {
+        vec rows[R];
+        for (int r = 0; r < R; r++) rows[r] = *(const vec*)(b + r * b_row + j * VL);
+        for (int i = 0; i < M; i++) {
+            vec sum = sums[i * TILE_N / VL + j];
+            for (int r = 0; r < R; r++) sum += a[i * KC + r] * rows[r];
+            sums[i * TILE_N / VL + j] = sum;
+        }
+    }
+}
+
+// The product when A has few rows, as when a model writes token by token: B is read once, straight from memory, which
+// takes longer than the arithmetic; in strips that are wide or high, as it lies there. The sums are those of
+// multiply_add, in the same order.
+inline void gemm_rows(Target to, Matrix a, Matrix b, int M, int N, int K) {
+    const int strip = b.col == 1 ? TILE_N : VL;
+    for (int j0 = 0; j0 < N; j0 += strip) for (int k0 = 0; k0 < K; k0 += KC) {
+        const int n = std::min(strip, N - j0), kn = std::min(KC, K - k0), wide = b.col == 1 ? n / VL : 0;
+        const Matrix a_k = a.from(0, k0), b_k = b.from(k0, j0);
+        real piece[MR * KC] = {};                            // of A; zeros beyond its end
+        vec sums[MR * TILE_N / VL] = {};
+        for (int i = 0; i < M; i++) for (int k = 0; k < kn; k++) piece[i * KC + k] = a_k.p[i * a.row + k * a.col];
+        int k = 0;
+        for (; k + 4 <= kn; k += 4) add_rows<4>(sums, piece + k, b_k.p + k * b.row, b.row, M, wide);
+        for (; k < kn; k++) add_rows<1>(sums, piece + k, b_k.p + k * b.row, b.row, M, wide);
+        for (int j = wide; j * VL < n; j++)                  // what does not lie in whole vectors
+            for (k = 0; k < kn; k += VL) {
+                real square[VL * VL];
+                copy_square(square, VL, b_k.from(k, j * VL), kn - k, n - j * VL);
+                add_rows<VL>(sums + j, piece + k, square, VL, M, 1);
+            }
+        const Target target = k0 ? Target{to.c, to.ldc, to.c} : to;
+        for (int i = 0; i < M; i++) {
+            const vec* row = sums + i * TILE_N / VL;
+            for (int j = 0; j < n / VL; j++) target.from(i, j0 + j * VL).put(row[j]);
+            for (int j = n / VL * VL; j < n; j++) target.from(i, j0 + j).put(row[j / VL][j % VL]);
+        }
+    }
+}
+
 // One tile, on one thread.
 inline void gemm_tile(Target to, Matrix a, Matrix b, int M, int N, int K) {
+    if (M <= MR) return gemm_rows(to, a, b, M, N, K);
     static thread_local std::vector<real> a_panels, b_panel(KC * NR);
     const int in_place = a.col == 1 ? M / MR * MR : 0;       // rows of A that are read where they are
     a_panels.resize(std::max<size_t>(a_panels.size(), (size_t)(M - in_place + MR - 1) / MR * MR * KC));
@@ -757,9 +792,10 @@ inline void gemm_tile(Target to, Matrix a, Matrix b, int M, int N, int K) {
 
 inline void gemm(Target to, Matrix a, Matrix b, int M, int N, int K) {
     int tile_m = TILE_M, tile_n = TILE_N;                    // narrower tiles copy nothing twice, lower ones B
+    const int enough = (M > MR ? 4 : 1) * omp_get_max_threads();
     auto tiles = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1); };
-    while (tiles() < 4 * omp_get_max_threads() && tile_n > NR) tile_n /= 2;
-    while (tiles() < 4 * omp_get_max_threads() && tile_m > 4 * MR) tile_m /= 2;
+    while (tiles() < enough && tile_n > NR) tile_n /= 2;
+    while (tiles() < enough && tile_m > 4 * MR) tile_m /= 2;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
     for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m) {
         gemm_tile(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
@@ -1081,7 +1117,7 @@ inline double sum_of_squares(const real* x, size_t n) {
 //   gradient_norm()                    L2 norm over all tensors
 //   update(adamw, scale, step)         with gradients times scale, which it then clears; step counts from 1
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
-//   logits(n, out)                     V logits of row n of the last forward or extend
+//   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   measure_peak(), describe(peak)     FLOP/s the machine can reach; one line about machine and memory
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
@@ -1236,11 +1272,11 @@ struct Model {
 
     void extend(const int* x, int B, int t0, int T) { blocks(x, B, t0, T, this->T); }
 
-    void logits(int n, float* out) {
-        std::vector<real> z(c.V);
+    void logits(int n, int step, int count, float* out) {
+        std::vector<real> z((size_t)count * c.V);
         Weights w = layout.at(weights.data(), 0);
-        gemm({z.data(), c.V}, {activations(0).lnf + (size_t)n * c.C, c.C, 1},
-             Matrix{c.tied ? w.wte : w.head_w, c.C, 1}.t(), 1, c.V, c.C);
+        gemm({z.data(), c.V}, {activations(0).lnf + (size_t)n * c.C, (long)step * c.C, 1},
+             Matrix{c.tied ? w.wte : w.head_w, c.C, 1}.t(), count, c.V, c.C);
         std::copy(z.begin(), z.end(), out);
     }
 
@@ -1775,9 +1811,10 @@ struct HeldOut {
 
 /* Draws a token from softmax(logits / temperature), cut to the top_k likeliest and then to the fewest of them whose
    probabilities reach top_p of their sum.     source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
-inline int pick(const std::vector<float>& logits, const Options& o, Rng& rng) {
-    for (float z : logits) if (!std::isfinite(z)) die("a logit is %g; are the model's weights finite?", z);
-    std::vector<int> ids(logits.size());
+inline int pick(const float* logits, int V, const Options& o, Rng& rng) {
+    for (int v = 0; v < V; v++)
+        if (!std::isfinite(logits[v])) die("a logit is %g; are the model's weights finite?", logits[v]);
+    std::vector<int> ids(V);
     std::iota(ids.begin(), ids.end(), 0);
     auto likelier = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
     if (o.temperature == 0) return *std::min_element(ids.begin(), ids.end(), likelier);
@@ -1812,7 +1849,7 @@ void generate(Model& model, const Options& o, const std::vector<int>& prompt, in
         std::vector<bool> ended(B, false);
         std::vector<Rng> rng;
         for (int b = 0; b < B; b++) rng.emplace_back(o.seed, first + b + 1);
-        std::vector<float> logits(V);
+        std::vector<float> logits((size_t)B * V);
         int held = 0;                                                        // tokens of each row that the model holds
         for (integer made = 0; made < o.tokens && std::count(ended.begin(), ended.end(), false); made++) {
             int length = rows[0].size();
@@ -1822,9 +1859,9 @@ void generate(Model& model, const Options& o, const std::vector<int>& prompt, in
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + held, row.end());
             model.extend(x.data(), B, held, length - held);
+            model.logits(length - held - 1, length - held, B, logits.data());
             for (int b = 0; b < B; b++) {
-                model.logits((b + 1) * (length - held) - 1, logits.data());
-                int token = pick(logits, o, rng[b]);
+                int token = pick(&logits[(size_t)b * V], V, o, rng[b]);
                 if (!ended[b] && token == eot) ended[b] = true;
                 if (!ended[b]) emit(first + b, token);
                 rows[b].push_back(token);
@@ -1872,7 +1909,7 @@ template <typename Model> void graph(Model& model) {
     for (int state = 0; state < (int)contexts; state++) {
         const std::string from = name(state);
         model.extend(x.data(), 1, 0, T);
-        model.logits(T - 1, logits.data());
+        model.logits(T - 1, 1, 1, logits.data());
         double highest = *std::max_element(logits.begin(), logits.end()), sum = 0;
         for (float z : logits) sum += std::exp(z - highest);
         for (int v = 0; v < V; v++)

@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
         model.extend(x.data(), 1, 0, T);
         std::vector<float> logits(c.V);
         for (int t = 0; t < T; t++) {
-            model.logits(t, logits.data());
+            model.logits(t, 1, 1, logits.data());
             fwrite(logits.data(), sizeof(float), c.V, stdout);
         }
     } catch (const Error& e) {

@@ -58,5 +58,15 @@ int main() {
         if (first.empty()) first = c;
         check(!memcmp(c.data(), first.data(), c.size() * sizeof c[0]), "gemm/%d threads: the same bits as 1", threads);
     }
+    // a row of C has the same bits whatever stands beside it: a sample does not depend on how many are made at once
+    for (bool turned : {false, true}) {
+        std::vector<float> whole((size_t)M * N), some((size_t)M * N);
+        const cpu::Matrix A = {a.data(), K, 1}, B = turned ? cpu::Matrix{b.data(), 1, K} : cpu::Matrix{b.data(), N, 1};
+        cpu::gemm({whole.data(), N}, A, B, M, N, K);
+        for (int rows : {1, 3, 8, 9, 64}) {
+            cpu::gemm({some.data(), N}, A.from(5, 0), B, rows, N, K);
+            check(!memcmp(some.data(), &whole[5 * N], sizeof(float) * rows * N), "gemm/%d rows%s: the same bits as among %d", rows, turned ? " (B turned)" : "", M);
+        }
+    }
     return failed > 0;
 }

@@ -123,7 +123,7 @@ static void run_case(Case& k) {
     };
     model.forward(x.data(), y.data(), w.data(), denominator, rows, T, false);
     std::vector<float> logits((size_t)rows * T * c.V);
-    for (int n = 0; n < rows * T; n++) model.logits(n, &logits[(size_t)n * c.V]);
+    model.logits(0, 1, rows * T, logits.data());
     compare_absolute("logits", need(need(tensors, "logits"), "logits"), logits.size(), [&](size_t i) { return logits[i]; });
     const size_t NC = (size_t)rows * T * c.C;
     compare_absolute("act.embed", Json(), NC, [&](size_t i) { return model.activations(0).embedded[i]; });
@@ -189,7 +189,7 @@ static void run_case(Case& k) {
             std::vector<float> z(c.V);
             for (int t = 0; t < c.T; t++) context[t] = need(k.expected, "states").items.at(s).string.at(t) - '0';
             model.extend(context.data(), 1, 0, c.T);
-            model.logits(c.T - 1, z.data());
+            model.logits(c.T - 1, 1, 1, z.data());
             double sum = 0;
             for (float v : z) sum += std::exp(v);
             for (int v = 0; v < c.V; v++)

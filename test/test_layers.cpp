@@ -200,7 +200,7 @@ static void promises() {
         for (int b = 0; b < B; b++) piece.insert(piece.end(), &x[b * T + t0], &x[b * T + t0] + n);
         cached.extend(piece.data(), B, t0, n);
         for (int b = 0; b < B; b++) {
-            batch.logits(b * T + t0 + n - 1, want.data()), cached.logits(b * n + n - 1, got.data());
+            batch.logits(b * T + t0 + n - 1, 1, 1, want.data()), cached.logits(b * n + n - 1, 1, 1, got.data());
             same = same && want == got;
         }
     }

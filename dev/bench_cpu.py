@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Times training steps of GPT-2 124M on the CPU: train_gpt, PyTorch, and llm.c where a checkout is given.
+
+    python3 dev/bench_cpu.py [--shapes 4x64,4x256,2x1024] [--rounds 3] [--steps 5] [--llmc DIR] [--threads N]
+
+Same model (12 layers, 768 channels, vocabulary 50257, tied head), same random tokens, whole steps: forward, backward,
+clipping, AdamW. The programs take turns, so that a machine which slows down slows all of them; figures are medians over
+the steps of all rounds, the first step of a run left out. Memory is the largest that a process held for itself (RssAnon).
+PyTorch (pip install torch numpy) runs in float32 and in bfloat16 autocast, with and without torch.compile, with fused
+AdamW. llm.c's program trains on B 4, T 64 only; it is compiled with gcc and its own flags, its best here.
+"""
+import argparse
+import array
+import json
+import os
+import random
+import re
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+L, NH, C, V = 12, 12, 768, 50257
+
+
+def write_shard(path, tokens):
+    with open(path, "wb") as f:
+        f.write(struct.pack("<3i", 20240520, 1, tokens).ljust(1024, b"\0"))
+        rng = random.Random(1)
+        array.array("H", (rng.randrange(V) for _ in range(tokens))).tofile(f)
+
+
+def watch(command, line_ms, enough, cwd=None, env=None):
+    """Runs a command, reads milliseconds from its lines, and ends it when there are enough; also its peak memory."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=env)
+    peak = 0
+
+    def poll():
+        nonlocal peak
+        while process.poll() is None:
+            try:
+                with open(f"/proc/{process.pid}/status") as f:
+                    found = re.search(r"RssAnon:\s+(\d+) kB", f.read())
+                peak = max(peak, int(found.group(1)) * 1024 if found else 0)
+            except OSError:
+                pass
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=poll)
+    watcher.start()
+    times, last = [], ""
+    for line in process.stdout:
+        last = line.strip() or last
+        if found := re.search(line_ms, line):
+            times.append(float(found.group(1)))
+        if len(times) >= enough:
+            process.kill()
+            break
+    process.wait()
+    watcher.join()
+    if len(times) < enough:
+        sys.exit(f"error: {' '.join(command)}: {last}")
+    return times[1:], peak
+
+
+def ours(B, T, steps, work, dtype):
+    out = os.path.join(work, "run")
+    command = ["./train_gpt", "train", "--train", f"{work}/tokens.bin", "--init", "d12", "--batch", str(B), "--context",
+               str(T), "--steps", str(steps + 2), "--sample-every", "0", "--dtype", dtype, "--out", out]
+    result = watch(command, r"^step .* (\d+) ms ", steps + 1)
+    subprocess.run(["rm", "-rf", out], check=True)
+    return result
+
+
+def torch_program(B, T, steps, work, dtype, compiled):
+    return watch([sys.executable, __file__, "--child", f"{B} {T} {steps + 1} {work}/tokens.bin {dtype} {int(compiled)}"],
+                 r"^step .* (\S+) ms$", steps + 1)
+
+
+def llmc(B, T, steps, work, directory):
+    build = os.path.join(work, "llmc")
+    if not os.path.exists(f"{build}/train_gpt2"):
+        os.makedirs(f"{build}/dev/data/tinyshakespeare", exist_ok=True)
+        subprocess.run(["gcc", "-Ofast", "-fno-finite-math-only", "-march=native", "-fopenmp", "-DOMP", "-o",
+                        f"{build}/train_gpt2", f"{directory}/train_gpt2.c", "-lm", "-lgomp"], check=True)
+        with open(f"{build}/gpt2_124M.bin", "wb") as f:
+            f.write(struct.pack("<8i", 20240326, 3, 1024, V, L, NH, C, 50304).ljust(1024, b"\0"))
+            rng = random.Random(2)
+            row = array.array("f", (rng.gauss(0, 0.02) for _ in range(1 << 20)))
+            left = 50304 * C + 1024 * C + L * (12 * C * C + 13 * C) + 2 * C
+            while left > 0:
+                row[:left].tofile(f)
+                left -= len(row)
+        for name in ("train", "val"):
+            os.symlink(f"{work}/tokens.bin", f"{build}/dev/data/tinyshakespeare/tiny_shakespeare_{name}.bin")
+    return watch(["./train_gpt2"], r"^step .*took (\S+) ms", steps + 1, cwd=build)
+
+
+def child(B, T, steps, tokens, dtype, compiled):
+    import numpy
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ln1, self.ln2 = nn.LayerNorm(C), nn.LayerNorm(C)
+            self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
+            self.fc, self.fcproj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+        def forward(self, x):
+            b, t, _ = x.shape
+            q, k, v = (z.view(b, t, NH, C // NH).transpose(1, 2) for z in self.qkv(self.ln1(x)).split(C, 2))
+            att = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.proj(att.transpose(1, 2).reshape(b, t, C))
+            return x + self.fcproj(F.gelu(self.fc(self.ln2(x)), approximate="tanh"))
+
+    class GPT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(1024, C)
+            self.blocks, self.lnf = nn.Sequential(*(Block() for _ in range(L))), nn.LayerNorm(C)
+            for p in self.parameters():
+                if p.dim() > 1:
+                    nn.init.normal_(p, 0, 0.02)
+
+        def forward(self, x, y):
+            h = self.wte(x) + self.wpe(torch.arange(x.shape[1]))
+            logits = F.linear(self.lnf(self.blocks(h)), self.wte.weight)
+            return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+    torch.manual_seed(1)
+    model = GPT()
+    run = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    data = torch.from_numpy(numpy.fromfile(tokens, dtype="<u2", offset=1024).astype(numpy.int64))
+    for step in range(steps):
+        start = time.perf_counter()
+        at = step * B * T
+        x, y = data[at:at + B * T].view(B, T), data[at + 1:at + B * T + 1].view(B, T)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            loss = run(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        print(f"step {step} loss {loss.item():.4f} {1e3 * (time.perf_counter() - start):.1f} ms", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="4x64,4x256,2x1024")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--llmc")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.child:
+        B, T, steps, tokens, dtype, compiled = a.child.split()
+        return child(int(B), int(T), int(steps), tokens, dtype, compiled == "1")
+    if a.threads:
+        os.environ["OMP_NUM_THREADS"] = str(a.threads)
+    with open("/proc/cpuinfo") as f:
+        cpu = re.search(r"model name\s*: (.*)", f.read())
+    print(f"{cpu.group(1) if cpu else 'CPU'}, {a.threads or os.cpu_count()} threads, medians of {a.rounds} x {a.steps} steps\n")
+    print("| batch x context | program | ms/step | tokens/s | memory, GB | train_gpt fp32 is faster by |\n|---|---|--:|--:|--:|--:|")
+    with tempfile.TemporaryDirectory() as work:
+        write_shard(f"{work}/tokens.bin", 1 << 16)
+        for shape in a.shapes.split(","):
+            B, T = map(int, shape.split("x"))
+            programs = [("train_gpt fp32", lambda: ours(B, T, a.steps, work, "fp32"))]
+            for dtype in ("fp32", "bf16"):
+                for compiled in (False, True):
+                    programs.append((f"PyTorch {dtype}{', compiled' if compiled else ''}",
+                                     lambda d=dtype, c=compiled: torch_program(B, T, a.steps, work, d, c)))
+            if a.llmc and (B, T) == (4, 64):
+                programs.append(("llm.c", lambda: llmc(B, T, min(a.steps, 3), work, a.llmc)))
+            times, memory = {name: [] for name, _ in programs}, dict.fromkeys((name for name, _ in programs), 0)
+            for _ in range(a.rounds):
+                for name, run in programs:
+                    found, peak = run()
+                    times[name] += found
+                    memory[name] = max(memory[name], peak)
+            base = statistics.median(times["train_gpt fp32"])
+            for name, _ in programs:
+                ms = statistics.median(times[name])
+                print(f"| {B} x {T} | {name} | {ms:.0f} | {B * T / ms * 1e3:.0f} | {memory[name] / 1e9:.2f} | {ms / base:.2f} |",
+                      flush=True)
+
+
+if __name__ == "__main__":
+    main()
