@@ -945,15 +945,17 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
     }
 }
 
-/* attention -- causal self-attention, a block of queries at a time, so that at most (64, T) scores exist per thread
+/* attention -- causal self-attention, a block of queries and of keys at a time: no more than (64, 512) scores a thread
    math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
+            With the keys of a block, the highest score so far may rise: what was summed up before then shrinks by
+            e^(before - now), and is divided by the sum of all e^s_j at the end.
    shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b exist
             out (B,T,C), lse (B,T,NH): of the T rows from t0 on. Training has t0 = 0, S = T; a sampler adds rows to qkv
             and asks for those only, which makes qkv its cache.
    cost     2 B T^2 C FLOPs (causal)
-   source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1; lse instead of p kept for backward: Dao 2023,
+   source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1; blocks, and lse kept for backward instead of p: Dao 2023,
             arXiv:2307.08691, algorithm 1 */
-constexpr int QUERIES = 64;
+constexpr int QUERIES = 64, KEYS = 512;
 
 inline void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
     const int HS = C / NH;
@@ -961,25 +963,33 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
     const real scale = 1 / std::sqrt(real(HS));
     #pragma omp parallel for collapse(3) schedule(dynamic)
     for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i0 = 0; i0 < T; i0 += QUERIES) {
-        static thread_local std::vector<real> scores;
+        static thread_local std::vector<real> scores(QUERIES * KEYS);
         const int queries = std::min(QUERIES, T - i0), keys = t0 + i0 + queries;
-        const real *k = qkv + (size_t)b * S * row + C + h * HS, *v = k + C, *q = k - C + (t0 + i0) * row;
-        scores.resize((size_t)queries * keys);
-        gemm_tile({scores.data(), keys}, {q, row, 1}, Matrix{k, row, 1}.t(), queries, keys, HS);
-        for (int i = 0; i < queries; i++) {
-            real *s = &scores[(size_t)i * keys], highest = s[0], sum = 0;
-            const int visible = t0 + i0 + i + 1;
-            #pragma omp simd reduction(max : highest)
-            for (int j = 0; j < visible; j++) highest = s[j] > highest ? s[j] : highest;
-            #pragma omp simd reduction(+ : sum)
-            for (int j = 0; j < visible; j++) sum += s[j] = fast_exp(scale * (s[j] - highest));
-            #pragma omp simd
-            for (int j = 0; j < visible; j++) s[j] /= sum;
-            std::fill(s + visible, s + keys, real(0));
-            lse[((size_t)b * T + i0 + i) * NH + h] = scale * highest + std::log(sum);
+        const Matrix q = {qkv + (size_t)b * S * row + h * HS, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
+        real* out_0 = out + ((size_t)b * T + i0) * C + h * HS;
+        real highest[QUERIES], sum[QUERIES] = {};
+        std::fill_n(highest, queries, -INFINITY);
+        for (int j0 = 0; j0 < keys; j0 += KEYS) {
+            const int n = std::min(KEYS, keys - j0);
+            gemm_tile({scores.data(), n}, q.from(t0 + i0, 0), k.from(j0, 0).t(), queries, n, HS);
+            for (int i = 0; i < queries; i++) {
+                const int visible = std::clamp(t0 + i0 + i + 1 - j0, 0, n);
+                real *s = &scores[(size_t)i * n], *out_i = out_0 + (size_t)i * C, high = highest[i], total = 0;
+                #pragma omp simd reduction(max : high)
+                for (int j = 0; j < visible; j++) high = s[j] > high ? s[j] : high;
+                #pragma omp simd reduction(+ : total)
+                for (int j = 0; j < visible; j++) total += s[j] = fast_exp(scale * (s[j] - high));
+                std::fill(s + visible, s + n, real(0));
+                const real shrink = fast_exp(scale * (highest[i] - high));
+                for (int c = 0; c < HS && j0; c++) out_i[c] *= shrink;
+                sum[i] = sum[i] * shrink + total, highest[i] = high;
+            }
+            gemm_tile({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
         }
-        gemm_tile({out + ((size_t)b * T + i0) * C + h * HS, C}, {scores.data(), keys, 1},
-                  {v, row, 1}, queries, HS, keys);
+        for (int i = 0; i < queries; i++) {
+            for (int c = 0; c < HS; c++) out_0[(size_t)i * C + c] /= sum[i];
+            lse[((size_t)b * T + i0 + i) * NH + h] = scale * highest[i] + std::log(sum[i]);
+        }
     }
 }
 
@@ -996,35 +1006,35 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
     const real scale = 1 / std::sqrt(real(HS));
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) {
-        static thread_local std::vector<real> p, dp;
+        static thread_local std::vector<real> p(QUERIES * KEYS), ds(QUERIES * KEYS);
         const size_t head = (size_t)b * T * row + h * HS;
-        const Matrix q = {qkv + head, row, 1}, k = {q.p + C, row, 1}, v = {q.p + 2 * C, row, 1};
-        real *dq = dqkv + head, *dk = dq + C, *dv = dq + 2 * C;
-        for (int t = 0; t < T; t++) for (int c = 0; c < HS; c++) dk[t * row + c] = dv[t * row + c] = 0;
-        for (int i0 = 0; i0 < T; i0 += QUERIES) {
-            const int queries = std::min(QUERIES, T - i0), keys = i0 + queries;
-            const Matrix q_i = {q.p + i0 * row, row, 1};
+        const Matrix q = {qkv + head, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
+        const Target dq = {dqkv + head, row}, dk = dq.from(0, C), dv = dq.from(0, 2 * C);
+        for (int t = 0; t < T; t++) for (int part = 0; part < 3; part++) std::fill_n(dq.from(t, part * C).c, HS, real(0));
+        for (int i0 = 0; i0 < T; i0 += QUERIES) for (int j0 = 0; j0 < std::min(T, i0 + QUERIES); j0 += KEYS) {
+            const int queries = std::min(QUERIES, T - i0), n = std::min(KEYS, i0 + queries - j0);
+            const Matrix q_i = q.from(i0, 0), k_j = k.from(j0, 0), v_j = v.from(j0, 0);
             const Matrix dout_i = {dout + ((size_t)b * T + i0) * C + h * HS, C, 1};
-            p.resize((size_t)queries * keys), dp.resize(p.size());
-            gemm_tile({p.data(), keys}, q_i, k.t(), queries, keys, HS);
-            gemm_tile({dp.data(), keys}, dout_i, v.t(), queries, keys, HS);
+            gemm_tile({p.data(), n}, q_i, k_j.t(), queries, n, HS);
+            gemm_tile({ds.data(), n}, dout_i, v_j.t(), queries, n, HS);
             for (int i = 0; i < queries; i++) {
-                const size_t n = (size_t)b * T + i0 + i;
-                real *p_i = &p[(size_t)i * keys], *ds_i = &dp[(size_t)i * keys], D = 0;
-                const real *dout_n = dout + n * C + h * HS, *out_n = out + n * C + h * HS, lse_n = lse[n * NH + h];
-                const int visible = i0 + i + 1;
-                for (int c = 0; c < HS; c++) D += dout_n[c] * out_n[c];
+                const size_t t = (size_t)b * T + i0 + i;
+                const real *dout_t = dout + t * C + h * HS, *out_t = out + t * C + h * HS, lse_t = lse[t * NH + h];
+                real *p_i = &p[(size_t)i * n], *ds_i = &ds[(size_t)i * n], D = 0;
+                const int visible = std::clamp(i0 + i + 1 - j0, 0, n);
+                for (int c = 0; c < HS; c++) D += dout_t[c] * out_t[c];
                 #pragma omp simd
                 for (int j = 0; j < visible; j++) {
-                    p_i[j] = fast_exp(scale * p_i[j] - lse_n);
+                    p_i[j] = fast_exp(scale * p_i[j] - lse_t);
                     ds_i[j] = scale * p_i[j] * (ds_i[j] - D);
                 }
-                std::fill(p_i + visible, p_i + keys, real(0)), std::fill(ds_i + visible, ds_i + keys, real(0));
+                std::fill(p_i + visible, p_i + n, real(0)), std::fill(ds_i + visible, ds_i + n, real(0));
             }
-            const Matrix P = {p.data(), keys, 1}, dS = {dp.data(), keys, 1};
-            gemm_tile({dq + i0 * row, row}, dS, k, queries, HS, keys);
-            gemm_tile({dk, row, dk}, dS.t(), q_i, keys, HS, queries);
-            gemm_tile({dv, row, dv}, P.t(), dout_i, keys, HS, queries);
+            const Matrix P = {p.data(), n, 1}, dS = {ds.data(), n, 1};
+            auto add = [&](Target to, Matrix a, Matrix b, int M, int K) { gemm_tile({to.c, row, to.c}, a, b, M, HS, K); };
+            add(dq.from(i0, 0), dS, k_j, queries, n);
+            add(dk.from(j0, 0), dS.t(), q_i, n, queries);
+            add(dv.from(j0, 0), P.t(), dout_i, n, queries);
         }
     }
 }

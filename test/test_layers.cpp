@@ -59,12 +59,24 @@ static void layers() {
         differentiate("layernorm dw", w.data(), w.size(), dw.data(), f);
         differentiate("layernorm db", b.data(), b.size(), db.data(), f);
     }
-    for (int T : {1, 7, 131}) {                                    // 131: three blocks of queries, the last one short
+    for (int T : {1, 7, 131, 600}) {                               // 600: ten blocks of queries and two of keys, the last ones short
         const int N = B * T;
         auto qkv = random_values(N * 3 * C), out = random_values(N * C), dout = random_values(N * C);
         std::vector<real> lse(N * NH), dqkv(qkv.size());
         auto f = [&] { cpu::attention_forward(out.data(), lse.data(), qkv.data(), B, 0, T, T, C, NH); return dot(out, dout); };
         f();
+        double worst = 0;
+        for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
+            const int HS = C / NH, row = 3 * C;
+            const real *q = &qkv[(size_t)(b * T + i) * row + h * HS], *k = &qkv[(size_t)b * T * row + C + h * HS];
+            std::vector<double> p(i + 1), sum(HS);
+            for (int j = 0; j <= i; j++) p[j] = std::exp(std::inner_product(q, q + HS, k + (size_t)j * row, 0.0) / std::sqrt(HS));
+            const double total = std::accumulate(p.begin(), p.end(), 0.0);
+            for (int j = 0; j <= i; j++) for (int c = 0; c < HS; c++) sum[c] += p[j] / total * k[(size_t)j * row + C + c];
+            for (int c = 0; c < HS; c++) keep_worst(worst, std::abs(sum[c] - out[(size_t)(b * T + i) * C + h * HS + c]));
+            keep_worst(worst, std::abs(std::log(total) - lse[(size_t)(b * T + i) * NH + h]));
+        }
+        check(worst <= 1e-12, "attention T=%d against plain loops: error %.1e", T, worst);
         cpu::attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), B, T, C, NH);
         differentiate(format("attention T=%d", T).c_str(), qkv.data(), qkv.size(), dqkv.data(), f);
     }
