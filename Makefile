@@ -3,6 +3,7 @@
 # make            everything; DEBUG=1 without optimization, SANITIZE=1 with address and undefined behaviour sanitizers,
 #                 PORTABLE=1 for any x86-64 of the last decade, or any ARM, rather than for this machine
 # make baby       the smallest GPT and its state graph; make fuzz: libFuzzer targets in build/ (needs clang++)
+# make study      the product, attention and the optimizer in steps, from naive to shipped: build/study_gemm, ...
 STEPS ?= 2600
 SHELL := /bin/sh
 comma := ,
@@ -25,6 +26,7 @@ CXXFLAGS ?= -std=c++20 $(OPTIMIZE) $(NATIVE) $(WARNINGS)
 
 TOOLS := build/corpus build/shards
 TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
+STUDY := $(patsubst dev/cpu/%.cpp,build/study_%,$(wildcard dev/cpu/*.cpp))
 FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges llmc options)
 
 FILES := $(wildcard dev/data/*.h)
@@ -38,6 +40,10 @@ $(TOOLS): build/%: dev/data/%.cpp $(FILES)
 $(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.cpp) $(FILES)
 	@mkdir -p build
 	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(if $(filter %test_layers,$@),-DREAL=double) $< -o $@
+$(STUDY): build/study_%: dev/cpu/%.cpp dev/cpu/bench.h test/check.h train_gpt.cpp $(FILES)
+	@mkdir -p build
+	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@ -ldl
+study: $(STUDY)
 $(FUZZ): build/fuzz_%: test/fuzz.cpp train_gpt.cpp $(FILES)
 	@mkdir -p build
 	clang++ -std=c++20 -O1 -g -fsanitize=fuzzer $(SANITIZERS) -Wno-unknown-pragmas -DTARGET=$* $< -o $@
@@ -55,9 +61,9 @@ run: train_gpt $(CORPUS)/val.json
 	  --init custom --layers 3 --heads 2 --channels 96 --context 256 --batch 4 --lr 5e-3 --min-lr 0 --warmup 100 --schedule linear --steps $(STEPS) \
 	  --eval-every 500 --eval-rows 0 --sample-every 500 --out runs/default
 
-test: all $(TESTS)
+test: all $(TESTS) $(STUDY)
 	@GOMP_SPINCOUNT=1000 test/run.sh
-stress: all $(TESTS)
+stress: all $(TESTS) $(STUDY)
 	@GOMP_SPINCOUNT=1000 STRESS=1 test/run.sh
 test-hf: all
 	CXX="$(CXX)" test/hf.sh
@@ -74,4 +80,4 @@ baby: train_gpt
 
 clean:
 	rm -rf build train_gpt
-.PHONY: all run test stress baby fuzz test-hf clean
+.PHONY: all run test stress study baby fuzz test-hf clean

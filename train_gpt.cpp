@@ -4,7 +4,7 @@
    reads and writes Hugging Face checkpoints. It is also written to be the reference that faster kernels are checked
    against: such a program includes this file and replaces sections 5 and 6.
    It does not do dropout, other architectures than GPT-2, or intrinsics: what is fast here is fast because of loop
-   order, vector types in one function, and the compiler.
+   order, vector types in the matrix product, and the compiler.
 
      make run                                              build, make a corpus, train on it, show what it learned
      ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --init d6 --out runs/a
@@ -60,12 +60,12 @@ using flag = bool;
     X(integer, steps,           0,            "1..1000000000000",             "tR",  "optimizer steps [--epochs decides]") \
     X(number,  epochs,          1,            "0.000001..1000000",            "tR",  "passes over the training data") \
     X(number,  lr,              6e-4,         "0..1000",                      "t",   "highest learning rate") \
-    X(number,  min_lr,          -1,           "0..1000",                      "t",   "lowest learning rate [0.1 x lr]") \
+    X(number,  min_lr,          -1,           "0..1000",                      "t",   "lowest learning rate; wsd falls to 0 [0.1 x lr]") \
     X(integer, warmup,          0,            "0..1000000000000",             "t",   "steps of linear warm-up") \
     X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",   "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
     X(number,  beta1,           0.9,          "0..0.999999999",               "t",   "AdamW: decay of the mean gradient") \
     X(number,  beta2,           0.95,         "0..0.999999999",               "t",   "AdamW: decay of the mean squared gradient") \
-    X(number,  eps,             1e-8,         "0..1",                         "t",   "AdamW: added to the root") \
+    X(number,  eps,             1e-8,         "1e-30..1",                        "t",   "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",   "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",   "largest gradient norm; 0 = off") \
     X(text,    dtype,           "fp32",       "fp32",                         "tseg","number format of the computation") \
@@ -129,10 +129,11 @@ template <typename T> void parse_value(const std::string& name, const char* s, c
     } else if constexpr (std::is_same_v<T, flag>) {
         out = strcmp(s, "0") != 0;
     } else {
-        const bool whole = std::is_same_v<T, integer>;
+        constexpr bool whole = std::is_same_v<T, integer>;
         char* end;
         errno = 0;
-        out = whole ? strtoll(s, &end, 10) : strtod(s, &end);
+        if constexpr (whole) out = strtoll(s, &end, 10);
+        else out = strtod(s, &end);
         const bool plain = strspn(s, "+-.0123456789eE") == strlen(s);        // no blanks, nan, inf or hexadecimal
         if (end == s || *end || !plain) wrong(whole ? "not an integer" : "not a number");
         const char* dots = strstr(allowed, "..");
@@ -166,7 +167,7 @@ inline void print_help() {
     }
     fputs("\nA first SIGINT or SIGTERM saves after the step, a second ends at once. Exit 0: done; 1: data, files or\n"
           "memory; 2: command line. Step lines: GFLOP/s counts 6 P + 6 L C T floating point operations a token (P\n"
-          "parameters; causal attention counted once), and % is of the peak measured at the start.\n", stdout);
+          "parameters; causal attention counted once), and % is of the highest rate measured, at the start or since.\n", stdout);
 }
 
 // Fills o from the words after the program's name. Dies with exit 2 on anything unknown, repeated or out of range.
@@ -203,7 +204,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
         if (v.empty()) die_usage("%s: %s is missing", o.verb.c_str(), dashed(name).c_str());
     };
     if (o.has("steps") && o.has("epochs")) die_usage("--epochs: give --steps or --epochs, not both");
-    if (o.has("rows") && o.rows == "sliding" && o.verb == "eval") die_usage("--rows sliding: not for eval");
+    if (o.rows == "sliding" && o.verb == "eval") die_usage("--rows sliding: not for eval");
     while (o.out.size() > 1 && o.out.back() == '/') o.out.pop_back();
     if (o.verb == "train") {
         need("out", o.out);
@@ -486,7 +487,7 @@ struct ValidationRows {
             shards.back()->check_tokens(V);
             if (rows == "documents") split_documents(T);
             else for (size_t i = 0, n = shards.back()->count; i + 1 < n; i += sliding ? 1 : T) {
-                if (sliding && i + T >= n) break;
+                if ((sliding && i + T >= n) || (limit && spans.size() == limit)) break;
                 spans.push_back({(int)shards.size() - 1, i, (int)std::min<size_t>(T, n - 1 - i)});
             }
         }
@@ -567,12 +568,12 @@ struct AdamW { double lr, beta1, beta2, eps, weight_decay; };
 /* AdamW, one weight. m and v are the running means of g and g^2.
    math     m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
             w = (1 - lr decay) w - lr (m / correction1) / (sqrt(v / correction2) + eps),   correction = 1 - beta^t
-   here     keep = 1 - lr decay,   rate = lr / correction1,   root = 1 / sqrt(correction2);   t counts steps from 1
+   here     new = 1 - beta,   keep = 1 - lr decay,   rate = lr / correction1,   root = 1 / sqrt(correction2);   t counts
+            steps from 1
    source   Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2 */
-HD void adamw_step(real& w, real& m, real& v, real g, real beta1, real beta2, real eps, real keep, real rate,
-                   real root) {
-    m = beta1 * m + (1 - beta1) * g;
-    v = beta2 * v + (1 - beta2) * g * g;
+HD void adamw_step(real& w, real& m, real& v, real g, real new1, real new2, real eps, real keep, real rate, real root) {
+    m += new1 * (g - m);
+    v += new2 * (g * g - v);
     w = keep * w - rate * m / (root * std::sqrt(v) + eps);
 }
 
@@ -645,7 +646,11 @@ struct Target {
     Target from(long i, long j) const {
         return {c + i * ldc + j, ldc, plus ? plus + i * ldc + j : nullptr, bias ? bias + j : nullptr};
     }
-    void put(real sum) const { *c = sum + (bias ? *bias : 0) + (plus ? *plus : 0); }
+    void put(real sum) const {
+        if (bias) sum += *bias;
+        if (plus) sum += *plus;
+        *c = sum;
+    }
     void put(vec sums) const {
         if (bias) sums += *(const vec*)bias;
         if (plus) sums += *(const vec*)plus;
@@ -725,7 +730,7 @@ inline void pack_a(real* panels, Matrix a, int M, int K) {
             }
 }
 
-// sums (M,n) += a (M,R) b (R,n), n in vectors; a row of sums is TILE_N numbers long, one of a KC
+// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are TILE_N numbers apart, rows of a KC
 template <int R> void add_rows(vec* sums, const real* a, const real* b, long b_row, int M, int n) {
     for (int j = 0; j < n; j++) {
         vec rows[R];
@@ -791,15 +796,14 @@ inline void gemm_tile(Target to, Matrix a, Matrix b, int M, int N, int K) {
 }
 
 inline void gemm(Target to, Matrix a, Matrix b, int M, int N, int K) {
-    int tile_m = TILE_M, tile_n = TILE_N;                    // narrower tiles copy nothing twice, lower ones B
+    int tile_m = TILE_M, tile_n = TILE_N;                    // lower tiles copy B more often, narrower ones at most A
     const int enough = (M > MR ? 4 : 1) * omp_get_max_threads();
     auto tiles = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1); };
     while (tiles() < enough && tile_n > NR) tile_n /= 2;
     while (tiles() < enough && tile_m > 4 * MR) tile_m /= 2;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
-    for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m) {
+    for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m)
         gemm_tile(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
-    }
 }
 
 // Multiply-adds of all threads on numbers in registers, in FLOP/s: what gemm() can reach at best.
@@ -945,7 +949,7 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
     }
 }
 
-/* attention -- causal self-attention, a block of queries and of keys at a time: no more than (64, 512) scores a thread
+/* attention -- causal self-attention, a block of queries and of keys at a time: a thread holds (64,512) scores at most
    math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
             With the keys of a block, the highest score so far may rise: what was summed up before then shrinks by
             e^(before - now), and is divided by the sum of all e^s_j at the end.
@@ -1071,7 +1075,7 @@ inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, c
             real *z = logits + (size_t)r * V, highest = z[0], sum = 0;
             logprob[n] = 0, best[n] = -1;
             if (y[n] < 0) {
-                std::fill(z, z + V, real(0));
+                if (dx) std::fill(z, z + V, real(0));
                 continue;
             }
             #pragma omp simd reduction(max : highest)
@@ -1097,6 +1101,20 @@ inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, c
     return loss;
 }
 
+/* adamw -- one step of the optimizer for n weights, with gradients times scale, which it then clears
+   math     adamw_step(); step counts from 1
+   cost     32 bytes a weight: w, m, v and g are read and written */
+inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const AdamW& o, double decay, double scale,
+                         integer step) {
+    const real new1 = 1 - o.beta1, new2 = 1 - o.beta2, eps = o.eps, factor = scale, keep = 1 - o.lr * decay;
+    const real rate = o.lr / (1 - std::pow(o.beta1, step)), root = 1 / std::sqrt(1 - std::pow(o.beta2, step));
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        adamw_step(w[i], m[i], v[i], factor * g[i], new1, new2, eps, keep, rate, root);
+        g[i] = 0;
+    }
+}
+
 // Sum of squares in double, over fixed blocks that are added up in order.
 inline double sum_of_squares(const real* x, size_t n) {
     const size_t block = 1 << 15;
@@ -1114,7 +1132,7 @@ inline double sum_of_squares(const real* x, size_t n) {
 }  // namespace cpu
 
 // ---- 6. model -------------------------------------------------------------------------------------------------------
-// What train(), checkpoints and the verbs need of a model; cpu::Model is here, gpu::Model in train_gpt.cu.
+// What train(), checkpoints and the verbs need of a model, and cpu::Model, which is one.
 //   Model(config, B, T, training)      allocates for at most B rows of T tokens, once; dies if that does not fit
 //   initialize(seed)                   fresh weights
 //   forward(x, y, weight, denominator, B, T, backward)
@@ -1132,13 +1150,19 @@ inline double sum_of_squares(const real* x, size_t n) {
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
 
-inline size_t available_memory() {                           // bytes; SIZE_MAX where the system does not say
-    FILE* f = fopen("/proc/meminfo", "r");
-    size_t kb = 0;
-    char line[128];
-    while (f && fgets(line, sizeof line, f)) if (sscanf(line, "MemAvailable: %zu kB", &kb) == 1) break;
-    if (f) fclose(f);
-    return kb ? kb * 1024 : SIZE_MAX;
+// Bytes that could be had, of the machine and of the container; SIZE_MAX where the system does not say.
+inline size_t available_memory() {
+    auto field = [](const char* path, const char* pattern) {
+        size_t value = SIZE_MAX;
+        char line[128];
+        FILE* f = fopen(path, "r");
+        while (f && fgets(line, sizeof line, f)) if (sscanf(line, pattern, &value) == 1) break;
+        if (f) fclose(f);
+        return value;
+    };
+    const size_t kb = field("/proc/meminfo", "MemAvailable: %zu"), machine = kb == SIZE_MAX ? kb : kb * 1024;
+    const size_t limit = field("/sys/fs/cgroup/memory.max", "%zu"), used = field("/sys/fs/cgroup/memory.stat", "anon %zu");
+    return std::min(machine, limit == SIZE_MAX || used == SIZE_MAX ? limit : limit - std::min(limit, used));
 }
 
 namespace cpu {
@@ -1265,19 +1289,10 @@ struct Model {
     double gradient_norm() const { return std::sqrt(sum_of_squares(gradients.data(), gradients.size)); }
 
     void update(const AdamW& o, double scale, integer step) {
-        const real beta1 = o.beta1, beta2 = o.beta2, eps = o.eps, factor = scale;
-        const real rate = o.lr / (1 - std::pow(o.beta1, step)), root = 1 / std::sqrt(1 - std::pow(o.beta2, step));
-        for (const Tensor& t : layout.tensors) {
-            if (!t.present) continue;
-            real *w = weights.data() + t.offset, *g = gradients.data() + t.offset, *m = moment1.data() + t.offset,
-                 *v = moment2.data() + t.offset;
-            const real keep = t.decays() ? 1 - o.lr * o.weight_decay : 1;
-            #pragma omp parallel for simd schedule(static)
-            for (size_t i = 0; i < t.count(); i++) {
-                adamw_step(w[i], m[i], v[i], factor * g[i], beta1, beta2, eps, keep, rate, root);
-                g[i] = 0;
-            }
-        }
+        for (const Tensor& t : layout.tensors)
+            if (t.present)
+                adamw_update(weights.data() + t.offset, moment1.data() + t.offset, moment2.data() + t.offset,
+                             gradients.data() + t.offset, t.count(), o, t.decays() ? o.weight_decay : 0, scale, step);
     }
 
     void extend(const int* x, int B, int t0, int T) { blocks(x, B, t0, T, this->T); }
@@ -1707,10 +1722,10 @@ void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
         for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k));
         const Batch b(rows);
         model.forward(b.x.data(), b.y.data(), nullptr, 1, b.B, b.T, false);
-        for (size_t n = 0; n < b.y.size(); n++)
-            if (b.y[n] >= 0 && !std::isfinite(model.logprob[n]))
-                die("row %zu: a log-probability is %g; are the model's weights finite?", i + n / b.T,
-                    (double)model.logprob[n]);
+        for (size_t k = 0; k < b.y.size(); k++)
+            if (b.y[k] >= 0 && !std::isfinite(model.logprob[k]))
+                die("row %zu: a log-probability is %g; are the model's weights finite?", i + k / b.T,
+                    (double)model.logprob[k]);
         for (int r = 0; r < b.B; r++) each(i + r, rows[r], &model.logprob[r * b.T], &model.best[r * b.T]);
     }
 }
@@ -1951,7 +1966,8 @@ struct RunDirectory {
         if (error) die("%s: cannot create: %s", name, error.message().c_str());
         lock = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (lock < 0) die("%s: cannot open: %s", name, strerror(errno));
-        if (flock(lock, LOCK_EX | LOCK_NB) != 0) die("%s: another train_gpt is writing there", name);
+        if (flock(lock, LOCK_EX | LOCK_NB) != 0)
+            die("%s: %s", name, errno == EWOULDBLOCK ? "another train_gpt is writing there" : strerror(errno));
         if (!resume && !fs::is_empty(path, error))
             die("%s: is not empty; choose another --out, or go on with --resume", name);
         for (const std::string& entry : entries_of(path))                                // left by a killed run
@@ -2025,6 +2041,7 @@ struct Display {
     double peak, flops_per_token, floor, val_loss = NAN;
     integer steps;
 
+    ~Display() { if (midline) printf("\n"); }                // what follows may be an error
     std::string sparkline() const {
         const int width = 12;
         if (losses.size() < 2) return "";
@@ -2040,14 +2057,14 @@ struct Display {
         losses.push_back(losses.empty() ? loss : 0.9 * losses.back() + 0.1 * loss);
         ms = ms == 0 ? step_ms : 0.9 * ms + 0.1 * step_ms;
         const double rate = tokens / step_ms * 1e3, flops = rate * flops_per_token;
-        const double left = ms * (steps - step) / 1e3;
+        const integer left = ms * (steps - step) / 1e3;
         peak = std::max(peak, flops);                        // measured beside other work it came out too low
         std::string line = format("step %lld/%lld  loss %.4f", step, steps, loss);
         if (std::isfinite(floor)) line += format(" (floor %.4f)", floor);
         if (std::isfinite(val_loss)) line += format("  val %.4f", val_loss);
-        line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %.1f GFLOP/s (%.0f%%)  ETA %d:%02d:%02d", norm, lr,
-                       step_ms, rate, flops / 1e9, 100 * flops / peak, int(left / 3600), int(left / 60) % 60,
-                       int(left) % 60);
+        line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %.1f GFLOP/s (%.0f%%)  ETA %lld:%02d:%02d", norm, lr,
+                       step_ms, rate, flops / 1e9, 100 * flops / peak, left / 3600, int(left / 60 % 60),
+                       int(left % 60));
         midline = terminal;
         if (terminal) printf("\r%s%s\x1b[K", line.c_str(), sparkline().c_str());
         else printf("%s\n", line.c_str());
@@ -2136,7 +2153,7 @@ inline Position resume_position(Options& o, const std::string& from) {
 }
 
 template <typename Model> void train(Options o) {
-    // A new directory is made when everything else is known to be right; an old one is held from the start.
+    // A new directory is made when the model has its memory; an old one is held from the start.
     std::optional<RunDirectory> run;
     if (o.resume) run.emplace(o.out, true);
 
@@ -2153,6 +2170,10 @@ template <typename Model> void train(Options o) {
     beside.push_back(directory_of(glob_files(o.train, "--train")[0]));
     if (start) beside.push_back(start->directory);
     std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, beside);
+    if (from.empty() && start && o.tokenizer.empty())
+        if (auto own = find_tokenizer("", {start->directory}); own && own->merges_txt() != tokenizer->merges_txt())
+            die("%s: another tokenizer than that of %s stands beside it; encode the text with the model's, or say which "
+                "is right with --tokenizer", beside[0].c_str(), start->directory.c_str());
     const Config c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
     const int B = o.batch, T = o.context, eot = end_of_text(tokenizer.get(), c.V);
     const int known = tokenizer ? tokenizer->vocab() : c.V;          // tokens of the data must be below
@@ -2177,8 +2198,8 @@ template <typename Model> void train(Options o) {
     const HeldOut held_out(o, known, T, eot);
     const double floor = held_out.floor;
 
-    if (!run) run.emplace(o.out, false);
     Model model(c, B, T, true);
+    if (!run) run.emplace(o.out, false);
     if (start) load_tensors(model, WEIGHT, start->tensors, start->path);
     else model.initialize(o.seed);
     if (!from.empty()) {
@@ -2257,9 +2278,9 @@ template <typename Model> void train(Options o) {
         model.update(now, o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0, step);
         position.step = step;
         const double ms = (seconds() - began) * 1e3, tokens = std::min<double>(step * (double)per_step, end) * T;
-        display.step(step, loss, norm, lr, ms, o.tokens_per_step);
+        display.step(step, loss, norm, lr, ms, there * T);
         log("step", {{"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
-                     {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", o.tokens_per_step / ms * 1e3)},
+                     {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", there * T / ms * 1e3)},
                      {"tokens", format("%.0f", tokens)}});
         auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
         if (held_out.val && due(o.eval_every)) evaluate();

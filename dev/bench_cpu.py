@@ -140,7 +140,7 @@ def child(B, T, steps, tokens, dtype, compiled):
     data = torch.from_numpy(numpy.fromfile(tokens, dtype="<u2", offset=1024).astype(numpy.int64))
     for step in range(steps):
         start = time.perf_counter()
-        at = step * B * T
+        at = step * B * T % (len(data) - B * T)
         x, y = data[at:at + B * T].view(B, T), data[at + 1:at + B * T + 1].view(B, T)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
             loss = run(x, y)

@@ -19,6 +19,7 @@ run() {
 }
 run build/test_layers
 run build/test_gemm
+for study in build/study_*; do run "$study" --check; done
 run build/test_golden test/golden/*/
 run build/test_options
 run build/test_files

@@ -235,6 +235,9 @@ static void runs() {
         check(code == 1 && line.rfind("error: ", 0) == 0 && line.find("File too large") != line.npos && newest(out) == before && damage.empty(),
               "run/no file above %d bytes: %s", (int)limit, line.c_str());
     }
+    code = execute({"./train_gpt", "train", "--train", DIR + "train.bin", "--init", "d48", "--context", "16", "--batch", "1000000", "--out", out + "_huge"});
+    check(code == 1 && last_line().rfind("error: not enough memory: ", 0) == 0 && last_line().find("GB available; lower --batch or --context") != std::string::npos,
+          "run/a batch beyond the memory: %s", last_line().c_str());
     write_file(DIR + "plain", "x");
     code = execute(command(DIR + "plain/out"));
     check(code == 1 && last_line() == "error: " + DIR + "plain/out: cannot create: Not a directory", "run/a directory that cannot be made: %s", last_line().c_str());

@@ -162,7 +162,7 @@ static void scalars() {
         check(std::abs(lr - r.lr) <= 1e-9, "scalar/lr_at %s %lld: %.4f, expected %.4f", r.kind, (long long)r.it, lr, r.lr);
     }
     real w = 1, m = 0.1, v = 0.2;
-    adamw_step(w, m, v, real(0.5), real(0.9), real(0.99), real(1e-8), real(1 - 0.01 * 0.1), real(0.01 / 0.19), real(1 / std::sqrt(0.0199)));
+    adamw_step(w, m, v, real(0.5), real(0.1), real(0.01), real(1e-8), real(1 - 0.01 * 0.1), real(0.01 / 0.19), real(1 / std::sqrt(0.0199)));
     check(std::abs(m - 0.14) <= 1e-12 && std::abs(v - 0.2005) <= 1e-12 &&
               std::abs(w - (0.999 - 0.01 * (0.14 / 0.19) / (std::sqrt(0.2005 / 0.0199) + 1e-8))) <= 1e-12, "scalar/adamw_step");
 }

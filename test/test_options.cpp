@@ -73,7 +73,7 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"train --lr 1,5", "--lr 1,5: not a number"},
     {"train --beta1 1", "--beta1 1: must lie in 0..0.999999999"},
     {"train --beta2 1.5", "--beta2 1.5: must lie in 0..0.999999999"},
-    {"train --eps 2", "--eps 2: must lie in 0..1"},
+    {"train --eps 2", "--eps 2: must lie in 1e-30..1"},
     {"train --clip -1", "--clip -1: must lie in 0..1e30"},
     {"train --epochs 0", "--epochs 0: must lie in 0.000001..1000000"},
     {"train --steps 3 --epochs 2 --train a --out OUT", "--epochs: give --steps or --epochs, not both"},

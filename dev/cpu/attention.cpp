@@ -1,0 +1,67 @@
+/* dev/cpu/attention.cpp -- causal self-attention, forward, in steps.          make study && build/study_attention
+
+   naive        a row of scores for every query, plain loops: the dot products are sums in one order, which no compiler
+                may turn into vector code
+   simd         `omp simd` permits any order, exactly there; and fast_exp has no branches, so that it, too, becomes
+                vector code
+   blocks       64 queries against up to 512 keys at a time, with a running softmax, so that scores and output are
+                matrix products: cpu::attention_forward itself
+
+   FLOPs are counted for causal attention: 2 B T^2 C. */
+#include "bench.h"
+
+template <bool SIMD> static void rows(float* out, const float* qkv, int B, int T, int C, int NH) {
+    const int HS = C / NH;
+    const size_t row = 3 * (size_t)C;
+    #pragma omp parallel for collapse(3) schedule(dynamic, 16)
+    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
+        std::vector<float> p(i + 1);
+        const float *q = qkv + ((size_t)b * T + i) * row + h * HS, *k = qkv + (size_t)b * T * row + C + h * HS, *v = k + C;
+        float highest = -INFINITY, sum = 0, *out_i = out + ((size_t)b * T + i) * C + h * HS;
+        for (int j = 0; j <= i; j++) {
+            float dot = 0;
+            if (SIMD) {
+                #pragma omp simd reduction(+ : dot)
+                for (int c = 0; c < HS; c++) dot += q[c] * k[j * row + c];
+            } else {
+                for (int c = 0; c < HS; c++) dot += q[c] * k[j * row + c];
+            }
+            p[j] = dot / std::sqrt((float)HS), highest = std::max(highest, p[j]);
+        }
+        for (int j = 0; j <= i; j++) sum += p[j] = SIMD ? fast_exp(p[j] - highest) : std::exp(p[j] - highest);
+        std::fill_n(out_i, HS, 0.0f);
+        for (int j = 0; j <= i; j++) for (int c = 0; c < HS; c++) out_i[c] += p[j] / sum * v[j * row + c];
+    }
+}
+
+static void ladder(int B, int T, int C, int NH, bool timed) {
+    const int HS = C / NH;
+    const std::vector<float> qkv = random_floats((size_t)B * T * 3 * C, 1);
+    std::vector<float> out((size_t)B * T * C), lse((size_t)B * T * NH);
+    std::vector<double> want(out.size());
+    #pragma omp parallel for collapse(3)
+    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
+        std::vector<double> p(i + 1);
+        auto at = [&](int t, int part, int c) { return (double)qkv[((size_t)b * T + t) * 3 * C + part * C + h * HS + c]; };
+        double sum = 0;
+        for (int j = 0; j <= i; j++) {
+            for (int c = 0; c < HS; c++) p[j] += at(i, 0, c) * at(j, 1, c);
+            sum += p[j] = std::exp(p[j] / std::sqrt(HS));
+        }
+        for (int j = 0; j <= i; j++) for (int c = 0; c < HS; c++) want[((size_t)b * T + i) * C + h * HS + c] += p[j] / sum * at(j, 2, c);
+    }
+    // scores of about 1 with sqrt(HS) roundings of 2^-24, an exponential of 2 ulp, and sums over T
+    climb(format("attention B=%d T=%d C=%d NH=%d", B, T, C, NH), timed, COMPUTE, 2.0 * B * T * T * C, [&] { std::fill(out.begin(), out.end(), NAN); },
+          {{out.data(), want, 4 * (std::sqrt(HS) + std::sqrt(T) + 4) * 0x1p-24}},
+          {{"naive", [&] { rows<false>(out.data(), qkv.data(), B, T, C, NH); }},
+           {"simd", [&] { rows<true>(out.data(), qkv.data(), B, T, C, NH); }},
+           {"blocks (cpu::attention_forward)", [&] { cpu::attention_forward(out.data(), lse.data(), qkv.data(), B, 0, T, T, C, NH); }}});
+}
+
+int main(int argc, char** argv) {
+    const bool timed = argc < 2 || strcmp(argv[1], "--check");
+    ladder(2, 7, 15, 3, timed);
+    ladder(1, 600, 24, 2, timed);
+    if (timed) ladder(4, 256, 768, 12, timed), ladder(2, 1024, 768, 12, timed);
+    return failed > 0;
+}

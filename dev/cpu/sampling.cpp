@@ -1,0 +1,43 @@
+/* dev/cpu/sampling.cpp -- one more token for each of B texts, in steps.          make study && build/study_sampling
+
+   recompute     the whole text through the model, for the last row of logits
+   cache         the new token alone; keys and values of those before it are kept: Model::extend. All weights are used
+                 once a token, so that reading them is the least it can take. (They are read where they lie, without
+                 the copying that pays in larger products: gemm_rows in train_gpt.cpp.)
+
+   Bytes are those of the weights, once, however many texts there are: 4 for every parameter but wpe. */
+#include "bench.h"
+
+static void ladder(const Config& c, int B, int held, bool timed) {
+    cpu::Model model(c, B, held + 24, false), whole(c, B, held + 24, false);
+    model.initialize(1), whole.initialize(1);
+    std::vector<int> x((size_t)B * (held + 24));
+    Rng rng(3);
+    for (int& token : x) token = (int)rng.below(c.V);
+    const int T = held + 24;
+    std::vector<float> logits((size_t)B * c.V);
+    auto tokens = [&](int from, int n) {                     // of every text
+        std::vector<int> v;
+        for (int b = 0; b < B; b++) v.insert(v.end(), &x[(size_t)b * T + from], &x[(size_t)b * T + from] + n);
+        return v;
+    };
+    auto recompute = [&](int n) { whole.extend(tokens(0, n).data(), B, 0, n), whole.logits(n - 1, n, B, logits.data()); };
+    recompute(held + 1);
+    const std::vector<double> want(logits.begin(), logits.end());
+    int at = held;
+    model.extend(tokens(0, held).data(), B, 0, held);
+    climb(format("sampling L=%d C=%d V=%d, %d texts of %d tokens", c.L, c.C, c.V, B, held), timed, READ,
+          4.0 * (model.layout.parameters - (size_t)c.T * c.C), [&] { std::fill(logits.begin(), logits.end(), NAN), at = held; },
+          {{logits.data(), want, 1e-5}},
+          {{"recompute", [&] { recompute(held + 1); }},
+           {"cache", [&] { model.extend(tokens(at, 1).data(), B, at, 1), model.logits(0, 1, B, logits.data()), at++; }}});
+}
+
+int main(int argc, char** argv) {
+    const bool timed = argc < 2 || strcmp(argv[1], "--check");
+    Config small, d12;
+    small.L = 2, small.NH = 3, small.C = 24, small.V = 101, small.T = 64;
+    ladder(small, 1, 9, timed), ladder(small, 11, 30, timed);
+    if (timed) ladder(d12, 1, 64, timed), ladder(d12, 8, 64, timed);
+    return failed > 0;
+}
