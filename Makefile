@@ -4,7 +4,7 @@
 #                 PORTABLE=1 for any x86-64 of the last decade, or any ARM, rather than for this machine
 # make baby       the smallest GPT and its state graph; make fuzz: libFuzzer targets in build/ (needs clang++)
 # make study      the product, attention and the optimizer in steps, from naive to shipped: build/study_gemm, ...
-STEPS ?= 2600
+STEPS ?= 3000
 SHELL := /bin/sh
 comma := ,
 hash  := \#

@@ -1,4 +1,4 @@
-/* train_gpt.cpp -- a complete GPT-2 trainer for the CPU, in one file.
+/* train_gpt.cpp -- a complete GPT-2 trainer for the CPU.
 
    It trains from scratch or from a published checkpoint, evaluates, samples, draws small models as state graphs, and
    reads and writes Hugging Face checkpoints. It is also written to be the reference that faster kernels are checked
@@ -807,10 +807,10 @@ inline void gemm(Target to, Matrix a, Matrix b, int M, int N, int K) {
 }
 
 // Multiply-adds of all threads on numbers in registers, in FLOP/s: what gemm() can reach at best.
-inline double measure_peak() {
-    const int rounds = 4000;
+inline double measure_peak(int trials = 32) {
+    const int rounds = 40000;
     double best = 0;
-    for (int trial = 0; trial < 64; trial++) {               // many short ones: some go undisturbed
+    for (int trial = 0; trial < trials; trial++) {           // some go undisturbed
         const double start = seconds();
         real sink = 0;
         #pragma omp parallel reduction(+ : sink)

@@ -4,8 +4,8 @@
      build/study_gemm             a table: median of 9 runs, rate, share of the roof, relative error
      build/study_gemm --check     the checks alone, on small shapes; `make test` runs these
 
-   The roof is measured in the same process, before and after every timed run: multiply-adds in registers for what
-   computes; for what moves memory, reading it, or an update in place. */
+   The roof is measured in the same process, before and after every timed run, and its median taken: multiply-adds in
+   registers for what computes; for what moves memory, reading it, or an update in place. */
 #pragma once
 #define NO_CPU_MAIN
 #include "../../train_gpt.cpp"
@@ -34,7 +34,7 @@ enum Roof { COMPUTE, READ, UPDATE };
 inline const char* const ROOF_UNITS[] = {"GFLOP/s", "GB/s", "GB/s"};
 
 inline double measure(Roof roof) {           // in FLOP/s or bytes/s
-    if (roof == COMPUTE) return cpu::measure_peak();
+    if (roof == COMPUTE) return cpu::measure_peak(1);
     static Buffer numbers(32 << 20);         // 128 MiB
     static volatile real sink;
     const double start = seconds();
