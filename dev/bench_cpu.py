@@ -168,7 +168,7 @@ def main():
     with open("/proc/cpuinfo") as f:
         cpu = re.search(r"model name\s*: (.*)", f.read())
     print(f"{cpu.group(1) if cpu else 'CPU'}, {a.threads or os.cpu_count()} threads, medians of {a.rounds} x {a.steps} steps\n")
-    print("| batch x context | program | ms/step | tokens/s | memory, GB | train_gpt fp32 is faster by |\n|---|---|--:|--:|--:|--:|")
+    print("| batch x context | program | ms/step | tokens/s | memory, GB | time, train_gpt fp32 = 1 |\n|---|---|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as work:
         write_shard(f"{work}/tokens.bin", 1 << 16)
         for shape in a.shapes.split(","):
