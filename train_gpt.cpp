@@ -2172,8 +2172,8 @@ template <typename Model> void train(Options o) {
     std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, beside);
     if (from.empty() && start && o.tokenizer.empty())
         if (auto own = find_tokenizer("", {start->directory}); own && own->merges_txt() != tokenizer->merges_txt())
-            die("%s: another tokenizer than that of %s stands beside it; encode the text with the model's, or say which "
-                "is right with --tokenizer", beside[0].c_str(), start->directory.c_str());
+            die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right with "
+                "--tokenizer", beside[0].c_str(), start->directory.c_str());
     const Config c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
     const int B = o.batch, T = o.context, eot = end_of_text(tokenizer.get(), c.V);
     const int known = tokenizer ? tokenizer->vocab() : c.V;          // tokens of the data must be below

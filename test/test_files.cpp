@@ -273,6 +273,14 @@ static void broken() {
     code = execute({"./train_gpt", "sample", "--model", bad});
     check(code == 1 && last_line() == "error: a logit is nan; are the model's weights finite?", "run/sample, a weight that is NaN: %s", last_line().c_str());
 
+    // data and model that were made with different tokenizers
+    fs::create_directories(DIR + "other");
+    fs::copy(DIR + "train.bin", DIR + "other/train.bin", fs::copy_options::overwrite_existing);
+    write_file(DIR + "other/merges.txt", "a b\n"), write_file(bad + "/merges.txt", "c d\n");
+    code = execute({"./train_gpt", "train", "--train", DIR + "other/train.bin", "--init", bad, "--out", DIR + "other_run"});
+    check(code == 1 && last_line() == "error: " + DIR + "other: the tokenizer there is not that of " + bad + "; encode the text with the model's, or say which is right with --tokenizer",
+          "run/two tokenizers: %s", last_line().c_str());
+
     cpu::Model model(open_model(newest(DIR + "whole")).c, 1, 4, true);
     check(first_bad_gradient(model) == "none of the gradients", "files/gradients that are finite");
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {               // as backward leaves them: all before it are bad, too
