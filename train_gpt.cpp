@@ -167,7 +167,8 @@ inline void print_help() {
     }
     fputs("\nA first SIGINT or SIGTERM saves after the step, a second ends at once. Exit 0: done; 1: data, files or\n"
           "memory; 2: command line. Step lines: GFLOP/s counts 6 P + 6 L C T floating point operations a token (P\n"
-          "parameters; causal attention counted once), and % is of the highest rate measured, at the start or since.\n", stdout);
+          "parameters; causal attention counted once), and % is of the highest rate measured, at the start or since.\n",
+          stdout);
 }
 
 // Fills o from the words after the program's name. Dies with exit 2 on anything unknown, repeated or out of range.
@@ -364,7 +365,8 @@ struct Buffer {
     std::unique_ptr<real, void (*)(void*)> memory{nullptr, free};
     explicit Buffer(size_t n = 0) : size(n) {
         if (n == 0) return;
-        const size_t page = n * sizeof(real) < (1 << 21) ? 64 : 1 << 21, bytes = (n * sizeof(real) + page - 1) / page * page;
+        const size_t page = n * sizeof(real) < (1 << 21) ? 64 : 1 << 21;
+        const size_t bytes = (n * sizeof(real) + page - 1) / page * page;
         memory.reset((real*)std::aligned_alloc(page, bytes));
         if (!memory) die("out of memory: %zu bytes asked for", bytes);
 #ifdef MADV_HUGEPAGE
@@ -620,7 +622,7 @@ namespace cpu {
     |MR| |MR  +--+ |   cost  2 M N K FLOPs; B is copied once for every TILE_M rows of C, A once for every tile, and not
     +--+ +---------+         at all where its rows run along K.
                        order sums run over k upwards, in pieces of KC: the same for every tile size and any M and N.
-   source   Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication", doi:10.1145/1356052.1356053 */
+   source   Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication, doi:10.1145/1356052.1356053 */
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, MR = 8, VECTORS = 3;
 #elif defined(__AVX__)
@@ -1014,7 +1016,8 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
         const size_t head = (size_t)b * T * row + h * HS;
         const Matrix q = {qkv + head, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
         const Target dq = {dqkv + head, row}, dk = dq.from(0, C), dv = dq.from(0, 2 * C);
-        for (int t = 0; t < T; t++) for (int part = 0; part < 3; part++) std::fill_n(dq.from(t, part * C).c, HS, real(0));
+        for (int t = 0; t < T; t++)
+            for (int part = 0; part < 3; part++) std::fill_n(dq.from(t, part * C).c, HS, real(0));
         for (int i0 = 0; i0 < T; i0 += QUERIES) for (int j0 = 0; j0 < std::min(T, i0 + QUERIES); j0 += KEYS) {
             const int queries = std::min(QUERIES, T - i0), n = std::min(KEYS, i0 + queries - j0);
             const Matrix q_i = q.from(i0, 0), k_j = k.from(j0, 0), v_j = v.from(j0, 0);
@@ -1035,7 +1038,9 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
                 std::fill(p_i + visible, p_i + n, real(0)), std::fill(ds_i + visible, ds_i + n, real(0));
             }
             const Matrix P = {p.data(), n, 1}, dS = {ds.data(), n, 1};
-            auto add = [&](Target to, Matrix a, Matrix b, int M, int K) { gemm_tile({to.c, row, to.c}, a, b, M, HS, K); };
+            auto add = [&](Target to, Matrix a, Matrix b, int M, int K) {
+                gemm_tile({to.c, row, to.c}, a, b, M, HS, K);
+            };
             add(dq.from(i0, 0), dS, k_j, queries, n);
             add(dk.from(j0, 0), dS.t(), q_i, n, queries);
             add(dv.from(j0, 0), P.t(), dout_i, n, queries);
@@ -1161,7 +1166,8 @@ inline size_t available_memory() {
         return value;
     };
     const size_t kb = field("/proc/meminfo", "MemAvailable: %zu"), machine = kb == SIZE_MAX ? kb : kb * 1024;
-    const size_t limit = field("/sys/fs/cgroup/memory.max", "%zu"), used = field("/sys/fs/cgroup/memory.stat", "anon %zu");
+    const size_t limit = field("/sys/fs/cgroup/memory.max", "%zu");
+    const size_t used = field("/sys/fs/cgroup/memory.stat", "anon %zu");
     return std::min(machine, limit == SIZE_MAX || used == SIZE_MAX ? limit : limit - std::min(limit, used));
 }
 
@@ -2172,8 +2178,8 @@ template <typename Model> void train(Options o) {
     std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, beside);
     if (from.empty() && start && o.tokenizer.empty())
         if (auto own = find_tokenizer("", {start->directory}); own && own->merges_txt() != tokenizer->merges_txt())
-            die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right with "
-                "--tokenizer", beside[0].c_str(), start->directory.c_str());
+            die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right "
+                "with --tokenizer", beside[0].c_str(), start->directory.c_str());
     const Config c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
     const int B = o.batch, T = o.context, eot = end_of_text(tokenizer.get(), c.V);
     const int known = tokenizer ? tokenizer->vocab() : c.V;          // tokens of the data must be below

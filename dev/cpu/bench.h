@@ -25,7 +25,10 @@ struct Result {
     double limit;
     double error() const {
         double difference = 0, size = 0;
-        for (size_t i = 0; i < want.size(); i++) difference += (got[i] - want[i]) * (got[i] - want[i]), size += want[i] * want[i];
+        for (size_t i = 0; i < want.size(); i++) {
+            difference += (got[i] - want[i]) * (got[i] - want[i]);
+            size += want[i] * want[i];
+        }
         return std::sqrt(difference / size);
     }
 };
@@ -55,7 +58,7 @@ inline double median(std::vector<double> v) {
     return v[v.size() / 2];
 }
 
-// work: FLOPs or bytes of one run. reset() puts the results into the state that a run starts from: NaN, where it writes.
+// work: FLOPs or bytes of one run. reset() gives the results the state that a run starts from: NaN, where it writes.
 inline void climb(const std::string& title, bool timed, Roof roof, double work, const std::function<void()>& reset,
                   const std::vector<Result>& results, const std::vector<Rung>& rungs) {
     if (timed) printf("\n%-44s %10s %9s %9s %10s\n", title.c_str(), "ms", ROOF_UNITS[roof], "of roof", "rel. error");
@@ -65,7 +68,9 @@ inline void climb(const std::string& title, bool timed, Roof roof, double work, 
         rung.run();
         double worst = 0, share = 0;
         for (const Result& r : results) keep_worst(worst, r.error()), keep_worst(share, r.error() / r.limit);
-        if (!timed || !(share <= 1)) check(share <= 1, "study/%s, %s: relative error %.1e, %.2f of its limit", title.c_str(), rung.name, worst, share);
+        if (!timed || !(share <= 1))
+            check(share <= 1, "study/%s, %s: relative error %.1e, %.2f of its limit", title.c_str(), rung.name, worst,
+                  share);
         if (!timed) continue;
         std::vector<double> times, roofs = {measure(roof)};
         for (int r = 0; r < 9; r++) {
