@@ -65,7 +65,7 @@ using flag = bool;
     X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",   "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
     X(number,  beta1,           0.9,          "0..0.999999999",               "t",   "AdamW: decay of the mean gradient") \
     X(number,  beta2,           0.95,         "0..0.999999999",               "t",   "AdamW: decay of the mean squared gradient") \
-    X(number,  eps,             1e-8,         "1e-30..1",                        "t",   "AdamW: added to the root") \
+    X(number,  eps,             1e-8,         "1e-30..1",                     "t",   "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",   "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",   "largest gradient norm; 0 = off") \
     X(text,    dtype,           "fp32",       "fp32",                         "tseg","number format of the computation") \
@@ -1349,7 +1349,7 @@ private:
             Activations a = activations(l);
             w = layout.at(weights.data(), l);
             layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N, C, c.eps);
-            real* qkv = T == S ? a.qkv : a.fc; // T < S: rows of one b only are neighbours there, so copy
+            real* qkv = T == S ? a.qkv : a.fc;               // T < S: rows of one b only are neighbours there, so copy
             linear_forward(qkv, a.ln1, w.qkv_w, w.qkv_b, nullptr, N, C, 3 * C);
             for (int b = 0; b < B && T != S; b++)
                 memcpy(a.qkv + ((size_t)b * S + t0) * 3 * C, qkv + (size_t)b * T * 3 * C, sizeof(real) * T * 3 * C);
@@ -1552,8 +1552,8 @@ inline ModelFile open_model(std::string path) {
         };
         auto wte = shape("transformer.wte.weight"), wpe = shape("transformer.wpe.weight");
         auto fits = [](size_t d) { return (int)std::min<size_t>(d, INT_MAX); };
-        m.c.V = fits(wte[0]), m.c.C = fits(wte[1]), m.c.T = fits(wpe[0]), m.c.L = 0,
-        m.c.NH = 0; // heads: the caller's to say
+        m.c.V = fits(wte[0]), m.c.C = fits(wte[1]), m.c.T = fits(wpe[0]);
+        m.c.L = 0, m.c.NH = 0;                               // heads: the caller's to say
         while (m.tensors.count(format("transformer.h.%d.ln_1.weight", m.c.L))) m.c.L++;
         check_config(m.c, path);
         m.c.tied = !m.tensors.count("lm_head.weight");
@@ -2198,8 +2198,7 @@ template <typename Model> void train(Options o) {
         die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
             windows.total, o.out.c_str(), position.windows);
     if (position.step > steps)
-        die_usage("--steps %lld: the run in %s has done %lld already", steps, o.out.c_str(),
-                  position.step);
+        die_usage("--steps %lld: the run in %s has done %lld already", steps, o.out.c_str(), position.step);
     position.windows = windows.total;
     const HeldOut held_out(o, known, T, eot);
     const double floor = held_out.floor;

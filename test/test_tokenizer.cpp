@@ -403,11 +403,17 @@ shards::Arguments arguments(std::vector<std::string> words) {
     return shards::parse_arguments((int)argv.size(), argv.data());
 }
 
+// An empty one, for the files of a check.
+std::string new_directory() {
+    const std::string dir = "build/test_tokenizer_data";
+    fs::remove_all(dir);
+    fs::create_directories(dir);
+    return dir;
+}
+
 // Shard files: how they are cut, named and numbered, and what else the verbs refuse.
 void check_tool(const Tokenizer& t) {
-    char pattern[] = "/tmp/test_tokenizer_XXXXXX";
-    if (!mkdtemp(pattern)) die("/tmp: cannot make a directory for the test");
-    const std::string dir = pattern, prefix = dir + "/deep/er/s";
+    const std::string dir = new_directory(), prefix = dir + "/deep/er/s";
     std::string wrong;
     size_t n = 0;
     auto expect = [&](bool good, const char* what) { if (n++, !good) wrong = what; };
@@ -542,9 +548,7 @@ void check_cases(const std::string& merges, const std::string& path) {
 }
 
 void check_shakespeare(char** files) {
-    char pattern[] = "/tmp/test_tokenizer_XXXXXX";
-    if (!mkdtemp(pattern)) die("/tmp: cannot make a directory for the test");
-    const std::string prefix = std::string(pattern) + "/s";
+    const std::string dir = new_directory(), prefix = dir + "/s";
     shards::encode(arguments({"shards", "encode", "--in", files[0], "--tokenizer", files[1], "--out", prefix, "--split",
                               "\\n\\n", "--val-tokens", "32768"}));
     for (int i = 0; i < 2; i++) {
@@ -552,7 +556,7 @@ void check_shakespeare(char** files) {
         report(i ? "shakespeare_val" : "shakespeare_train", 1,
                read_all(made) == read_all(files[2 + i]) ? "" : made + " differs from " + files[2 + i]);
     }
-    fs::remove_all(pattern);
+    fs::remove_all(dir);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 /* dev/data/files.h -- what the trainer and the data tools stand on: errors, files, a checksum, random numbers, JSON,
-   and safetensors.  Shards are read and written by shards.h, text by tokenizer.h, checkpoints by train_gpt.cpp. */
+   and safetensors. Shards are read and written by shards.h, text by tokenizer.h, checkpoints by train_gpt.cpp. */
 #pragma once
 #include <algorithm>
 #include <bit>
