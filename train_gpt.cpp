@@ -26,6 +26,11 @@
 #include <optional>
 #include <set>
 #include <sys/file.h>
+#if defined(__AMX_BF16__)
+#include <asm/prctl.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#endif
 #include "dev/data/files.h"
 #include "dev/data/shards.h"
 #include "dev/data/tokenizer.h"
@@ -68,7 +73,7 @@ using flag = bool;
     X(number,  eps,             1e-8,         "1e-30..1",                     "t",   "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",   "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",   "largest gradient norm; 0 = off") \
-    X(text,    dtype,           "fp32",       "fp32",                         "tseg","number format of the computation") \
+    X(text,    dtype,           "fp32",       "fp32|bf16",                    "tseg","numbers in matrix products: fp32, or bf16 with fp32 sums (on AMX, or by rounding); all else is fp32") \
     X(integer, threads,         0,            "1..4096",                      "tsegR","threads [all]") \
     X(integer, seed,            1,            "0..9007199254740992",          "ts",  "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
@@ -358,16 +363,16 @@ private:
     }
 };
 
-// Zeroed memory for real numbers, first touched by the threads that will use it. Huge pages, where the system has them,
+// Zeroed memory for n numbers, first touched by the threads that will use it. Huge pages, where the system has them,
 // spare the product's walks down columns a page table walk at every row.
-struct Buffer {
+template <typename E = real> struct Buffer {
     size_t size;
-    std::unique_ptr<real, void (*)(void*)> memory{nullptr, free};
+    std::unique_ptr<E, void (*)(void*)> memory{nullptr, free};
     explicit Buffer(size_t n = 0) : size(n) {
         if (n == 0) return;
-        const size_t page = n * sizeof(real) < (1 << 21) ? 64 : 1 << 21;
-        const size_t bytes = (n * sizeof(real) + page - 1) / page * page;
-        memory.reset((real*)std::aligned_alloc(page, bytes));
+        const size_t page = n * sizeof(E) < (1 << 21) ? 64 : 1 << 21;
+        const size_t bytes = (n * sizeof(E) + page - 1) / page * page;
+        memory.reset((E*)std::aligned_alloc(page, bytes));
         if (!memory) die("out of memory: %zu bytes asked for", bytes);
 #ifdef MADV_HUGEPAGE
         madvise(memory.get(), bytes, MADV_HUGEPAGE);
@@ -375,11 +380,11 @@ struct Buffer {
         zero();
     }
     void zero() {
-        real* p = memory.get();
+        E* p = memory.get();
         #pragma omp parallel for simd schedule(static)
-        for (size_t i = 0; i < size; i++) p[i] = 0;
+        for (size_t i = 0; i < size; i++) p[i] = E(0);
     }
-    real* data() const { return memory.get(); }
+    E* data() const { return memory.get(); }
 };
 
 // ---- 3. order of the data -------------------------------------------------------------------------------------------
@@ -565,6 +570,17 @@ HD real gelu_grad(real x) {
     return s + x * s * (1 - s) * real(1.5957691216057308) * (1 + real(0.134145) * x * x);
 }
 
+// The upper half of a float: 8 bits of exponent, 8 of precision. Rounded to nearest, ties to even; NaN stays NaN.
+struct bfloat16 {
+    uint16_t bits;
+    bfloat16() = default;
+    bfloat16(float x) {
+        const uint32_t u = std::bit_cast<uint32_t>(x);
+        bits = (u + 0x7fff + (u >> 16 & 1)) >> 16 | (x != x) * 0x7fc0;
+    }
+    operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
+};
+
 struct AdamW { double lr, beta1, beta2, eps, weight_decay; };
 
 /* AdamW, one weight. m and v are the running means of g and g^2.
@@ -622,6 +638,9 @@ namespace cpu {
     |MR| |MR  +--+ |   cost  2 M N K FLOPs; B is copied once for every TILE_M rows of C, A once for every tile, and not
     +--+ +---------+         at all where its rows run along K.
                        order sums run over k upwards, in pieces of KC: the same for every tile size and any M and N.
+
+   Numbers are multiplied as type P: real, or bfloat16, to which both inputs are then rounded while they are copied;
+   sums are real in either case. B may already lie there as bfloat16, which halves what is read of it.
    source   Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication, doi:10.1145/1356052.1356053 */
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, MR = 8, VECTORS = 3;
@@ -633,12 +652,13 @@ constexpr int VECTOR_BYTES = 16, MR = 4, VECTORS = 2;
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 constexpr int VL = VECTOR_BYTES / sizeof(real), NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
 
-struct Matrix {                              // element (i,j) is p[i * row + j * col]
-    const real* p;
+template <typename E = real> struct Matrix { // element (i,j) is p[i * row + j * col]
+    const E* p;
     long row, col;
     Matrix t() const { return {p, col, row}; }
     Matrix from(long i, long j) const { return {p + i * row + j * col, row, col}; }
 };
+template <typename E> Matrix(E*, long, long) -> Matrix<std::remove_const_t<E>>;
 
 // What becomes of sums over k: they are added to `plus` and `bias`, where those are not null, and written to c.
 struct Target {
@@ -661,7 +681,8 @@ struct Target {
 };
 
 // c (m,n) = sum over k of a(i,k) b(k,j), m <= MR, n <= V VL; a has MR rows, b is packed (K,NR)
-template <int V> __attribute__((noinline)) void multiply_add(Target to, Matrix a, const real* b, int m, int n, int K) {
+template <int V> __attribute__((noinline))
+void multiply_add(Target to, Matrix<> a, const real* b, int m, int n, int K) {
     vec sums[MR][V] = {};
     for (int i = 0; i < m; i++)              // C is far away: have it come while the sums are made
         for (int v = 0; v < V; v++) __builtin_prefetch(to.c + i * to.ldc + v * VL, 1);
@@ -680,11 +701,35 @@ template <int V> __attribute__((noinline)) void multiply_add(Target to, Matrix a
     for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) to.from(i, j).put(edge[i][j]);
 }
 
-// out (VL,VL) = in transposed; rows out_row and in_row apart. In round S every square of 2S x 2S swaps the quarters off
-// its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers.
-#if defined(__CUDACC__)                      // its front end does not know the shuffle
-inline void transpose(real* out, long out_row, const real* in, long in_row) {
-    for (int i = 0; i < VL; i++) for (int j = 0; j < VL; j++) out[j * out_row + i] = in[i * in_row + j];
+// VL neighbours, rounded to P; bfloat16 where real is float only
+#if defined(__CUDACC__)                      // its front end does not know all that follows
+template <typename P, typename E> vec load(const E* p) {
+    vec v;
+    for (int l = 0; l < VL; l++) v[l] = P(p[l]);
+    return v;
+}
+#else
+typedef std::conditional_t<sizeof(real) == 4, uint32_t, uint64_t> word;
+typedef word words __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t halves __attribute__((vector_size(2 * VL), aligned(2), may_alias));
+template <typename P> vec load(const bfloat16* p) {
+    return (vec)(__builtin_convertvector(*(const halves*)p, words) << 16);
+}
+template <typename P> vec load(const real* p) {
+    const vec x = *(const vec*)p;
+    if constexpr (std::is_same_v<P, real>) return x;
+    const words u = (words)x, nan = (words)(x != x) & 0x7fc00000;
+    return (vec)(((u + 0x7fff + (u >> 16 & 1)) & 0xffff0000) | nan);
+}
+#endif
+
+// out (DEEP,VL) = in (VL,DEEP) transposed; rows out_row and in_row apart. In round S every square of 2S x 2S swaps the
+// quarters off its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers. Numbers of type
+// bfloat16 are moved in pairs.
+template <typename E> constexpr int DEEP = std::is_same_v<E, bfloat16> ? 2 * VL : VL;
+#if defined(__CUDACC__)
+template <typename P, typename E> void transpose(real* out, long out_row, const E* in, long in_row) {
+    for (int i = 0; i < VL; i++) for (int j = 0; j < DEEP<E>; j++) out[j * out_row + i] = P(in[i * in_row + j]);
 }
 #else
 template <int S, int... J> inline void swap_quarters(vec* rows, std::integer_sequence<int, J...> lanes) {
@@ -696,47 +741,59 @@ template <int S, int... J> inline void swap_quarters(vec* rows, std::integer_seq
     }
     if constexpr (2 * S < VL) swap_quarters<2 * S>(rows, lanes);
 }
-inline void transpose(real* out, long out_row, const real* in, long in_row) {
+template <typename P, typename E> void transpose(real* out, long out_row, const E* in, long in_row) {
     vec rows[VL];
-    for (int i = 0; i < VL; i++) rows[i] = *(const vec*)(in + i * in_row);
+    for (int i = 0; i < VL; i++) rows[i] = DEEP<E> == VL ? load<P>(in + i * in_row) : *(const vec*)(in + i * in_row);
     swap_quarters<1>(rows, std::make_integer_sequence<int, VL>());
-    for (int i = 0; i < VL; i++) *(vec*)(out + i * out_row) = rows[i];
+    for (int i = 0; i < VL; i++) {
+        if constexpr (DEEP<E> == VL) *(vec*)(out + i * out_row) = rows[i];
+        else {
+            *(vec*)(out + 2 * i * out_row) = (vec)((words)rows[i] << 16);
+            *(vec*)(out + (2 * i + 1) * out_row) = (vec)((words)rows[i] & 0xffff0000);
+        }
+    }
 }
 #endif
 
-// out (VL,VL) = the upper left corner of b, of which there are K rows and n columns; zeros beyond
-inline void copy_square(real* out, long out_row, Matrix b, int K, int n) {
-    if (b.row == 1 && n >= VL && K >= VL) return transpose(out, out_row, b.p, b.col);
-    for (int k = 0; k < VL; k++)
-        for (int j = 0; j < VL; j++) out[k * out_row + j] = k < K && j < n ? b.p[k * b.row + j * b.col] : 0;
+// out (DEEP,VL) = the upper left corner of b, of which there are K rows and n columns; zeros beyond
+template <typename P, typename E> void copy_block(real* out, long out_row, Matrix<E> b, int K, int n) {
+    if (b.row == 1 && n >= VL && K >= DEEP<E>) return transpose<P>(out, out_row, b.p, b.col);
+    for (int k = 0; k < DEEP<E>; k++) {
+        if (b.col == 1 && n >= VL && k < K) *(vec*)(out + k * out_row) = load<P>(b.p + k * b.row);
+        else for (int j = 0; j < VL; j++) out[k * out_row + j] = k < K && j < n ? P(b.p[k * b.row + j * b.col]) : P(0);
+    }
 }
 
 // panel (K,NR) = b; columns beyond n are of no account
-inline void pack_b(real* panel, Matrix b, int n, int K) {
+template <typename P, typename E> void pack_b(real* panel, Matrix<E> b, int n, int K) {
     const int whole = b.col == 1 ? n / VL * VL : 0;          // columns that lie in vectors
     for (int k = 0; k < K; k++)
-        for (int j = 0; j < whole; j += VL) *(vec*)(panel + k * NR + j) = *(const vec*)(b.p + k * b.row + j);
-    for (int k = 0; k < K; k += VL)
-        for (int j = whole; j < n; j += VL) copy_square(panel + k * NR + j, NR, b.from(k, j), K - k, n - j);
+        for (int j = 0; j < whole; j += VL) *(vec*)(panel + k * NR + j) = load<P>(b.p + k * b.row + j);
+    for (int k = 0; k < K; k += DEEP<E>)
+        for (int j = whole; j < n; j += VL) copy_block<P>(panel + k * NR + j, NR, b.from(k, j), K - k, n - j);
 }
 
 // panels (M/MR,K,MR) = a; rows beyond M are of no account
-inline void pack_a(real* panels, Matrix a, int M, int K) {
+inline void pack_a(real* panels, Matrix<> a, int M, int K) {
     for (int k0 = 0; k0 < K; k0 += 16)                       // a few k at a time, so that what is read stays at hand
         for (int i = 0; i < M; i += MR)
             for (int k = k0; k < std::min(K, k0 + 16); k++) {
                 real* to = panels + (size_t)i * K + k * MR;
-                const Matrix from = a.from(i, k);
+                const Matrix<> from = a.from(i, k);
                 if (a.row == 1 && i + MR <= M) memcpy(to, from.p, sizeof(real) * MR);
                 else for (int r = 0; r < std::min(MR, M - i); r++) to[r] = from.p[r * a.row];
             }
 }
 
-// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are TILE_N numbers apart, rows of a KC
-template <int R> void add_rows(vec* sums, const real* a, const real* b, long b_row, int M, int n) {
+// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are TILE_N numbers apart, rows of a KC. The next R rows are
+// called for meanwhile: without that the processor, which looks ahead along rows only, waits for each.
+template <typename P, int R, typename E> void add_rows(vec* sums, const real* a, const E* b, long b_row, int M, int n) {
     for (int j = 0; j < n; j++) {
         vec rows[R];
-        for (int r = 0; r < R; r++) rows[r] = *(const vec*)(b + r * b_row + j * VL);
+        for (int r = 0; r < R; r++) {
+            rows[r] = load<P>(b + r * b_row + j * VL);
+            __builtin_prefetch(b + (r + R) * b_row + j * VL);
+        }
         for (int i = 0; i < M; i++) {
             vec sum = sums[i * TILE_N / VL + j];
             for (int r = 0; r < R; r++) sum += a[i * KC + r] * rows[r];
@@ -748,22 +805,29 @@ template <int R> void add_rows(vec* sums, const real* a, const real* b, long b_r
 // The product when A has few rows, as when a model writes token by token: B is read once, straight from memory, which
 // takes longer than the arithmetic; in strips that are wide or high, as it lies there. The sums are those of
 // multiply_add, in the same order.
-inline void gemm_rows(Target to, Matrix a, Matrix b, int M, int N, int K) {
+template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     const int strip = b.col == 1 ? TILE_N : VL;
     for (int j0 = 0; j0 < N; j0 += strip) for (int k0 = 0; k0 < K; k0 += KC) {
         const int n = std::min(strip, N - j0), kn = std::min(KC, K - k0), wide = b.col == 1 ? n / VL : 0;
-        const Matrix a_k = a.from(0, k0), b_k = b.from(k0, j0);
-        real piece[MR * KC] = {};                            // of A; zeros beyond its end
-        vec sums[MR * TILE_N / VL] = {};
-        for (int i = 0; i < M; i++) for (int k = 0; k < kn; k++) piece[i * KC + k] = a_k.p[i * a.row + k * a.col];
+        const Matrix<> a_k = a.from(0, k0);
+        const Matrix<E> b_k = b.from(k0, j0);
+        real piece[MR * KC];                                 // of A; zeros up to a whole block
+        vec sums[MR * TILE_N / VL];
+        for (int i = 0; i < M; i++) {
+            std::fill_n(sums + i * TILE_N / VL, (n + VL - 1) / VL, vec{});
+            for (int k = 0; k < kn; k++) piece[i * KC + k] = P(a_k.p[i * a.row + k * a.col]);
+            for (int k = kn; k % DEEP<E>; k++) piece[i * KC + k] = 0;
+        }
         int k = 0;
-        for (; k + 4 <= kn; k += 4) add_rows<4>(sums, piece + k, b_k.p + k * b.row, b.row, M, wide);
-        for (; k < kn; k++) add_rows<1>(sums, piece + k, b_k.p + k * b.row, b.row, M, wide);
+        for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, piece + k, b_k.p + k * b.row, b.row, M, wide);
+        for (; k < kn; k++) add_rows<P, 1>(sums, piece + k, b_k.p + k * b.row, b.row, M, wide);
         for (int j = wide; j * VL < n; j++)                  // what does not lie in whole vectors
-            for (k = 0; k < kn; k += VL) {
-                real square[VL * VL];
-                copy_square(square, VL, b_k.from(k, j * VL), kn - k, n - j * VL);
-                add_rows<VL>(sums + j, piece + k, square, VL, M, 1);
+            for (k = 0; k < kn; k += DEEP<E>) {
+                real block[DEEP<E> * VL];
+                for (int l = 0; l < VL; l++) __builtin_prefetch(b_k.from(k, (j + 1) * VL + l).p);
+                copy_block<P>(block, VL, b_k.from(k, j * VL), kn - k, n - j * VL);
+                for (int d = 0; d < DEEP<E>; d += VL)
+                    add_rows<real, VL>(sums + j, piece + k + d, block + d * VL, VL, M, 1);
             }
         const Target target = k0 ? Target{to.c, to.ldc, to.c} : to;
         for (int i = 0; i < M; i++) {
@@ -774,9 +838,10 @@ inline void gemm_rows(Target to, Matrix a, Matrix b, int M, int N, int K) {
     }
 }
 
-// One tile, on one thread.
-inline void gemm_tile(Target to, Matrix a, Matrix b, int M, int N, int K) {
-    if (M <= MR) return gemm_rows(to, a, b, M, N, K);
+// One tile, on one thread. Unless M <= MR, A is rounded to P already.
+template <typename P = real, typename E = real>
+void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+    if (M <= MR) return gemm_rows<P>(to, a, b, M, N, K);
     static thread_local std::vector<real> a_panels, b_panel(KC * NR);
     const int in_place = a.col == 1 ? M / MR * MR : 0;       // rows of A that are read where they are
     a_panels.resize(std::max<size_t>(a_panels.size(), (size_t)(M - in_place + MR - 1) / MR * MR * KC));
@@ -786,9 +851,9 @@ inline void gemm_tile(Target to, Matrix a, Matrix b, int M, int N, int K) {
         pack_a(a_panels.data(), a.from(in_place, k0), M - in_place, kn);
         for (int j0 = 0; j0 < N; j0 += NR) {
             const int n = std::min(NR, N - j0);
-            pack_b(b_panel.data(), b.from(k0, j0), n, kn);
+            pack_b<P>(b_panel.data(), b.from(k0, j0), n, kn);
             for (int i0 = 0; i0 < M; i0 += MR) {
-                Matrix rows = a.from(i0, k0);
+                Matrix<> rows = a.from(i0, k0);
                 if (i0 >= in_place) rows = {a_panels.data() + (size_t)(i0 - in_place) * kn, 1, MR};
                 const auto kernel = n <= VL ? multiply_add<1> : multiply_add<VECTORS>;
                 kernel(to.from(i0, j0), rows, b_panel.data(), std::min(MR, M - i0), n, kn);
@@ -797,7 +862,128 @@ inline void gemm_tile(Target to, Matrix a, Matrix b, int M, int N, int K) {
     }
 }
 
-inline void gemm(Target to, Matrix a, Matrix b, int M, int N, int K) {
+// a, rounded to bfloat16, in memory that lasts until this thread calls again
+inline Matrix<> rounded(Matrix<> a, int M, int K) {
+    if (a.row == 1 && a.col != 1) return rounded(a.t(), K, M).t();
+    static thread_local std::vector<real> memory;
+    memory.resize(std::max(memory.size(), (size_t)M * K));
+    real* const copy = memory.data();
+    #pragma omp parallel for schedule(static)
+    for (int i = 0; i < M; i++) {
+        const real* from = a.p + i * a.row;
+        real* to = copy + (size_t)i * K;
+        const int whole = a.col == 1 ? K / VL * VL : 0;
+        for (int k = 0; k < whole; k += VL) *(vec*)(to + k) = load<bfloat16>(from + k);
+        for (int k = whole; k < K; k++) to[k] = bfloat16(from[k * a.col]);
+    }
+    return {copy, K, 1};
+}
+
+/* The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons. A tile register holds 16 rows of 64 bytes;
+   one instruction adds the product of (16,32) and (32,16) numbers to (16,16) sums. Here four tiles hold (32,32) sums,
+   two of the others are of A and two of B.
+   layout   A, rounded whole: rows whose length is a multiple of 32, zeros at the end. B, a panel at a time: words
+            (K/2,32), numbers 2k and 2k+1 of a column in the lower and the upper half
+   source   Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS */
+#if defined(__AMX_BF16__) || defined(EMULATED_AMX)
+constexpr int AMX = 32, AMX_M = 1024, AMX_N = 128;           // a thread's work: (AMX_M,AMX_N) of C
+
+inline bool amx() {                                          // Linux is asked for the tiles' place in a thread's state
+#if defined(EMULATED_AMX)
+    return EMULATED_AMX;
+#else
+    static const bool granted = sizeof(real) == 4 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, 18) == 0;
+    return granted;
+#endif
+}
+
+// All eight tiles have 16 rows of 64 bytes.
+inline void amx_begin() {
+    struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {1, 0, {}, {}, {}};
+    for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = 16;
+    _tile_loadconfig(&config);
+}
+
+// sums (32,32) = a (32,K) b (K,32)
+__attribute__((noinline))
+inline void amx_multiply(real* sums, const bfloat16* a, long a_row, const uint32_t* b, int K) {
+    asm volatile("" ::: "memory");           // not every compiler knows that tiles are loaded from what was written
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    for (int k = 0; k < K; k += 32, a += 32, b += 16 * AMX) {
+        _tile_loadd(4, a, 2 * a_row); _tile_loadd(5, a + 16 * a_row, 2 * a_row);
+        _tile_loadd(6, b, 4 * AMX); _tile_loadd(7, b + 16, 4 * AMX);
+        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, 4 * AMX); _tile_stored(1, sums + 16, 4 * AMX);
+    _tile_stored(2, sums + 16 * AMX, 4 * AMX); _tile_stored(3, sums + 16 * AMX + 16, 4 * AMX);
+    asm volatile("" ::: "memory");
+}
+
+template <typename E> void gemm_amx(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+    static thread_local std::vector<bfloat16> memory;
+    const long row = (K + 31) / 32 * 32;
+    memory.resize(std::max<size_t>(memory.size(), (M + AMX - 1) / AMX * AMX * row));
+    bfloat16* const rows = memory.data();
+    #pragma omp parallel for schedule(static)
+    for (int i = 0; i < M; i += VL) for (int k = 0; k < row; k += VL) {
+        real square[VL * VL];
+        copy_block<bfloat16>(square, VL, a.from(i, k), M - i, K - k);
+        for (int j = 0; j < VL * VL; j++) rows[(i + j / VL) * row + k + j % VL] = square[j];
+    }
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int n0 = 0; n0 < N; n0 += AMX_N) for (int m0 = 0; m0 < M; m0 += AMX_M) {
+        amx_begin();
+        for (int k0 = 0; k0 < row; k0 += KC) for (int j0 = n0; j0 < std::min(N, n0 + AMX_N); j0 += AMX) {
+            const int kn = std::min<long>(KC, row - k0), n = std::min(AMX, N - j0);
+            const Target target = k0 ? Target{to.c, to.ldc, to.c} : to;
+            alignas(64) uint32_t pairs[KC / 2 * AMX];        // of B
+            for (int k = 0; k < kn; k += DEEP<E>) for (int j = 0; j < AMX; j += VL) {
+                real block[DEEP<E> * VL];
+                copy_block<bfloat16>(block, VL, b.from(k0 + k, j0 + j), K - k0 - k, n - j);
+                for (int r = 0; r < DEEP<E> / 2; r++) for (int l = 0; l < VL; l++) {
+                    const real* two = block + 2 * r * VL + l;
+                    pairs[(k / 2 + r) * AMX + j + l] = bfloat16(two[0]).bits | bfloat16(two[VL]).bits << 16;
+                }
+            }
+            for (int i0 = m0; i0 < std::min(M, m0 + AMX_M); i0 += AMX) {
+                alignas(64) real sums[AMX * AMX];
+                amx_multiply(sums, rows + i0 * row + k0, row, pairs, kn);
+                for (int i = 0; i < std::min(AMX, M - i0); i++) {
+                    const real* from = sums + i * AMX;
+                    for (int j = 0; j < n / VL * VL; j += VL) target.from(i0 + i, j0 + j).put(*(const vec*)(from + j));
+                    for (int j = n / VL * VL; j < n; j++) target.from(i0 + i, j0 + j).put(from[j]);
+                }
+            }
+        }
+        _tile_release();
+    }
+}
+
+// Products of zeros in the level-1 cache, on all threads; how many FLOPs they were
+inline double amx_trial() {
+    const int products = 400;
+    #pragma omp parallel
+    {
+        alignas(64) real sums[AMX * AMX];
+        alignas(64) bfloat16 a[AMX * KC] = {};
+        alignas(64) uint32_t b[KC / 2 * AMX] = {};
+        amx_begin();
+        for (int p = 0; p < products; p++) amx_multiply(sums, a, KC, b, KC);
+        _tile_release();
+    }
+    return 2.0 * AMX * AMX * KC * products * omp_get_max_threads();
+}
+#else
+constexpr bool amx() { return false; }
+template <typename E> void gemm_amx(Target, Matrix<>, Matrix<E>, int, int, int) {}
+inline double amx_trial() { return 0; }
+#endif
+
+template <typename P = real, typename E = real> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
+        if (amx()) return gemm_amx(to, a, b, M, N, K);
+        a = rounded(a, M, K);
+    }
     int tile_m = TILE_M, tile_n = TILE_N;                    // lower tiles copy B more often, narrower ones at most A
     const int enough = (M > MR ? 4 : 1) * omp_get_max_threads();
     auto tiles = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1); };
@@ -805,16 +991,21 @@ inline void gemm(Target to, Matrix a, Matrix b, int M, int N, int K) {
     while (tiles() < enough && tile_m > 4 * MR) tile_m /= 2;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
     for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m)
-        gemm_tile(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
+        gemm_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0),
+                     std::min(tile_n, N - n0), K);
 }
 
-// Multiply-adds of all threads on numbers in registers, in FLOP/s: what gemm() can reach at best.
-inline double measure_peak(int trials = 32) {
+// Multiply-adds of all threads on numbers in registers (on AMX: in the level-1 cache), in FLOP/s: what gemm() can reach
+// at best.
+inline double measure_peak(bool bf16 = false, int trials = 32) {
     const int rounds = 40000;
     double best = 0;
     for (int trial = 0; trial < trials; trial++) {           // some go undisturbed
         const double start = seconds();
         real sink = 0;
+        double flops = 2.0 * MR * NR * rounds * omp_get_max_threads();
+        if (bf16 && amx()) flops = amx_trial(), sink = 1;
+        else
         #pragma omp parallel reduction(+ : sink)
         {
             vec sums[MR][VECTORS], a, b;
@@ -828,18 +1019,17 @@ inline double measure_peak(int trials = 32) {
                     for (int v = 0; v < VECTORS; v++) sums[i][v] = sums[i][v] * a + b;
             for (int i = 0; i < MR; i++) for (int v = 0; v < VECTORS; v++) sink += sums[i][v][0];
         }
-        const double flops = 2.0 * MR * NR * rounds * omp_get_max_threads();
         if (sink > 0) best = std::max(best, flops / (seconds() - start));
     }
     return best;
 }
 
-/* linear -- the Linear layer
+/* linear -- the Linear layer; numbers are multiplied in the type that w has
    math     out = x w + b (+ plus)      plus: the residual stream that this branch joins, or null
    shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus (N,OC) */
-inline void linear_forward(real* out, const real* x, const real* w, const real* b, const real* plus, int N, int C,
-                           int OC) {
-    gemm({out, OC, plus, b}, {x, C, 1}, {w, OC, 1}, N, OC, C);
+template <typename P>
+void linear_forward(real* out, const real* x, const P* w, const real* b, const real* plus, int N, int C, int OC) {
+    gemm<P>({out, OC, plus, b}, {x, C, 1}, Matrix{w, OC, 1}, N, OC, C);
 }
 
 // db += sum over n of dout; threads own columns, so every sum runs over n upwards
@@ -857,11 +1047,11 @@ inline void bias_backward(real* db, const real* dout, int N, int OC) {
 }
 
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout,   db += column sums of dout
-inline void linear_backward(real* dx, real* dw, real* db, const real* dout, const real* x, const real* w, int N, int C,
-                            int OC) {
-    Matrix d = {dout, OC, 1};
-    gemm({dx, C}, d, Matrix{w, OC, 1}.t(), N, C, OC);
-    gemm({dw, OC, dw}, Matrix{x, C, 1}.t(), d, C, OC, N);
+template <typename P>
+void linear_backward(real* dx, real* dw, real* db, const real* dout, const real* x, const P* w, int N, int C, int OC) {
+    const Matrix d = {dout, OC, 1};
+    gemm<P>({dx, C}, d, Matrix{w, OC, 1}.t(), N, C, OC);
+    gemm<P>({dw, OC, dw}, Matrix{x, C, 1}.t(), d, C, OC, N);
     if (db) bias_backward(db, dout, N, OC);
 }
 
@@ -1038,7 +1228,7 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
                 std::fill(p_i + visible, p_i + n, real(0)), std::fill(ds_i + visible, ds_i + n, real(0));
             }
             const Matrix P = {p.data(), n, 1}, dS = {ds.data(), n, 1};
-            auto add = [&](Target to, Matrix a, Matrix b, int M, int K) {
+            auto add = [&](Target to, Matrix<> a, Matrix<> b, int M, int K) {
                 gemm_tile({to.c, row, to.c}, a, b, M, HS, K);
             };
             add(dq.from(i0, 0), dS, k_j, queries, n);
@@ -1068,12 +1258,14 @@ inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
    cost     2 N C V FLOPs, 6 N C V with gradients */
 inline int head_rows(int V) { return std::clamp((1 << 23) / V, 64, 1024); }
 
-inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, const real* x, const real* w,
-                   const int* y, const double* weight, int N, int C, int V) {
+template <typename P>
+double head(real* logits, real* logprob, int* best, real* dx, real* dw, const real* x, const P* w, const int* y,
+            const double* weight, int N, int C, int V) {
     for (int n0 = 0; n0 < N; n0 += head_rows(V)) {
         int rows = std::min(head_rows(V), N - n0);
-        Matrix x_n = {x + (size_t)n0 * C, C, 1}, table = {w, C, 1};
-        gemm({logits, V}, x_n, table.t(), rows, V, C);
+        const Matrix x_n = {x + (size_t)n0 * C, C, 1}, d = {logits, V, 1};
+        const Matrix table = {w, C, 1};
+        gemm<P>({logits, V}, x_n, table.t(), rows, V, C);
         #pragma omp parallel for schedule(dynamic, 8)
         for (int r = 0; r < rows; r++) {
             const int n = n0 + r;
@@ -1097,26 +1289,27 @@ inline double head(real* logits, real* logprob, int* best, real* dx, real* dw, c
             z[y[n]] -= real(weight[n]);
         }
         if (!dx) continue;
-        Matrix d = {logits, V, 1};
-        gemm({dx + (size_t)n0 * C, C}, d, table, rows, C, V);
-        gemm({dw, C, dw}, d.t(), x_n, V, C, rows);
+        gemm<P>({dx + (size_t)n0 * C, C}, d, table, rows, C, V);
+        gemm<P>({dw, C, dw}, d.t(), x_n, V, C, rows);
     }
     double loss = 0;
     for (int n = 0; n < N; n++) if (y[n] >= 0) loss -= weight[n] * logprob[n];
     return loss;
 }
 
-/* adamw -- one step of the optimizer for n weights, with gradients times scale, which it then clears
+/* adamw -- one step of the optimizer for n weights, with gradients times scale, which it then clears; `rounded`, if not
+   null, is the copy of the weights that products read
    math     adamw_step(); step counts from 1
-   cost     32 bytes a weight: w, m, v and g are read and written */
+   cost     32 bytes a weight: w, m, v and g are read and written; 34 with the copy */
 inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const AdamW& o, double decay, double scale,
-                         integer step) {
+                         integer step, bfloat16* rounded = nullptr) {
     const real new1 = 1 - o.beta1, new2 = 1 - o.beta2, eps = o.eps, factor = scale, keep = 1 - o.lr * decay;
     const real rate = o.lr / (1 - std::pow(o.beta1, step)), root = 1 / std::sqrt(1 - std::pow(o.beta2, step));
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) {
         adamw_step(w[i], m[i], v[i], factor * g[i], new1, new2, eps, keep, rate, root);
         g[i] = 0;
+        if (rounded) rounded[i] = w[i];
     }
 }
 
@@ -1138,7 +1331,7 @@ inline double sum_of_squares(const real* x, size_t n) {
 
 // ---- 6. model -------------------------------------------------------------------------------------------------------
 // What train(), checkpoints and the verbs need of a model, and cpu::Model, which is one.
-//   Model(config, B, T, training)      allocates for at most B rows of T tokens, once; dies if that does not fit
+//   Model(config, B, T, training, bf16)      allocates for at most B rows of T tokens, once; dies if that does not fit
 //   initialize(seed)                   fresh weights
 //   forward(x, y, weight, denominator, B, T, backward)
 //                                      loss = -sum weight logprob / denominator, in nats; weight may be null (all 1).
@@ -1151,7 +1344,7 @@ inline double sum_of_squares(const real* x, size_t n) {
 //   update(adamw, scale, step)         with gradients times scale, which it then clears; step counts from 1
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
-//   measure_peak(), describe(peak)     FLOP/s the machine can reach; one line about machine and memory
+//   measure_peak(bf16), describe(peak)   FLOP/s the machine can reach; one line about machine and memory
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
 
@@ -1208,40 +1401,49 @@ inline Slots activation_slots(const Config& c, size_t N, bool training) {
 struct Model {
     const Config c;
     const int B, T;                          // capacity
+    const bool bf16;                         // products are made of numbers rounded to bfloat16
     const Layout layout;
     const Slots slots;
-    Buffer weights, gradients, moment1, moment2, acts;
+    Buffer<> weights, gradients, moment1, moment2, acts;
+    Buffer<bfloat16> rounded;                // the weights again
     std::vector<real> logprob;
     std::vector<int> best;
 
-    Model(const Config& c, int B, int T, bool training)
-        : c(c), B(B), T(T), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
+    Model(const Config& c, int B, int T, bool training, bool bf16 = false)
+        : c(c), B(B), T(T), bf16(bf16), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
+        if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
         size_t need = bytes(training), have = available_memory();
         if (need > have)
             die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d "
                 "rows of %d tokens), %.2f GB available; lower --batch or --context",
-                need / 1e9, layout.slots.size * sizeof(real) / 1e9,
+                need / 1e9, (need - (training * 3 * layout.slots.size + slots.size) * sizeof(real)) / 1e9,
                 training * 3 * layout.slots.size * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T,
                 have / 1e9);
         weights = Buffer(layout.slots.size), acts = Buffer(slots.size);
-        if (training) for (Buffer* b : {&gradients, &moment1, &moment2}) *b = Buffer(layout.slots.size);
+        if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
+        if (training) for (Buffer<>* b : {&gradients, &moment1, &moment2}) *b = Buffer(layout.slots.size);
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
     }
-    static double measure_peak() { return cpu::measure_peak(); }
+    static double measure_peak(bool bf16) { return cpu::measure_peak(bf16); }
     std::string describe(double peak) const {                // of the machine and the memory in use
         const char* without = "";
 #ifndef _OPENMP
         without = " (built without OpenMP)";
 #endif
+        const char* type = !bf16 ? "" : amx() ? ", bf16 on AMX" : ", bf16 rounded and multiplied in fp32 (no AMX here)";
         const double gb = sizeof(real) / 1e9;
         return format(
-            "%d threads%s, %d-bit vectors, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, moments "
-            "%.2f, activations %.2f",
-            omp_get_max_threads(), without, VECTOR_BYTES * 8, peak / 1e9, bytes(true) / 1e9, weights.size * gb,
-            gradients.size * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
+            "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
+            "moments %.2f, activations %.2f",
+            omp_get_max_threads(), without, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
+            weights.size * gb + rounded.size * sizeof(bfloat16) / 1e9, gradients.size * gb,
+            (moment1.size + moment2.size) * gb, acts.size * gb);
     }
-    size_t bytes(bool training) const { return ((training ? 4 : 1) * layout.slots.size + slots.size) * sizeof(real); }
+    size_t bytes(bool training) const {
+        const size_t weight = (training ? 4 : 1) * sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
+        return layout.slots.size * weight + slots.size * sizeof(real);
+    }
 
     void initialize(uint64_t seed) {
         for (size_t i = 0; i < layout.tensors.size(); i++) {
@@ -1254,42 +1456,20 @@ struct Model {
                 p[k] = t.init == ONES ? 1 : t.init == 0 ? 0 : real(t.init * rng.normal());
             }
         }
+        round_weights(0, weights.size);
     }
 
     double forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T,
                    bool backward) {
-        const int N = B * T;
-        tokens.assign(x, x + N), rows = B, columns = T;
-        for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
-        blocks(x, B, 0, T, T);
-        Activations a = activations(0);
-        Weights w = layout.at(weights.data(), 0), g = layout.at(gradients.data(), 0);
-        return head(a.logits, logprob.data(), best.data(), backward ? a.dx : nullptr, c.tied ? g.wte : g.head_w, a.lnf,
-                    c.tied ? w.wte : w.head_w, y, weight.data(), N, c.C, c.V);
+        return bf16 ? forward_in<bfloat16>(x, y, weights_bt, denominator, B, T, backward)
+                    : forward_in<real>(x, y, weights_bt, denominator, B, T, backward);
     }
-
-    // forward() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
-    void backward() {
-        const int B = rows, T = columns, N = B * T, C = c.C;
-        Activations a = activations(c.L - 1);
-        Weights w = layout.at(weights.data(), 0), g = layout.at(gradients.data(), 0);
-        std::fill_n(a.dstream, (size_t)N * C, real(0));
-        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, a.dx, a.stream, w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
-        for (int l = c.L - 1; l >= 0; l--) {
-            a = activations(l), w = layout.at(weights.data(), l), g = layout.at(gradients.data(), l);
-            const real* entered = l ? activations(l - 1).stream : a.embedded;
-            // forward: stream = middle + gelu(layernorm(middle) fc) fcproj
-            linear_backward(a.dwide, g.fcproj_w, g.fcproj_b, a.dstream, a.fc_gelu, w.fcproj_w, N, 4 * C, C);
-            gelu_backward(a.dwide, a.dwide, a.fc, (size_t)N * 4 * C);
-            linear_backward(a.dx, g.fc_w, g.fc_b, a.dwide, a.ln2, w.fc_w, N, C, 4 * C);
-            layernorm_backward(a.dstream, g.ln2_w, g.ln2_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N, C);
-            // forward: middle = entered + attention(layernorm(entered) qkv) proj
-            linear_backward(a.dx, g.proj_w, g.proj_b, a.dstream, a.att, w.proj_w, N, C, C);
-            attention_backward(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
-            linear_backward(a.dx, g.qkv_w, g.qkv_b, a.dwide, a.ln1, w.qkv_w, N, C, 3 * C);
-            layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N, C);
-        }
-        embedding_backward(g.wte, g.wpe, a.dstream, tokens.data(), B, T, C);
+    void backward() { bf16 ? backward_in<bfloat16>() : backward_in<real>(); }
+    void extend(const int* x, int B, int t0, int T) {
+        bf16 ? blocks<bfloat16>(x, B, t0, T, this->T) : blocks<real>(x, B, t0, T, this->T);
+    }
+    void logits(int n, int step, int count, float* out) {
+        bf16 ? logits_in<bfloat16>(n, step, count, out) : logits_in<real>(n, step, count, out);
     }
 
     double gradient_norm() const { return std::sqrt(sum_of_squares(gradients.data(), gradients.size)); }
@@ -1298,17 +1478,8 @@ struct Model {
         for (const Tensor& t : layout.tensors)
             if (t.present)
                 adamw_update(weights.data() + t.offset, moment1.data() + t.offset, moment2.data() + t.offset,
-                             gradients.data() + t.offset, t.count(), o, t.decays() ? o.weight_decay : 0, scale, step);
-    }
-
-    void extend(const int* x, int B, int t0, int T) { blocks(x, B, t0, T, this->T); }
-
-    void logits(int n, int step, int count, float* out) {
-        std::vector<real> z((size_t)count * c.V);
-        Weights w = layout.at(weights.data(), 0);
-        gemm({z.data(), c.V}, {activations(0).lnf + (size_t)n * c.C, (long)step * c.C, 1},
-             Matrix{c.tied ? w.wte : w.head_w, c.C, 1}.t(), count, c.V, c.C);
-        std::copy(z.begin(), z.end(), out);
+                             gradients.data() + t.offset, t.count(), o, t.decays() ? o.weight_decay : 0, scale, step,
+                             bf16 ? rounded.data() + t.offset : nullptr);
     }
 
     void get(Which which, size_t i, float* out) const {
@@ -1317,7 +1488,9 @@ struct Model {
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
-        if (t.present) std::copy_n(in, t.count(), arena(which) + t.offset);
+        if (!t.present) return;
+        std::copy_n(in, t.count(), arena(which) + t.offset);
+        if (which == WEIGHT) round_weights(t.offset, t.count());
     }
     Activations activations(int l) const {
         size_t k = 0;
@@ -1335,12 +1508,68 @@ private:
     int rows = 0, columns = 0;
 
     real* arena(Which which) const {
-        const Buffer* arenas[] = {&weights, &gradients, &moment1, &moment2};
+        const Buffer<>* arenas[] = {&weights, &gradients, &moment1, &moment2};
         return arenas[which]->data();
     }
 
+    // The weights w as products read them
+    template <typename P> const P* matrix(const real* w) const {
+        if constexpr (std::is_same_v<P, real>) return w;
+        else return rounded.data() + (w - weights.data());
+    }
+    void round_weights(size_t first, size_t n) {
+        const real* w = weights.data() + first;
+        #pragma omp parallel for schedule(static) if (bf16)
+        for (size_t k = 0; k < (bf16 ? n : 0); k++) rounded.data()[first + k] = w[k];
+    }
+
+    template <typename P>
+    double forward_in(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T,
+                      bool backward) {
+        const int N = B * T;
+        tokens.assign(x, x + N), rows = B, columns = T;
+        for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
+        blocks<P>(x, B, 0, T, T);
+        Activations a = activations(0);
+        Weights w = layout.at(weights.data(), 0), g = layout.at(gradients.data(), 0);
+        return head(a.logits, logprob.data(), best.data(), backward ? a.dx : nullptr, c.tied ? g.wte : g.head_w, a.lnf,
+                    matrix<P>(c.tied ? w.wte : w.head_w), y, weight.data(), N, c.C, c.V);
+    }
+
+    // forward() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
+    template <typename P> void backward_in() {
+        const int B = rows, T = columns, N = B * T, C = c.C;
+        Activations a = activations(c.L - 1);
+        Weights w = layout.at(weights.data(), 0), g = layout.at(gradients.data(), 0);
+        std::fill_n(a.dstream, (size_t)N * C, real(0));
+        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, a.dx, a.stream, w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
+        for (int l = c.L - 1; l >= 0; l--) {
+            a = activations(l), w = layout.at(weights.data(), l), g = layout.at(gradients.data(), l);
+            const real* entered = l ? activations(l - 1).stream : a.embedded;
+            // forward: stream = middle + gelu(layernorm(middle) fc) fcproj
+            linear_backward(a.dwide, g.fcproj_w, g.fcproj_b, a.dstream, a.fc_gelu, matrix<P>(w.fcproj_w), N, 4 * C, C);
+            gelu_backward(a.dwide, a.dwide, a.fc, (size_t)N * 4 * C);
+            linear_backward(a.dx, g.fc_w, g.fc_b, a.dwide, a.ln2, matrix<P>(w.fc_w), N, C, 4 * C);
+            layernorm_backward(a.dstream, g.ln2_w, g.ln2_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N, C);
+            // forward: middle = entered + attention(layernorm(entered) qkv) proj
+            linear_backward(a.dx, g.proj_w, g.proj_b, a.dstream, a.att, matrix<P>(w.proj_w), N, C, C);
+            attention_backward(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
+            linear_backward(a.dx, g.qkv_w, g.qkv_b, a.dwide, a.ln1, matrix<P>(w.qkv_w), N, C, 3 * C);
+            layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N, C);
+        }
+        embedding_backward(g.wte, g.wpe, a.dstream, tokens.data(), B, T, C);
+    }
+
+    template <typename P> void logits_in(int n, int step, int count, float* out) {
+        std::vector<real> z((size_t)count * c.V);
+        Weights w = layout.at(weights.data(), 0);
+        gemm<P>({z.data(), c.V}, {activations(0).lnf + (size_t)n * c.C, (long)step * c.C, 1},
+             Matrix{matrix<P>(c.tied ? w.wte : w.head_w), c.C, 1}.t(), count, c.V, c.C);
+        std::copy(z.begin(), z.end(), out);
+    }
+
     // Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm. qkv holds S tokens a row.
-    void blocks(const int* x, int B, int t0, int T, int S) {
+    template <typename P> void blocks(const int* x, int B, int t0, int T, int S) {
         const int N = B * T, C = c.C;
         Weights w = layout.at(weights.data(), 0);
         embedding_forward(activations(0).embedded, x, w.wte, w.wpe, B, t0, T, C);
@@ -1350,15 +1579,15 @@ private:
             w = layout.at(weights.data(), l);
             layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N, C, c.eps);
             real* qkv = T == S ? a.qkv : a.fc;               // T < S: rows of one b only are neighbours there, so copy
-            linear_forward(qkv, a.ln1, w.qkv_w, w.qkv_b, nullptr, N, C, 3 * C);
+            linear_forward(qkv, a.ln1, matrix<P>(w.qkv_w), w.qkv_b, nullptr, N, C, 3 * C);
             for (int b = 0; b < B && T != S; b++)
                 memcpy(a.qkv + ((size_t)b * S + t0) * 3 * C, qkv + (size_t)b * T * 3 * C, sizeof(real) * T * 3 * C);
             attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, C, c.NH);
-            linear_forward(a.middle, a.att, w.proj_w, w.proj_b, stream, N, C, C);
+            linear_forward(a.middle, a.att, matrix<P>(w.proj_w), w.proj_b, stream, N, C, C);
             layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N, C, c.eps);
-            linear_forward(a.fc, a.ln2, w.fc_w, w.fc_b, nullptr, N, C, 4 * C);
+            linear_forward(a.fc, a.ln2, matrix<P>(w.fc_w), w.fc_b, nullptr, N, C, 4 * C);
             gelu_forward(a.fc_gelu, a.fc, (size_t)N * 4 * C);
-            linear_forward(a.stream, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, N, 4 * C, C);
+            linear_forward(a.stream, a.fc_gelu, matrix<P>(w.fcproj_w), w.fcproj_b, a.middle, N, 4 * C, C);
             stream = a.stream;
         }
         Activations a = activations(0);
@@ -2203,7 +2432,7 @@ template <typename Model> void train(Options o) {
     const HeldOut held_out(o, known, T, eot);
     const double floor = held_out.floor;
 
-    Model model(c, B, T, true);
+    Model model(c, B, T, true, o.dtype == "bf16");
     if (!run) run.emplace(o.out, false);
     if (start) load_tensors(model, WEIGHT, start->tensors, start->path);
     else model.initialize(o.seed);
@@ -2217,7 +2446,7 @@ template <typename Model> void train(Options o) {
     const Schedule schedule{o.schedule, o.lr, o.min_lr, o.warmup, steps};
 
     Display display;
-    display.steps = steps, display.floor = floor, display.peak = Model::measure_peak();
+    display.steps = steps, display.floor = floor, display.peak = Model::measure_peak(o.dtype == "bf16");
     display.flops_per_token = c.flops_per_token(model.layout.parameters, T);
     for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
         if (strchr(verbs, 't') && !show(v).empty()) printf("%s %s  ", dashed(name).c_str(), show(v).c_str());
@@ -2343,7 +2572,7 @@ template <typename Model> void run_verb(Options o) {
     const HeldOut held_out(o, known, T, eot);
     auto& [val, choices, answers, floor] = held_out;
 
-    Model model(c, B, T, false);
+    Model model(c, B, T, false, o.dtype == "bf16");
     load_tensors(model, WEIGHT, file.tensors, file.path);
     if (o.verb == "graph") graph(model);
     if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());

@@ -173,7 +173,7 @@ def main():
         write_shard(f"{work}/tokens.bin", 1 << 16)
         for shape in a.shapes.split(","):
             B, T = map(int, shape.split("x"))
-            programs = [("train_gpt fp32", lambda: ours(B, T, a.steps, work, "fp32"))]
+            programs = [(f"train_gpt {d}", lambda d=d: ours(B, T, a.steps, work, d)) for d in ("fp32", "bf16")]
             for dtype in ("fp32", "bf16"):
                 for compiled in (False, True):
                     programs.append((f"PyTorch {dtype}{', compiled' if compiled else ''}",

@@ -17,6 +17,13 @@ run() {
     printf '%-16s %4d ok %4d s\n' "$name" "$(grep -c '^ok ' build/test.out)" $(($(date +%s) - start))
     cat build/test.out >> $log
 }
+# What only a processor with AMX compiles and runs: test_gemm emulates it, and here at least it compiles.
+amx() {
+    if ! echo 'int main() {}' | ${CXX:-c++} -march=sapphirerapids -fsyntax-only -x c++ - 2>/dev/null; then echo "skip amx: the compiler does not know it"
+    elif ${CXX:-c++} -std=c++20 -march=sapphirerapids -fopenmp-simd -Wno-unknown-pragmas -fsyntax-only train_gpt.cpp; then echo "ok amx compiles"
+    else echo "FAIL amx: does not compile"; fi
+}
+run amx
 run build/test_layers
 run build/test_gemm
 for study in build/study_*; do run "$study" --check; done

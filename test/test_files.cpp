@@ -155,29 +155,34 @@ static void runs() {
     std::vector<int> tokens(3000);
     for (int& t : tokens) t = rng.below(50);
     write_shard(DIR + "train.bin", tokens, 50);
-    const std::string whole = DIR + "whole", out = DIR + "out";
-    const double began = seconds();
-    int code = execute(command(whole));
-    const double duration = seconds() - began;
-    check(code == 0, "run/a whole run: exit %d, %s", code, last_line().c_str());
-    for (const char* threads : {"1", "5"}) {
-        fs::remove_all(out);
-        auto words = command(out);
-        words[std::find(words.begin(), words.end(), "--threads") - words.begin() + 1] = threads;
-        check(execute(words) == 0 && same_model(whole, out), "run/%s threads give the bits of 2", threads);
-    }
+    const std::string whole = DIR + "whole", whole_bf16 = DIR + "whole_bf16", out = DIR + "out";
+    int code = 0;
+    for (const std::string dtype : {"fp32", "bf16"}) {
+        const std::string reference = dtype == "fp32" ? whole : whole_bf16;
+        const double began = seconds();
+        code = execute(command(reference, {"--dtype", dtype}));
+        const double duration = seconds() - began;
+        check(code == 0, "run/a whole run in %s: exit %d, %s", dtype.c_str(), code, last_line().c_str());
+        for (const char* threads : {"1", "5"}) {
+            fs::remove_all(out);
+            auto words = command(out, {"--dtype", dtype});
+            words[std::find(words.begin(), words.end(), "--threads") - words.begin() + 1] = threads;
+            check(execute(words) == 0 && same_model(reference, out), "run/%s, %s threads give the bits of 2", dtype.c_str(), threads);
+        }
 
-    const int kills = STRESS ? 200 : 16;
-    int resumed = 0, survived = 0;
-    for (int k = 0; k < kills; k++) {
-        fs::remove_all(out);
-        pid_t pid = start(command(out));
-        usleep(rng.below(uint64_t(0.9e6 * duration)));
-        kill(pid, SIGKILL);
-        survived += finish(pid) == 0;
-        resumed += execute(command(out, {"--resume"})) == 0 && same_model(whole, out) && losses(out) == losses(whole);
+        const int kills = STRESS ? 200 : dtype == "fp32" ? 16 : 4;
+        int resumed = 0, survived = 0;
+        for (int k = 0; k < kills; k++) {
+            fs::remove_all(out);
+            pid_t pid = start(command(out, {"--dtype", dtype}));
+            usleep(rng.below(uint64_t(0.9e6 * duration)));
+            kill(pid, SIGKILL);
+            survived += finish(pid) == 0;
+            resumed += execute(command(out, {"--dtype", dtype, "--resume"})) == 0 && same_model(reference, out) && losses(out) == losses(reference);
+        }
+        check(resumed == kills, "run/%s, killed at %d instants (%d had ended), %d resumed to the same bits%s", dtype.c_str(), kills, survived, resumed, resumed == kills ? "" : last_line().c_str());
     }
-    check(resumed == kills, "run/killed at %d instants (%d had ended), %d resumed to the same bits%s", kills, survived, resumed, resumed == kills ? "" : last_line().c_str());
+    check(!same_model(whole, whole_bf16), "run/bf16 is not fp32");
 
     for (int signal : {SIGINT, SIGTERM}) {
         fs::remove_all(out);
@@ -215,7 +220,8 @@ static void runs() {
         {"--layers", "3", "--layers 3: the run in OUT has 2, and a resumed run must not differ in it"},
         {"--tokens-per-step", "128", "--tokens-per-step 128: the run in OUT has 64, and a resumed run must not differ in it"},
         {"--steps", "3", "--steps 3: the run in OUT has done 24 already"},
-        {"--seed", "2", "--seed 2: the run in OUT has 1, and a resumed run must not differ in it"}};
+        {"--seed", "2", "--seed 2: the run in OUT has 1, and a resumed run must not differ in it"},
+        {"--dtype", "bf16", "--dtype bf16: the run in OUT has fp32, and a resumed run must not differ in it"}};
     for (auto& c : changed) {
         std::string line = c.line;
         line.replace(line.find("OUT"), 3, whole);

@@ -1,32 +1,42 @@
-/* test/test_gemm.cpp -- the matrix product in float against sums in double: random sizes, all strides, edges untouched. */
+/* test/test_gemm.cpp -- the matrix product against sums in double: random sizes, all strides, edges untouched; in fp32, and
+   in bf16, whose inputs are rounded first and whose sums are as exact. AMX is emulated where the machine has none. */
 #define NO_CPU_MAIN
+#include "amx.h"
 #include "../train_gpt.cpp"
 #include "check.h"
 
 static Rng rng(5);
 static std::vector<float> random_numbers(size_t n) {
     std::vector<float> v(n);
-    for (float& f : v) f = (float)rng.normal();
+    for (float& f : v) f = (float)(2 * rng.uniform() - 1);
     return v;
 }
 
+// How numbers are multiplied: P, where B is stored as E
+struct Fp32 { using P = float; using E = float; static constexpr const char* name = "fp32"; };
+struct Bf16 { using P = bfloat16; using E = float; static constexpr const char* name = "bf16"; };
+struct Bf16Stored { using P = bfloat16; using E = bfloat16; static constexpr const char* name = "bf16, B stored so"; };
+
 // A product of random numbers; the worst error in units of its bound. What lies between the rows of C must stay.
-static double product(int M, int N, int K, int kind) {
+template <typename Type> static double product(int M, int N, int K, int kind) {
+    using P = typename Type::P;
+    using E = typename Type::E;
     const bool a_turned = kind & 1, b_turned = kind & 2, odd = kind & 4, with_bias = kind & 8, with_plus = kind & 16, own = kind & 32;
     const long a_step = odd ? 3 : 1, gap = odd ? 5 : 0, ldc = N + gap;       // steps of neither 1 nor a row: no fast path
-    std::vector<float> a = random_numbers((size_t)M * K * a_step), b = random_numbers((size_t)K * N), bias = random_numbers(N);
+    std::vector<float> a = random_numbers((size_t)M * K * a_step), numbers = random_numbers((size_t)K * N), bias = random_numbers(N);
+    const std::vector<E> b(numbers.begin(), numbers.end());
     std::vector<float> c = random_numbers(M * ldc), plus = random_numbers(M * ldc);
     const cpu::Matrix A = a_turned ? cpu::Matrix{a.data(), a_step, M * a_step} : cpu::Matrix{a.data(), K * a_step, a_step};
-    const cpu::Matrix B = b_turned ? cpu::Matrix{b.data(), 1, K} : cpu::Matrix{b.data(), N, 1};
+    const cpu::Matrix<E> B = b_turned ? cpu::Matrix<E>{b.data(), 1, K} : cpu::Matrix<E>{b.data(), N, 1};
     if (own) plus = c;
     const std::vector<float> before = c;
-    cpu::gemm({c.data(), ldc, with_plus ? own ? c.data() : plus.data() : nullptr, with_bias ? bias.data() : nullptr}, A, B, M, N, K);
+    cpu::gemm<P, E>({c.data(), ldc, with_plus ? own ? c.data() : plus.data() : nullptr, with_bias ? bias.data() : nullptr}, A, B, M, N, K);
     double worst = 0;
     for (int i = 0; i < M; i++) {
         for (int j = 0; j < N; j++) {
             double sum = 0, size = 0;                        // a sum of n numbers errs by n eps/2 sum|x| at most
             auto add = [&](double x) { sum += x, size += std::abs(x); };
-            for (int k = 0; k < K; k++) add((double)A.from(i, k).p[0] * B.from(k, j).p[0]);
+            for (int k = 0; k < K; k++) add((double)P(A.from(i, k).p[0]) * P(B.from(k, j).p[0]));
             if (with_bias) add(bias[j]);
             if (with_plus) add(plus[i * ldc + j]);
             keep_worst(worst, std::abs(c[i * ldc + j] - sum) / ((K + 2) * 0x1p-24 * size));
@@ -36,37 +46,72 @@ static double product(int M, int N, int K, int kind) {
     return worst;
 }
 
-int main() {
-    for (int kind = 0; kind < 64; kind++) {
+template <typename Type> static void products() {
+    const char* name = cpu::amx() ? "gemm, AMX" : "gemm";
+    using P = typename Type::P;
+    for (int from = 0; from < 64; from += 8) {
         double worst = 0;
-        for (int r = 0; r < 12; r++) keep_worst(worst, product(1 + rng.below(100), 1 + rng.below(100), 1 + rng.below(100), kind));
-        check(worst <= 1, "gemm/sizes 1 to 100, strides %d: error %.2f of its bound", kind, worst);
+        for (int r = 0; r < 64; r++) keep_worst(worst, product<Type>(1 + rng.below(100), 1 + rng.below(100), 1 + rng.below(100), from + r % 8));
+        check(worst <= 1, "%s/%s, sizes 1 to 100, strides %d to %d: error %.2f of its bound", name, Type::name, from, from + 7, worst);
     }
-    const int large[][3] = {{1, 1, 1}, {1, 1000, 1}, {513, 385, 769}, {1030, 50, 384}, {7, 1200, 1153}, {64, 64, 5000}, {129, 4097, 33}};
-    for (auto [M, N, K] : large)
-        for (int kind : {0, 1, 2, 19, 55}) {
-            const double worst = product(M, N, K, kind);
-            check(worst <= 1, "gemm/(%d,%d) (%d,%d), strides %d: error %.2f of its bound", M, K, K, N, kind, worst);
-        }
+    const struct { int M, N, K; } large[] = {{1, 1, 1}, {1, 1000, 1}, {513, 385, 769}, {1030, 50, 384}, {7, 1200, 1153}, {64, 64, 5000}, {129, 4097, 33}};
+    for (auto [M, N, K] : large) {
+        double worst = 0;
+        for (int kind : {0, 19, 55}) keep_worst(worst, product<Type>(M, N, K, kind));
+        check(worst <= 1, "%s/%s, (%d,%d) (%d,%d): error %.2f of its bound", name, Type::name, M, K, K, N, worst);
+    }
     // one product, any number of threads: the same bits
     const int M = 300, N = 500, K = 900;
     std::vector<float> a = random_numbers((size_t)M * K), b = random_numbers((size_t)K * N), first;
     for (int threads : {1, 2, 3, 8}) {
         std::vector<float> c((size_t)M * N);
         omp_set_num_threads(threads);
-        cpu::gemm({c.data(), N}, {a.data(), K, 1}, {b.data(), 1, K}, M, N, K);
+        cpu::gemm<P>({c.data(), N}, {a.data(), K, 1}, {b.data(), 1, K}, M, N, K);
         if (first.empty()) first = c;
-        check(!memcmp(c.data(), first.data(), c.size() * sizeof c[0]), "gemm/%d threads: the same bits as 1", threads);
+        check(!memcmp(c.data(), first.data(), c.size() * sizeof c[0]), "%s/%s, %d threads: the same bits as 1", name, Type::name, threads);
     }
-    // a row of C has the same bits whatever stands beside it: a sample does not depend on how many are made at once
+    // a row of C has the same bits whatever stands beside it: a sample does not depend on how many are made at once.
+    // On AMX the sums have another order than among a few rows.
     for (bool turned : {false, true}) {
         std::vector<float> whole((size_t)M * N), some((size_t)M * N);
         const cpu::Matrix A = {a.data(), K, 1}, B = turned ? cpu::Matrix{b.data(), 1, K} : cpu::Matrix{b.data(), N, 1};
-        cpu::gemm({whole.data(), N}, A, B, M, N, K);
+        cpu::gemm<P>({whole.data(), N}, A, B, M, N, K);
         for (int rows : {1, 3, 8, 9, 64}) {
-            cpu::gemm({some.data(), N}, A.from(5, 0), B, rows, N, K);
-            check(!memcmp(some.data(), &whole[5 * N], sizeof(float) * rows * N), "gemm/%d rows%s: the same bits as among %d", rows, turned ? " (B turned)" : "", M);
+            if (cpu::amx() && rows <= cpu::MR) continue;
+            cpu::gemm<P>({some.data(), N}, A.from(5, 0), B, rows, N, K);
+            check(!memcmp(some.data(), &whole[5 * N], sizeof(float) * rows * N), "%s/%s, %d rows%s: the same bits as among %d", name, Type::name, rows, turned ? " (B turned)" : "", M);
         }
     }
+}
+
+// Rounding, number by number and a vector at a time: the nearest of the two neighbours, the even one of a tie.
+static void rounding() {
+    std::vector<float> x;
+    for (uint32_t high : {0x0000u, 0x0001u, 0x007fu, 0x0080u, 0x3f80u, 0x3f81u, 0x7f7fu, 0x7f80u, 0x7f81u, 0x7fffu})
+        for (uint32_t low : {0x0000u, 0x0001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+            for (uint32_t sign : {0u, 0x80000000u}) x.push_back(std::bit_cast<float>(high << 16 | low | sign));
+    for (int i = 0; i < 1000; i++) x.push_back((float)rng.normal());
+    x.resize(x.size() / cpu::VL * cpu::VL);
+    int wrong = 0, differ = 0;
+    for (size_t i = 0; i < x.size(); i++) {
+        const uint32_t bits = std::bit_cast<uint32_t>(x[i]), low = bits & 0xffff, odd = bits >> 16 & 1;
+        const uint32_t nearest = bits - low + (low + odd > 0x8000 ? 0x10000 : 0);
+        const float y = bfloat16(x[i]), want = std::bit_cast<float>(nearest);
+        if (std::isnan(x[i]) ? !std::isnan(y) : std::bit_cast<uint32_t>(y) != std::bit_cast<uint32_t>(want)) wrong++;
+        const cpu::vec v = cpu::load<bfloat16>(&x[i / cpu::VL * cpu::VL]);
+        const float lane = v[i % cpu::VL];
+        if (std::isnan(y) ? !std::isnan(lane) : memcmp(&lane, &y, 4)) differ++;
+    }
+    check(!wrong, "bfloat16/%zu numbers rounded to the nearest, %d wrong", x.size(), wrong);
+    check(!differ, "bfloat16/vectors round like numbers, %d differ", differ);
+}
+
+int main() {
+    rounding();
+    products<Fp32>(), products<Bf16>(), products<Bf16Stored>();
+#if defined(EMULATED_AMX)
+    emulated_amx = true;
+    products<Bf16>(), products<Bf16Stored>();
+#endif
     return failed > 0;
 }

@@ -79,7 +79,7 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"train --steps 3 --epochs 2 --train a --out OUT", "--epochs: give --steps or --epochs, not both"},
     {"train --schedule cos", "--schedule cos: must be one of cosine|linear|wsd|constant"},
     {"train --schedule cosine|linear", "--schedule cosine|linear: must be one of cosine|linear|wsd|constant"},
-    {"train --dtype fp64", "--dtype fp64: must be one of fp32"},
+    {"train --dtype fp64", "--dtype fp64: must be one of fp32|bf16"},
     {"train --raw u8", "--raw u8: must be one of u16"},
     {"train --rows all", "--rows all: must be one of packed|documents|sliding"},
     {"eval --model m --val v --rows sliding", "--rows sliding: not for eval"},

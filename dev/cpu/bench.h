@@ -33,11 +33,11 @@ struct Result {
     }
 };
 
-enum Roof { COMPUTE, READ, UPDATE };
-inline const char* const ROOF_UNITS[] = {"GFLOP/s", "GB/s", "GB/s"};
+enum Roof { COMPUTE, COMPUTE_BF16, READ, UPDATE };
+inline const char* const ROOF_UNITS[] = {"GFLOP/s", "GFLOP/s", "GB/s", "GB/s"};
 
 inline double measure(Roof roof) {           // in FLOP/s or bytes/s
-    if (roof == COMPUTE) return cpu::measure_peak(1);
+    if (roof == COMPUTE || roof == COMPUTE_BF16) return cpu::measure_peak(roof == COMPUTE_BF16, 1);
     static Buffer numbers(32 << 20);         // 128 MiB
     static volatile real sink;
     const double start = seconds();

@@ -10,6 +10,8 @@
    packed          the strip is first copied to where it is contiguous: cpu::gemm itself, which also turns B round in
                    registers where it must, and cuts C into tiles that the threads share
    OpenBLAS        cblas_sgemm, where the library is installed (libopenblas.so.0)
+   bf16            cpu::gemm on numbers rounded to bfloat16, B stored so: on AMX, the matrix unit of newer Xeons, whose
+                   tiles are then the roof; elsewhere the numbers are rounded and multiplied as floats
 
    Then cpu::gemm alone, on every product of GPT-2 124M, forward and backward. */
 #include "bench.h"
@@ -95,34 +97,44 @@ static void ladder(int M, int N, int K, bool timed, Sgemm sgemm) {
         {"packed (cpu::gemm)", [&] { cpu::gemm({c.data(), N}, {a.data(), K, 1}, {b.data(), N, 1}, M, N, K); }}};
     if (sgemm) rungs.push_back({"OpenBLAS", [&] { sgemm(101, 111, 111, M, N, K, 1, a.data(), K, b.data(), N, 0, c.data(), N); }});
     // K roundings of 2^-24 each, which add up like a random walk: sqrt(K) of them, with a factor of 4 to spare
-    climb(format("gemm M=%d N=%d K=%d", M, N, K), timed, COMPUTE, 2.0 * M * N * K, [&] { std::fill(c.begin(), c.end(), NAN); },
-          {{c.data(), want, 4 * std::sqrt(K) * 0x1p-24}}, rungs);
+    const std::string shape = format("M=%d N=%d K=%d", M, N, K);
+    auto poison = [&] { std::fill(c.begin(), c.end(), NAN); };
+    climb("gemm " + shape, timed, COMPUTE, 2.0 * M * N * K, poison, {{c.data(), want, 4 * std::sqrt(K) * 0x1p-24}}, rungs);
+    const std::vector<bfloat16> b16(b.begin(), b.end());     // each factor of a product errs by 2^-9 at most
+    climb(cpu::amx() ? "gemm in bf16, on AMX, " + shape : "gemm in bf16, " + shape, timed, COMPUTE_BF16, 2.0 * M * N * K, poison,
+          {{c.data(), want, 0x1p-8}},
+          {{"bf16 (cpu::gemm)", [&] { cpu::gemm<bfloat16>({c.data(), N}, {a.data(), K, 1}, cpu::Matrix{b16.data(), N, 1}, M, N, K); }}});
 }
 
 // Every product of a 124M step on M tokens: X W, dY W^T, X^T dY; the head's logits are made from W^T.
-static void all_products(int M) {
+template <typename P> static void all_products(int M) {
+    const bool bf16 = std::is_same_v<P, bfloat16>;
+    const Roof roof = bf16 ? COMPUTE_BF16 : COMPUTE;
     struct { const char* name; int C, OC, count; } layers[] = {{"qkv", 768, 2304, 12}, {"proj", 768, 768, 12}, {"fc", 768, 3072, 12}, {"fcproj", 3072, 768, 12}, {"head", 768, 50257, 1}};
-    printf("\ncpu::gemm, GPT-2 124M, M=%d           GFLOP/s and share of the roof\n  %-10s %18s %18s %18s\n", M, "", "forward", "dx", "dw");
+    printf("\ncpu::gemm, GPT-2 124M, M=%d%s           GFLOP/s and share of the roof\n  %-10s %18s %18s %18s\n", M, bf16 ? ", bf16" : "", "",
+           "forward", "dx", "dw");
     double all_flops = 0, all_time = 0, all_ideal = 0;
     for (auto& l : layers) {
         Buffer x((size_t)M * l.C), w((size_t)l.C * l.OC), y((size_t)M * l.OC);
         uint64_t seed = 1;
-        for (Buffer* buffer : {&x, &w, &y}) {
+        for (Buffer<>* buffer : {&x, &w, &y}) {
             Rng rng(seed++);
             for (size_t i = 0; i < buffer->size; i++) buffer->data()[i] = (real)(rng.uniform() - 0.5);
         }
         const bool head = l.OC == 50257;
-        const cpu::Matrix X = {x.data(), l.C, 1}, Y = {y.data(), l.OC, 1}, W = head ? cpu::Matrix{w.data(), 1, l.C} : cpu::Matrix{w.data(), l.OC, 1};
+        const std::vector<P> weights(w.data(), w.data() + w.size);
+        const cpu::Matrix X = {x.data(), l.C, 1}, Y = {y.data(), l.OC, 1};
+        const cpu::Matrix<P> W = head ? cpu::Matrix<P>{weights.data(), 1, l.C} : cpu::Matrix<P>{weights.data(), l.OC, 1};
         printf("  %-10s", l.name);
         for (int kind = 0; kind < 3; kind++) {
-            std::vector<double> times, roofs = {measure(COMPUTE)};
+            std::vector<double> times, roofs = {measure(roof)};
             for (int r = 0; r < 7; r++) {
                 const double start = seconds();
-                if (kind == 0) cpu::gemm({y.data(), l.OC}, X, W, M, l.OC, l.C);
-                if (kind == 1) cpu::gemm({x.data(), l.C}, Y, W.t(), M, l.C, l.OC);
-                if (kind == 2 && !head) cpu::gemm({w.data(), l.OC, w.data()}, X.t(), Y, l.C, l.OC, M);
-                if (kind == 2 && head) cpu::gemm({w.data(), l.C, w.data()}, Y.t(), X, l.OC, l.C, M);
-                times.push_back(seconds() - start), roofs.push_back(measure(COMPUTE));
+                if (kind == 0) cpu::gemm<P>({y.data(), l.OC}, X, W, M, l.OC, l.C);
+                if (kind == 1) cpu::gemm<P>({x.data(), l.C}, Y, W.t(), M, l.C, l.OC);
+                if (kind == 2 && !head) cpu::gemm<P>({w.data(), l.OC, w.data()}, X.t(), Y, l.C, l.OC, M);
+                if (kind == 2 && head) cpu::gemm<P>({w.data(), l.C, w.data()}, Y.t(), X, l.OC, l.C, M);
+                times.push_back(seconds() - start), roofs.push_back(measure(roof));
             }
             const double t = median(times), peak = median(roofs), flops = 2.0 * M * l.C * l.OC;
             printf(" %10.1f %6.1f%%", flops / t / 1e9, 100 * flops / t / peak);
@@ -143,7 +155,7 @@ int main(int argc, char** argv) {
     if (timed) {
         ladder(256, 2304, 768, timed, sgemm);
         ladder(1024, 1024, 1024, timed, sgemm);
-        for (int M : {256, 1024, 4096}) all_products(M);
+        for (int M : {256, 1024, 4096}) all_products<real>(M), all_products<bfloat16>(M);
     }
     return failed > 0;
 }

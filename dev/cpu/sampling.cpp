@@ -4,13 +4,14 @@
    cache         the new token alone; keys and values of those before it are kept: Model::extend. All weights are used
                  once a token, so that reading them is the least it can take. (They are read where they lie, without
                  the copying that pays in larger products: gemm_rows in train_gpt.cpp.)
+   bf16          --dtype bf16: products read a rounded copy of the weights, which is half as large
 
-   Bytes are those of the weights, once, however many texts there are: 4 for every parameter but wpe. */
+   Bytes are those of the weights, once, however many texts there are: 4, or 2, for every parameter but wpe. */
 #include "bench.h"
 
 static void ladder(const Config& c, int B, int held, bool timed) {
-    cpu::Model model(c, B, held + 24, false), whole(c, B, held + 24, false);
-    model.initialize(1), whole.initialize(1);
+    cpu::Model model(c, B, held + 24, false), whole(c, B, held + 24, false), bf16(c, B, held + 24, false, true);
+    model.initialize(1), whole.initialize(1), bf16.initialize(1);
     std::vector<int> x((size_t)B * (held + 24));
     Rng rng(3);
     for (int& token : x) token = (int)rng.below(c.V);
@@ -21,16 +22,20 @@ static void ladder(const Config& c, int B, int held, bool timed) {
         for (int b = 0; b < B; b++) v.insert(v.end(), &x[(size_t)b * T + from], &x[(size_t)b * T + from] + n);
         return v;
     };
+    int at = held;
+    auto extend = [&](cpu::Model& m) { m.extend(tokens(at, 1).data(), B, at, 1), m.logits(0, 1, B, logits.data()), at++; };
     auto recompute = [&](int n) { whole.extend(tokens(0, n).data(), B, 0, n), whole.logits(n - 1, n, B, logits.data()); };
     recompute(held + 1);
     const std::vector<double> want(logits.begin(), logits.end());
-    int at = held;
-    model.extend(tokens(0, held).data(), B, 0, held);
-    climb(format("sampling L=%d C=%d V=%d, %d texts of %d tokens", c.L, c.C, c.V, B, held), timed, READ,
-          4.0 * (model.layout.parameters - (size_t)c.T * c.C), [&] { std::fill(logits.begin(), logits.end(), NAN), at = held; },
-          {{logits.data(), want, 1e-5}},
-          {{"recompute", [&] { recompute(held + 1); }},
-           {"cache", [&] { model.extend(tokens(at, 1).data(), B, at, 1), model.logits(0, 1, B, logits.data()), at++; }}});
+    for (cpu::Model* m : {&model, &bf16}) m->extend(tokens(0, held).data(), B, 0, held);
+    const double read = model.layout.parameters - (size_t)c.T * c.C;
+    const std::string shape = format("L=%d C=%d V=%d, %d texts of %d tokens", c.L, c.C, c.V, B, held);
+    auto reset = [&] { std::fill(logits.begin(), logits.end(), NAN), at = held; };
+    climb("sampling " + shape, timed, READ, 4 * read, reset, {{logits.data(), want, 1e-5}},
+          {{"recompute", [&] { recompute(held + 1); }}, {"cache", [&] { extend(model); }}});
+    // the limit: 4 L + 1 products, each off by 2^-8 at most, with random signs
+    climb("sampling in bf16, " + shape, timed, READ, 2 * read, reset, {{logits.data(), want, std::sqrt(4 * c.L + 1) * 0x1p-8}},
+          {{"bf16", [&] { extend(bf16); }}});
 }
 
 int main(int argc, char** argv) {
