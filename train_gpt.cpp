@@ -26,6 +26,7 @@
 #include <optional>
 #include <set>
 #include <sys/file.h>
+#include <utility>
 #if defined(__AMX_BF16__)
 #include <asm/prctl.h>
 #include <immintrin.h>
@@ -44,6 +45,11 @@ using text = std::string;
 using integer = long long;
 using number = double;
 using flag = bool;
+
+#ifndef DTYPE                    // train_gpt.cu has other ones
+#define DTYPE "fp32"
+#define DTYPES "fp32|bf16"
+#endif
 
 //    type     name             default       allowed                         verbs  help
 #define OPTIONS(X) \
@@ -73,7 +79,7 @@ using flag = bool;
     X(number,  eps,             1e-8,         "1e-30..1",                     "t",   "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",   "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",   "largest gradient norm; 0 = off") \
-    X(text,    dtype,           "fp32",       "fp32|bf16",                    "tseg","numbers in matrix products: fp32, or bf16 with fp32 sums (on AMX, or by rounding); all else is fp32") \
+    X(text,    dtype,           DTYPE,        DTYPES,                         "tseg","numbers in matrix products: fp32, or bf16 with fp32 sums (on AMX, or by rounding); all else is fp32") \
     X(integer, threads,         0,            "1..4096",                      "tsegR","threads [all]") \
     X(integer, seed,            1,            "0..9007199254740992",          "ts",  "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
@@ -274,14 +280,15 @@ constexpr float ONES = -1;      // an initial value that is not a standard devia
 
 enum Per { ONCE, BLOCK };
 
-// Places arrays in one arena, each on a 64-byte line. What exists once per layer (BLOCK) stands together with the rest
+// Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units like
+// best. What exists once per layer (BLOCK) stands together with the rest
 // of its layer, so a layer is one contiguous piece: array k of layer l begins at first[k] + l * stride[k].
 struct Slots {
     std::vector<size_t> first, stride;
     size_t size = 0;                                         // of the arena, in elements
 
     Slots(const std::vector<std::pair<Per, size_t>>& arrays, int L) : stride(arrays.size(), 0) {
-        auto padded = [](size_t n) { return (n + 15) / 16 * 16; };
+        auto padded = [](size_t n) { return (n + 127) / 128 * 128; };
         size_t block = 0, base = 0;
         for (auto [per, n] : arrays) if (per == BLOCK) block += padded(n);
         bool placed = false;
@@ -344,6 +351,18 @@ struct Layout {
             present.push_back(t.present);
         }
         std::stable_sort(tensors.begin(), tensors.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
+    }
+    // Of tensor i. Each number is drawn for itself, so any number of threads gives the same.
+    std::vector<float> initial_values(size_t i, uint64_t seed) const {
+        const Tensor& t = tensors[i];
+        std::vector<float> values(t.count());
+        #pragma omp parallel for schedule(static)
+        for (size_t k = 0; k < values.size(); k++) {
+            Rng rng(seed, i + 1);
+            rng.state += 2 * k * 0x9E3779B97F4A7C15ull;                  // normal() takes two numbers
+            values[k] = t.init == ONES ? 1 : t.init == 0 ? 0 : float(t.init * rng.normal());
+        }
+        return values;
     }
     Weights at(real* arena, int l) const {
         size_t k = 0;
@@ -814,7 +833,7 @@ template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E
         real piece[MR * KC];                                 // of A; zeros up to a whole block
         vec sums[MR * TILE_N / VL];
         for (int i = 0; i < M; i++) {
-            std::fill_n(sums + i * TILE_N / VL, (n + VL - 1) / VL, vec{});
+            for (int j = 0; j < (n + VL - 1) / VL; j++) sums[i * TILE_N / VL + j] = vec{};
             for (int k = 0; k < kn; k++) piece[i * KC + k] = P(a_k.p[i * a.row + k * a.col]);
             for (int k = kn; k % DEEP<E>; k++) piece[i * KC + k] = 0;
         }
@@ -1335,18 +1354,21 @@ inline double sum_of_squares(const real* x, size_t n) {
 //   initialize(seed)                   fresh weights
 //   forward(x, y, weight, denominator, B, T, backward)
 //                                      loss = -sum weight logprob / denominator, in nats; weight may be null (all 1).
-//                                      logprob[n] and best[n] (likeliest token) are then there for every y[n] >= 0.
 //                                      The denominator is the whole step's, so that micro-batches add up to one batch.
 //                                      backward: a backward() follows, and the head's gradients are taken now, because
 //                                      logits are never kept
 //   backward()                         of the last forward; adds to the gradients
-//   gradient_norm()                    L2 norm over all tensors
-//   update(adamw, scale, step)         with gradients times scale, which it then clears; step counts from 1
+//   update(adamw, clip, step)          with gradients scaled to a norm of clip at most (0: as they are), which it then
+//                                      clears; step counts from 1. It does nothing if the loss or norm is not finite.
+//   result()                           waits for all this; the sum of losses since the last result(), and the norm (L2,
+//                                      over all tensors) that the last update() found. logprob[n] and best[n] (likeliest
+//                                      token) of the last forward are then there for every y[n] >= 0
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   measure_peak(bf16), describe(peak)   FLOP/s the machine can reach; one line about machine and memory
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
+struct Result { double loss, norm; };
 
 // Bytes that could be had, of the machine and of the container; SIZE_MAX where the system does not say.
 inline size_t available_memory() {
@@ -1446,23 +1468,12 @@ struct Model {
     }
 
     void initialize(uint64_t seed) {
-        for (size_t i = 0; i < layout.tensors.size(); i++) {
-            const Tensor& t = layout.tensors[i];
-            real* p = weights.data() + t.offset;
-            #pragma omp parallel for schedule(static)
-            for (size_t k = 0; k < (t.present ? t.count() : 0); k++) {
-                Rng rng(seed, i + 1);
-                rng.state += 2 * k * 0x9E3779B97F4A7C15ull;              // normal() takes two numbers
-                p[k] = t.init == ONES ? 1 : t.init == 0 ? 0 : real(t.init * rng.normal());
-            }
-        }
-        round_weights(0, weights.size);
+        for (size_t i = 0; i < layout.tensors.size(); i++) set(WEIGHT, i, layout.initial_values(i, seed).data());
     }
 
-    double forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T,
-                   bool backward) {
-        return bf16 ? forward_in<bfloat16>(x, y, weights_bt, denominator, B, T, backward)
-                    : forward_in<real>(x, y, weights_bt, denominator, B, T, backward);
+    void forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
+        loss += bf16 ? forward_in<bfloat16>(x, y, weights_bt, denominator, B, T, backward)
+                     : forward_in<real>(x, y, weights_bt, denominator, B, T, backward);
     }
     void backward() { bf16 ? backward_in<bfloat16>() : backward_in<real>(); }
     void extend(const int* x, int B, int t0, int T) {
@@ -1472,15 +1483,18 @@ struct Model {
         bf16 ? logits_in<bfloat16>(n, step, count, out) : logits_in<real>(n, step, count, out);
     }
 
-    double gradient_norm() const { return std::sqrt(sum_of_squares(gradients.data(), gradients.size)); }
-
-    void update(const AdamW& o, double scale, integer step) {
+    void update(const AdamW& o, double clip, integer step) {
+        norm = std::sqrt(sum_of_squares(gradients.data(), gradients.size));
+        if (!std::isfinite(norm) || !std::isfinite(loss)) return;
+        const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         for (const Tensor& t : layout.tensors)
             if (t.present)
                 adamw_update(weights.data() + t.offset, moment1.data() + t.offset, moment2.data() + t.offset,
                              gradients.data() + t.offset, t.count(), o, t.decays() ? o.weight_decay : 0, scale, step,
                              bf16 ? rounded.data() + t.offset : nullptr);
     }
+
+    Result result() { return {std::exchange(loss, 0), norm}; }
 
     void get(Which which, size_t i, float* out) const {
         const Tensor& t = layout.tensors[i];
@@ -1506,6 +1520,7 @@ private:
     std::vector<int> tokens;                 // of the last forward, for embedding_backward
     std::vector<double> weight;
     int rows = 0, columns = 0;
+    double loss = 0, norm = 0;
 
     real* arena(Which which) const {
         const Buffer<>* arenas[] = {&weights, &gradients, &moment1, &moment2};
@@ -1957,6 +1972,7 @@ void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
         for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k));
         const Batch b(rows);
         model.forward(b.x.data(), b.y.data(), nullptr, 1, b.B, b.T, false);
+        model.result();
         for (size_t k = 0; k < b.y.size(); k++)
             if (b.y[k] >= 0 && !std::isfinite(model.logprob[k]))
                 die("row %zu: a log-probability is %g; are the model's weights finite?", i + k / b.T,
@@ -2489,27 +2505,36 @@ template <typename Model> void train(Options o) {
         }
     };
 
-    while (position.step < steps && !stop_signal) {
-        const double began = seconds();
-        const integer step = position.step + 1;
-        const size_t first = position.step * per_step, there = std::min(per_step, end - first);
-        const double targets = (double)there * (windows.sliding ? 1 : T);
-        double loss = 0;
-        for (size_t i = 0; i < there; i += B) {
+    auto rows_of = [&](integer step) { return std::min<size_t>(per_step, end - (step - 1) * per_step); };
+    auto read = [&](integer step) {                          // the micro-batches of a step
+        std::vector<Batch> batches;
+        for (size_t i = 0; step <= steps && i < rows_of(step); i += B) {
             std::vector<Row> rows;
-            for (size_t k = i; k < std::min(i + B, there); k++) rows.push_back(windows.row(first + k));
-            const Batch b(rows);
-            loss += model.forward(b.x.data(), b.y.data(), nullptr, targets, b.B, b.T, true);
+            for (size_t k = i; k < std::min(i + B, rows_of(step)); k++)
+                rows.push_back(windows.row((step - 1) * per_step + k));
+            batches.emplace_back(rows);
+        }
+        return batches;
+    };
+    std::vector<Batch> batches = read(position.step + 1);
+    double began = seconds();
+    while (position.step < steps && !stop_signal) {
+        const integer step = position.step + 1;
+        const size_t there = rows_of(step);
+        const double targets = (double)there * (windows.sliding ? 1 : T), lr = lr_at(schedule, position.step);
+        for (const Batch& b : batches) {
+            model.forward(b.x.data(), b.y.data(), nullptr, targets, b.B, b.T, true);
             model.backward();
         }
-        const double norm = model.gradient_norm(), lr = lr_at(schedule, position.step);
+        AdamW now = adamw;
+        now.lr = lr;
+        model.update(now, o.clip, step);
+        batches = read(step + 1);                            // a GPU is still at work meanwhile
+        const auto [loss, norm] = model.result();
         if (!std::isfinite(loss) || !std::isfinite(norm))
             die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step,
                 loss, norm, std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss",
                 saved.empty() ? "none" : saved.c_str());
-        AdamW now = adamw;
-        now.lr = lr;
-        model.update(now, o.clip > 0 ? std::min(1.0, o.clip / (norm + 1e-6)) : 1.0, step);
         position.step = step;
         const double ms = (seconds() - began) * 1e3, tokens = std::min<double>(step * (double)per_step, end) * T;
         display.step(step, loss, norm, lr, ms, there * T);
@@ -2520,6 +2545,7 @@ template <typename Model> void train(Options o) {
         if (held_out.val && due(o.eval_every)) evaluate();
         if (due(o.sample_every)) sample(1);
         if (due(o.save_every)) save();
+        began = seconds();
     }
     if (saved != o.out + format("/step_%08lld", position.step)) save();
     if (position.step < steps)

@@ -2,16 +2,37 @@
    Trains the small models of test/golden and compares losses, logits, activations, gradients, gradient norms, learning
    rates and weights after 1, 10 and 50 steps with values from PyTorch in float64. Formulas, files and limits:
    test/golden/README.md. One line a case: the worst error as a fraction of its limit, and where it was. */
+#ifdef GPU                       // the CUDA program, on a GPU or emulated
+#define NO_GPU_MAIN
+#include "../train_gpt.cu"
+using gpu::Model;
+static const char* const SUITE = "golden gpu";
+template <typename T> static std::vector<float> values_of(const T* p, size_t n) {
+    std::vector<T> values(n);
+    gpu::check(cudaMemcpy(values.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy", __LINE__);
+    return std::vector<float>(values.begin(), values.end());
+}
+static const std::vector<bool> FORMATS = {!std::is_same_v<gpu::floatX, float>};
+#else
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
+using cpu::Model;
+static const char* const SUITE = "golden";
+static std::vector<float> values_of(const real* p, size_t n) { return std::vector<float>(p, p + n); }
+static const std::vector<bool> FORMATS = {false, true};      // bf16?
+#endif
 #include "check.h"
 
 // How far a number may be from that of PyTorch in float64. bf16: a product of two rounded numbers errs by 2^-8 at most;
 // the deepest case has 4 layers, 17 products forward and as many back, whose errors have random signs: 2^-8 sqrt(34) = 0.023.
 // Later steps add up the errors of earlier ones. The first turns a gradient near zero into a step of either sign.
 struct Limits { double logits, first_loss, loss, first_norm, norm, gradient, entry, first_step, step; };
-static const Limits FP32{1e-4, 1e-5, 1e-4, 1e-5, 3e-4, 1e-4, 0.2, 1e-2, 2e-3};
-static const Limits BF16{0.1, 0.023, 0.05, 0.023, 0.06, 0.023, 2.1, 0.6, 0.06};
+static const Limits LIMITS_FP32{1e-4, 1e-5, 1e-4, 1e-5, 3e-4, 1e-4, 0.2, 1e-2, 2e-3};
+#ifdef GPU                       // activations and their gradients are rounded too: four times as many errors, twice the sum
+static const Limits LIMITS_BF16{0.2, 0.046, 0.1, 0.046, 0.25, 0.046, 2.1, 0.6, 0.12};
+#else
+static const Limits LIMITS_BF16{0.1, 0.023, 0.05, 0.023, 0.06, 0.023, 2.1, 0.6, 0.06};
+#endif
 
 struct Case {
     std::string dir;
@@ -46,7 +67,7 @@ static std::vector<double> numbers(const Json& j) {
 }
 
 // Weights by formula: element n over all tensors is output n of SplitMix64, scaled to [-1,1), times scale, plus offset.
-static void make_weights(cpu::Model& model, const Json& spec, const std::string& where) {
+static void make_weights(Model& model, const Json& spec, const std::string& where) {
     Rng rng(0);
     rng.state = (uint64_t)need(spec, "seed").number;
     size_t found = 0;
@@ -99,8 +120,8 @@ static void run_case(Case& k) {
 
     const Json& accumulate = k.training["grad_accum"];
     const int micro = accumulate ? accumulate.number : 1, B = rows / micro;
-    cpu::Model model(c, rows, T, true, k.bf16);
-    const Limits& limits = k.bf16 ? BF16 : FP32;
+    Model model(c, rows, T, true, k.bf16);
+    const Limits& limits = k.bf16 ? LIMITS_BF16 : LIMITS_FP32;
     if (std::filesystem::exists(k.dir + "/weights.json")) {
         make_weights(model, json("weights.json"), k.dir + "/weights.json");
     } else {
@@ -130,15 +151,16 @@ static void run_case(Case& k) {
         if (it == expected.tensors.end()) return;
         stored_entries(summary, it->second, count, [&](size_t i, float want) { k.near(name, get(i), want, limits.logits); });
     };
-    model.forward(x.data(), y.data(), w.data(), denominator, rows, T, false);
+    model.forward(x.data(), y.data(), w.data(), denominator, rows, T, false), model.result();
     std::vector<float> logits((size_t)rows * T * c.V);
     model.logits(0, 1, rows * T, logits.data());
     compare_absolute("logits", need(need(tensors, "logits"), "logits"), logits.size(), [&](size_t i) { return logits[i]; });
-    const size_t NC = (size_t)rows * T * c.C;
-    compare_absolute("act.embed", Json(), NC, [&](size_t i) { return model.activations(0).embedded[i]; });
-    compare_absolute("act.ln_f", Json(), NC, [&](size_t i) { return model.activations(0).lnf[i]; });
-    for (int l = 0; l < c.L; l++)
-        compare_absolute(format("act.h.%d", l), Json(), NC, [&](size_t i) { return model.activations(l).stream[i]; });
+    auto activation = [&](const std::string& name, auto* p) {
+        const std::vector<float> values = values_of(p, (size_t)rows * T * c.C);
+        compare_absolute(name, Json(), values.size(), [&](size_t i) { return values[i]; });
+    };
+    activation("act.embed", model.activations(0).embedded), activation("act.ln_f", model.activations(0).lnf);
+    for (int l = 0; l < c.L; l++) activation(format("act.h.%d", l), model.activations(l).stream);
 
     auto read = [&](Which which) {
         std::map<std::string, std::vector<float>> values;
@@ -153,17 +175,13 @@ static void run_case(Case& k) {
     const auto start = read(WEIGHT);
     double lr_sum = 0;
     for (integer it = 0; it <= steps; it++) {
-        double loss = 0;
         for (int m = 0; m < micro; m++) {
             size_t at = (size_t)m * B * T;
-            loss += model.forward(&x[at], &y[at], &w[at], denominator, B, T, it < steps);
+            model.forward(&x[at], &y[at], &w[at], denominator, B, T, it < steps);
             if (it < steps) model.backward();
         }
-        k.near(format("losses[%d]", (int)it), loss, losses[it], it ? limits.loss : limits.first_loss);
-        if (it == steps) break;
-        const double norm = model.gradient_norm(), lr = lr_at(rates, it);
-        k.near(format("grad_norms[%d]", (int)it), norm / norms[it], 1, it ? limits.norm : limits.first_norm);
-        k.near(format("lrs[%d]", (int)it), lr, lrs[it], 1e-12);
+        AdamW now = adamw;
+        if (it < steps) now.lr = lr_at(rates, it), lr_sum += now.lr;
         if (it == 0) {
             const Json& group = need(tensors, "grad");
             for (auto& [name, g] : read(GRADIENT)) {
@@ -174,11 +192,14 @@ static void run_case(Case& k) {
                 k.within("grad." + name, std::sqrt(difference), limits.gradient * need(summary, "l2").number + 1e-6);
             }
         }
+        if (it < steps) model.update(now, clip, it + 1);
+        const auto [loss, norm] = model.result();
+        k.near(format("losses[%d]", (int)it), loss, losses[it], it ? limits.loss : limits.first_loss);
+        if (it == steps) break;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
+        k.near(format("grad_norms[%d]", (int)it), norm / norms[it], 1, it ? limits.norm : limits.first_norm);
+        k.near(format("lrs[%d]", (int)it), now.lr, lrs[it], 1e-12);
         k.near(format("clip_coefs[%d]", (int)it), scale / coefs.at(it), 1, it ? limits.norm : limits.first_norm);
-        AdamW now = adamw;
-        now.lr = lr, lr_sum += lr;
-        model.update(now, scale, it + 1);
         const Json& group = tensors[format("step%d", (int)it + 1)];
         if (!group) continue;
         for (auto& [name, p] : read(WEIGHT)) {
@@ -209,19 +230,19 @@ static void run_case(Case& k) {
 
 int main(int argc, char** argv) {
     if (argc < 2) return fprintf(stderr, "usage: test_golden CASE_DIR...\n"), 2;
-    for (int i = 1; i < argc; i++) for (bool bf16 : {false, true}) {
+    for (int i = 1; i < argc; i++) for (bool bf16 : FORMATS) {
         Case k;
         k.dir = argv[i], k.bf16 = bf16;
         while (k.dir.size() > 1 && k.dir.back() == '/') k.dir.pop_back();
         std::string name = std::filesystem::path(k.dir).filename().string();
         try {
             run_case(k);
-            check(k.failure.empty() && k.worst <= 1 && k.compared > 0, "golden/%s%s worst %.3f of its limit, at %s; %d compared%s%s",
-                  name.c_str(), bf16 ? ", bf16:" : "", k.worst, k.worst_at.c_str(), k.compared, k.failure.empty() ? "" : "; ", k.failure.c_str());
+            check(k.failure.empty() && k.worst <= 1 && k.compared > 0, "%s/%s%s worst %.3f of its limit, at %s; %d compared%s%s",
+                  SUITE, name.c_str(), bf16 ? ", bf16:" : "", k.worst, k.worst_at.c_str(), k.compared, k.failure.empty() ? "" : "; ", k.failure.c_str());
         } catch (const Error& e) {
-            check(false, "golden/%s: %s", name.c_str(), e.line.c_str());
+            check(false, "%s/%s: %s", SUITE, name.c_str(), e.line.c_str());
         } catch (const std::exception& e) {
-            check(false, "golden/%s: cannot be read: %s", name.c_str(), e.what());
+            check(false, "%s/%s: cannot be read: %s", SUITE, name.c_str(), e.what());
         }
     }
     return failed > 0;
