@@ -1,0 +1,1184 @@
+/* train_gpt.cu -- trains GPT-2 models on one NVIDIA GPU, samples from them, and measures them.
+
+   It is train_gpt.cpp with another model behind it: options, data, checkpoints and the training loop are those of that
+   file, which is included; gpu::Model computes what cpu::Model does, with fused kernels. Matrix products are cuBLASLt's.
+
+     make train_gpt_cuda            for the GPU of this machine, or for ARCH=90
+     ./train_gpt_cuda train --train shard.bin --init d12 --batch 64 --context 1024 --out runs/a
+
+   Numbers: weights, moments and gradients are fp32. Products and activations are bf16 (floatX) with sums in fp32, of
+   weights that the optimizer rounds as it writes them. Built with -DTRAIN_FP32, floatX is float, for comparison with the CPU.
+   Every sum has a fixed order, so a run gives the same bits again on the same GPU. A step waits for nothing: the host
+   learns loss and gradient norm when all of it has been asked for.
+
+   Sections
+      1 what kernels stand on    2 layers    3 products    4 model    5 check    6 main
+   A kernel's comment gives its maths, shapes, and the bytes it moves: what bounds all kernels but attention and the
+   products. X stands for the bytes of one (B,T,C) activation.                                                       */
+
+#define NO_CPU_MAIN
+#ifdef TRAIN_FP32
+#define DTYPE "fp32"
+#else
+#define DTYPE "bf16"
+#endif
+#define DTYPES DTYPE
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include "train_gpt.cpp"
+
+namespace gpu {
+
+// ---- 1. what kernels stand on ---------------------------------------------------------------------------------------
+// The program also runs without a GPU, its kernels thread by thread on the CPU (test/emulation). For that, instructions
+// that C++ cannot express have two bodies side by side, ASM for the GPU and EMU for the emulator, and shared memory is
+// declared through a macro.
+#ifndef CUDA_EMU
+#define SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
+#define SHARED_DYNAMIC(name) extern __shared__ __align__(1024) unsigned char name[]
+#define EMU(...)
+#define ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define SHARED_DYNAMIC(name) SHARED_DYN(name, 1024)
+#define EMU(...) __VA_ARGS__
+#define ASM(...)
+#endif
+#define DEVICE __device__ __forceinline__
+
+#ifdef TRAIN_FP32
+using floatX = float;
+#else
+using floatX = __nv_bfloat16;
+#endif
+using std::max, std::min;
+
+// Calls of the CUDA runtime and of cuBLASLt: anything but success ends the program.
+inline void check(cudaError_t e, const char* call, int line) {
+    if (e != cudaSuccess) die("%s: %s (train_gpt.cu, line %d)", call, cudaGetErrorString(e), line);
+}
+inline void check(cublasStatus_t e, const char* call, int line) {
+    if (e != CUBLAS_STATUS_SUCCESS) die("%s: cuBLAS status %d (train_gpt.cu, line %d)", call, (int)e, line);
+}
+#define CHECK(call) check(call, #call, __LINE__)
+
+// The GPU: the first that CUDA shows (CUDA_VISIBLE_DEVICES chooses).
+struct Device {
+    cudaDeviceProp properties;
+    cudaStream_t stream;
+    cublasLtHandle_t cublas;
+    void* workspace;
+    size_t workspace_size = 32 << 20;
+
+    Device() {
+        int count = 0;
+        if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0)
+            die("no NVIDIA GPU, or no driver for CUDA %d.%d: %s; ./train_gpt runs without one", CUDART_VERSION / 1000,
+                CUDART_VERSION % 1000 / 10, cudaGetErrorString(cudaGetLastError()));
+        CHECK(cudaGetDeviceProperties(&properties, 0));
+        CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        CHECK(cublasLtCreate(&cublas));
+        CHECK(cudaMalloc(&workspace, workspace_size));
+    }
+    int processors() const { return properties.multiProcessorCount; }
+};
+inline Device& device() {
+    static Device d;
+    return d;
+}
+
+template <typename... P, typename... A>
+void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... arguments) {
+    if (shared > 48 << 10)
+        CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
+    config.stream = device().stream;
+    CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...));
+}
+inline int blocks_for(size_t n, int each) { return int((n + each - 1) / each); }
+
+// W neighbours at once, as float. Kernels are made for W = 16 bytes and, for sizes that are no multiple of it, W = 1.
+constexpr int WIDE = 16 / sizeof(floatX);
+template <typename T, int W> struct alignas(sizeof(T) * W) Pack { T v[W]; };
+template <int W, typename T> DEVICE void load(float (&x)[W], const T* p) {
+    EMU(emu::aligned<sizeof(T) * W>(p);)
+    const Pack<T, W> pack = *reinterpret_cast<const Pack<T, W>*>(p);
+    for (int i = 0; i < W; i++) x[i] = float(pack.v[i]);
+}
+template <int W, typename T> DEVICE void store(T* p, const float (&x)[W]) {
+    EMU(emu::aligned<sizeof(T) * W>(p);)
+    Pack<T, W> pack;
+    for (int i = 0; i < W; i++) pack.v[i] = T(x[i]);
+    *reinterpret_cast<Pack<T, W>*>(p) = pack;
+}
+// f<W>() for the widest W that divides all columns
+#define WIDTH(columns, kernel) ((columns) % WIDE ? kernel<1> : kernel<WIDE>)
+
+constexpr unsigned WARP = 0xffffffffu;       // all lanes
+DEVICE float warp_sum(float x) {
+    for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(WARP, x, o);
+    return x;
+}
+DEVICE float warp_max(float x) {
+    for (int o = 16; o; o >>= 1) x = fmaxf(x, __shfl_xor_sync(WARP, x, o));
+    return x;
+}
+// Over all threads of a block, a multiple of 32; every thread gets the result.
+DEVICE float block_sum(float x) {
+    SHARED(parts, float[32]);
+    x = warp_sum(x);
+    __syncthreads();                         // parts may still be read from the last time
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : 0.0f);
+}
+DEVICE float block_max(float x) {
+    SHARED(parts, float[32]);
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : -INFINITY);
+}
+
+// ---- 2. layers ------------------------------------------------------------------------------------------------------
+/* Column sums take two kernels, so that their order is fixed: each block sums up its share of the rows and writes one row
+   of partial (blocks,columns); then add_partials() goes over the blocks in order.
+   math     to_k[c] += sum over blocks of partial[block][k][c]; one to three arrays of C numbers, each may be null */
+struct Three { float *p0, *p1, *p2; };
+__global__ void add_partials_kernel(Three to, const float* partial, int blocks, int C) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x, k = blockIdx.y;
+    float* p = k == 0 ? to.p0 : k == 1 ? to.p1 : to.p2;
+    if (c >= C || !p) return;
+    float sum = 0;
+    for (int b = 0; b < blocks; b++) sum += partial[((size_t)b * gridDim.y + k) * C + c];
+    p[c] += sum;
+}
+inline void add_partials(Three to, int arrays, const float* partial, int blocks, int C) {
+    launch(add_partials_kernel, dim3(blocks_for(C, 128), arrays), 128, 0, to, partial, blocks, C);
+}
+
+/* embedding and layernorm
+   math     x = wte[token] + wpe[t0 + t];   out = (x - mean) rstd w + b,   rstd = 1 / sqrt(var + eps)
+   shapes   token (N), N = B T   wte (V,C)   wpe (positions,C)   embedded, x, out (N,C)   mean, rstd (N)
+   layout   a warp takes a row, which it keeps in shared memory: x is read once
+   cost     2X; with the embedding 4X
+   source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
+struct Embedding {
+    floatX* embedded;
+    const int* token;
+    const floatX *wte, *wpe;
+    int t0, T;
+};
+template <int W, bool EMBED>
+__global__ void layernorm_forward_kernel(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w,
+                                         const floatX* b, int N, int C, float eps, Embedding e) {
+    SHARED_DYNAMIC(shared);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + warp;
+    if (n >= N) return;
+    float *row = (float*)shared + (size_t)warp * C, sum = 0, squares = 0;
+    for (int c = lane * W; c < C; c += 32 * W) {
+        float v[W];
+        if constexpr (EMBED) {
+            float position[W];
+            load(v, e.wte + (size_t)e.token[n] * C + c), load(position, e.wpe + (size_t)(e.t0 + n % e.T) * C + c);
+            for (int i = 0; i < W; i++) v[i] = floatX(v[i] + position[i]);
+            store(e.embedded + (size_t)n * C + c, v);
+        } else load(v, x + (size_t)n * C + c);
+        for (int i = 0; i < W; i++) row[c + i] = v[i], sum += v[i];
+    }
+    const float m = warp_sum(sum) / C;
+    for (int c = lane * W; c < C; c += 32 * W)
+        for (int i = 0; i < W; i++) squares += (row[c + i] - m) * (row[c + i] - m);
+    const float r = rsqrtf(warp_sum(squares) / C + eps);
+    for (int c = lane * W; c < C; c += 32 * W) {
+        float v[W], weight[W], bias[W];
+        load(weight, w + c), load(bias, b + c);
+        for (int i = 0; i < W; i++) v[i] = (row[c + i] - m) * r * weight[i] + bias[i];
+        store(out + (size_t)n * C + c, v);
+    }
+    if (lane == 0) mean[n] = m, rstd[n] = r;
+}
+// rows a block can hold in shared memory, `bytes` each
+inline int warps_for(size_t bytes) {
+    const size_t limit = device().properties.sharedMemPerBlockOptin;
+    if (bytes > limit) die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes, limit);
+    return (int)std::clamp<size_t>((64 << 10) / bytes, 1, 8);
+}
+inline void layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,
+                              int N, int C, double eps) {
+    const int warps = warps_for(sizeof(float) * C);
+    const auto kernel = C % WIDE ? layernorm_forward_kernel<1, false> : layernorm_forward_kernel<WIDE, false>;
+    launch(kernel, blocks_for(N, warps), 32 * warps, sizeof(float) * C * warps, out, mean, rstd, x, w, b, N, C,
+           (float)eps, Embedding{});
+}
+inline void embedding_layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* w, const floatX* b, int N,
+                                        int C, double eps, Embedding e) {
+    const int warps = warps_for(sizeof(float) * C);
+    const auto kernel = C % WIDE ? layernorm_forward_kernel<1, true> : layernorm_forward_kernel<WIDE, true>;
+    launch(kernel, blocks_for(N, warps), 32 * warps, sizeof(float) * C * warps, out, mean, rstd, (const floatX*)nullptr,
+           w, b, N, C, (float)eps, e);
+}
+
+/* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:
+   math     dstream += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat))
+            dw += sum_n dout xhat;   db += sum_n dout;   dbias += sum_n dstream, the bias gradient of the product whose
+            output joined the stream here
+   layout   a warp takes rows, and keeps the three sums of its columns in shared memory
+   cost     4X: x, dout and dstream are read, dstream is written */
+constexpr int SUM_BLOCKS = 4;                // for each multiprocessor, at most, in kernels that sum up columns
+template <int W>
+__global__ void layernorm_backward_kernel(floatX* dstream, float* partial, const floatX* dout, const floatX* x,
+                                          const floatX* w, const float* mean, const float* rstd, int N, int C) {
+    SHARED_DYNAMIC(shared);
+    const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float* sums = (float*)shared + (size_t)warp * 3 * C;     // dw, db, dbias
+    for (int c = lane * W; c < C; c += 32 * W)
+        for (int i = 0; i < W; i++) sums[c + i] = sums[C + c + i] = sums[2 * C + c + i] = 0;
+    for (int n = blockIdx.x * warps + warp; n < N; n += gridDim.x * warps) {
+        const size_t at = (size_t)n * C;
+        const float m = mean[n], r = rstd[n];
+        float sum = 0, dot = 0, d[W], v[W], weight[W], g[W];
+        for (int c = lane * W; c < C; c += 32 * W) {
+            load(d, dout + at + c), load(v, x + at + c), load(weight, w + c);
+            for (int i = 0; i < W; i++) sum += d[i] * weight[i], dot += d[i] * weight[i] * (v[i] - m) * r;
+        }
+        sum = warp_sum(sum) / C, dot = warp_sum(dot) / C;
+        for (int c = lane * W; c < C; c += 32 * W) {
+            load(d, dout + at + c), load(v, x + at + c), load(weight, w + c), load(g, dstream + at + c);
+            for (int i = 0; i < W; i++) {
+                const float xhat = (v[i] - m) * r;
+                g[i] += r * (d[i] * weight[i] - sum - xhat * dot);
+                sums[c + i] += d[i] * xhat, sums[C + c + i] += d[i], sums[2 * C + c + i] += g[i];
+            }
+            store(dstream + at + c, g);
+        }
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < 3 * C; c += blockDim.x) {
+        float sum = 0;
+        for (int i = 0; i < warps; i++) sum += ((float*)shared)[(size_t)i * 3 * C + c];
+        partial[(size_t)blockIdx.x * 3 * C + c] = sum;
+    }
+}
+inline void layernorm_backward(floatX* dstream, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
+                               const floatX* x, const floatX* w, const float* mean, const float* rstd, int N, int C) {
+    const int warps = warps_for(3 * sizeof(float) * C);
+    const int blocks = min(blocks_for(N, warps), SUM_BLOCKS * device().processors());
+    launch(WIDTH(C, layernorm_backward_kernel), blocks, 32 * warps, 3 * sizeof(float) * C * warps, dstream, partial,
+           dout, x, w, mean, rstd, N, C);
+    add_partials({dw, db, dbias}, 3, partial, blocks, C);
+}
+
+// The activation, element by element. Cost: 8X.
+template <int W> __global__ void gelu_forward_kernel(floatX* out, const floatX* x, size_t n) {
+    const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * W;
+    if (i >= n) return;
+    float v[W];
+    load(v, x + i);
+    for (int k = 0; k < W; k++) v[k] = gelu(v[k]);
+    store(out + i, v);
+}
+inline void gelu_forward(floatX* out, const floatX* x, size_t n) {
+    launch(WIDTH(n, gelu_forward_kernel), blocks_for(n, 256 * (n % WIDE ? 1 : WIDE)), 256, 0, out, x, n);
+}
+
+/* Column sums of a gradient (N,C), which for the activation is first multiplied with its derivative, in place.
+   math     d = d gelu'(x), if x is given;   db += sum_n d
+   layout   a block takes 32 W columns and a share of the rows; its 8 warps take rows in turn
+   cost     (N,C) once; three times with gelu */
+template <int W> __global__ void column_sums_kernel(floatX* d, float* partial, const floatX* x, int N, int C) {
+    SHARED(sums, float[8][32 * W]);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = (blockIdx.x * 32 + lane) * W;
+    float sum[W] = {};
+    for (int n = blockIdx.y * 8 + warp; c < C && n < N; n += 8 * gridDim.y) {
+        float v[W], u[W];
+        load(v, d + (size_t)n * C + c);
+        if (x) {
+            load(u, x + (size_t)n * C + c);
+            for (int i = 0; i < W; i++) v[i] *= gelu_grad(u[i]);
+            store(d + (size_t)n * C + c, v);
+        }
+        for (int i = 0; i < W; i++) sum[i] += v[i];
+    }
+    for (int i = 0; i < W; i++) sums[warp][lane * W + i] = sum[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < 32 * W; i += blockDim.x) {
+        float total = 0;
+        for (int k = 0; k < 8; k++) total += sums[k][i];
+        const int column = blockIdx.x * 32 * W + i;
+        if (column < C) partial[(size_t)blockIdx.y * C + column] = total;
+    }
+}
+inline void column_sums(floatX* d, float* db, float* partial, const floatX* x, int N, int C) {
+    const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
+    const int down = std::clamp(SUM_BLOCKS * device().processors() / across, 1, blocks_for(N, 8));
+    launch(WIDTH(C, column_sums_kernel), dim3(across, down), 256, 0, d, partial, x, N, C);
+    if (db) add_partials({db, nullptr, nullptr}, 1, partial, down, C);
+}
+inline void gelu_backward(floatX* d, float* db, float* partial, const floatX* x, int N, int C) {
+    column_sums(d, db, partial, x, N, C);
+}
+// numbers in `partial`: 3C from each block; or 32 W at most from each, and 4C
+inline size_t partial_size(size_t C) { return SUM_BLOCKS * device().processors() * max<size_t>(3 * C, 32 * WIDE) + 4 * C; }
+
+/* attention -- causal self-attention; two versions of each kernel
+   math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
+   shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b exist
+            out (B,T,C), lse (B,NH,T): of the T rows from t0 on, as in cpu::attention_forward
+   plain    any head size and type: a block takes one query (backward: or one key) and holds a row of scores in shared
+            memory. Also what reads a cache of keys, where there is one query only.
+   tiles    bf16 and heads of 64 or 128: blocks of 64 queries, and of 64 keys one after another, multiplied by the tensor
+            cores; scores stay in registers (Dao 2023, arXiv:2307.08691, algorithms 1 and 2). Backward recomputes them
+            twice: once per block of keys for dk and dv, once per block of queries for dq, so that each has one writer.
+   cost     2 B T^2 C FLOPs forward, 7 backward (5, and 2 again);   bytes 4X forward, 8X backward */
+__global__ void attention_forward_plain(floatX* out, float* lse, const floatX* qkv, int t0, int T, int S, int C, int HS,
+                                        float scale) {
+    SHARED_DYNAMIC(shared);
+    float* scores = (float*)shared;
+    const int t = blockIdx.x, h = blockIdx.y, b = blockIdx.z, keys = t0 + t + 1;
+    const floatX* row = qkv + (size_t)b * S * 3 * C + h * HS;            // of token 0
+    const floatX* q = row + (size_t)(t0 + t) * 3 * C;
+    float highest = -INFINITY, sum = 0;
+    for (int j = threadIdx.x; j < keys; j += blockDim.x) {
+        const floatX* k = row + (size_t)j * 3 * C + C;
+        float dot = 0;
+        for (int c = 0; c < HS; c++) dot += float(q[c]) * float(k[c]);
+        highest = fmaxf(highest, scores[j] = dot * scale);
+    }
+    highest = block_max(highest);
+    for (int j = threadIdx.x; j < keys; j += blockDim.x) sum += scores[j] = expf(scores[j] - highest);
+    sum = block_sum(sum);                                    // and all scores are written
+    for (int c = threadIdx.x; c < HS; c += blockDim.x) {
+        float o = 0;
+        for (int j = 0; j < keys; j++) o += scores[j] * float(row[(size_t)j * 3 * C + 2 * C + c]);
+        out[((size_t)b * T + t) * C + h * HS + c] = floatX(o / sum);
+    }
+    if (threadIdx.x == 0 && lse) lse[((size_t)b * gridDim.y + h) * T + t] = highest + logf(sum);
+}
+
+// D (B,NH,T) = sum over the head's columns of dout out: a warp for each
+__global__ void attention_dot_kernel(float* D, const floatX* dout, const floatX* out, int n, int T, int NH, int HS) {
+    const int i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, h = i % NH, bt = i / NH;
+    if (i >= n) return;
+    float sum = 0;
+    for (int c = threadIdx.x % 32; c < HS; c += 32) sum += float(dout[(size_t)i * HS + c]) * float(out[(size_t)i * HS + c]);
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) D[((size_t)(bt / T) * NH + h) * T + bt % T] = sum;
+}
+
+/* forward: p_ij = e^(s_ij - lse_i), out_i = sum_j p_ij v_j     so, with dp_ij = dout_i . v_j and D_i = dout_i . out_i:
+   math     ds_ij = p_ij (dp_ij - D_i) / sqrt(HS);   dq_i = sum_j ds_ij k_j;   dk_j = sum_i ds_ij q_i
+            dv_j = sum_i p_ij dout_i */
+struct Probability { float p, ds; };
+DEVICE Probability recompute(const floatX* q, const floatX* k, const floatX* v, const floatX* dout, float lse, float D,
+                             int HS, float scale) {
+    float s = 0, dp = 0;
+    for (int c = 0; c < HS; c++) s += float(q[c]) * float(k[c]), dp += float(dout[c]) * float(v[c]);
+    const float p = expf(s * scale - lse);
+    return {p, p * (dp - D) * scale};
+}
+template <bool KEYS>                         // dk and dv of one key; else dq of one query
+__global__ void attention_backward_plain(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse,
+                                         const float* D, int T, int C, int HS, float scale) {
+    SHARED_DYNAMIC(shared);
+    float *p = (float*)shared, *ds = p + T;
+    const int t = blockIdx.x, h = blockIdx.y, b = blockIdx.z, first = KEYS ? t : 0, last = KEYS ? T : t + 1;
+    const size_t base = (size_t)b * T * 3 * C + h * HS, per_head = ((size_t)b * gridDim.y + h) * T;
+    const floatX *row = qkv + base, *dout_0 = dout + (size_t)b * T * C + h * HS;
+    for (int n = first + threadIdx.x; n < last; n += blockDim.x) {
+        const int i = KEYS ? n : t, j = KEYS ? t : n;        // query and key
+        const floatX *q = row + (size_t)i * 3 * C, *k = row + (size_t)j * 3 * C + C;
+        const Probability r = recompute(q, k, k + C, dout_0 + (size_t)i * C, lse[per_head + i], D[per_head + i], HS, scale);
+        p[n] = r.p, ds[n] = r.ds;
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < HS; c += blockDim.x) {
+        float sum = 0, dv = 0;
+        for (int n = first; n < last; n++) {
+            sum += ds[n] * float(row[(size_t)n * 3 * C + (KEYS ? 0 : C) + c]);
+            if (KEYS) dv += p[n] * float(dout_0[(size_t)n * C + c]);
+        }
+        floatX* to = dqkv + base + (size_t)t * 3 * C + c;
+        to[KEYS ? C : 0] = floatX(sum);
+        if (KEYS) to[2 * C] = floatX(dv);
+    }
+}
+
+#ifndef TRAIN_FP32
+// The tensor cores' instructions. A warp multiplies A (16,16) by B (16,8) and adds to C (16,8): lane l holds of C the
+// numbers (l / 4 + 8 i, l % 4 * 2 + j) in c[2 i + j], and of A and B pairs of bf16 numbers in registers, which ldmatrix
+// fetches from shared memory, 8 x 8 numbers at a time. (PTX ISA, "Matrix Fragments for mma.m16n8k16")
+DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+DEVICE void copy_16(unsigned to, const void* from, bool present) {       // asynchronously; zeros if not present
+    [[maybe_unused]] const int bytes = present ? 16 : 0;
+    EMU(emu::cp_async(to, from, 16, bytes, "cp.async");)
+    ASM("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+DEVICE void copies_commit() {
+    EMU(emu::cp_async_commit();)
+    ASM("cp.async.commit_group;" ::: "memory");
+}
+template <int LEFT> DEVICE void copies_wait() {              // until all groups but the last LEFT are there
+    EMU(emu::cp_async_wait(LEFT);)
+    ASM("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+DEVICE void load_fragments(unsigned (&r)[4], unsigned from) {
+    EMU(emu::ldmatrix<4, false>(r, from);)
+    ASM("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+DEVICE void load_transposed(unsigned (&r)[4], unsigned from) {
+    EMU(emu::ldmatrix<4, true>(r, from);)
+    ASM("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+DEVICE void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    EMU(unsigned b[2] = {b0, b1}; emu::mma_m16n8k16_bf16(c, a, b);)
+    ASM("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEVICE unsigned pair(float low, float high) {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+    unsigned bits;
+    memcpy(&bits, &two, 4);
+    return bits;
+}
+
+// A tile of ROWS rows of HS numbers in shared memory. 16-byte pieces of a row are permuted by the row's number, so that
+// the 8 rows which ldmatrix reads at once lie in different banks.
+template <int HS, int ROWS> struct Tile {
+    static constexpr int BYTES = ROWS * HS * 2, PIECES = HS / 8;
+    unsigned base;
+    DEVICE unsigned at(int row, int piece) const { return base + (row * PIECES + (piece ^ (row & 7))) * 16; }
+    // rows first .. of x, whose rows lie `step` apart; zeros from row `end` on
+    DEVICE void fill(const floatX* x, size_t step, int first, int end) const {
+        for (int i = threadIdx.x; i < ROWS * PIECES; i += blockDim.x) {
+            const int r = i / PIECES, piece = i % PIECES;
+            const bool present = first + r < end;
+            copy_16(at(r, piece), x + (present ? first + r : 0) * step + piece * 8, present);
+        }
+    }
+    // fragments of 16 rows from `row` and 16 columns from `column`: as A; as B, whose columns the rows are; as B itself
+    DEVICE void as_a(unsigned (&r)[4], int row, int column) const {
+        const int lane = threadIdx.x % 32;
+        load_fragments(r, at(row + lane % 16, column / 8 + lane / 16));
+    }
+    DEVICE void as_b_turned(unsigned (&r)[4], int row, int column) const {
+        const int lane = threadIdx.x % 32;
+        load_fragments(r, at(row + lane % 8 + lane / 16 * 8, column / 8 + lane / 8 % 2));
+    }
+    DEVICE void as_b(unsigned (&r)[4], int row, int column) const {
+        const int lane = threadIdx.x % 32;
+        load_transposed(r, at(row + lane % 16, column / 8 + lane / 16));
+    }
+};
+// c (16, 8 N) += a b, of A the 16 rows from `row`: b's rows are the columns of the product (TURNED), or the sum runs over
+// b's rows
+template <int N, int HS, int R, int S>
+DEVICE void multiply_turned(float (&c)[N][4], Tile<HS, R> a, int row, Tile<HS, S> b) {
+    for (int k = 0; k < HS; k += 16) {
+        unsigned f[4];
+        a.as_a(f, row, k);
+        for (int n = 0; n < N; n += 2) {
+            unsigned g[4];
+            b.as_b_turned(g, n * 8, k);
+            multiply(c[n], f, g[0], g[1]), multiply(c[n + 1], f, g[2], g[3]);
+        }
+    }
+}
+// c (16,HS) += a b, where a (16, 8 K) is in registers, laid out as a product's result, and is rounded here
+template <int K, int HS, int R> DEVICE void multiply_results(float (&c)[HS / 8][4], const float (&a)[K][4], Tile<HS, R> b) {
+    for (int k = 0; k < K; k += 2) {
+        const unsigned f[4] = {pair(a[k][0], a[k][1]), pair(a[k][2], a[k][3]), pair(a[k + 1][0], a[k + 1][1]),
+                               pair(a[k + 1][2], a[k + 1][3])};
+        for (int n = 0; n < HS / 8; n += 2) {
+            unsigned g[4];
+            b.as_b(g, k * 8, n * 8);
+            multiply(c[n], f, g[0], g[1]), multiply(c[n + 1], f, g[2], g[3]);
+        }
+    }
+}
+
+constexpr int TILE = 64;                     // queries or keys of a block of 4 warps: 16 for each
+
+template <int HS>
+__global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int T, int S,
+                                                               int C, float scale) {
+    SHARED_DYNAMIC(shared);
+    using Rows = Tile<HS, TILE>;
+    const Rows q{shared_address(shared)};
+    auto keys = [&](int j) { return Rows{q.base + (1 + j % 2) * Rows::BYTES}; };         // two, to fetch ahead
+    auto values = [&](int j) { return Rows{q.base + (3 + j % 2) * Rows::BYTES}; };
+    const int block = gridDim.x - 1 - blockIdx.x, i0 = block * TILE, h = blockIdx.y, b = blockIdx.z;     // longest first
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const floatX* row = qkv + (size_t)b * S * 3 * C + h * HS;
+    auto fetch = [&](int j) {
+        keys(j).fill(row + C, 3 * C, j * TILE, T), values(j).fill(row + 2 * C, 3 * C, j * TILE, T);
+    };
+    q.fill(row, 3 * C, i0, T), fetch(0), copies_commit();
+    float o[HS / 8][4] = {}, highest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    const float log2e = 1.4426950408889634f;
+    for (int j = 0; j <= block; j++) {
+        if (j < block) fetch(j + 1);
+        copies_commit(), copies_wait<1>();
+        __syncthreads();
+        float s[TILE / 8][4] = {};
+        multiply_turned(s, q, warp * 16, keys(j));
+        for (int r = 0; r < 2; r++) {                        // the two rows this lane has a part of, with three others
+            const int i = i0 + warp * 16 + lane / 4 + 8 * r;
+            float high = highest[r];
+            for (int n = 0; n < TILE / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) {
+                s[n][e] = j * TILE + n * 8 + lane % 4 * 2 + e % 2 <= i ? s[n][e] * scale * log2e : -INFINITY;
+                high = fmaxf(high, s[n][e]);
+            }
+            high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
+            const float shrink = exp2f(highest[r] - high);
+            highest[r] = high, sum[r] *= shrink;
+            for (int n = 0; n < TILE / 8; n++)
+                for (int e = 2 * r; e < 2 * r + 2; e++) sum[r] += s[n][e] = exp2f(s[n][e] - high);
+            for (int n = 0; n < HS / 8; n++) o[n][2 * r] *= shrink, o[n][2 * r + 1] *= shrink;
+        }
+        multiply_results(o, s, values(j));
+        __syncthreads();                                     // before the next keys take the place of these
+    }
+    copies_wait<0>();
+    for (int r = 0; r < 2; r++) {
+        const int i = i0 + warp * 16 + lane / 4 + 8 * r;
+        float total = sum[r];
+        total += __shfl_xor_sync(WARP, total, 1), total += __shfl_xor_sync(WARP, total, 2);
+        if (i >= T) continue;
+        floatX* to = out + ((size_t)b * T + i) * C + h * HS + lane % 4 * 2;
+        for (int n = 0; n < HS / 8; n++) {
+            const float two[2] = {o[n][2 * r] / total, o[n][2 * r + 1] / total};
+            store(to + n * 8, two);
+        }
+        if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = highest[r] / log2e + logf(total);
+    }
+}
+
+// KEYS: dk and dv of 64 keys, from all queries; else dq of 64 queries, from all keys. `own` are the 64 rows, which lie
+// along A; `other` come in steps of STEP. Scores are then (own, other): transposed, for keys.
+template <int HS, bool KEYS>
+__global__ void __launch_bounds__(128) attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv,
+                                                                const float* lse, const float* D, int T, int C,
+                                                                float scale) {
+    SHARED_DYNAMIC(shared);
+    constexpr int STEP = HS > 64 ? 32 : 64;                  // so that all sums fit the registers
+    using Own = Tile<HS, TILE>;
+    using Other = Tile<HS, STEP>;
+    const Own own{shared_address(shared)}, own_2{own.base + Own::BYTES};         // k and v; or q and dout
+    const Other other{own_2.base + Own::BYTES}, other_2{other.base + Other::BYTES};
+    float* const row_lse = (float*)(shared + 2 * (Own::BYTES + Other::BYTES));   // of the queries, with D after them
+    const int h = blockIdx.y, b = blockIdx.z, first = blockIdx.x * TILE, warp = threadIdx.x / 32;
+    const int lane = threadIdx.x % 32, queries = KEYS ? STEP : TILE;
+    const size_t base = (size_t)b * T * 3 * C + h * HS, per_head = ((size_t)b * gridDim.y + h) * T;
+    const floatX *row = qkv + base, *dout_0 = dout + (size_t)b * T * C + h * HS;
+    auto fill_queries = [&](auto q, auto d, int from) {
+        q.fill(row, 3 * C, from, T), d.fill(dout_0, C, from, T);
+        for (int i = threadIdx.x; i < queries; i += blockDim.x) {
+            row_lse[i] = from + i < T ? lse[per_head + from + i] : 0;
+            row_lse[queries + i] = from + i < T ? D[per_head + from + i] : 0;
+        }
+    };
+    auto fill_keys = [&](auto k, auto v, int from) { k.fill(row + C, 3 * C, from, T), v.fill(row + 2 * C, 3 * C, from, T); };
+    if constexpr (KEYS) fill_keys(own, own_2, first);
+    else fill_queries(own, own_2, first);
+    float sum[HS / 8][4] = {}, dv[KEYS ? HS / 8 : 1][4] = {};            // dk and dv, or dq
+    for (int at = KEYS ? first : 0; at < (KEYS ? T : ::min(T, first + TILE)); at += STEP) {
+        if constexpr (KEYS) fill_queries(other, other_2, at);
+        else fill_keys(other, other_2, at);
+        copies_commit(), copies_wait<0>();
+        __syncthreads();
+        float p[STEP / 8][4] = {}, ds[STEP / 8][4] = {};
+        multiply_turned(p, own, warp * 16, other);           // q k, or k q
+        multiply_turned(ds, own_2, warp * 16, other_2);      // dout v, or v dout
+        for (int n = 0; n < STEP / 8; n++) for (int e = 0; e < 4; e++) {
+            const int mine = warp * 16 + lane / 4 + e / 2 * 8, its = n * 8 + lane % 4 * 2 + e % 2;
+            const int i = KEYS ? its : mine, query = KEYS ? at + its : first + mine, key = KEYS ? first + mine : at + its;
+            p[n][e] = key <= query && query < T ? __expf(p[n][e] * scale - row_lse[i]) : 0;
+            ds[n][e] = p[n][e] * (ds[n][e] - row_lse[queries + i]) * scale;
+        }
+        multiply_results(sum, ds, other);
+        if constexpr (KEYS) multiply_results(dv, p, other_2);
+        __syncthreads();
+    }
+    for (int r = 0; r < 2; r++) {
+        const int t = first + warp * 16 + lane / 4 + 8 * r;
+        if (t >= T) continue;
+        floatX* to = dqkv + base + (size_t)t * 3 * C + (KEYS ? C : 0) + lane % 4 * 2;
+        for (int n = 0; n < HS / 8; n++) {
+            const float two[2] = {sum[n][2 * r], sum[n][2 * r + 1]};
+            store(to + n * 8, two);
+            if constexpr (KEYS) {
+                const float two_2[2] = {dv[n][2 * r], dv[n][2 * r + 1]};
+                store(to + C + n * 8, two_2);
+            }
+        }
+    }
+}
+inline bool tiles_fit(int C, int HS) { return (HS == 64 || HS == 128) && C % 8 == 0; }
+#else
+inline bool tiles_fit(int, int) { return false; }
+#endif
+
+inline size_t scores_size(int n) {           // bytes of n scores in shared memory
+    const size_t bytes = sizeof(float) * n, limit = device().properties.sharedMemPerBlockOptin - 1024;
+    if (bytes > limit) die("a row of %d attention scores does not fit the GPU's shared memory; lower --context", n);
+    return bytes;
+}
+inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B, int t0, int T, int S, int C, int NH) {
+    const int HS = C / NH;
+    const float scale = 1 / sqrtf(HS);
+#ifndef TRAIN_FP32
+    if (t0 == 0 && T > 1 && tiles_fit(C, HS))
+        return launch(HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>,
+                      dim3(blocks_for(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C, scale);
+#endif
+    launch(attention_forward_plain, dim3(T, NH, B), 128, scores_size(t0 + T), out, lse, qkv, t0, T, S, C, HS, scale);
+}
+inline void attention_backward(floatX* dqkv, float* D, const floatX* dout, const floatX* qkv, const floatX* out,
+                               const float* lse, int B, int T, int C, int NH) {
+    const int HS = C / NH, n = B * T * NH;
+    const float scale = 1 / sqrtf(HS);
+    launch(attention_dot_kernel, blocks_for(n, 8), 256, 0, D, dout, out, n, T, NH, HS);
+#ifndef TRAIN_FP32
+    if (tiles_fit(C, HS)) {
+        const dim3 grid(blocks_for(T, TILE), NH, B);
+        const size_t shared = (2 * TILE + 2 * (HS > 64 ? 32 : 64)) * HS * sizeof(floatX) + 2 * TILE * sizeof(float);
+        launch(HS == 64 ? attention_backward_tiles<64, true> : attention_backward_tiles<128, true>, grid, 128, shared,
+               dqkv, dout, qkv, lse, D, T, C, scale);
+        return launch(HS == 64 ? attention_backward_tiles<64, false> : attention_backward_tiles<128, false>, grid, 128,
+                      shared, dqkv, dout, qkv, lse, D, T, C, scale);
+    }
+#endif
+    launch(attention_backward_plain<true>, dim3(T, NH, B), 128, scores_size(2 * T), dqkv, dout, qkv, lse, D, T, C, HS, scale);
+    launch(attention_backward_plain<false>, dim3(T, NH, B), 128, scores_size(2 * T), dqkv, dout, qkv, lse, D, T, C, HS, scale);
+}
+
+/* softmax and cross-entropy -- a row of logits becomes its gradient, in place
+   math     logprob = z_y - log sum_v e^(z_v);   dz_v = weight (softmax(z)_v - (v == y))
+   shapes   logits (rows,V), rows `step` apart   y (rows); y = -1 counts nowhere   logprob, best (rows)
+   layout   a block takes a row, twice through the level-2 cache
+   cost     logits once; with gradients twice */
+template <int W, bool GRADIENTS>
+__global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V,
+                                     int step) {
+    SHARED(found, unsigned[32]);
+    const int n = blockIdx.x, target = y[n];
+    floatX* z = logits + (size_t)n * step;
+    const int whole = V / W * W;
+    float highest = -INFINITY, sum = 0, v[W];
+    int where = V;
+    auto take = [&](float value, int at) {
+        if (value > highest) sum *= expf(highest - value), highest = value, where = at;
+        sum += expf(value - highest);
+    };
+    for (int c = threadIdx.x * W; c < whole; c += blockDim.x * W) {
+        load(v, z + c);
+        for (int i = 0; i < W; i++) take(v[i], c + i);
+    }
+    if (whole + (int)threadIdx.x < V) take(float(z[whole + threadIdx.x]), whole + threadIdx.x);
+    const float high = block_max(highest), total = block_sum(highest == -INFINITY ? 0 : sum * expf(highest - high));
+    const float at_target = target >= 0 ? float(z[target]) : 0;
+    // the first place of the highest
+    unsigned first = __reduce_min_sync(WARP, highest == high ? (unsigned)where : (unsigned)V);
+    if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = first;
+    __syncthreads();                                         // also: z[target] is read before it changes
+    if (threadIdx.x == 0) {
+        for (unsigned w = 1; w < blockDim.x / 32; w++) first = ::min(first, found[w]);
+        logprob[n] = target >= 0 ? at_target - high - logf(total) : 0;
+        best[n] = target >= 0 ? (int)first : -1;
+    }
+    if constexpr (GRADIENTS) {
+        const float scale = target >= 0 ? weight[n] / total : 0;
+        auto gradient = [&](float value, int at) {
+            return target < 0 ? 0.0f : scale * expf(value - high) - (at == target ? weight[n] : 0.0f);
+        };
+        for (int c = threadIdx.x * W; c < whole; c += blockDim.x * W) {
+            load(v, z + c);
+            for (int i = 0; i < W; i++) v[i] = gradient(v[i], c + i);
+            store(z + c, v);
+        }
+        if (const int c = whole + threadIdx.x; c < V) z[c] = floatX(gradient(float(z[c]), c));
+    }
+}
+inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int rows, int V,
+                          int step, bool gradients) {
+    const auto kernel = gradients ? cross_entropy_kernel<WIDE, true> : cross_entropy_kernel<WIDE, false>;
+    launch(kernel, rows, 512, 0, logits, logprob, best, y, weight, V, step);
+}
+
+// What a step leaves on the device, and what it needs to know there.
+struct Outcome { double loss, norm; };
+struct Update { float new1, new2, eps, rate, root, lr_decay, clip; };
+
+// loss += - sum over n of weight logprob, by one block in a fixed order
+__global__ void add_loss_kernel(Outcome* outcome, const float* logprob, const float* weight, const int* y, int N) {
+    SHARED(parts, double[256]);
+    double sum = 0;
+    for (int n = threadIdx.x; n < N; n += 256) if (y[n] >= 0) sum -= (double)weight[n] * logprob[n];
+    parts[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int i = 1; i < 256; i++) sum += parts[i];
+    outcome->loss += sum;
+}
+
+/* embedding, backward -- tokens repeat, so the host sorts the positions by their token, and a block takes a token
+   math     dwte[v] += sum over n with token[n] = v of dout[n];   dwpe[t] += sum over b of dout[b,t]
+   shapes   order (N): positions, sorted   start (tokens + 1): where each token's positions begin
+   cost     2X, and the rows of dwte that occur */
+struct Occurrences { const int *order, *start, *tokens; };               // tokens: how many differ
+__global__ void embedding_backward_wte_kernel(float* dwte, const floatX* dout, const int* x, Occurrences o, int C) {
+    if (int(blockIdx.x) >= *o.tokens) return;
+    const int from = o.start[blockIdx.x], to = o.start[blockIdx.x + 1];
+    float* row = dwte + (size_t)x[o.order[from]] * C;
+    for (int c = threadIdx.x; c < C; c += blockDim.x) {
+        float sum = 0;
+        for (int i = from; i < to; i++) sum += float(dout[(size_t)o.order[i] * C + c]);
+        row[c] += sum;
+    }
+}
+__global__ void embedding_backward_wpe_kernel(float* dwpe, const floatX* dout, int B, int TC) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= TC) return;
+    float sum = 0;
+    for (int b = 0; b < B; b++) sum += float(dout[(size_t)b * TC + i]);
+    dwpe[i] += sum;
+}
+inline void embedding_backward(float* dwte, float* dwpe, const floatX* dout, const int* x, Occurrences o, int B, int T,
+                               int C) {
+    launch(embedding_backward_wte_kernel, B * T, 128, 0, dwte, dout, x, o, C);
+    launch(embedding_backward_wpe_kernel, blocks_for((size_t)T * C, 256), 256, 0, dwpe, dout, B, T * C);
+}
+
+/* gradient norm and AdamW, over the whole arena: blocks sum up squares of their shares; then each block adds up all of
+   these, in order, for the clip scale. If loss or norm is not finite, nothing changes.
+   math     adamw_step(); gradients are scaled by min(1, clip / (norm + 1e-6))
+   shapes   w, m, v, g, rounded (n), n a multiple of 128   decays (n / 128): whether weight decay applies
+   cost     4 bytes a weight for the norm; 34 for the update: w, m, v and g are read and written, rounded is written */
+constexpr int NORM_BLOCKS = 512;
+__global__ void squares_kernel(float* squares, const float* g, size_t n) {
+    float sum = 0, v[4];
+    for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4; i < n; i += size_t(gridDim.x) * blockDim.x * 4) {
+        load(v, g + i);
+        for (int k = 0; k < 4; k++) sum += v[k] * v[k];
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) squares[blockIdx.x] = sum;
+}
+__global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
+                             const Update* update, const float* squares, Outcome* outcome) {
+    float sum = 0;
+    for (int b = threadIdx.x; b < NORM_BLOCKS; b += blockDim.x) sum += squares[b];
+    const float norm = sqrtf(block_sum(sum));
+    if (blockIdx.x == 0 && threadIdx.x == 0) outcome->norm = norm;
+    if (!isfinite(norm) || !isfinite(outcome->loss)) return;
+    const Update u = *update;
+    const float scale = u.clip > 0 ? fminf(1, u.clip / (norm + 1e-6f)) : 1;
+    const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
+    if (i >= n) return;
+    const float keep = decays[i / 128] ? 1 - u.lr_decay : 1;
+    float W[4], M[4], V[4], G[4];
+    load(W, w + i), load(M, m + i), load(V, v + i), load(G, g + i);
+    for (int k = 0; k < 4; k++) adamw_step(W[k], M[k], V[k], scale * G[k], u.new1, u.new2, u.eps, keep, u.rate, u.root), G[k] = 0;
+    store(w + i, W), store(m + i, M), store(v + i, V), store(g + i, G);
+    if (rounded) store(rounded + i, W);
+}
+__global__ void round_kernel(floatX* rounded, const float* w, size_t n) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) rounded[i] = floatX(w[i]);
+}
+
+// ---- 3. products ----------------------------------------------------------------------------------------------------
+// cuBLASLt sees matrices by columns: what is (N,C) by rows here is (C,N) there, so out = x w is computed as
+// out^T = w^T x^T. What a product is made with (descriptors, layouts, the algorithm) is found out once for each kind.
+struct Product {                             // d (m,n) by columns = a (m,k) b (k,n) + ..., each with its leading dimension
+    int m, n, k;
+    bool a_turned, b_turned;                 // as they lie in memory, they are (k,m) and (n,k)
+    long lda, ldb, ldd;
+    bool bias = false, gelu = false;         // + bias (m); then gelu, and what it was made of is kept
+    bool plus = false;                       // + c (m,n), which may be d
+    bool fp32 = false;                       // c and d are float, not floatX
+    unsigned alignment = 256;                // of all pointers, in bytes
+    auto operator<=>(const Product&) const = default;
+};
+struct Plan {
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t a, b, d;
+    cublasLtMatmulAlgo_t algorithm;
+};
+
+inline Plan plan(const Product& p) {
+    const cudaDataType_t type = std::is_same_v<floatX, float> ? CUDA_R_32F : CUDA_R_16BF, out = p.fp32 ? CUDA_R_32F : type;
+    Plan q;
+    CHECK(cublasLtMatmulDescCreate(&q.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
+        CHECK(cublasLtMatmulDescSetAttribute(q.operation, attribute, &value, sizeof value));
+    };
+    set(CUBLASLT_MATMUL_DESC_TRANSA, p.a_turned ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(CUBLASLT_MATMUL_DESC_TRANSB, p.b_turned ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.gelu ? p.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX
+                                              : p.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
+    if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type);
+    if (p.gelu) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)p.m);
+    CHECK(cublasLtMatrixLayoutCreate(&q.a, type, p.a_turned ? p.k : p.m, p.a_turned ? p.m : p.k, p.lda));
+    CHECK(cublasLtMatrixLayoutCreate(&q.b, type, p.b_turned ? p.n : p.k, p.b_turned ? p.k : p.n, p.ldb));
+    CHECK(cublasLtMatrixLayoutCreate(&q.d, out, p.m, p.n, p.ldd));
+    // The first proposal, which is the same for the same library and GPU; not the fastest by the clock, which is not.
+    cublasLtMatmulPreference_t preference;
+    CHECK(cublasLtMatmulPreferenceCreate(&preference));
+    CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                               &device().workspace_size, sizeof device().workspace_size));
+    for (auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+        CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &p.alignment, sizeof p.alignment));
+    cublasLtMatmulHeuristicResult_t proposal;
+    int found = 0;
+    const auto status = cublasLtMatmulAlgoGetHeuristic(device().cublas, q.operation, q.a, q.b, q.d, q.d, preference, 1,
+                                                       &proposal, &found);
+    if (status != CUBLAS_STATUS_SUCCESS || !found)
+        die("cuBLASLt has no product (%d,%d) (%d,%d) for this GPU", p.n, p.k, p.k, p.m);
+    cublasLtMatmulPreferenceDestroy(preference);
+    q.algorithm = proposal.algo;
+    return q;
+}
+
+inline void multiply(void* d, const floatX* a, const floatX* b, Product p, const floatX* bias = nullptr,
+                     const void* c = nullptr, floatX* before_gelu = nullptr) {
+    static std::map<Product, Plan> plans;
+    if (!c) c = d;
+    const uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 256;
+    p.alignment = unsigned(all & -all);
+    auto it = plans.find(p);
+    if (it == plans.end()) it = plans.emplace(p, plan(p)).first;
+    const Plan& q = it->second;
+    if (p.bias) CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    if (p.gelu) CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &before_gelu, sizeof before_gelu));
+    const float one = 1, beta = p.plus ? 1 : 0;
+    CHECK(cublasLtMatmul(device().cublas, q.operation, &one, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
+                         device().workspace, device().workspace_size, device().stream));
+}
+
+/* linear -- the Linear layer, as in cpu::linear_forward
+   math     out = x w + b (+ plus); or, with `before`: before = x w + b, out = gelu(before)
+   shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus, before (N,OC) */
+inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus,
+                           floatX* before, int N, int C, int OC) {
+    const bool fused = before && OC % 8 == 0;                // what cuBLASLt asks of the leading dimension
+    Product p{OC, N, C, false, false, OC, C, OC};
+    p.bias = b, p.gelu = fused, p.plus = plus;
+    multiply(before && !fused ? before : out, w, x, p, b, plus, before);
+    if (before && !fused) gelu_forward(out, before, (size_t)N * OC);
+}
+// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout; the bias's is summed up where dout is written
+inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C, int OC) {
+    multiply(dx, w, dout, {C, N, OC, true, false, OC, OC, C});
+    multiply(dw, dout, x, {OC, C, N, false, true, OC, C, OC, false, false, true, true}, nullptr, dw);
+}
+
+// ---- 4. model -------------------------------------------------------------------------------------------------------
+// Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
+#define GPU_ACTIVATIONS(X) \
+    X(floatX, embedded, ONCE,  N * C)        /* the residual stream before the first block */ \
+    X(floatX, ln1,      KEPT,  N * C)        X(float, ln1_mean, KEPT, N)   X(float, ln1_rstd, KEPT, N) \
+    X(floatX, qkv,      BLOCK, N * 3 * C)    /* when sampling, the cache of keys and values */ \
+    X(floatX, att,      KEPT,  N * C)        X(float, lse, KEPT, N * c.NH) \
+    X(floatX, middle,   KEPT,  N * C)        /* the residual stream after attention */ \
+    X(floatX, ln2,      KEPT,  N * C)        X(float, ln2_mean, KEPT, N)   X(float, ln2_rstd, KEPT, N) \
+    X(floatX, fc,       KEPT,  N * 4 * C)    X(floatX, fc_gelu, KEPT, N * 4 * C) \
+    X(floatX, stream,   KEPT,  N * C)        /* the residual stream after the block */ \
+    X(floatX, lnf,      ONCE,  N * C)        X(float, lnf_mean, ONCE, N)   X(float, lnf_rstd, ONCE, N) \
+    X(floatX, logits,   ONCE,  (size_t)chunk * V_step(c.V)) \
+    X(floatX, dstream,  ONCE,  training ? N * C : 0)         /* gradient of the residual stream */ \
+    X(floatX, dx,       ONCE,  training ? N * C : 0)         /* of what is C wide within a branch */ \
+    X(floatX, dwide,    ONCE,  training ? N * 4 * C : 0)     /* of qkv or fc */ \
+    X(float,  D,        ONCE,  training ? N * c.NH : 0)      X(float, partial, ONCE, training ? partial_size(C) : 0) \
+    X(int,    token,    ONCE,  N)            X(int, target, ONCE, N)       X(float, weight, ONCE, N) \
+    X(float,  logprob,  ONCE,  N)            X(int, best, ONCE, N) \
+    X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
+    X(int,    tokens,   ONCE,  1)            X(float, squares, ONCE, NORM_BLOCKS) \
+    X(Update, update,   ONCE,  1)            X(Outcome, outcome, ONCE, 1)
+
+struct Activations {
+#define X(type, field, ...) type* field;
+    GPU_ACTIVATIONS(X)
+#undef X
+};
+
+inline int V_step(int V) { return (V + 63) / 64 * 64; }      // logits of a row lie this far apart
+inline int chunk_rows(size_t N, int V) { return (int)std::min<size_t>(N, std::clamp((1 << 29) / V, 64, 16384)); }
+
+// Sizes in units of 16 bytes, so that Slots aligns each to more than anyone asks for.
+inline Slots activation_slots(const Config& c, size_t N, bool training) {
+    const size_t C = c.C;
+    const int chunk = chunk_rows(N, c.V);
+    const Per KEPT = training ? BLOCK : ONCE;
+    std::vector<std::pair<Per, size_t>> v;
+#define X(type, field, per, count) v.push_back({per, ((count) * sizeof(type) + 15) / 16});
+    GPU_ACTIVATIONS(X)
+#undef X
+    return Slots(v, c.L);
+}
+
+// The tensors of TENSORS as kernels read them.
+struct Parameters {
+#define X(field, ...) floatX* field;
+    TENSORS(X)
+#undef X
+};
+
+template <typename T> T* allocate(size_t n) {
+    void* p = nullptr;
+    CHECK(cudaMalloc(&p, std::max<size_t>(n, 1) * sizeof(T)));
+    CHECK(cudaMemsetAsync(p, 0, n * sizeof(T), device().stream));
+    return (T*)p;
+}
+
+struct Model {
+    const Config c;
+    const int B, T;                          // capacity
+    const Layout layout;
+    const Slots slots;
+    std::vector<float> logprob;
+    std::vector<int> best;
+
+    Model(const Config& c, int B, int T, bool training, bool = false)
+        : c(c), B(B), T(T), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
+        if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
+        const size_t n = layout.slots.size;
+        weights = allocate<float>(n);
+        rounded = std::is_same_v<floatX, float> ? (floatX*)weights : allocate<floatX>(n);
+        if (training) gradients = allocate<float>(n), moment1 = allocate<float>(n), moment2 = allocate<float>(n);
+        acts = allocate<char>(slots.size * 16);
+        logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
+        std::vector<unsigned char> flags(n / 128);
+        for (const Tensor& t : layout.tensors)
+            if (t.present && t.decays()) std::fill_n(&flags[t.offset / 128], (t.count() + 127) / 128, 1);
+        decays = allocate<unsigned char>(flags.size());
+        upload(decays, flags.data(), flags.size());
+        CHECK(cudaStreamSynchronize(device().stream));
+    }
+    Model(const Model&) = delete;
+    ~Model() {
+        cudaStreamSynchronize(device().stream);
+        if ((void*)rounded != weights) cudaFree(rounded);
+        for (void* p : {(void*)weights, (void*)gradients, (void*)moment1, (void*)moment2, (void*)acts, (void*)decays})
+            if (p) cudaFree(p);
+    }
+
+    void initialize(uint64_t seed) {
+        for (size_t i = 0; i < layout.tensors.size(); i++) set(WEIGHT, i, layout.initial_values(i, seed).data());
+    }
+    static double measure_peak(bool) { return 989.4e12; }
+    std::string describe(double) const { return device().properties.name; }
+
+    void forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
+        const int N = B * T;
+        Activations a = activations(0);
+        rows = B, columns = T;
+        for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
+        upload(a.token, x, N), upload(a.target, y, N), upload(a.weight, weight.data(), N);
+        if (backward) sort_tokens(x, N);
+        scored = backward ? 0 : N;
+        blocks(B, 0, T, T);
+        const Parameters w = parameters(0);
+        const Weights g = layout.at(gradients, 0);
+        const floatX* table = c.tied ? w.wte : w.head_w;
+        const int step = V_step(c.V), chunk = chunk_rows((size_t)this->B * this->T, c.V);
+        for (int n0 = 0; n0 < N; n0 += chunk) {
+            const int n = std::min(chunk, N - n0);
+            const floatX* lnf = a.lnf + (size_t)n0 * c.C;
+            logits_of(a.logits, lnf, c.C, n);
+            cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, a.weight + n0, n, c.V, step, backward);
+            if (!backward) continue;
+            multiply(a.dx + (size_t)n0 * c.C, table, a.logits, {c.C, n, c.V, false, false, c.C, step, c.C});
+            float* dtable = c.tied ? g.wte : g.head_w;
+            multiply(dtable, lnf, a.logits, {c.C, c.V, n, false, true, c.C, step, c.C, false, false, true, true}, nullptr, dtable);
+        }
+        launch(add_loss_kernel, 1, 256, 0, a.outcome, (const float*)a.logprob, (const float*)a.weight, (const int*)a.target, N);
+    }
+
+    // forward() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
+    void backward() {
+        const int B = rows, T = columns, N = B * T, C = c.C;
+        Activations a = activations(c.L - 1);
+        Parameters w = parameters(0);
+        Weights g = layout.at(gradients, 0);
+        CHECK(cudaMemsetAsync(a.dstream, 0, (size_t)N * C * sizeof(floatX), device().stream));
+        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, layout.at(gradients, c.L - 1).fcproj_b, a.partial, a.dx, a.stream,
+                           w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
+        for (int l = c.L - 1; l >= 0; l--) {
+            a = activations(l), w = parameters(l), g = layout.at(gradients, l);
+            const floatX* entered = l ? activations(l - 1).stream : a.embedded;
+            float* entered_bias = l ? layout.at(gradients, l - 1).fcproj_b : nullptr;
+            // forward: stream = middle + gelu(layernorm(middle) fc) fcproj
+            linear_backward(a.dwide, g.fcproj_w, a.dstream, a.fc_gelu, w.fcproj_w, N, 4 * C, C);
+            gelu_backward(a.dwide, g.fc_b, a.partial, a.fc, N, 4 * C);
+            linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, 4 * C);
+            layernorm_backward(a.dstream, g.ln2_w, g.ln2_b, g.proj_b, a.partial, a.dx, a.middle, w.ln2_w, a.ln2_mean,
+                               a.ln2_rstd, N, C);
+            // forward: middle = entered + attention(layernorm(entered) qkv) proj
+            linear_backward(a.dx, g.proj_w, a.dstream, a.att, w.proj_w, N, C, C);
+            attention_backward(a.dwide, a.D, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
+            if (g.qkv_b) column_sums(a.dwide, g.qkv_b, a.partial, nullptr, N, 3 * C);
+            linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, 3 * C);
+            layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, entered_bias, a.partial, a.dx, entered, w.ln1_w, a.ln1_mean,
+                               a.ln1_rstd, N, C);
+        }
+        embedding_backward(g.wte, g.wpe, a.dstream, a.token, {a.order, a.start, a.tokens}, B, T, C);
+    }
+
+    void update(const AdamW& o, double clip, integer step) {
+        Activations a = activations(0);
+        const Update u = {float(1 - o.beta1), float(1 - o.beta2), float(o.eps), float(o.lr / (1 - std::pow(o.beta1, step))),
+                          float(1 / std::sqrt(1 - std::pow(o.beta2, step))), float(o.lr * o.weight_decay), float(clip)};
+        upload(a.update, &u, 1);
+        const size_t n = layout.slots.size;
+        launch(squares_kernel, NORM_BLOCKS, 256, 0, a.squares, (const float*)gradients, n);
+        launch(adamw_kernel, blocks_for(n, 1024), 256, 0, weights, moment1, moment2, gradients,
+               std::is_same_v<floatX, float> ? nullptr : rounded, (const unsigned char*)decays, n, (const Update*)a.update,
+               (const float*)a.squares, a.outcome);
+    }
+
+    Result result() {
+        Outcome out;
+        const Activations a = activations(0);
+        download(&out, a.outcome, 1);
+        if (scored) download(logprob.data(), a.logprob, scored), download(best.data(), a.best, scored);
+        CHECK(cudaStreamSynchronize(device().stream));
+        CHECK(cudaMemsetAsync(&a.outcome->loss, 0, sizeof(double), device().stream));
+        return {out.loss, out.norm};
+    }
+
+    void extend(const int* x, int B, int t0, int T) {
+        upload(activations(0).token, x, B * T);
+        blocks(B, t0, T, this->T);
+    }
+    void logits(int n, int step, int count, float* out) {
+        const Activations a = activations(0);
+        const int row = V_step(c.V), chunk = chunk_rows((size_t)B * T, c.V);
+        std::vector<floatX> z;
+        for (int i = 0; i < count; i += chunk) {
+            const int some = std::min(chunk, count - i);
+            logits_of(a.logits, a.lnf + (size_t)(n + i * step) * c.C, (long)step * c.C, some);
+            z.resize((size_t)some * row);
+            download(z.data(), a.logits, z.size() - (row - c.V));
+            CHECK(cudaStreamSynchronize(device().stream));
+            for (int r = 0; r < some; r++) std::copy_n(&z[(size_t)r * row], c.V, out + (size_t)(i + r) * c.V);
+        }
+    }
+
+    void get(Which which, size_t i, float* out) const {
+        const Tensor& t = layout.tensors[i];
+        std::fill_n(out, t.count(), 0.0f);
+        if (!t.present) return;
+        download(out, arena(which) + t.offset, t.count());
+        CHECK(cudaStreamSynchronize(device().stream));
+    }
+    void set(Which which, size_t i, const float* in) {
+        const Tensor& t = layout.tensors[i];
+        if (!t.present) return;
+        upload(arena(which) + t.offset, in, t.count());
+        if (which == WEIGHT && !std::is_same_v<floatX, float>)
+            launch(round_kernel, blocks_for(t.count(), 256), 256, 0, rounded + t.offset, (const float*)weights + t.offset,
+                   t.count());
+        CHECK(cudaStreamSynchronize(device().stream));
+    }
+    Activations activations(int l) const {
+        size_t k = 0;
+        auto pointer = [&] { return acts + 16 * (slots.first[k] + l * slots.stride[k]); };
+        Activations a;
+#define X(type, field, ...) a.field = (type*)pointer(), k++;
+        GPU_ACTIVATIONS(X)
+#undef X
+        return a;
+    }
+
+private:
+    float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
+    floatX* rounded = nullptr;               // the weights as kernels read them
+    char* acts = nullptr;
+    unsigned char* decays = nullptr;
+    std::vector<float> weight;
+    int rows = 0, columns = 0, scored = 0;
+
+    float* arena(Which which) const {
+        float* const arenas[] = {weights, gradients, moment1, moment2};
+        return arenas[which];
+    }
+    Parameters parameters(int l) const {
+        size_t k = 0;
+        auto pointer = [&] { return layout.present[k] ? rounded + layout.slots.first[k] + l * layout.slots.stride[k] : nullptr; };
+        Parameters w;
+#define X(field, ...) w.field = pointer(), k++;
+        TENSORS(X)
+#undef X
+        return w;
+    }
+    template <typename T> static void upload(T* to, const T* from, size_t n) {
+        CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyHostToDevice, device().stream));
+    }
+    template <typename T> static void download(T* to, const T* from, size_t n) {
+        CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, device().stream));
+    }
+
+    // Positions sorted by their token, for embedding_backward. A counting sort: cost N + V.
+    void sort_tokens(const int* x, int N) {
+        std::vector<int> count(c.V + 1), order(N), start;
+        for (int n = 0; n < N; n++) count[x[n] + 1]++;
+        for (int v = 0; v < c.V; v++) {
+            if (count[v + 1]) start.push_back(count[v]);
+            count[v + 1] += count[v];
+        }
+        const int tokens = (int)start.size();
+        start.push_back(N);
+        for (int n = 0; n < N; n++) order[count[x[n]]++] = n;
+        const Activations a = activations(0);
+        upload(a.order, order.data(), N), upload(a.start, start.data(), start.size()), upload(a.tokens, &tokens, 1);
+    }
+
+    // logits (rows,V) = x wte^T; rows of x lie `step` apart
+    void logits_of(floatX* out, const floatX* x, long step, int rows) {
+        const Parameters w = parameters(0);
+        multiply(out, c.tied ? w.wte : w.head_w, x, {c.V, rows, c.C, true, false, c.C, step, V_step(c.V)});
+    }
+
+    // The tokens at activations(0).token, t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm. qkv
+    // holds S tokens a row.
+    void blocks(int B, int t0, int T, int S) {
+        const int N = B * T, C = c.C;
+        Activations a = activations(0);
+        Parameters w = parameters(0);
+        const floatX* stream = a.embedded;
+        for (int l = 0; l < c.L; l++) {
+            a = activations(l), w = parameters(l);
+            if (l == 0)
+                embedding_layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, w.ln1_w, w.ln1_b, N, C, c.eps,
+                                            {a.embedded, a.token, w.wte, w.wpe, t0, T});
+            else layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N, C, c.eps);
+            floatX* qkv = T == S ? a.qkv : a.fc;             // T < S: rows of one b only are neighbours there, so copy
+            linear_forward(qkv, a.ln1, w.qkv_w, w.qkv_b, nullptr, nullptr, N, C, 3 * C);
+            const size_t row = 3 * C * sizeof(floatX);
+            if (T != S)
+                CHECK(cudaMemcpy2DAsync(a.qkv + (size_t)t0 * 3 * C, S * row, qkv, T * row, T * row, B,
+                                        cudaMemcpyDeviceToDevice, device().stream));
+            attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, C, c.NH);
+            linear_forward(a.middle, a.att, w.proj_w, w.proj_b, stream, nullptr, N, C, C);
+            layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N, C, c.eps);
+            linear_forward(a.fc_gelu, a.ln2, w.fc_w, w.fc_b, nullptr, a.fc, N, C, 4 * C);
+            linear_forward(a.stream, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, nullptr, N, 4 * C, C);
+            stream = a.stream;
+        }
+        layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, stream, w.lnf_w, w.lnf_b, N, C, c.eps);
+    }
+};
+
+}  // namespace gpu
+
+#ifndef NO_GPU_MAIN
+int main(int argc, char** argv) { return run_program<gpu::Model>(argc, argv); }
+#endif
