@@ -27,7 +27,7 @@ CXXFLAGS ?= -std=c++20 $(OPTIMIZE) $(NATIVE) $(WARNINGS)
 
 TOOLS := build/corpus build/shards
 TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
-EMULATED := build/emulated_golden build/emulated_golden_fp32 build/train_gpt_emulated
+EMULATED := $(foreach test,golden kernels broken,build/emulated_$(test)) build/emulated_golden_fp32 build/emulated_kernels_fp32 build/train_gpt_emulated
 STUDY := $(patsubst dev/cpu/%.cpp,build/study_%,$(wildcard dev/cpu/*.cpp))
 FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges llmc options)
 
@@ -53,12 +53,10 @@ EMULATE := -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -rdynamic -I tes
 build/train_gpt_emulated: train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h) $(FILES)
 	@mkdir -p build
 	$(CXX) $(CXXFLAGS) -O2 $(OPENMP) $(EMULATE) $< -o $@ -ldl
-build/emulated_%: test/test_%.cpp train_gpt.cu train_gpt.cpp test/check.h $(wildcard test/emulation/*.h) $(FILES)
+build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp test/check.h $(wildcard test/emulation/*.h) $(FILES)
 	@mkdir -p build
-	$(CXX) $(CXXFLAGS) -O2 $(OPENMP) $(EMULATE) -DGPU $< -o $@ -ldl
-build/emulated_%_fp32: test/test_%.cpp train_gpt.cu train_gpt.cpp test/check.h $(wildcard test/emulation/*.h) $(FILES)
-	@mkdir -p build
-	$(CXX) $(CXXFLAGS) -O2 $(OPENMP) $(EMULATE) -DGPU -DTRAIN_FP32 $< -o $@ -ldl
+	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(EMULATE) -DGPU $(if $(findstring fp32,$@),-DTRAIN_FP32) \
+	  $(wildcard test/$(*:_fp32=).cpp test/test_$(*:_fp32=).cpp) -o $@ -ldl
 $(STUDY): build/study_%: dev/cpu/%.cpp dev/cpu/bench.h test/check.h train_gpt.cpp $(FILES)
 	@mkdir -p build
 	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@ -ldl
@@ -80,9 +78,9 @@ run: train_gpt $(CORPUS)/val.json
 	  --init custom --layers 3 --heads 2 --channels 96 --context 256 --batch 4 --lr 5e-3 --min-lr 0 --warmup 100 --schedule linear --steps $(STEPS) \
 	  --eval-every 500 --eval-rows 0 --sample-every 500 --out runs/default
 
-test: all $(TESTS) $(STUDY)
+test: all $(TESTS) $(STUDY) $(EMULATED)
 	@GOMP_SPINCOUNT=1000 test/run.sh
-stress: all $(TESTS) $(STUDY)
+stress: all $(TESTS) $(STUDY) $(EMULATED)
 	@GOMP_SPINCOUNT=1000 STRESS=1 test/run.sh
 test-hf: all
 	CXX="$(CXX)" test/hf.sh

@@ -46,7 +46,9 @@ using integer = long long;
 using number = double;
 using flag = bool;
 
-#ifndef DTYPE                    // train_gpt.cu has other ones
+#ifndef PROGRAM                  // train_gpt.cu has other ones
+#define PROGRAM "train_gpt"
+#define PROGRAM_HELP ""
 #define DTYPE "fp32"
 #define DTYPES "fp32|bf16"
 #endif
@@ -154,14 +156,14 @@ template <typename T> void parse_value(const std::string& name, const char* s, c
 }
 
 inline const char* const USAGE =
-    "usage: train_gpt [train|sample|eval|graph] [--option value]...      (train_gpt --help lists all options)\n"
+    "usage: " PROGRAM " [train|sample|eval|graph] [--option value]...      (" PROGRAM " --help lists all options)\n"
     "  make run\n"
-    "  ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
+    "  ./" PROGRAM " train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
     "--init custom --layers 2 --heads 2 --channels 64 --context 256 --steps 100 --out runs/first\n"
-    "  ./train_gpt sample --model runs/default --tokens 200\n";
+    "  ./" PROGRAM " sample --model runs/default --tokens 200\n" PROGRAM_HELP;
 
 inline void print_help() {
-    fputs("train_gpt -- train a GPT on token shards, sample from it, evaluate it\n\n", stdout);
+    fputs(PROGRAM " -- train a GPT on token shards, sample from it, evaluate it\n\n", stdout);
     fputs(USAGE, stdout);
     const std::pair<char, const char*> verbs[] = {{'t', "train"}, {'s', "sample"}, {'e', "eval"}, {'g', "graph"}};
     for (auto [letter, verb] : verbs) {
@@ -210,7 +212,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
             if (value.empty() && name != "prompt") die_usage("%s: needs a value", word.c_str());
             parse_value(name, value.c_str(), allowed, v);
         });
-        if (!found) die_usage("%s: unknown option; train_gpt --help lists them", word.c_str());
+        if (!found) die_usage("%s: unknown option; " PROGRAM " --help lists them", word.c_str());
     }
     auto need = [&](const char* name, const text& v) {
         if (v.empty()) die_usage("%s: %s is missing", o.verb.c_str(), dashed(name).c_str());
@@ -1365,10 +1367,12 @@ inline double sum_of_squares(const real* x, size_t n) {
 //                                      token) of the last forward are then there for every y[n] >= 0
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
-//   measure_peak(bf16), describe(peak)   FLOP/s the machine can reach; one line about machine and memory
+//   describe()                         one line about the machine and the memory in use
+//   speed(tokens, seconds, batches)    of a step of so many micro-batches: for the step's line, and for the log
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
 struct Result { double loss, norm; };
+struct Speed { std::string text; std::vector<std::pair<const char*, std::string>> log; };
 
 // Bytes that could be had, of the machine and of the container; SIZE_MAX where the system does not say.
 inline size_t available_memory() {
@@ -1447,8 +1451,8 @@ struct Model {
         if (training) for (Buffer<>* b : {&gradients, &moment1, &moment2}) *b = Buffer(layout.slots.size);
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
     }
-    static double measure_peak(bool bf16) { return cpu::measure_peak(bf16); }
-    std::string describe(double peak) const {                // of the machine and the memory in use
+    std::string describe() {
+        peak = measure_peak(bf16);
         const char* without = "";
 #ifndef _OPENMP
         without = " (built without OpenMP)";
@@ -1461,6 +1465,11 @@ struct Model {
             omp_get_max_threads(), without, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
             weights.size * gb + rounded.size * sizeof(bfloat16) / 1e9, gradients.size * gb,
             (moment1.size + moment2.size) * gb, acts.size * gb);
+    }
+    Speed speed(double tokens, double seconds, size_t) {
+        const double flops = c.flops_per_token(layout.parameters, T) * tokens / seconds;
+        peak = std::max(peak, flops);                        // measured beside other work it came out too low
+        return {format("%.1f GFLOP/s (%.0f%%)", flops / 1e9, 100 * flops / peak), {}};
     }
     size_t bytes(bool training) const {
         const size_t weight = (training ? 4 : 1) * sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
@@ -1520,7 +1529,7 @@ private:
     std::vector<int> tokens;                 // of the last forward, for embedding_backward
     std::vector<double> weight;
     int rows = 0, columns = 0;
-    double loss = 0, norm = 0;
+    double loss = 0, norm = 0, peak = 0;
 
     real* arena(Which which) const {
         const Buffer<>* arenas[] = {&weights, &gradients, &moment1, &moment2};
@@ -2289,7 +2298,7 @@ struct Display {
     std::vector<double> losses;              // smoothed, for the sparkline
     double ms = 0;                           // smoothed
     bool midline = false;                    // a step line stands there, to be overwritten
-    double peak, flops_per_token, floor, val_loss = NAN;
+    double floor, val_loss = NAN;
     integer steps;
 
     ~Display() { if (midline) printf("\n"); }                // what follows may be an error
@@ -2304,18 +2313,15 @@ struct Display {
             s += std::string("▁▂▃▄▅▆▇█").substr(3 * int(7.99 * (p - *low) / (*high - *low + 1e-9)), 3);
         return s;
     }
-    void step(integer step, double loss, double norm, double lr, double step_ms, double tokens) {
+    void step(integer step, double loss, double norm, double lr, double step_ms, double tokens, const std::string& speed) {
         losses.push_back(losses.empty() ? loss : 0.9 * losses.back() + 0.1 * loss);
         ms = ms == 0 ? step_ms : 0.9 * ms + 0.1 * step_ms;
-        const double rate = tokens / step_ms * 1e3, flops = rate * flops_per_token;
         const integer left = ms * (steps - step) / 1e3;
-        peak = std::max(peak, flops);                        // measured beside other work it came out too low
         std::string line = format("step %lld/%lld  loss %.4f", step, steps, loss);
         if (std::isfinite(floor)) line += format(" (floor %.4f)", floor);
         if (std::isfinite(val_loss)) line += format("  val %.4f", val_loss);
-        line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %.1f GFLOP/s (%.0f%%)  ETA %lld:%02d:%02d", norm, lr,
-                       step_ms, rate, flops / 1e9, 100 * flops / peak, left / 3600, int(left / 60 % 60),
-                       int(left % 60));
+        line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %s  ETA %lld:%02d:%02d", norm, lr, step_ms,
+                       tokens / step_ms * 1e3, speed.c_str(), left / 3600, int(left / 60 % 60), int(left % 60));
         midline = terminal;
         if (terminal) printf("\r%s%s\x1b[K", line.c_str(), sparkline().c_str());
         else printf("%s\n", line.c_str());
@@ -2462,13 +2468,12 @@ template <typename Model> void train(Options o) {
     const Schedule schedule{o.schedule, o.lr, o.min_lr, o.warmup, steps};
 
     Display display;
-    display.steps = steps, display.floor = floor, display.peak = Model::measure_peak(o.dtype == "bf16");
-    display.flops_per_token = c.flops_per_token(model.layout.parameters, T);
+    display.steps = steps, display.floor = floor;
     for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
         if (strchr(verbs, 't') && !show(v).empty()) printf("%s %s  ", dashed(name).c_str(), show(v).c_str());
     });
     display.say("\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", model.layout.parameters,
-                steps, o.tokens_per_step, windows.total, model.describe(display.peak).c_str());
+                steps, o.tokens_per_step, windows.total, model.describe().c_str());
     if (!from.empty()) display.say("resumed from %s", from.c_str());
     else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
     run->rewind_log(position.step, steps);
@@ -2529,6 +2534,7 @@ template <typename Model> void train(Options o) {
         AdamW now = adamw;
         now.lr = lr;
         model.update(now, o.clip, step);
+        const size_t batches_made = batches.size();
         batches = read(step + 1);                            // a GPU is still at work meanwhile
         const auto [loss, norm] = model.result();
         if (!std::isfinite(loss) || !std::isfinite(norm))
@@ -2537,10 +2543,13 @@ template <typename Model> void train(Options o) {
                 saved.empty() ? "none" : saved.c_str());
         position.step = step;
         const double ms = (seconds() - began) * 1e3, tokens = std::min<double>(step * (double)per_step, end) * T;
-        display.step(step, loss, norm, lr, ms, there * T);
-        log("step", {{"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
-                     {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", there * T / ms * 1e3)},
-                     {"tokens", format("%.0f", tokens)}});
+        const Speed speed = model.speed(there * T, ms / 1e3, batches_made);
+        display.step(step, loss, norm, lr, ms, there * T, speed.text);
+        std::vector<std::pair<const char*, std::string>> fields = {
+            {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
+            {"tokens_per_s", format("%.1f", there * T / ms * 1e3)}, {"tokens", format("%.0f", tokens)}};
+        fields.insert(fields.end(), speed.log.begin(), speed.log.end());
+        log("step", fields);
         auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
         if (held_out.val && due(o.eval_every)) evaluate();
         if (due(o.sample_every)) sample(1);
@@ -2549,7 +2558,7 @@ template <typename Model> void train(Options o) {
     }
     if (saved != o.out + format("/step_%08lld", position.step)) save();
     if (position.step < steps)
-        return display.say("stopped after step %lld; go on with: ./train_gpt train --resume --out %s",
+        return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s",
                            position.step, o.out.c_str());
     if (held_out.val) {
         Validation v = evaluate();

@@ -23,6 +23,11 @@
 #define DTYPE "bf16"
 #endif
 #define DTYPES DTYPE
+#define PROGRAM "train_gpt_cuda"
+#define PROGRAM_HELP \
+    "  ./train_gpt_cuda --check            trains small models on CPU and GPU side by side and compares every tensor\n" \
+    "A step's MFU is the share of the card's peak (data sheet: bf16, dense) that 6 P + 6 L C T operations a token make, of P\n" \
+    "parameters. SOL is the time that the step would take at 80 %% of that peak and 90 %% of the memory's, over the time it took.\n"
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -51,6 +56,7 @@ using floatX = float;
 #else
 using floatX = __nv_bfloat16;
 #endif
+constexpr bool BF16 = !std::is_same_v<floatX, float>;
 using std::max, std::min;
 
 // Calls of the CUDA runtime and of cuBLASLt: anything but success ends the program.
@@ -62,6 +68,8 @@ inline void check(cublasStatus_t e, const char* call, int line) {
 }
 #define CHECK(call) check(call, #call, __LINE__)
 
+__global__ void probe_kernel() {}            // whether this program's kernels are for this GPU
+
 // The GPU: the first that CUDA shows (CUDA_VISIBLE_DEVICES chooses).
 struct Device {
     cudaDeviceProp properties;
@@ -69,6 +77,7 @@ struct Device {
     cublasLtHandle_t cublas;
     void* workspace;
     size_t workspace_size = 32 << 20;
+    int built_for;                           // compute capability, times ten
 
     Device() {
         int count = 0;
@@ -76,11 +85,32 @@ struct Device {
             die("no NVIDIA GPU, or no driver for CUDA %d.%d: %s; ./train_gpt runs without one", CUDART_VERSION / 1000,
                 CUDART_VERSION % 1000 / 10, cudaGetErrorString(cudaGetLastError()));
         CHECK(cudaGetDeviceProperties(&properties, 0));
+        cudaFuncAttributes kernel;
+        if (cudaFuncGetAttributes(&kernel, probe_kernel) != cudaSuccess)
+            die("%s: %s; build for this GPU: make train_gpt_cuda ARCH=%d", properties.name,
+                cudaGetErrorString(cudaGetLastError()), capability());
+        built_for = kernel.binaryVersion;
         CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
         CHECK(cublasLtCreate(&cublas));
         CHECK(cudaMalloc(&workspace, workspace_size));
     }
     int processors() const { return properties.multiProcessorCount; }
+    int capability() const { return 10 * properties.major + properties.minor; }
+    // FLOP/s of the tensor cores in bf16, dense, with fp32 sums: per multiprocessor as on a generation's largest card.
+    // Sources: NVIDIA's data sheets of A100 (312 TFLOP/s, 108), A40 (149.7, 84), L40S (362, 142), H100 and H200 SXM (989.4,
+    // 132), B200 (2250, 148), RTX PRO 6000 (503.8, 188).
+    double peak() const {
+        const int c = capability();
+        const double each = c < 86 ? 312e12 / 108 : c < 89 ? 149.7e12 / 84 : c < 90 ? 362e12 / 142 : c < 100 ? 989.4e12 / 132
+                          : c < 120 ? 2250e12 / 148 : 503.8e12 / 188;
+        return each * processors();
+    }
+    double bandwidth() const {               // of the memory, bytes/s: two transfers a clock
+        int khz = 0, bits = 0;
+        CHECK(cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, 0));
+        CHECK(cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, 0));
+        return 2e3 * khz * bits / 8;
+    }
 };
 inline Device& device() {
     static Device d;
@@ -97,6 +127,7 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... 
     CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...));
 }
 inline int blocks_for(size_t n, int each) { return int((n + each - 1) / each); }
+inline int threads_for(size_t n, int most) { return (int)std::min<size_t>(most, (n + 31) / 32 * 32); }    // whole warps
 
 // W neighbours at once, as float. Kernels are made for W = 16 bytes and, for sizes that are no multiple of it, W = 1.
 constexpr int WIDE = 16 / sizeof(floatX);
@@ -637,7 +668,7 @@ inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B,
         return launch(HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>,
                       dim3(blocks_for(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C, scale);
 #endif
-    launch(attention_forward_plain, dim3(T, NH, B), 128, scores_size(t0 + T), out, lse, qkv, t0, T, S, C, HS, scale);
+    launch(attention_forward_plain, dim3(T, NH, B), threads_for(t0 + T, 128), scores_size(t0 + T), out, lse, qkv, t0, T, S, C, HS, scale);
 }
 inline void attention_backward(floatX* dqkv, float* D, const floatX* dout, const floatX* qkv, const floatX* out,
                                const float* lse, int B, int T, int C, int NH) {
@@ -654,8 +685,8 @@ inline void attention_backward(floatX* dqkv, float* D, const floatX* dout, const
                       shared, dqkv, dout, qkv, lse, D, T, C, scale);
     }
 #endif
-    launch(attention_backward_plain<true>, dim3(T, NH, B), 128, scores_size(2 * T), dqkv, dout, qkv, lse, D, T, C, HS, scale);
-    launch(attention_backward_plain<false>, dim3(T, NH, B), 128, scores_size(2 * T), dqkv, dout, qkv, lse, D, T, C, HS, scale);
+    for (auto kernel : {attention_backward_plain<true>, attention_backward_plain<false>})
+        launch(kernel, dim3(T, NH, B), threads_for(T, 128), scores_size(2 * T), dqkv, dout, qkv, lse, D, T, C, HS, scale);
 }
 
 /* softmax and cross-entropy -- a row of logits becomes its gradient, in place
@@ -708,12 +739,16 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
 inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int rows, int V,
                           int step, bool gradients) {
     const auto kernel = gradients ? cross_entropy_kernel<WIDE, true> : cross_entropy_kernel<WIDE, false>;
-    launch(kernel, rows, 512, 0, logits, logprob, best, y, weight, V, step);
+    launch(kernel, rows, threads_for(blocks_for(V, WIDE), 512), 0, logits, logprob, best, y, weight, V, step);
 }
 
 // What a step leaves on the device, and what it needs to know there.
 struct Outcome { double loss, norm; };
 struct Update { float new1, new2, eps, rate, root, lr_decay, clip; };
+inline Update update_of(const AdamW& o, double clip, integer step) {     // in the terms of adamw_step()
+    return {float(1 - o.beta1), float(1 - o.beta2), float(o.eps), float(o.lr / (1 - std::pow(o.beta1, step))),
+            float(1 / std::sqrt(1 - std::pow(o.beta2, step))), float(o.lr * o.weight_decay), float(clip)};
+}
 
 // loss += - sum over n of weight logprob, by one block in a fixed order
 __global__ void add_loss_kernel(Outcome* outcome, const float* logprob, const float* weight, const int* y, int N) {
@@ -732,6 +767,19 @@ __global__ void add_loss_kernel(Outcome* outcome, const float* logprob, const fl
    shapes   order (N): positions, sorted   start (tokens + 1): where each token's positions begin
    cost     2X, and the rows of dwte that occur */
 struct Occurrences { const int *order, *start, *tokens; };               // tokens: how many differ
+struct SortedTokens { std::vector<int> order, start; };
+inline SortedTokens sort_tokens(const int* x, int N, int V) {            // a counting sort: cost N + V
+    SortedTokens s{std::vector<int>(N), {}};
+    std::vector<int> count(V + 1);
+    for (int n = 0; n < N; n++) count[x[n] + 1]++;
+    for (int v = 0; v < V; v++) {
+        if (count[v + 1]) s.start.push_back(count[v]);
+        count[v + 1] += count[v];
+    }
+    s.start.push_back(N);
+    for (int n = 0; n < N; n++) s.order[count[x[n]]++] = n;
+    return s;
+}
 __global__ void embedding_backward_wte_kernel(float* dwte, const floatX* dout, const int* x, Occurrences o, int C) {
     if (int(blockIdx.x) >= *o.tokens) return;
     const int from = o.start[blockIdx.x], to = o.start[blockIdx.x + 1];
@@ -771,9 +819,9 @@ __global__ void squares_kernel(float* squares, const float* g, size_t n) {
     if (threadIdx.x == 0) squares[blockIdx.x] = sum;
 }
 __global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
-                             const Update* update, const float* squares, Outcome* outcome) {
+                             const Update* update, const float* squares, int parts, Outcome* outcome) {
     float sum = 0;
-    for (int b = threadIdx.x; b < NORM_BLOCKS; b += blockDim.x) sum += squares[b];
+    for (int b = threadIdx.x; b < parts; b += blockDim.x) sum += squares[b];
     const float norm = sqrtf(block_sum(sum));
     if (blockIdx.x == 0 && threadIdx.x == 0) outcome->norm = norm;
     if (!isfinite(norm) || !isfinite(outcome->loss)) return;
@@ -787,6 +835,13 @@ __global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rou
     for (int k = 0; k < 4; k++) adamw_step(W[k], M[k], V[k], scale * G[k], u.new1, u.new2, u.eps, keep, u.rate, u.root), G[k] = 0;
     store(w + i, W), store(m + i, M), store(v + i, V), store(g + i, G);
     if (rounded) store(rounded + i, W);
+}
+inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
+                  const Update* update, float* squares, Outcome* outcome) {
+    const int parts = std::min(NORM_BLOCKS, blocks_for(n, 4096));
+    launch(squares_kernel, parts, 256, 0, squares, (const float*)g, n);
+    launch(adamw_kernel, blocks_for(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays,
+           n, update, (const float*)squares, parts, outcome);
 }
 __global__ void round_kernel(floatX* rounded, const float* w, size_t n) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -912,8 +967,8 @@ struct Activations {
 inline int V_step(int V) { return (V + 63) / 64 * 64; }      // logits of a row lie this far apart
 inline int chunk_rows(size_t N, int V) { return (int)std::min<size_t>(N, std::clamp((1 << 29) / V, 64, 16384)); }
 
-// Sizes in units of 16 bytes, so that Slots aligns each to more than anyone asks for.
-inline Slots activation_slots(const Config& c, size_t N, bool training) {
+// The arrays in units of 16 bytes, so that Slots aligns each to more than anyone asks for.
+inline std::vector<std::pair<Per, size_t>> activation_arrays(const Config& c, size_t N, bool training) {
     const size_t C = c.C;
     const int chunk = chunk_rows(N, c.V);
     const Per KEPT = training ? BLOCK : ONCE;
@@ -921,7 +976,7 @@ inline Slots activation_slots(const Config& c, size_t N, bool training) {
 #define X(type, field, per, count) v.push_back({per, ((count) * sizeof(type) + 15) / 16});
     GPU_ACTIVATIONS(X)
 #undef X
-    return Slots(v, c.L);
+    return v;
 }
 
 // The tensors of TENSORS as kernels read them.
@@ -941,19 +996,26 @@ template <typename T> T* allocate(size_t n) {
 struct Model {
     const Config c;
     const int B, T;                          // capacity
+    const bool training;
     const Layout layout;
-    const Slots slots;
     std::vector<float> logprob;
     std::vector<int> best;
 
-    Model(const Config& c, int B, int T, bool training, bool = false)
-        : c(c), B(B), T(T), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
+    Model(const Config& c, int B, int T, bool training, bool = false) : c(c), B(B), T(T), training(training), layout(c) {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
+        size_t have, total;
         const size_t n = layout.slots.size;
+        CHECK(cudaMemGetInfo(&have, &total));
+        if (bytes(B) > have) {
+            int fits = B;                                    // of ever fewer rows, the first that do
+            while (fits && bytes(fits) > have) fits -= (fits + 15) / 16;
+            die("not enough memory on the GPU: %s for %d rows of %d tokens, %.2f GB are free; %s", memory(B).c_str(), B, T,
+                have / 1e9, fits ? format("--batch %d fits", fits).c_str() : "lower --context");
+        }
         weights = allocate<float>(n);
-        rounded = std::is_same_v<floatX, float> ? (floatX*)weights : allocate<floatX>(n);
+        rounded = BF16 ? allocate<floatX>(n) : (floatX*)weights;
         if (training) gradients = allocate<float>(n), moment1 = allocate<float>(n), moment2 = allocate<float>(n);
-        acts = allocate<char>(slots.size * 16);
+        place_activations();
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
         std::vector<unsigned char> flags(n / 128);
         for (const Tensor& t : layout.tensors)
@@ -966,15 +1028,47 @@ struct Model {
     ~Model() {
         cudaStreamSynchronize(device().stream);
         if ((void*)rounded != weights) cudaFree(rounded);
-        for (void* p : {(void*)weights, (void*)gradients, (void*)moment1, (void*)moment2, (void*)acts, (void*)decays})
-            if (p) cudaFree(p);
+        for (void* p : {(void*)weights, (void*)gradients, (void*)moment1, (void*)moment2, (void*)decays}) if (p) cudaFree(p);
+        for (void* p : owned) cudaFree(p);
+        for (auto& [key, graph] : graphs) cudaGraphExecDestroy(graph);
+    }
+
+    static constexpr double GB = 1e-9;
+    double weight_bytes() const { return layout.slots.size * double(sizeof(float) + (BF16 ? sizeof(floatX) : 0)); }
+    double training_bytes() const { return training ? 3.0 * layout.slots.size * sizeof(float) : 0; }
+    double activation_bytes(int B) const {
+        return 16.0 * Slots(activation_arrays(c, (size_t)B * T, training), c.L).size + device().workspace_size;
+    }
+    double bytes(int B) const { return weight_bytes() + training_bytes() + activation_bytes(B); }
+    std::string memory(int B) const {
+        return format("%.2f GB: weights %.2f, gradients %.2f, moments %.2f, activations %.2f", bytes(B) * GB,
+                      weight_bytes() * GB, training_bytes() / 3 * GB, training_bytes() * 2 / 3 * GB, activation_bytes(B) * GB);
+    }
+    std::string describe() const {
+        const Device& d = device();
+        return format("%s, %d multiprocessors, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, %.2f TB/s; %s",
+                      d.properties.name, d.processors(), d.capability() / 10, d.capability() % 10, d.built_for / 10,
+                      d.built_for % 10, DTYPE, d.peak() / 1e12, d.bandwidth() / 1e12, memory(B).c_str());
+    }
+
+    /* What a step of so many tokens in so many micro-batches takes at least: products and attention at 80 % of the peak;
+       and everything else at 90 % of the memory's bandwidth, each array read and written as often as the kernels' comments
+       say, with X = C floatX numbers a token. */
+    Speed speed(double tokens, double seconds, size_t batches) const {
+        const double matrices = 12.0 * c.L * c.C * c.C + (double)c.V * c.C, attention = 6.0 * c.L * c.C * T;
+        const double X = tokens * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
+        const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits + 38.0 * layout.parameters;
+        const double flops = tokens * (6 * matrices + attention), peak = device().peak();
+        const double floor = flops / (0.8 * peak) + moved / (0.9 * device().bandwidth());
+        const double mfu = tokens * c.flops_per_token(layout.parameters, T) / seconds / peak, sol = floor / seconds;
+        return {format("MFU %.1f%%  SOL %.1f%%", 100 * mfu, 100 * sol),
+                {{"mfu", format("%.5f", mfu)}, {"mfu_products", format("%.5f", flops / seconds / peak)},
+                 {"sol", format("%.5f", sol)}, {"micro_batches", format("%zu", batches)}}};
     }
 
     void initialize(uint64_t seed) {
         for (size_t i = 0; i < layout.tensors.size(); i++) set(WEIGHT, i, layout.initial_values(i, seed).data());
     }
-    static double measure_peak(bool) { return 989.4e12; }
-    std::string describe(double) const { return device().properties.name; }
 
     void forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
         const int N = B * T;
@@ -982,66 +1076,22 @@ struct Model {
         rows = B, columns = T;
         for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
         upload(a.token, x, N), upload(a.target, y, N), upload(a.weight, weight.data(), N);
-        if (backward) sort_tokens(x, N);
+        if (backward) {
+            const SortedTokens s = sort_tokens(x, N, c.V);
+            const int tokens = (int)s.start.size() - 1;
+            upload(a.order, s.order.data(), N), upload(a.start, s.start.data(), s.start.size()), upload(a.tokens, &tokens, 1);
+        }
         scored = backward ? 0 : N;
-        blocks(B, 0, T, T);
-        const Parameters w = parameters(0);
-        const Weights g = layout.at(gradients, 0);
-        const floatX* table = c.tied ? w.wte : w.head_w;
-        const int step = V_step(c.V), chunk = chunk_rows((size_t)this->B * this->T, c.V);
-        for (int n0 = 0; n0 < N; n0 += chunk) {
-            const int n = std::min(chunk, N - n0);
-            const floatX* lnf = a.lnf + (size_t)n0 * c.C;
-            logits_of(a.logits, lnf, c.C, n);
-            cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, a.weight + n0, n, c.V, step, backward);
-            if (!backward) continue;
-            multiply(a.dx + (size_t)n0 * c.C, table, a.logits, {c.C, n, c.V, false, false, c.C, step, c.C});
-            float* dtable = c.tied ? g.wte : g.head_w;
-            multiply(dtable, lnf, a.logits, {c.C, c.V, n, false, true, c.C, step, c.C, false, false, true, true}, nullptr, dtable);
-        }
-        launch(add_loss_kernel, 1, 256, 0, a.outcome, (const float*)a.logprob, (const float*)a.weight, (const int*)a.target, N);
+        if (backward) play(FORWARD, B, T, [&] { forward_kernels(B, T, true); });
+        else forward_kernels(B, T, false);
     }
-
-    // forward() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
-    void backward() {
-        const int B = rows, T = columns, N = B * T, C = c.C;
-        Activations a = activations(c.L - 1);
-        Parameters w = parameters(0);
-        Weights g = layout.at(gradients, 0);
-        CHECK(cudaMemsetAsync(a.dstream, 0, (size_t)N * C * sizeof(floatX), device().stream));
-        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, layout.at(gradients, c.L - 1).fcproj_b, a.partial, a.dx, a.stream,
-                           w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
-        for (int l = c.L - 1; l >= 0; l--) {
-            a = activations(l), w = parameters(l), g = layout.at(gradients, l);
-            const floatX* entered = l ? activations(l - 1).stream : a.embedded;
-            float* entered_bias = l ? layout.at(gradients, l - 1).fcproj_b : nullptr;
-            // forward: stream = middle + gelu(layernorm(middle) fc) fcproj
-            linear_backward(a.dwide, g.fcproj_w, a.dstream, a.fc_gelu, w.fcproj_w, N, 4 * C, C);
-            gelu_backward(a.dwide, g.fc_b, a.partial, a.fc, N, 4 * C);
-            linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, 4 * C);
-            layernorm_backward(a.dstream, g.ln2_w, g.ln2_b, g.proj_b, a.partial, a.dx, a.middle, w.ln2_w, a.ln2_mean,
-                               a.ln2_rstd, N, C);
-            // forward: middle = entered + attention(layernorm(entered) qkv) proj
-            linear_backward(a.dx, g.proj_w, a.dstream, a.att, w.proj_w, N, C, C);
-            attention_backward(a.dwide, a.D, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
-            if (g.qkv_b) column_sums(a.dwide, g.qkv_b, a.partial, nullptr, N, 3 * C);
-            linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, 3 * C);
-            layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, entered_bias, a.partial, a.dx, entered, w.ln1_w, a.ln1_mean,
-                               a.ln1_rstd, N, C);
-        }
-        embedding_backward(g.wte, g.wpe, a.dstream, a.token, {a.order, a.start, a.tokens}, B, T, C);
-    }
+    void backward() { play(BACKWARD, rows, columns, [&] { backward_kernels(rows, columns); }); }
 
     void update(const AdamW& o, double clip, integer step) {
-        Activations a = activations(0);
-        const Update u = {float(1 - o.beta1), float(1 - o.beta2), float(o.eps), float(o.lr / (1 - std::pow(o.beta1, step))),
-                          float(1 / std::sqrt(1 - std::pow(o.beta2, step))), float(o.lr * o.weight_decay), float(clip)};
+        const Activations a = activations(0);
+        const Update u = update_of(o, clip, step);
         upload(a.update, &u, 1);
-        const size_t n = layout.slots.size;
-        launch(squares_kernel, NORM_BLOCKS, 256, 0, a.squares, (const float*)gradients, n);
-        launch(adamw_kernel, blocks_for(n, 1024), 256, 0, weights, moment1, moment2, gradients,
-               std::is_same_v<floatX, float> ? nullptr : rounded, (const unsigned char*)decays, n, (const Update*)a.update,
-               (const float*)a.squares, a.outcome);
+        adamw(weights, moment1, moment2, gradients, rounded, decays, layout.slots.size, a.update, a.squares, a.outcome);
     }
 
     Result result() {
@@ -1083,14 +1133,14 @@ struct Model {
         const Tensor& t = layout.tensors[i];
         if (!t.present) return;
         upload(arena(which) + t.offset, in, t.count());
-        if (which == WEIGHT && !std::is_same_v<floatX, float>)
+        if (which == WEIGHT && BF16)
             launch(round_kernel, blocks_for(t.count(), 256), 256, 0, rounded + t.offset, (const float*)weights + t.offset,
                    t.count());
         CHECK(cudaStreamSynchronize(device().stream));
     }
     Activations activations(int l) const {
         size_t k = 0;
-        auto pointer = [&] { return acts + 16 * (slots.first[k] + l * slots.stride[k]); };
+        auto pointer = [&] { return places[k * c.L + l]; };
         Activations a;
 #define X(type, field, ...) a.field = (type*)pointer(), k++;
         GPU_ACTIVATIONS(X)
@@ -1101,8 +1151,9 @@ struct Model {
 private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
     floatX* rounded = nullptr;               // the weights as kernels read them
-    char* acts = nullptr;
     unsigned char* decays = nullptr;
+    std::vector<char*> places;               // of array k of GPU_ACTIVATIONS in layer l: places[k L + l]
+    std::vector<void*> owned;                // the memory they lie in
     std::vector<float> weight;
     int rows = 0, columns = 0, scored = 0;
 
@@ -1119,6 +1170,38 @@ private:
 #undef X
         return w;
     }
+    // One piece of memory for all; under emulation one for each, where an array's end is watched.
+    void place_activations() {
+        const auto arrays = activation_arrays(c, (size_t)B * T, training);
+        const Slots slots(arrays, c.L);
+        char* all = nullptr;
+#ifndef CUDA_EMU
+        owned.push_back(all = allocate<char>(slots.size * 16));
+#endif
+        for (size_t k = 0; k < arrays.size(); k++) for (int l = 0; l < c.L; l++) {
+            char* place = all + 16 * (slots.first[k] + l * slots.stride[k]);
+            EMU(if (l == 0 || slots.stride[k]) owned.push_back(place = allocate<char>(arrays[k].second * 16)); else place = places.back();)
+            places.push_back(place);
+        }
+    }
+
+    // A sequence of kernels is recorded when it is first asked for, and then launched as one. (Not those of validation,
+    // whose rows may have any length.)
+    enum Sequence { FORWARD, BACKWARD };
+    std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
+    template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
+        auto [it, fresh] = graphs.try_emplace({sequence, B, T});
+        if (fresh) {
+            cudaGraph_t graph;
+            CHECK(cudaStreamBeginCapture(device().stream, cudaStreamCaptureModeThreadLocal));
+            enqueue();
+            CHECK(cudaStreamEndCapture(device().stream, &graph));
+            CHECK(cudaGraphInstantiate(&it->second, graph, 0));
+            CHECK(cudaGraphDestroy(graph));
+        }
+        CHECK(cudaGraphLaunch(it->second, device().stream));
+    }
+
     template <typename T> static void upload(T* to, const T* from, size_t n) {
         CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyHostToDevice, device().stream));
     }
@@ -1126,19 +1209,55 @@ private:
         CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, device().stream));
     }
 
-    // Positions sorted by their token, for embedding_backward. A counting sort: cost N + V.
-    void sort_tokens(const int* x, int N) {
-        std::vector<int> count(c.V + 1), order(N), start;
-        for (int n = 0; n < N; n++) count[x[n] + 1]++;
-        for (int v = 0; v < c.V; v++) {
-            if (count[v + 1]) start.push_back(count[v]);
-            count[v + 1] += count[v];
-        }
-        const int tokens = (int)start.size();
-        start.push_back(N);
-        for (int n = 0; n < N; n++) order[count[x[n]]++] = n;
+    void forward_kernels(int B, int T, bool backward) {
+        const int N = B * T;
         const Activations a = activations(0);
-        upload(a.order, order.data(), N), upload(a.start, start.data(), start.size()), upload(a.tokens, &tokens, 1);
+        blocks(B, 0, T, T);
+        const Parameters w = parameters(0);
+        const Weights g = layout.at(gradients, 0);
+        const floatX* table = c.tied ? w.wte : w.head_w;
+        const int step = V_step(c.V), chunk = chunk_rows((size_t)this->B * this->T, c.V);
+        for (int n0 = 0; n0 < N; n0 += chunk) {
+            const int n = std::min(chunk, N - n0);
+            const floatX* lnf = a.lnf + (size_t)n0 * c.C;
+            logits_of(a.logits, lnf, c.C, n);
+            cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, a.weight + n0, n, c.V, step, backward);
+            if (!backward) continue;
+            multiply(a.dx + (size_t)n0 * c.C, table, a.logits, {c.C, n, c.V, false, false, c.C, step, c.C});
+            float* dtable = c.tied ? g.wte : g.head_w;
+            multiply(dtable, lnf, a.logits, {c.C, c.V, n, false, true, c.C, step, c.C, false, false, true, true}, nullptr, dtable);
+        }
+        launch(add_loss_kernel, 1, 256, 0, a.outcome, (const float*)a.logprob, (const float*)a.weight, (const int*)a.target, N);
+    }
+
+    // forward_kernels() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
+    void backward_kernels(int B, int T) {
+        const int N = B * T, C = c.C;
+        Activations a = activations(c.L - 1);
+        Parameters w = parameters(0);
+        Weights g = layout.at(gradients, 0);
+        CHECK(cudaMemsetAsync(a.dstream, 0, (size_t)N * C * sizeof(floatX), device().stream));
+        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, layout.at(gradients, c.L - 1).fcproj_b, a.partial, a.dx, a.stream,
+                           w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
+        for (int l = c.L - 1; l >= 0; l--) {
+            a = activations(l), w = parameters(l), g = layout.at(gradients, l);
+            const floatX* entered = l ? activations(l - 1).stream : a.embedded;
+            float* entered_bias = l ? layout.at(gradients, l - 1).fcproj_b : nullptr;
+            // forward: stream = middle + gelu(layernorm(middle) fc) fcproj
+            linear_backward(a.dwide, g.fcproj_w, a.dstream, a.fc_gelu, w.fcproj_w, N, 4 * C, C);
+            gelu_backward(a.dwide, g.fc_b, a.partial, a.fc, N, 4 * C);
+            linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, 4 * C);
+            layernorm_backward(a.dstream, g.ln2_w, g.ln2_b, g.proj_b, a.partial, a.dx, a.middle, w.ln2_w, a.ln2_mean,
+                               a.ln2_rstd, N, C);
+            // forward: middle = entered + attention(layernorm(entered) qkv) proj
+            linear_backward(a.dx, g.proj_w, a.dstream, a.att, w.proj_w, N, C, C);
+            attention_backward(a.dwide, a.D, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
+            if (g.qkv_b) column_sums(a.dwide, g.qkv_b, a.partial, nullptr, N, 3 * C);
+            linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, 3 * C);
+            layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, entered_bias, a.partial, a.dx, entered, w.ln1_w, a.ln1_mean,
+                               a.ln1_rstd, N, C);
+        }
+        embedding_backward(g.wte, g.wpe, a.dstream, a.token, {a.order, a.start, a.tokens}, B, T, C);
     }
 
     // logits (rows,V) = x wte^T; rows of x lie `step` apart

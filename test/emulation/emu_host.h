@@ -230,6 +230,8 @@ struct Engine {
     }
     void step(Stream* s) { Op o = std::move(s->q.front()); s->q.pop_front(); exec(o, s->q.empty() ? nullptr : &s->q.front()); }
     template <class P> void drain(P done) {
+        if (done()) return;
+        DeviceSection ds;
         while (!done()) {
             Stream* c[256]; int n = 0;
             for (auto* s : streams) if (runnable(s) && n < 256) c[n++] = s;
@@ -325,14 +327,14 @@ inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode)
 inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* g) { *g = s->cap; for (auto* t : emu::engine().streams) if (t->cap == *g) t->cap = nullptr; return cudaSuccess; }
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* st) { *st = emu::engine().get(s)->cap ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone; return cudaSuccess; }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* x, cudaGraph_t g, unsigned long long = 0) { *x = new emu::Graph(*g); return cudaSuccess; }
-inline cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) { for (auto& o : x->ops) emu::engine().push(emu::engine().get(s), o); return cudaSuccess; }
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) { emu::DeviceSection ds; for (auto& o : x->ops) emu::engine().push(emu::engine().get(s), o); return cudaSuccess; }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t g) { delete g; return cudaSuccess; }
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t g) { emu::engine().sync_all(); delete g; return cudaSuccess; }
 
 struct cudaDeviceProp { char name[256]; size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor; int regsPerBlock, warpSize, maxThreadsPerBlock, multiProcessorCount, major, minor, l2CacheSize, maxThreadsPerMultiProcessor, regsPerMultiprocessor, ECCEnabled; int maxGridSize[3]; };
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { *p = {}; strcpy(p->name, "CUDA emulator"); p->totalGlobalMem = emu::heap().limit; p->sharedMemPerBlock = 49152; p->sharedMemPerBlockOptin = emu::kSmemMax; p->sharedMemPerMultiprocessor = 228 << 10; p->regsPerBlock = 65536; p->warpSize = 32; p->maxThreadsPerBlock = 1024; p->multiProcessorCount = emu::cfg.sms; p->major = 9; p->minor = 0; p->l2CacheSize = 50 << 20; p->maxThreadsPerMultiProcessor = 2048; p->regsPerMultiprocessor = 65536; return cudaSuccess; }
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97, cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76, cudaDevAttrL2CacheSize = 38 };
-inline cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int) { *v = a == cudaDevAttrMultiProcessorCount ? emu::cfg.sms : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? (int)emu::kSmemMax : a == cudaDevAttrComputeCapabilityMajor ? 9 : a == cudaDevAttrL2CacheSize ? 50 << 20 : 0; return cudaSuccess; }
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97, cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76, cudaDevAttrL2CacheSize = 38, cudaDevAttrMemoryClockRate = 36, cudaDevAttrGlobalMemoryBusWidth = 37 };
+inline cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int) { *v = a == cudaDevAttrMultiProcessorCount ? emu::cfg.sms : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? (int)emu::kSmemMax : a == cudaDevAttrComputeCapabilityMajor ? 9 : a == cudaDevAttrL2CacheSize ? 50 << 20 : a == cudaDevAttrMemoryClockRate ? 1000000 : a == cudaDevAttrGlobalMemoryBusWidth ? 64 : 0; return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* n) { *n = (int)emu::env("EMU_DEVICES", 1); return cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* d) { *d = 0; return cudaSuccess; }
@@ -342,6 +344,8 @@ inline cudaError_t cudaRuntimeGetVersion(int* v) { *v = 13000; return cudaSucces
 inline cudaError_t cudaDriverGetVersion(int* v) { *v = 13000; return cudaSuccess; }
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9, cudaFuncAttributeNonPortableClusterSizeAllowed = 14 };
+struct cudaFuncAttributes { int binaryVersion, numRegs; size_t localSizeBytes, sharedSizeBytes; };
+template <class F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, F*) { *a = {90, 0, 0, 0}; return cudaSuccess; }
 inline emu::FlatMap<size_t>& emu_dynmax() { static emu::FlatMap<size_t> m; return m; }
 template <class F> cudaError_t cudaFuncSetAttribute(F* f, cudaFuncAttribute a, int v) { if (a == cudaFuncAttributeMaxDynamicSharedMemorySize) { if ((size_t)v > emu::kSmemMax) return emu_ret(cudaErrorInvalidValue); emu_dynmax()[(const void*)f] = v; } return cudaSuccess; }
 template <class F> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, F*, int, size_t) { *n = 1; return cudaSuccess; }
