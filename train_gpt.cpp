@@ -2281,6 +2281,8 @@ inline Options resumed_options(const Options& given, const Json& stored, const s
         const bool is_given = given.has(name.c_str());
         const bool instead = (name == "steps" && given.has("epochs")) || (name == "epochs" && given.has("steps"));
         if (!old || name == "out" || instead || (is_given && strchr(verbs, 'R'))) return;
+        // A run of the other program goes on in the format that this one has.
+        if (name == "dtype" && !strstr(format("|%s|", allowed).c_str(), format("|%s|", old.string.c_str()).c_str())) return;
         const std::string now = show(v);
         try {
             parse_value(name, old.string.c_str(), old.string == defaults[name] ? "" : allowed, v);

@@ -27,7 +27,7 @@
 #define PROGRAM_HELP \
     "  ./train_gpt_cuda --check            trains small models on CPU and GPU side by side and compares every tensor\n" \
     "A step's MFU is the share of the card's peak (data sheet: bf16, dense) that 6 P + 6 L C T operations a token make, of P\n" \
-    "parameters. SOL is the time that the step would take at 80 %% of that peak and 90 %% of the memory's, over the time it took.\n"
+    "parameters. SOL is the time that the step would take at 80 % of that peak and 90 % of the memory's, over the time it took.\n"
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -81,9 +81,10 @@ struct Device {
 
     Device() {
         int count = 0;
-        if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0)
+        const cudaError_t error = cudaGetDeviceCount(&count);
+        if (error != cudaSuccess || count == 0)
             die("no NVIDIA GPU, or no driver for CUDA %d.%d: %s; ./train_gpt runs without one", CUDART_VERSION / 1000,
-                CUDART_VERSION % 1000 / 10, cudaGetErrorString(cudaGetLastError()));
+                CUDART_VERSION % 1000 / 10, error != cudaSuccess ? cudaGetErrorString(error) : "no device is visible");
         CHECK(cudaGetDeviceProperties(&properties, 0));
         cudaFuncAttributes kernel;
         if (cudaFuncGetAttributes(&kernel, probe_kernel) != cudaSuccess)
@@ -1296,8 +1297,102 @@ private:
     }
 };
 
+// ---- 5. check -------------------------------------------------------------------------------------------------------
+/* Small models take three steps on CPU and GPU side by side, from the same weights, on the same tokens; every tensor is
+   compared. The CPU rounds to bf16 what products read, if the GPU does.
+   errors   activations and gradients: |gpu - cpu| / |cpu|, 2-norms;   weights: root mean square of gpu - cpu, over lr
+   limits   fp32: sums of other orders. bf16: the GPU also rounds activations and their gradients, 2^-9 each at random, some
+            20 times on the way through 2 layers and back: 2^-9 sqrt(20) = 0.009, and a factor of 3. A weight's first
+            step has the sign of its gradient, however small that is. */
+struct Comparison {
+    int step, compared = 0, failed = 0;
+    void operator()(const std::string& name, const std::vector<float>& got, const real* want, double limit, double unit = 0) {
+        double difference = 0, size = 0;
+        for (size_t i = 0; i < got.size(); i++) {
+            difference += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
+            size += (double)want[i] * want[i];
+        }
+        if (unit) size = unit * unit * got.size();
+        const double error = std::sqrt(difference) / (std::sqrt(size) + 1e-12);
+        const bool good = error <= limit;                    // NaN is not
+        if (step == 1 || !good)
+            printf("%s step %d  %-44s error %.1e  limit %.1e\n", good ? "ok  " : "FAIL", step, name.c_str(), error, limit);
+        compared++, failed += !good;
+    }
+};
+template <typename T> std::vector<float> host_copy(const T* p, size_t n) {
+    std::vector<T> values(n);
+    CHECK(cudaMemcpyAsync(values.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost, device().stream));
+    CHECK(cudaStreamSynchronize(device().stream));
+    return std::vector<float>(values.begin(), values.end());
+}
+inline Comparison check_model(const Config& c, int B, int T) {
+    cpu::Model there(c, B, T, true, BF16);
+    Model here(c, B, T, true);
+    there.initialize(1), here.initialize(1);
+    printf("%d layers, %d heads, %d channels, vocabulary %d, %d rows of %d tokens, %s, %s\n", c.L, c.NH, c.C, c.V, B, T,
+           c.bias ? "biases" : "no biases", c.tied ? "tied head" : "head of its own");
+    const double limit = BF16 ? 0.03 : 2e-5, lr = 1e-3;
+    Comparison compare{1};
+    Rng rng(2);
+    const int N = B * T;
+    for (; compare.step <= 3; compare.step++) {
+        std::vector<int> x(N), y(N);
+        for (int n = 0; n < N; n++) x[n] = rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
+        there.forward(x.data(), y.data(), nullptr, N, B, T, true), here.forward(x.data(), y.data(), nullptr, N, B, T, true);
+        for (int l = 0; l < c.L; l++) {
+            const cpu::Activations a = there.activations(l);
+            const Activations b = here.activations(l);
+            auto layer = [&](const char* name, const floatX* got, const real* want, int columns) {
+                compare(format("activation %d %s", l, name), host_copy(got, (size_t)N * columns), want, limit);
+            };
+            if (l == 0) layer("embedded", b.embedded, a.embedded, c.C);
+            layer("ln1", b.ln1, a.ln1, c.C), layer("qkv", b.qkv, a.qkv, 3 * c.C), layer("att", b.att, a.att, c.C);
+            layer("middle", b.middle, a.middle, c.C), layer("ln2", b.ln2, a.ln2, c.C), layer("fc", b.fc, a.fc, 4 * c.C);
+            layer("fc_gelu", b.fc_gelu, a.fc_gelu, 4 * c.C), layer("stream", b.stream, a.stream, c.C);
+            if (l == c.L - 1) layer("lnf", b.lnf, a.lnf, c.C);
+        }
+        there.backward(), here.backward();
+        auto tensors = [&](const char* what, Which which, double limit, double unit) {
+            for (size_t i = 0; i < here.layout.tensors.size(); i++) {
+                const Tensor& t = here.layout.tensors[i];
+                if (!t.present) continue;
+                std::vector<float> got(t.count()), want(t.count());
+                here.get(which, i, got.data()), there.get(which, i, want.data());
+                compare(format("%s %s", what, t.name.c_str()), got, want.data(), limit, unit);
+            }
+        };
+        tensors("gradient", GRADIENT, limit * compare.step, 0);
+        const AdamW adamw{lr, 0.9, 0.95, 1e-8, 0.1};
+        there.update(adamw, 1, compare.step), here.update(adamw, 1, compare.step);
+        const Result a = there.result(), b = here.result();
+        const real loss = a.loss, norm = a.norm;
+        compare("loss", {(float)b.loss}, &loss, limit), compare("gradient norm", {(float)b.norm}, &norm, limit);
+        tensors("weight", WEIGHT, BF16 ? 1 : 0.05, lr);
+    }
+    return compare;
+}
+inline int check_program() {
+    return run_main([] {
+        int compared = 0, failed = 0;
+        Config tiles, odd;
+        tiles.L = 2, tiles.NH = 2, tiles.C = 128, tiles.V = 512, tiles.T = 96;
+        odd.L = 2, odd.NH = 3, odd.C = 21, odd.V = 101, odd.T = 33, odd.bias = odd.tied = false;
+        for (const Config& c : {tiles, odd}) {
+            const Comparison result = check_model(c, 2, c.T);
+            compared += result.compared, failed += result.failed;
+        }
+        if (failed) die("%d of %d comparisons beyond their limits on %s", failed, compared, device().properties.name);
+        printf("all %d comparisons within their limits on %s\n", compared, device().properties.name);
+    });
+}
+
 }  // namespace gpu
 
+// ---- 6. main --------------------------------------------------------------------------------------------------------
 #ifndef NO_GPU_MAIN
-int main(int argc, char** argv) { return run_program<gpu::Model>(argc, argv); }
+int main(int argc, char** argv) {
+    if (argc == 2 && !strcmp(argv[1], "--check")) return gpu::check_program();
+    return run_program<gpu::Model>(argc, argv);
+}
 #endif

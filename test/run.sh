@@ -29,6 +29,12 @@ run build/test_gemm
 for study in build/study_*; do run "$study" --check; done
 run build/test_golden test/golden/*/
 run build/test_options
+run build/emulated_golden test/golden/*/
+run build/emulated_golden_fp32 test/golden/*/
+run build/emulated_kernels 4
+run build/emulated_kernels_fp32 2
+run build/emulated_broken
+run test/gpu.sh build/train_gpt_emulated
 run build/test_files
 run build/test_corpus
 run build/test_tokenizer

@@ -7,12 +7,8 @@
 #include "../train_gpt.cu"
 using gpu::Model;
 static const char* const SUITE = "golden gpu";
-template <typename T> static std::vector<float> values_of(const T* p, size_t n) {
-    std::vector<T> values(n);
-    gpu::check(cudaMemcpy(values.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy", __LINE__);
-    return std::vector<float>(values.begin(), values.end());
-}
-static const std::vector<bool> FORMATS = {!std::is_same_v<gpu::floatX, float>};
+static std::vector<float> values_of(const gpu::floatX* p, size_t n) { return gpu::host_copy(p, n); }
+static const std::vector<bool> FORMATS = {gpu::BF16};
 #else
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"

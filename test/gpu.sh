@@ -1,0 +1,49 @@
+#!/bin/sh
+# test/gpu.sh PROGRAM -- what the CUDA program promises as a program, on a GPU or emulated: the same bits again and after a
+# stop, checkpoints that the CPU program takes over and gives back, refusals. One line a check.
+gpu=$1
+dir=build/test_gpu_data
+rm -rf $dir && mkdir -p $dir
+awk 'BEGIN { for (i = 0; i < 4000; i++) printf "%c%c", i * i % 47 + 1, 0 }' > $dir/train.u16 2>/dev/null
+train="train --train $dir/train.u16 --val $dir/train.u16 --raw u16 --init custom --layers 2 --heads 1 --channels 64 --vocab 50 --context 70
+  --tokens-per-step 280 --steps 6 --save-every 3 --keep 9 --eval-every 3 --eval-rows 3 --sample-every 0 --lr 1e-2"
+large="${train%--tokens-per-step*} --tokens-per-step 140000 --batch 2000"
+train="$train --batch 2"
+
+expect() {                                   # NAME COMMAND...: whether the command succeeds
+    name=$1
+    shift
+    if "$@" > $dir/output 2>&1; then echo "ok gpu/$name"; else echo "FAIL gpu/$name: $(tail -1 $dir/output)"; fi
+}
+refused() {                                  # NAME CODE TEXT COMMAND...: one line on standard error that contains the text
+    name=$1 code=$2 text=$3
+    shift 3
+    "$@" > /dev/null 2> $dir/output
+    got=$?
+    if [ $got -eq $code ] && [ "$(wc -l < $dir/output)" -eq 1 ] && grep -q "$text" $dir/output
+    then echo "ok gpu/$name: $(cat $dir/output)"; else echo "FAIL gpu/$name: exit $got, $(cat $dir/output)"; fi
+}
+same() { cmp "$1/step_00000006/model.safetensors" "$2/step_00000006/model.safetensors" && cmp "$1/step_00000006/optimizer.safetensors" "$2/step_00000006/optimizer.safetensors"; }
+val_loss() { "$1" eval --model "$2" --val $dir/train.u16 --raw u16 --rows packed | sed -n 's/^val loss \([0-9.]*\).*/\1/p'; }
+close() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > 0 && b > 0 && a - b < 0.02 && b - a < 0.02) }'; }
+
+expect "a run" $gpu $train --out $dir/whole
+expect "a run again" $gpu $train --out $dir/again
+expect "the same bits again" same $dir/whole $dir/again
+for seed in 1 2; do
+    expect "a run, order $seed of the threads" env EMU_SEED=$seed $gpu $train --out $dir/order$seed
+    expect "the same bits in order $seed" same $dir/whole $dir/order$seed
+done
+mkdir -p $dir/resumed && cp -r $dir/whole/step_00000003 $dir/resumed && sed '/"step": [456],/d' $dir/whole/log.jsonl > $dir/resumed/log.jsonl
+expect "resumed" $gpu train --resume --out $dir/resumed
+expect "the same bits after a stop" same $dir/whole $dir/resumed
+expect "the CPU program goes on" ./train_gpt train --resume --steps 8 --out $dir/resumed
+expect "and this one after it" $gpu train --resume --steps 10 --out $dir/resumed
+expect "the CPU program finds the same loss" close "$(val_loss $gpu $dir/whole)" "$(val_loss ./train_gpt $dir/whole)"
+expect "a sample of two texts" $gpu sample --model $dir/whole --prompt "5 7 9" --tokens 12 --samples 2
+expect "all tensors agree with the CPU's" $gpu --check
+case $gpu in *emulated*)
+    refused "a batch beyond the memory" 1 "not enough memory on the GPU: .*--batch [0-9]* fits" env EMU_MEM_MB=64 $gpu $large --out $dir/none
+    refused "no GPU" 1 "no NVIDIA GPU" env EMU_DEVICES=0 $gpu $train --out $dir/none ;;
+esac
+refused "another format" 2 "dtype fp32: must be one of bf16" $gpu $train --dtype fp32 --out $dir/none
