@@ -1371,7 +1371,7 @@ inline double sum_of_squares(const real* x, size_t n) {
 //   speed(tokens, seconds, batches)    of a step of so many micro-batches: for the step's line, and for the log
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
-struct Result { double loss, norm; };
+struct StepResult { double loss, norm; };
 struct Speed { std::string text; std::vector<std::pair<const char*, std::string>> log; };
 
 // Bytes that could be had, of the machine and of the container; SIZE_MAX where the system does not say.
@@ -1503,7 +1503,7 @@ struct Model {
                              bf16 ? rounded.data() + t.offset : nullptr);
     }
 
-    Result result() { return {std::exchange(loss, 0), norm}; }
+    StepResult result() { return {std::exchange(loss, 0), norm}; }
 
     void get(Which which, size_t i, float* out) const {
         const Tensor& t = layout.tensors[i];

@@ -1095,7 +1095,7 @@ struct Model {
         adamw(weights, moment1, moment2, gradients, rounded, decays, layout.slots.size, a.update, a.squares, a.outcome);
     }
 
-    Result result() {
+    StepResult result() {
         Outcome out;
         const Activations a = activations(0);
         download(&out, a.outcome, 1);
@@ -1365,7 +1365,7 @@ inline Comparison check_model(const Config& c, int B, int T) {
         tensors("gradient", GRADIENT, limit * compare.step, 0);
         const AdamW adamw{lr, 0.9, 0.95, 1e-8, 0.1};
         there.update(adamw, 1, compare.step), here.update(adamw, 1, compare.step);
-        const Result a = there.result(), b = here.result();
+        const StepResult a = there.result(), b = here.result();
         const real loss = a.loss, norm = a.norm;
         compare("loss", {(float)b.loss}, &loss, limit), compare("gradient norm", {(float)b.norm}, &norm, limit);
         tensors("weight", WEIGHT, BF16 ? 1 : 0.05, lr);
