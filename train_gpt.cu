@@ -860,7 +860,7 @@ struct Product {                             // d (m,n) by columns = a (m,k) b (
     bool plus = false;                       // + c (m,n), which may be d
     bool fp32 = false;                       // c and d are float, not floatX
     unsigned alignment = 256;                // of all pointers, in bytes
-    auto operator<=>(const Product&) const = default;
+    bool operator==(const Product&) const = default;
 };
 struct Plan {
     cublasLtMatmulDesc_t operation;
@@ -905,12 +905,12 @@ inline Plan plan(const Product& p) {
 
 inline void multiply(void* d, const floatX* a, const floatX* b, Product p, const floatX* bias = nullptr,
                      const void* c = nullptr, floatX* before_gelu = nullptr) {
-    static std::map<Product, Plan> plans;
+    static std::vector<std::pair<Product, Plan>> plans;
     if (!c) c = d;
     const uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 256;
     p.alignment = unsigned(all & -all);
-    auto it = plans.find(p);
-    if (it == plans.end()) it = plans.emplace(p, plan(p)).first;
+    auto it = std::find_if(plans.begin(), plans.end(), [&](auto& known) { return known.first == p; });
+    if (it == plans.end()) it = plans.insert(it, {p, plan(p)});
     const Plan& q = it->second;
     if (p.bias) CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     if (p.gelu) CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &before_gelu, sizeof before_gelu));

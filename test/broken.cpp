@@ -1,7 +1,7 @@
 /* test/broken.cpp -- small kernels with one defect each, and the same ones mended: the emulator must catch the first and
    have nothing to say of the second.      build/emulated_broken [NAME [mended]]
    A defect is caught by a message of the emulator, by a wrong result, or by results that differ between two orders of the
-   threads. */
+   threads; those that change no result, by the sanitizer that the program is built with. */
 #define NO_GPU_MAIN
 #include "../train_gpt.cu"
 #include "check.h"
@@ -116,7 +116,35 @@ template <bool BROKEN> __global__ void copies_of_others(float* out, const float*
     for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = values[255 - threadIdx.x * 4 - i];
 }
 #endif
-// ---- between blocks ----
+// ---- between threads and blocks ----
+template <bool BROKEN> __global__ void harmless_race(float* out) {       // all write the same number
+    SHARED(value, float);
+    if (BROKEN || threadIdx.x == 0) value = 1;
+    __syncthreads();
+    out[threadIdx.x] = value * threadIdx.x;
+}
+template <bool BROKEN> __global__ void last_block(float* out, float* parts, unsigned* done) {
+    SHARED(last, bool);
+    if (threadIdx.x < 8) parts[blockIdx.x * 8 + threadIdx.x] = blockIdx.x * 8 + threadIdx.x;
+    if (!BROKEN) __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(done, 1u) == gridDim.x - 1;
+        if (!BROKEN) __threadfence();
+    }
+    __syncthreads();
+    if (last) out[threadIdx.x] = parts[threadIdx.x];
+}
+template <bool BROKEN> __global__ void decides_on_nothing(float* out) {          // what was never written decides
+    SHARED(limit, float);
+    if (!BROKEN && threadIdx.x == 0) limit = 100;
+    __syncthreads();
+    out[limit > 1e30f ? 63 - threadIdx.x : threadIdx.x] = threadIdx.x;
+}
+template <bool BROKEN> __global__ void reads_after_array(float* out, const float* in) {
+    const float beyond = threadIdx.x == 63 ? in[63 + (BROKEN ? 2 : 0)] : 0;
+    out[threadIdx.x] = beyond > 1e30f ? 64 : threadIdx.x;
+}
 template <bool BROKEN> __global__ void order_of_sums(float* sum, float* parts) {         // with float atomics the order decides
     const float x = 1 / (blockIdx.x * 64 + threadIdx.x + 0.7f);
     if (BROKEN) atomicAdd(sum, x);
@@ -197,6 +225,14 @@ static const Defect DEFECTS[] = {
         launch(broken ? order_of_sums<true> : order_of_sums<false>, 8, 64, 0, sum.p, parts.p);
         const std::vector<float> p = parts.get(), s = broken ? sum.get() : std::vector<float>{std::accumulate(p.begin(), p.end(), 0.0f)};
         result(s, s); }},
+    ONE_KERNEL(harmless_race, "ThreadSanitizer: data race"),
+    {"last_block", "ThreadSanitizer: data race", [](bool broken) {
+        Floats out(64), parts(64), done(std::vector<float>{0});
+        launch(broken ? last_block<true> : last_block<false>, 8, 64, 0, out.p, parts.p, (unsigned*)done.p), result(out.get(), count_up(64)); }},
+    ONE_KERNEL(decides_on_nothing, "MemorySanitizer: use-of-uninitialized-value"),
+    {"reads_after_array", "AddressSanitizer", [](bool broken) {
+        Floats in(count_up(64)), out(64);
+        launch(broken ? reads_after_array<true> : reads_after_array<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), count_up(64)); }},
     {"two_writers", "wrong result", [](bool broken) {
         Floats out(64);
         launch(broken ? two_writers<true> : two_writers<false>, 4, 16, 0, out.p);
@@ -212,7 +248,11 @@ static std::string run(const char* self, const char* name, bool broken, int seed
     const pid_t pid = fork();
     if (pid == 0) {
         dup2(pipes[1], 1), dup2(pipes[1], 2), close(pipes[0]);
-        setenv("EMU_SEED", std::to_string(seed).c_str(), 1), setenv("EMU_FENCE", "1", 1), setenv("EMU_SPIN_TIMEOUT", "1", 1);
+        setenv("EMU_SEED", std::to_string(seed).c_str(), 1);
+#if !defined(EMU_ASAN)                       // which watches the ends of arrays itself
+        setenv("EMU_FENCE", "1", 1);
+#endif
+         setenv("EMU_SPIN_TIMEOUT", "1", 1);
         execl(self, self, name, broken ? "broken" : "mended", nullptr);
         _exit(127);
     }
@@ -227,12 +267,22 @@ static std::string run(const char* self, const char* name, bool broken, int seed
 }
 
 int main(int argc, char** argv) {
+#if defined(EMU_TSAN)
+    const char* const sanitizer = "ThreadSanitizer";
+#elif defined(EMU_MSAN)
+    const char* const sanitizer = "MemorySanitizer";
+#elif defined(EMU_ASAN)
+    const char* const sanitizer = "AddressSanitizer";
+#else
+    const char* const sanitizer = "";
+#endif
     for (const Defect& d : DEFECTS) {
+        if (argc < 2 && (*sanitizer ? !strstr(d.caught_by, sanitizer) : !!strstr(d.caught_by, "Sanitizer"))) continue;
         if (argc > 1) {
             if (!strcmp(argv[1], d.name)) return d.run(argc < 3 || strcmp(argv[2], "mended")), 0;
             continue;
         }
-        const int seeds = 8;
+        const int seeds = *sanitizer ? 3 : 8;
         std::string caught, natural;
         int sound = 0;
         for (int seed = 0; seed < seeds; seed++) {

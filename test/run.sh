@@ -31,10 +31,12 @@ run build/test_golden test/golden/*/
 run build/test_options
 run build/emulated_golden test/golden/*/
 run build/emulated_golden_fp32 test/golden/*/
-run build/emulated_kernels 4
-run build/emulated_kernels_fp32 2
+run build/emulated_kernels ${STRESS:+4}4                     # orders of the threads; 44 in make stress
+run build/emulated_kernels_fp32 ${STRESS:+2}2
 run build/emulated_broken
 run test/gpu.sh build/train_gpt_emulated
+run test/sanitizers.sh
+run test/nvcc.sh
 run build/test_files
 run build/test_corpus
 run build/test_tokenizer
