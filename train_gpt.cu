@@ -176,27 +176,34 @@ DEVICE float block_max(float x) {
 
 // ---- 2. layers ------------------------------------------------------------------------------------------------------
 /* Column sums take two kernels, so that their order is fixed: each block sums up its share of the rows and writes one row
-   of partial (blocks,columns); then add_partials() goes over the blocks in order.
+   of partial (blocks,columns); then add_partials() adds these up.
    math     to_k[c] += sum over blocks of partial[block][k][c]; one to three arrays of C numbers, each may be null */
 struct Three { float *p0, *p1, *p2; };
 __global__ void add_partials_kernel(Three to, const float* partial, int blocks, int C) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x, k = blockIdx.y;
+    SHARED(sums, float[8][32]);              // 32 columns; 8 warps take every eighth block each
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 32 + lane, k = blockIdx.y;
     float* p = k == 0 ? to.p0 : k == 1 ? to.p1 : to.p2;
-    if (c >= C || !p) return;
+    if (!p) return;
     float sum = 0;
-    for (int b = 0; b < blocks; b++) sum += partial[((size_t)b * gridDim.y + k) * C + c];
+    for (int b = warp; c < C && b < blocks; b += 8) sum += partial[((size_t)b * gridDim.y + k) * C + c];
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp || c >= C) return;
+    for (int w = 1; w < 8; w++) sum += sums[w][lane];
     p[c] += sum;
 }
 inline void add_partials(Three to, int arrays, const float* partial, int blocks, int C) {
-    launch(add_partials_kernel, dim3(blocks_for(C, 128), arrays), 128, 0, to, partial, blocks, C);
+    launch(add_partials_kernel, dim3(blocks_for(C, 32), arrays), 256, 0, to, partial, blocks, C);
 }
 
 /* embedding and layernorm
    math     x = wte[token] + wpe[t0 + t];   out = (x - mean) rstd w + b,   rstd = 1 / sqrt(var + eps)
    shapes   token (N), N = B T   wte (V,C)   wpe (positions,C)   embedded, x, out (N,C)   mean, rstd (N)
-   layout   a warp takes a row, which it keeps in shared memory: x is read once
+   layout   a warp takes a row, which it keeps in shared memory: x is read once. The W neighbours that a lane loads lie 32
+            apart there, so that a warp meets each bank once.
    cost     2X; with the embedding 4X
    source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
+HD int banked(int C) { return (C + 32 * WIDE - 1) / (32 * WIDE) * 32 * WIDE; }          // numbers for a row of C
 struct Embedding {
     floatX* embedded;
     const int* token;
@@ -209,7 +216,7 @@ __global__ void layernorm_forward_kernel(floatX* out, float* mean, float* rstd, 
     SHARED_DYNAMIC(shared);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + warp;
     if (n >= N) return;
-    float *row = (float*)shared + (size_t)warp * C, sum = 0, squares = 0;
+    float *row = (float*)shared + warp * banked(C) + lane, sum = 0, squares = 0;
     for (int c = lane * W; c < C; c += 32 * W) {
         float v[W];
         if constexpr (EMBED) {
@@ -218,16 +225,19 @@ __global__ void layernorm_forward_kernel(floatX* out, float* mean, float* rstd, 
             for (int i = 0; i < W; i++) v[i] = floatX(v[i] + position[i]);
             store(e.embedded + (size_t)n * C + c, v);
         } else load(v, x + (size_t)n * C + c);
-        for (int i = 0; i < W; i++) row[c + i] = v[i], sum += v[i];
+        for (int i = 0; i < W; i++) row[c - lane * W + 32 * i] = v[i], sum += v[i];
     }
     const float m = warp_sum(sum) / C;
     for (int c = lane * W; c < C; c += 32 * W)
-        for (int i = 0; i < W; i++) squares += (row[c + i] - m) * (row[c + i] - m);
+        for (int i = 0; i < W; i++) {
+            const float d = row[c - lane * W + 32 * i] - m;
+            squares += d * d;
+        }
     const float r = rsqrtf(warp_sum(squares) / C + eps);
     for (int c = lane * W; c < C; c += 32 * W) {
         float v[W], weight[W], bias[W];
         load(weight, w + c), load(bias, b + c);
-        for (int i = 0; i < W; i++) v[i] = (row[c + i] - m) * r * weight[i] + bias[i];
+        for (int i = 0; i < W; i++) v[i] = (row[c - lane * W + 32 * i] - m) * r * weight[i] + bias[i];
         store(out + (size_t)n * C + c, v);
     }
     if (lane == 0) mean[n] = m, rstd[n] = r;
@@ -240,24 +250,25 @@ inline int warps_for(size_t bytes) {
 }
 inline void layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,
                               int N, int C, double eps) {
-    const int warps = warps_for(sizeof(float) * C);
+    const size_t row = sizeof(float) * banked(C);
+    const int warps = warps_for(row);
     const auto kernel = C % WIDE ? layernorm_forward_kernel<1, false> : layernorm_forward_kernel<WIDE, false>;
-    launch(kernel, blocks_for(N, warps), 32 * warps, sizeof(float) * C * warps, out, mean, rstd, x, w, b, N, C,
-           (float)eps, Embedding{});
+    launch(kernel, blocks_for(N, warps), 32 * warps, row * warps, out, mean, rstd, x, w, b, N, C, (float)eps, Embedding{});
 }
 inline void embedding_layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* w, const floatX* b, int N,
                                         int C, double eps, Embedding e) {
-    const int warps = warps_for(sizeof(float) * C);
+    const size_t row = sizeof(float) * banked(C);
+    const int warps = warps_for(row);
     const auto kernel = C % WIDE ? layernorm_forward_kernel<1, true> : layernorm_forward_kernel<WIDE, true>;
-    launch(kernel, blocks_for(N, warps), 32 * warps, sizeof(float) * C * warps, out, mean, rstd, (const floatX*)nullptr,
-           w, b, N, C, (float)eps, e);
+    launch(kernel, blocks_for(N, warps), 32 * warps, row * warps, out, mean, rstd, (const floatX*)nullptr, w, b, N, C,
+           (float)eps, e);
 }
 
 /* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:
    math     dstream += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat))
             dw += sum_n dout xhat;   db += sum_n dout;   dbias += sum_n dstream, the bias gradient of the product whose
             output joined the stream here
-   layout   a warp takes rows, and keeps the three sums of its columns in shared memory
+   layout   a warp takes rows, and keeps the three sums of its columns in shared memory, banked as in forward
    cost     4X: x, dout and dstream are read, dstream is written */
 constexpr int SUM_BLOCKS = 4;                // for each multiprocessor, at most, in kernels that sum up columns
 template <int W>
@@ -265,9 +276,10 @@ __global__ void layernorm_backward_kernel(floatX* dstream, float* partial, const
                                           const floatX* w, const float* mean, const float* rstd, int N, int C) {
     SHARED_DYNAMIC(shared);
     const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float* sums = (float*)shared + (size_t)warp * 3 * C;     // dw, db, dbias
-    for (int c = lane * W; c < C; c += 32 * W)
-        for (int i = 0; i < W; i++) sums[c + i] = sums[C + c + i] = sums[2 * C + c + i] = 0;
+    const int row = banked(C);
+    float* sums = (float*)shared + warp * 3 * row;           // dw, db, dbias
+    for (int c = lane; c < 3 * row; c += 32) sums[c] = 0;
+    __syncwarp();
     for (int n = blockIdx.x * warps + warp; n < N; n += gridDim.x * warps) {
         const size_t at = (size_t)n * C;
         const float m = mean[n], r = rstd[n];
@@ -282,24 +294,27 @@ __global__ void layernorm_backward_kernel(floatX* dstream, float* partial, const
             for (int i = 0; i < W; i++) {
                 const float xhat = (v[i] - m) * r;
                 g[i] += r * (d[i] * weight[i] - sum - xhat * dot);
-                sums[c + i] += d[i] * xhat, sums[C + c + i] += d[i], sums[2 * C + c + i] += g[i];
+                float* s = sums + c - lane * W + lane + 32 * i;
+                s[0] += d[i] * xhat, s[row] += d[i], s[2 * row] += g[i];
             }
             store(dstream + at + c, g);
         }
     }
     __syncthreads();
-    for (int c = threadIdx.x; c < 3 * C; c += blockDim.x) {
+    for (int k = 0; k < 3; k++) for (int c = threadIdx.x; c < C; c += blockDim.x) {
+        const int place = k * row + c / (32 * W) * 32 * W + c % W * 32 + c % (32 * W) / W;
         float sum = 0;
-        for (int i = 0; i < warps; i++) sum += ((float*)shared)[(size_t)i * 3 * C + c];
-        partial[(size_t)blockIdx.x * 3 * C + c] = sum;
+        for (int i = 0; i < warps; i++) sum += ((float*)shared)[i * 3 * row + place];
+        partial[((size_t)blockIdx.x * 3 + k) * C + c] = sum;
     }
 }
 inline void layernorm_backward(floatX* dstream, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
                                const floatX* x, const floatX* w, const float* mean, const float* rstd, int N, int C) {
-    const int warps = warps_for(3 * sizeof(float) * C);
+    const size_t rows = 3 * sizeof(float) * banked(C);
+    const int warps = warps_for(rows);
     const int blocks = min(blocks_for(N, warps), SUM_BLOCKS * device().processors());
-    launch(WIDTH(C, layernorm_backward_kernel), blocks, 32 * warps, 3 * sizeof(float) * C * warps, dstream, partial,
-           dout, x, w, mean, rstd, N, C);
+    launch(WIDTH(C, layernorm_backward_kernel), blocks, 32 * warps, rows * warps, dstream, partial, dout, x, w, mean, rstd,
+           N, C);
     add_partials({dw, db, dbias}, 3, partial, blocks, C);
 }
 
@@ -1006,6 +1021,7 @@ struct Model {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
         const size_t n = layout.slots.size;
+        device();                                            // says it if there is none
         CHECK(cudaMemGetInfo(&have, &total));
         if (bytes(B) > have) {
             int fits = B;                                    // of ever fewer rows, the first that do
@@ -1031,7 +1047,7 @@ struct Model {
         if ((void*)rounded != weights) cudaFree(rounded);
         for (void* p : {(void*)weights, (void*)gradients, (void*)moment1, (void*)moment2, (void*)decays}) if (p) cudaFree(p);
         for (void* p : owned) cudaFree(p);
-        for (auto& [key, graph] : graphs) cudaGraphExecDestroy(graph);
+        for (auto& [key, graph] : graphs) if (graph) cudaGraphExecDestroy(graph);
     }
 
     static constexpr double GB = 1e-9;
@@ -1186,13 +1202,14 @@ private:
         }
     }
 
-    // A sequence of kernels is recorded when it is first asked for, and then launched as one. (Not those of validation,
-    // whose rows may have any length.)
+    // A sequence of kernels, recorded when it is asked for a second time (the first has them loaded), and from then on
+    // launched as one. Not those of validation, whose rows may have any length.
     enum Sequence { FORWARD, BACKWARD };
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
-        auto [it, fresh] = graphs.try_emplace({sequence, B, T});
-        if (fresh) {
+        auto [it, first] = graphs.try_emplace({sequence, B, T}, nullptr);
+        if (first) return enqueue();
+        if (!it->second) {
             cudaGraph_t graph;
             CHECK(cudaStreamBeginCapture(device().stream, cudaStreamCaptureModeThreadLocal));
             enqueue();
