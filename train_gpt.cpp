@@ -545,7 +545,7 @@ private:
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
-// edit gelu() and gelu_grad() here; `make test` differentiates gelu() numerically, and nothing else changes.
+// edit gelu() and gelu_grad() here, and for the GPU set FUSED_GELU to false; `make test` differentiates gelu() numerically.
 #ifdef __CUDACC__
 #define HD __host__ __device__ inline
 #else

@@ -201,11 +201,10 @@ static void adamw(size_t n, double clip, int what) {         // what: 0 all is w
     Array<gpu::Outcome> outcome(std::vector<gpu::Outcome>{{what == 2 ? INFINITY : 1, 0}});
     const AdamW o{1e-2, 0.9, 0.95, 1e-8, 0.1};
     const int step = 3;
-    const Array<gpu::Update> update(std::vector<gpu::Update>{gpu::update_of(o, clip, step)});
     const double norm = std::sqrt(cpu::sum_of_squares(g.data(), n)), scale = clip > 0 ? std::min(1.0, clip / norm) : 1;
     for (size_t i = 0; i < decays.size() && what == 0; i++)
         cpu::adamw_update(&w[i * 128], &m[i * 128], &v[i * 128], &g[i * 128], 128, o, decays[i] ? o.weight_decay : 0, scale, step);
-    gpu::adamw(d_w, d_m, d_v, d_g, d_rounded, d_decays, n, update, squares, outcome);
+    gpu::adamw(d_w, d_m, d_v, d_g, d_rounded, d_decays, n, gpu::update_of(o, clip, step), squares, outcome);
     std::vector<float> rounded;
     for (float f : d_w.raw()) rounded.push_back(float(floatX(f)));
     compare("adamw w", d_w, w, 1e-6, 1e-6), compare("adamw m", d_m, m, 1e-6, 1e-6), compare("adamw v", d_v, v, 1e-6, 1e-6);

@@ -15,7 +15,7 @@ compile() {                                  # ARCH FORMAT FILE: lines "arch for
     echo $? > $name.code
     c++filt < $name.log | awk -v arch=sm_$1 -v format=$2 '
         /Compiling entry function/ { kernel = $0; sub(/.*entry function .(void )?/, "", kernel); sub(/\(.*/, "", kernel) }
-        /bytes stack frame/ { spill = $5 + $9 }
+        /bytes stack frame/ { spill = $1 + $5 + $9 }             # the stack, where arrays go that have no registers, counts too
         /Used [0-9]+ registers/ { for (i = 1; i < NF; i++) if ($i == "Used") registers = $(i + 1); gsub(/ /, "", kernel)
                                   print arch, format, kernel, registers, spill }' | LC_ALL=C sort > $name.txt
 }
