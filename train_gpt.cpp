@@ -282,8 +282,8 @@ constexpr float ONES = -1;      // an initial value that is not a standard devia
 
 enum Per { ONCE, BLOCK };
 
-// Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units like
-// best. What exists once per layer (BLOCK) stands together with the rest
+// Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units
+// like best. What exists once per layer (BLOCK) stands together with the rest
 // of its layer, so a layer is one contiguous piece: array k of layer l begins at first[k] + l * stride[k].
 struct Slots {
     std::vector<size_t> first, stride;
@@ -545,7 +545,7 @@ private:
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
-// edit gelu() and gelu_grad() here, and for the GPU set FUSED_GELU to false; `make test` differentiates gelu() numerically.
+// edit gelu() and gelu_grad() here, and set FUSED_GELU to false for the GPU; `make test` differentiates gelu().
 #ifdef __CUDACC__
 #define HD __host__ __device__ inline
 #else
@@ -1363,8 +1363,8 @@ inline double sum_of_squares(const real* x, size_t n) {
 //   update(adamw, clip, step)          with gradients scaled to a norm of clip at most (0: as they are), which it then
 //                                      clears; step counts from 1. It does nothing if the loss or norm is not finite.
 //   result()                           waits for all this; the sum of losses since the last result(), and the norm (L2,
-//                                      over all tensors) that the last update() found. logprob[n] and best[n] (likeliest
-//                                      token) of the last forward are then there for every y[n] >= 0
+//                                      over all tensors) that the last update() found. logprob[n] and best[n], the
+//                                      likeliest token, of the last forward are then there for every y[n] >= 0
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   describe()                         one line about the machine and the memory in use
@@ -2282,7 +2282,8 @@ inline Options resumed_options(const Options& given, const Json& stored, const s
         const bool instead = (name == "steps" && given.has("epochs")) || (name == "epochs" && given.has("steps"));
         if (!old || name == "out" || instead || (is_given && strchr(verbs, 'R'))) return;
         // A run of the other program goes on in the format that this one has.
-        if (name == "dtype" && !strstr(format("|%s|", allowed).c_str(), format("|%s|", old.string.c_str()).c_str())) return;
+        const std::string bars = "|";
+        if (name == "dtype" && (bars + allowed + bars).find(bars + old.string + bars) == bars.npos) return;
         const std::string now = show(v);
         try {
             parse_value(name, old.string.c_str(), old.string == defaults[name] ? "" : allowed, v);
@@ -2315,7 +2316,8 @@ struct Display {
             s += std::string("▁▂▃▄▅▆▇█").substr(3 * int(7.99 * (p - *low) / (*high - *low + 1e-9)), 3);
         return s;
     }
-    void step(integer step, double loss, double norm, double lr, double step_ms, double tokens, const std::string& speed) {
+    void step(integer step, double loss, double norm, double lr, double step_ms, double tokens,
+              const std::string& speed) {
         losses.push_back(losses.empty() ? loss : 0.9 * losses.back() + 0.1 * loss);
         ms = ms == 0 ? step_ms : 0.9 * ms + 0.1 * step_ms;
         const integer left = ms * (steps - step) / 1e3;
@@ -2548,8 +2550,9 @@ template <typename Model> void train(Options o) {
         const Speed speed = model.speed(there * T, ms / 1e3, batches_made);
         display.step(step, loss, norm, lr, ms, there * T, speed.text);
         std::vector<std::pair<const char*, std::string>> fields = {
-            {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
-            {"tokens_per_s", format("%.1f", there * T / ms * 1e3)}, {"tokens", format("%.0f", tokens)}};
+            {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
+            {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", there * T / ms * 1e3)},
+            {"tokens", format("%.0f", tokens)}};
         fields.insert(fields.end(), speed.log.begin(), speed.log.end());
         log("step", fields);
         auto due = [&](integer every) { return every && step % every == 0 && step < steps; };

@@ -1,15 +1,15 @@
 /* train_gpt.cu -- trains GPT-2 models on one NVIDIA GPU, samples from them, and measures them.
 
-   It is train_gpt.cpp with another model behind it: options, data, checkpoints and the training loop are those of that
-   file, which is included; gpu::Model computes what cpu::Model does, with fused kernels. Matrix products are cuBLASLt's.
+   It is train_gpt.cpp, which it includes, with another model behind it: options, data, checkpoints and the training
+   loop are the same; gpu::Model computes what cpu::Model does, with fused kernels. Matrix products are cuBLASLt's.
 
      make train_gpt_cuda            for the GPU of this machine, or for ARCH=90
      ./train_gpt_cuda train --train shard.bin --init d12 --batch 64 --context 1024 --out runs/a
 
    Numbers: weights, moments and gradients are fp32. Products and activations are bf16 (floatX) with sums in fp32, of
-   weights that the optimizer rounds as it writes them. Built with -DTRAIN_FP32, floatX is float, for comparison with the CPU.
-   Every sum has a fixed order, so a run gives the same bits again on the same GPU. The host asks for all of a step, reads
-   the next batch, and only then waits for loss and gradient norm.
+   weights that the optimizer rounds as it writes them. Built with -DTRAIN_FP32, floatX is float, to compare with CPUs.
+   Every sum has a fixed order, so a run gives the same bits again on the same GPU. The host asks for all of a step,
+   reads the next batch, and only then waits for loss and gradient norm.
 
    Sections
       1 what kernels stand on    2 layers    3 products    4 model    5 check    6 main
@@ -25,9 +25,10 @@
 #define DTYPES DTYPE
 #define PROGRAM "train_gpt_cuda"
 #define PROGRAM_HELP \
-    "  ./train_gpt_cuda --check            trains small models on CPU and GPU side by side and compares every tensor\n" \
-    "A step's MFU is the share of the card's peak (data sheet: bf16, dense) that 6 P + 6 L C T operations a token make, of P\n" \
-    "parameters. SOL is the time that the step would take at 80 % of that peak and 90 % of the memory's, over the time it took.\n"
+    "  ./train_gpt_cuda --check            small models on CPU and GPU side by side, every tensor compared\n" \
+    "A step's MFU is the share of the card's peak (data sheet: bf16, dense) that 6 P + 6 L C T operations a\n" \
+    "token make, of P parameters. SOL is the time that the step would take at 80 % of that peak and 90 % of\n" \
+    "the memory's, over the time it took.\n"
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -57,7 +58,7 @@ using floatX = float;
 using floatX = __nv_bfloat16;
 #endif
 constexpr bool BF16 = !std::is_same_v<floatX, float>;
-constexpr bool FUSED_GELU = BF16;            // by cuBLASLt, in the product before it. Whoever changes gelu() must say false.
+constexpr bool FUSED_GELU = BF16;            // cuBLASLt's own, in the product before it; false if gelu() is changed
 using std::max, std::min;
 
 // Calls of the CUDA runtime and of cuBLASLt: anything but success ends the program.
@@ -99,13 +100,12 @@ struct Device {
     int processors() const { return properties.multiProcessorCount; }
     int capability() const { return 10 * properties.major + properties.minor; }
     // FLOP/s of the tensor cores in bf16, dense, with fp32 sums: per multiprocessor as on a generation's largest card.
-    // Sources: NVIDIA's data sheets of A100 (312 TFLOP/s, 108), A40 (149.7, 84), L40S (362, 142), H100 and H200 SXM (989.4,
-    // 132), B200 (2250, 148), RTX PRO 6000 (503.8, 188).
+    // Sources: NVIDIA's data sheets of A100, A40, L40S, H100 and H200 SXM, B200, RTX PRO 6000.
     double peak() const {
-        const int c = capability();
-        const double each = c < 86 ? 312e12 / 108 : c < 89 ? 149.7e12 / 84 : c < 90 ? 362e12 / 142 : c < 100 ? 989.4e12 / 132
-                          : c < 120 ? 2250e12 / 148 : 503.8e12 / 188;
-        return each * processors();
+        const struct { int capability; double flops; int processors; } generations[] = {
+            {120, 503.8e12, 188}, {100, 2250e12, 148}, {90, 989.4e12, 132}, {89, 362e12, 142}, {86, 149.7e12, 84}};
+        for (auto& g : generations) if (capability() >= g.capability) return g.flops / g.processors * processors();
+        return 312e12 / 108 * processors();
     }
     double bandwidth() const {               // of the memory, bytes/s: two transfers a clock
         int khz = 0, bits = 0;
@@ -176,8 +176,8 @@ DEVICE float block_max(float x) {
 }
 
 // ---- 2. layers ------------------------------------------------------------------------------------------------------
-/* Column sums take two kernels, so that their order is fixed: each block sums up its share of the rows and writes one row
-   of partial (blocks,columns); then add_partials() adds these up.
+/* Column sums take two kernels, so that their order is fixed: each block sums up its share of the rows and writes one
+   row of partial (blocks,columns); then add_partials() adds these up.
    math     to_k[c] += sum over blocks of partial[block][k][c]; one to three arrays of C numbers, each may be null */
 struct Three { float *p0, *p1, *p2; };
 __global__ void add_partials_kernel(Three to, const float* partial, int blocks, int C) {
@@ -200,8 +200,8 @@ inline void add_partials(Three to, int arrays, const float* partial, int blocks,
 /* embedding and layernorm
    math     x = wte[token] + wpe[t0 + t];   out = (x - mean) rstd w + b,   rstd = 1 / sqrt(var + eps)
    shapes   token (N), N = B T   wte (V,C)   wpe (positions,C)   embedded, x, out (N,C)   mean, rstd (N)
-   layout   a warp takes a row, which it keeps in shared memory: x is read once. The W neighbours that a lane loads lie 32
-            apart there, so that a warp meets each bank once.
+   layout   a warp takes a row, which it keeps in shared memory: x is read once. The W neighbours that a lane loads lie
+            32 apart there, so that a warp meets each bank once.
    cost     2X; with the embedding 4X
    source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
 HD int banked(int C) { return (C + 32 * WIDE - 1) / (32 * WIDE) * 32 * WIDE; }          // numbers for a row of C
@@ -254,7 +254,8 @@ inline void layernorm_forward(floatX* out, float* mean, float* rstd, const float
     const size_t row = sizeof(float) * banked(C);
     const int warps = warps_for(row);
     const auto kernel = C % WIDE ? layernorm_forward_kernel<1, false> : layernorm_forward_kernel<WIDE, false>;
-    launch(kernel, blocks_for(N, warps), 32 * warps, row * warps, out, mean, rstd, x, w, b, N, C, (float)eps, Embedding{});
+    launch(kernel, blocks_for(N, warps), 32 * warps, row * warps, out, mean, rstd, x, w, b, N, C, (float)eps,
+           Embedding{});
 }
 inline void embedding_layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* w, const floatX* b, int N,
                                         int C, double eps, Embedding e) {
@@ -314,8 +315,8 @@ inline void layernorm_backward(floatX* dstream, float* dw, float* db, float* dbi
     const size_t rows = 3 * sizeof(float) * banked(C);
     const int warps = warps_for(rows);
     const int blocks = min(blocks_for(N, warps), SUM_BLOCKS * device().processors());
-    launch(WIDTH(C, layernorm_backward_kernel), blocks, 32 * warps, rows * warps, dstream, partial, dout, x, w, mean, rstd,
-           N, C);
+    launch(WIDTH(C, layernorm_backward_kernel), blocks, 32 * warps, rows * warps, dstream, partial, dout, x, w, mean,
+           rstd, N, C);
     add_partials({dw, db, dbias}, 3, partial, blocks, C);
 }
 
@@ -369,7 +370,9 @@ inline void gelu_backward(floatX* d, float* db, float* partial, const floatX* x,
     column_sums(d, db, partial, x, N, C);
 }
 // numbers in `partial`: 3C from each block; or 32 W at most from each, and 4C
-inline size_t partial_size(size_t C) { return SUM_BLOCKS * device().processors() * max<size_t>(3 * C, 32 * WIDE) + 4 * C; }
+inline size_t partial_size(size_t C) {
+    return SUM_BLOCKS * device().processors() * max<size_t>(3 * C, 32 * WIDE) + 4 * C;
+}
 
 /* attention -- causal self-attention; two versions of each kernel
    math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
@@ -377,7 +380,7 @@ inline size_t partial_size(size_t C) { return SUM_BLOCKS * device().processors()
             out (B,T,C), lse (B,NH,T): of the T rows from t0 on, as in cpu::attention_forward
    plain    any head size and type: a block takes one query (backward: or one key) and holds a row of scores in shared
             memory. Also what reads a cache of keys, where there is one query only.
-   tiles    bf16 and heads of 64 or 128: blocks of 64 queries, and of 64 keys one after another, multiplied by the tensor
+   tiles    bf16 and heads of 64 or 128: blocks of 64 queries, and of 64 keys one after another, multiplied by tensor
             cores; scores stay in registers (Dao 2023, arXiv:2307.08691, algorithms 1 and 2). Backward recomputes them
             twice: once per block of keys for dk and dv, once per block of queries for dq, so that each has one writer.
    cost     2 B T^2 C FLOPs forward, 7 backward (5, and 2 again);   bytes 4X forward, 8X backward */
@@ -411,7 +414,8 @@ __global__ void attention_dot_kernel(float* D, const floatX* dout, const floatX*
     const int i = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, h = i % NH, bt = i / NH;
     if (i >= n) return;
     float sum = 0;
-    for (int c = threadIdx.x % 32; c < HS; c += 32) sum += float(dout[(size_t)i * HS + c]) * float(out[(size_t)i * HS + c]);
+    const size_t at = (size_t)i * HS;
+    for (int c = threadIdx.x % 32; c < HS; c += 32) sum += float(dout[at + c]) * float(out[at + c]);
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) D[((size_t)(bt / T) * NH + h) * T + bt % T] = sum;
 }
@@ -438,7 +442,8 @@ __global__ void attention_backward_plain(floatX* dqkv, const floatX* dout, const
     for (int n = first + threadIdx.x; n < last; n += blockDim.x) {
         const int i = KEYS ? n : t, j = KEYS ? t : n;        // query and key
         const floatX *q = row + (size_t)i * 3 * C, *k = row + (size_t)j * 3 * C + C;
-        const Probability r = recompute(q, k, k + C, dout_0 + (size_t)i * C, lse[per_head + i], D[per_head + i], HS, scale);
+        const Probability r =
+            recompute(q, k, k + C, dout_0 + (size_t)i * C, lse[per_head + i], D[per_head + i], HS, scale);
         p[n] = r.p, ds[n] = r.ds;
     }
     __syncthreads();
@@ -509,8 +514,8 @@ template <int HS, int ROWS> struct Tile {
             copy_16(at(r, piece), x + (present ? first + r : 0) * stride + piece * 8, present);
         }
     }
-    // Fragments of the 16 x 16 numbers at (row,column): for the operand A, stored (m,k); for B, stored (k,n); and for B,
-    // stored turned, (n,k).
+    // Fragments of the 16 x 16 numbers at (row,column): for the operand A, stored (m,k); for B, stored (k,n); and for
+    // B, stored turned, (n,k).
     DEVICE void as_a(unsigned (&r)[4], int row, int column) const {
         const int lane = threadIdx.x % 32;
         load_fragments(r, at(row + lane % 16, column / 8 + lane / 16));
@@ -538,7 +543,8 @@ DEVICE void multiply_turned(float (&c)[N][4], Tile<HS, R> a, int row, Tile<HS, S
     }
 }
 // c (16,HS) += a b, where a (16, 8 K) is in registers, laid out as a product's result, and is rounded here
-template <int K, int HS, int R> DEVICE void multiply_results(float (&c)[HS / 8][4], const float (&a)[K][4], Tile<HS, R> b) {
+template <int K, int HS, int R>
+DEVICE void multiply_results(float (&c)[HS / 8][4], const float (&a)[K][4], Tile<HS, R> b) {
     for (int k = 0; k < K; k += 2) {
         const unsigned f[4] = {pair(a[k][0], a[k][1]), pair(a[k][2], a[k][3]), pair(a[k + 1][0], a[k + 1][1]),
                                pair(a[k + 1][2], a[k + 1][3])};
@@ -560,8 +566,8 @@ __global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, floa
     const Rows q{shared_address(shared)};
     auto keys = [&](int j) { return Rows{q.base + (1 + j % 2) * Rows::BYTES}; };         // two, to fetch ahead
     auto values = [&](int j) { return Rows{q.base + (3 + j % 2) * Rows::BYTES}; };
-    const int block = gridDim.x - 1 - blockIdx.x, i0 = block * TILE, h = blockIdx.y, b = blockIdx.z;     // longest first
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int block = gridDim.x - 1 - blockIdx.x, i0 = block * TILE;     // longest first
+    const int h = blockIdx.y, b = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const floatX* row = qkv + (size_t)b * S * 3 * C + h * HS;
     auto fetch = [&](int j) {
         keys(j).fill(row + C, 3 * C, j * TILE, T), values(j).fill(row + 2 * C, 3 * C, j * TILE, T);
@@ -630,7 +636,9 @@ __global__ void __launch_bounds__(128) attention_backward_tiles(floatX* dqkv, co
             row_lse[queries + i] = from + i < T ? D[per_head + from + i] : 0;
         }
     };
-    auto fill_keys = [&](auto k, auto v, int from) { k.fill(row + C, 3 * C, from, T), v.fill(row + 2 * C, 3 * C, from, T); };
+    auto fill_keys = [&](auto k, auto v, int from) {
+        k.fill(row + C, 3 * C, from, T), v.fill(row + 2 * C, 3 * C, from, T);
+    };
     if constexpr (KEYS) fill_keys(own, own_2, first);
     else fill_queries(own, own_2, first);
     float sum[HS / 8][4] = {}, dv[KEYS ? HS / 8 : 1][4] = {};            // dk and dv, or dq
@@ -644,7 +652,8 @@ __global__ void __launch_bounds__(128) attention_backward_tiles(floatX* dqkv, co
         multiply_turned(ds, own_2, warp * 16, other_2);      // dout v, or v dout
         for (int n = 0; n < STEP / 8; n++) for (int e = 0; e < 4; e++) {
             const int mine = warp * 16 + lane / 4 + e / 2 * 8, its = n * 8 + lane % 4 * 2 + e % 2;
-            const int i = KEYS ? its : mine, query = KEYS ? at + its : first + mine, key = KEYS ? first + mine : at + its;
+            const int i = KEYS ? its : mine;                 // among the queries
+            const int query = KEYS ? at + its : first + mine, key = KEYS ? first + mine : at + its;
             p[n][e] = key <= query && query < T ? __expf(p[n][e] * scale - row_lse[i]) : 0;
             ds[n][e] = p[n][e] * (ds[n][e] - row_lse[queries + i]) * scale;
         }
@@ -682,9 +691,11 @@ inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B,
 #ifndef TRAIN_FP32
     if (t0 == 0 && T > 1 && tiles_fit(C, HS))
         return launch(HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>,
-                      dim3(blocks_for(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C, scale);
+                      dim3(blocks_for(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C,
+                      scale);
 #endif
-    launch(attention_forward_plain, dim3(T, NH, B), threads_for(t0 + T, 128), scores_size(t0 + T), out, lse, qkv, t0, T, S, C, HS, scale);
+    launch(attention_forward_plain, dim3(T, NH, B), threads_for(t0 + T, 128), scores_size(t0 + T), out, lse, qkv, t0, T,
+           S, C, HS, scale);
 }
 inline void attention_backward(floatX* dqkv, float* D, const floatX* dout, const floatX* qkv, const floatX* out,
                                const float* lse, int B, int T, int C, int NH) {
@@ -702,7 +713,8 @@ inline void attention_backward(floatX* dqkv, float* D, const floatX* dout, const
     }
 #endif
     for (auto kernel : {attention_backward_plain<true>, attention_backward_plain<false>})
-        launch(kernel, dim3(T, NH, B), threads_for(T, 128), scores_size(2 * T), dqkv, dout, qkv, lse, D, T, C, HS, scale);
+        launch(kernel, dim3(T, NH, B), threads_for(T, 128), scores_size(2 * T), dqkv, dout, qkv, lse, D, T, C, HS,
+               scale);
 }
 
 /* softmax and cross-entropy -- a row of logits becomes its gradient, in place
@@ -711,8 +723,8 @@ inline void attention_backward(floatX* dqkv, float* D, const floatX* dout, const
    layout   a block takes a row, twice through the level-2 cache
    cost     logits once; with gradients twice */
 template <int W, bool GRADIENTS>
-__global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V,
-                                     int step) {
+__global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, const int* y, const float* weight,
+                                     int V, int step) {
     SHARED(found, unsigned[32]);
     const int n = blockIdx.x, target = y[n];
     floatX* z = logits + (size_t)n * step;
@@ -827,15 +839,16 @@ inline void embedding_backward(float* dwte, float* dwpe, const floatX* dout, con
 constexpr int NORM_BLOCKS = 512;
 __global__ void squares_kernel(float* squares, const float* g, size_t n) {
     float sum = 0, v[4];
-    for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4; i < n; i += size_t(gridDim.x) * blockDim.x * 4) {
+    const size_t all = size_t(gridDim.x) * blockDim.x * 4;
+    for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4; i < n; i += all) {
         load(v, g + i);
         for (int k = 0; k < 4; k++) sum += v[k] * v[k];
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) squares[blockIdx.x] = sum;
 }
-__global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
-                             Update u, const float* squares, int parts, Outcome* outcome) {
+__global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays,
+                             size_t n, Update u, const float* squares, int parts, Outcome* outcome) {
     float sum = 0;
     for (int b = threadIdx.x; b < parts; b += blockDim.x) sum += squares[b];
     const float norm = sqrtf(block_sum(sum));
@@ -869,7 +882,8 @@ __global__ void round_kernel(floatX* rounded, const float* w, size_t n) {
 // ---- 3. products ----------------------------------------------------------------------------------------------------
 // cuBLASLt sees matrices by columns: what is (N,C) by rows here is (C,N) there, so out = x w is computed as
 // out^T = w^T x^T. What a product is made with (descriptors, layouts, the algorithm) is found out once for each kind.
-struct Product {                             // d (m,n) by columns = a (m,k) b (k,n) + ..., each with its leading dimension
+// d (m,n) by columns = a (m,k) b (k,n) + ..., each with its leading dimension
+struct Product {
     int m, n, k;
     bool a_turned, b_turned;                 // as they lie in memory, they are (k,m) and (n,k)
     long lda, ldb, ldd;
@@ -887,7 +901,7 @@ struct Plan {
 
 // None if cuBLASLt has no algorithm for p.
 inline std::optional<Plan> plan(const Product& p, const floatX* bias, const floatX* before_gelu) {
-    const cudaDataType_t type = std::is_same_v<floatX, float> ? CUDA_R_32F : CUDA_R_16BF, out = p.fp32 ? CUDA_R_32F : type;
+    const cudaDataType_t type = BF16 ? CUDA_R_16BF : CUDA_R_32F, out = p.fp32 ? CUDA_R_32F : type;
     Plan q;
     CHECK(cublasLtMatmulDescCreate(&q.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
@@ -898,20 +912,23 @@ inline std::optional<Plan> plan(const Product& p, const floatX* bias, const floa
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.gelu ? p.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX
                                               : p.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
     if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type), set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-    if (p.gelu) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)p.m), set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before_gelu);
+    if (p.gelu) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)p.m);
+    if (p.gelu) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before_gelu);
     CHECK(cublasLtMatrixLayoutCreate(&q.a, type, p.a_turned ? p.k : p.m, p.a_turned ? p.m : p.k, p.lda));
     CHECK(cublasLtMatrixLayoutCreate(&q.b, type, p.b_turned ? p.n : p.k, p.b_turned ? p.k : p.n, p.ldb));
     CHECK(cublasLtMatrixLayoutCreate(&q.d, out, p.m, p.n, p.ldd));
     // The first proposal, which is the same for the same library and GPU; not the fastest by the clock, which is not.
     cublasLtMatmulPreference_t preference;
     CHECK(cublasLtMatmulPreferenceCreate(&preference));
-    CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                               &device().workspace_size, sizeof device().workspace_size));
+    auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+        CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, device().workspace_size);
     for (auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-        CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &p.alignment, sizeof p.alignment));
-    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // parts of a sum over k are added up in fp32
-    CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions));
+        prefer(attribute, uint32_t(p.alignment));
+    // where a sum over k is cut into parts, these are added up in fp32
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     cublasLtMatmulHeuristicResult_t proposal;
     int found = 0;
     const auto status = cublasLtMatmulAlgoGetHeuristic(device().cublas, q.operation, q.a, q.b, q.d, q.d, preference, 1,
@@ -934,8 +951,11 @@ inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const
     if (!it->second && p.gelu) return false;
     if (!it->second) die("cuBLASLt has no product (%d,%d) (%d,%d) for this GPU", p.n, p.k, p.k, p.m);
     const Plan& q = *it->second;
-    if (p.bias) CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    if (p.gelu) CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &before_gelu, sizeof before_gelu));
+    auto point = [&](cublasLtMatmulDescAttributes_t attribute, const floatX* p) {
+        CHECK(cublasLtMatmulDescSetAttribute(q.operation, attribute, &p, sizeof p));
+    };
+    if (p.bias) point(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+    if (p.gelu) point(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before_gelu);
     const float one = 1, beta = p.plus ? 1 : 0;
     CHECK(cublasLtMatmul(device().cublas, q.operation, &one, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
                          device().workspace, device().workspace_size, device().stream));
@@ -948,14 +968,16 @@ inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const
 inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus,
                            floatX* before, int N, int C, int OC) {
     Product p{OC, N, C, false, false, OC, C, OC};
-    p.bias = b, p.plus = plus, p.gelu = FUSED_GELU && before && OC % 8 == 0;     // which it asks of that leading dimension
+    p.bias = b, p.plus = plus;
+    p.gelu = FUSED_GELU && before && OC % 8 == 0;            // which it asks of that leading dimension
     if (p.gelu && multiply(out, w, x, p, b, plus, before)) return;
     p.gelu = false;
     multiply(before ? before : out, w, x, p, b, plus);
     if (before) gelu_forward(out, before, (size_t)N * OC);
 }
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout; the bias's is summed up where dout is written
-inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C, int OC) {
+inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C,
+                            int OC) {
     multiply(dx, w, dout, {C, N, OC, true, false, OC, OC, C});
     multiply(dw, dout, x, {OC, C, N, false, true, OC, C, OC, false, false, true, true}, nullptr, dw);
 }
@@ -1026,7 +1048,8 @@ struct Model {
     std::vector<float> logprob;
     std::vector<int> best;
 
-    Model(const Config& c, int B, int T, bool training, bool = false) : c(c), B(B), T(T), training(training), layout(c) {
+    Model(const Config& c, int B, int T, bool training, bool = false)
+        : c(c), B(B), T(T), training(training), layout(c) {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
@@ -1037,8 +1060,8 @@ struct Model {
         if (bytes(B) > have) {
             int fits = B;                                    // of ever fewer rows, the first that do
             while (fits && bytes(fits) > have) fits -= (fits + 15) / 16;
-            die("not enough memory on the GPU: %s for %d rows of %d tokens, %.2f GB are free; %s", memory(B).c_str(), B, T,
-                have / 1e9, fits ? format("--batch %d fits", fits).c_str() : "lower --context");
+            die("not enough memory on the GPU: %s for %d rows of %d tokens, %.2f GB are free; %s", memory(B).c_str(), B,
+                T, have / 1e9, fits ? format("--batch %d fits", fits).c_str() : "lower --context");
         }
         weights = allocate<float>(n);
         rounded = BF16 ? allocate<floatX>(n) : (floatX*)weights;
@@ -1060,7 +1083,8 @@ struct Model {
     ~Model() {
         cudaStreamSynchronize(device().stream);
         if ((void*)rounded != weights) cudaFree(rounded);
-        for (void* p : {(void*)weights, (void*)gradients, (void*)moment1, (void*)moment2, (void*)decays}) if (p) cudaFree(p);
+        for (float* p : {weights, gradients, moment1, moment2}) cudaFree(p);
+        cudaFree(decays);
         for (void* p : owned) cudaFree(p);
         for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
         for (auto& [key, graph] : graphs) if (graph) cudaGraphExecDestroy(graph);
@@ -1075,28 +1099,30 @@ struct Model {
     double bytes(int B) const { return weight_bytes() + training_bytes() + activation_bytes(B); }
     std::string memory(int B) const {
         return format("%.2f GB: weights %.2f, gradients %.2f, moments %.2f, activations %.2f", bytes(B) * GB,
-                      weight_bytes() * GB, training_bytes() / 3 * GB, training_bytes() * 2 / 3 * GB, activation_bytes(B) * GB);
+                      weight_bytes() * GB, training_bytes() / 3 * GB, training_bytes() * 2 / 3 * GB,
+                      activation_bytes(B) * GB);
     }
     std::string describe() const {
         const Device& d = device();
-        return format("%s, %d multiprocessors, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, %.2f TB/s; %s",
-                      d.properties.name, d.processors(), d.capability() / 10, d.capability() % 10, d.built_for / 10,
-                      d.built_for % 10, DTYPE, d.peak() / 1e12, d.bandwidth() / 1e12, memory(B).c_str());
+        return format("%s, %d multiprocessors, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, "
+                      "%.2f TB/s; %s", d.properties.name, d.processors(), d.capability() / 10, d.capability() % 10,
+                      d.built_for / 10, d.built_for % 10, DTYPE, d.peak() / 1e12, d.bandwidth() / 1e12, memory(B).c_str());
     }
 
-    /* What a step of so many tokens in so many micro-batches takes at least: products and attention at 80 % of the peak;
-       and everything else at 90 % of the memory's bandwidth, each array read and written as often as the kernels' comments
-       say, with X = C floatX numbers a token. */
+    /* What a step of so many tokens in so many micro-batches takes at least: products and attention at 80 % of the
+       peak; everything else at 90 % of the memory's bandwidth, each array read and written as often as the kernels'
+       comments say, with X = C floatX numbers a token. */
     Speed speed(double tokens, double seconds, size_t batches) const {
         const double matrices = 12.0 * c.L * c.C * c.C + (double)c.V * c.C, attention = 6.0 * c.L * c.C * T;
         const double X = tokens * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
         const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits + 38.0 * layout.parameters;
         const double flops = tokens * (6 * matrices + attention), peak = device().peak();
-        const double bandwidth = device().bandwidth(), floor = flops / (0.8 * peak) + (bandwidth ? moved / (0.9 * bandwidth) : 0);
+        const double bandwidth = device().bandwidth();
+        const double floor = flops / (0.8 * peak) + (bandwidth ? moved / (0.9 * bandwidth) : 0);
         const double mfu = tokens * c.flops_per_token(layout.parameters, T) / seconds / peak, sol = floor / seconds;
         return {format("MFU %.1f%%  SOL %.1f%%", 100 * mfu, 100 * sol),
-                {{"mfu", json_number(mfu)}, {"mfu_products", json_number(flops / seconds / peak)}, {"sol", json_number(sol)},
-                 {"micro_batches", format("%zu", batches)}}};
+                {{"mfu", json_number(mfu)}, {"mfu_products", json_number(flops / seconds / peak)},
+                 {"sol", json_number(sol)}, {"micro_batches", format("%zu", batches)}}};
     }
 
     void initialize(uint64_t seed) {
@@ -1107,7 +1133,7 @@ struct Model {
         const int N = B * T;
         Activations a = activations(0);
         rows = B, columns = T;
-        // What the kernels read goes through pinned memory, from which the device copies on its own; two pieces in turn.
+        // What kernels read goes through pinned memory, from which the device copies on its own; two pieces in turn.
         Staged& s = staged[turn ^= 1];
         CHECK(cudaEventSynchronize(s.copied));
         int* place = s.memory;
@@ -1121,7 +1147,8 @@ struct Model {
         if (backward) {
             const SortedTokens sorted = sort_tokens(x, N, c.V);
             const int tokens = (int)sorted.start.size() - 1;
-            send(a.order, sorted.order.data(), N), send(a.start, sorted.start.data(), tokens + 1), send(a.tokens, &tokens, 1);
+            send(a.order, sorted.order.data(), N), send(a.start, sorted.start.data(), tokens + 1);
+            send(a.tokens, &tokens, 1);
         }
         CHECK(cudaEventRecord(s.copied, device().stream));
         scored = backward ? 0 : N;
@@ -1132,8 +1159,8 @@ struct Model {
 
     void update(const AdamW& o, double clip, integer step) {
         const Activations a = activations(0);
-        adamw(weights, moment1, moment2, gradients, rounded, decays, layout.slots.size, update_of(o, clip, step), a.squares,
-              a.outcome);
+        adamw(weights, moment1, moment2, gradients, rounded, decays, layout.slots.size, update_of(o, clip, step),
+              a.squares, a.outcome);
     }
 
     StepResult result() {
@@ -1176,8 +1203,8 @@ struct Model {
         if (!t.present) return;
         upload(arena(which) + t.offset, in, t.count());
         if (which == WEIGHT && BF16)
-            launch(round_kernel, blocks_for(t.count(), 256), 256, 0, rounded + t.offset, (const float*)weights + t.offset,
-                   t.count());
+            launch(round_kernel, blocks_for(t.count(), 256), 256, 0, rounded + t.offset,
+                   (const float*)weights + t.offset, t.count());
         CHECK(cudaStreamSynchronize(device().stream));
     }
     Activations activations(int l) const {
@@ -1206,7 +1233,9 @@ private:
     }
     Parameters parameters(int l) const {
         size_t k = 0;
-        auto pointer = [&] { return layout.present[k] ? rounded + layout.slots.first[k] + l * layout.slots.stride[k] : nullptr; };
+        auto pointer = [&] {
+            return layout.present[k] ? rounded + layout.slots.first[k] + l * layout.slots.stride[k] : nullptr;
+        };
         Parameters w;
 #define X(field, ...) w.field = pointer(), k++;
         TENSORS(X)
@@ -1223,13 +1252,17 @@ private:
 #endif
         for (size_t k = 0; k < arrays.size(); k++) for (int l = 0; l < c.L; l++) {
             char* place = all + 16 * (slots.first[k] + l * slots.stride[k]);
-            EMU(if (l == 0 || slots.stride[k]) owned.push_back(place = allocate<char>(arrays[k].second * 16)); else place = places.back();)
+#ifdef CUDA_EMU
+            place = l == 0 || slots.stride[k] ? allocate<char>(arrays[k].second * 16) : places.back();
+            if (l == 0 || slots.stride[k]) owned.push_back(place);
+#endif
             places.push_back(place);
         }
     }
 
-    // A sequence of kernels, recorded when it is asked for a second time (in the first, kernels are loaded and cuBLASLt is
-    // asked for its algorithms, which a recording must not do), and from then on launched as one. Not those of validation, whose rows may have any length.
+    // A sequence of kernels, recorded when it is asked for a second time (in the first, kernels are loaded and cuBLASLt
+    // is asked for its algorithms, which a recording must not do), and from then on launched as one. Not those of
+    // validation, whose rows may have any length.
     enum Sequence { FORWARD, BACKWARD };
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
@@ -1269,9 +1302,11 @@ private:
             if (!backward) continue;
             multiply(a.dx + (size_t)n0 * c.C, table, a.logits, {c.C, n, c.V, false, false, c.C, step, c.C});
             float* dtable = c.tied ? g.wte : g.head_w;
-            multiply(dtable, lnf, a.logits, {c.C, c.V, n, false, true, c.C, step, c.C, false, false, true, true}, nullptr, dtable);
+            multiply(dtable, lnf, a.logits, {c.C, c.V, n, false, true, c.C, step, c.C, false, false, true, true},
+                     nullptr, dtable);
         }
-        launch(add_loss_kernel, 1, threads_for(N, 1024), 0, a.outcome, (const float*)a.logprob, (const float*)a.weight, (const int*)a.target, N);
+        launch(add_loss_kernel, 1, threads_for(N, 1024), 0, a.outcome, (const float*)a.logprob, (const float*)a.weight,
+               (const int*)a.target, N);
     }
 
     // forward_kernels() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
@@ -1281,8 +1316,8 @@ private:
         Parameters w = parameters(0);
         Weights g = layout.at(gradients, 0);
         CHECK(cudaMemsetAsync(a.dstream, 0, (size_t)N * C * sizeof(floatX), device().stream));
-        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, layout.at(gradients, c.L - 1).fcproj_b, a.partial, a.dx, a.stream,
-                           w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
+        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, layout.at(gradients, c.L - 1).fcproj_b, a.partial, a.dx,
+                           a.stream, w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
         for (int l = c.L - 1; l >= 0; l--) {
             a = activations(l), w = parameters(l), g = layout.at(gradients, l);
             const floatX* entered = l ? activations(l - 1).stream : a.embedded;
@@ -1310,8 +1345,8 @@ private:
         multiply(out, c.tied ? w.wte : w.head_w, x, {c.V, rows, c.C, true, false, c.C, step, V_step(c.V)});
     }
 
-    // The tokens at activations(0).token, t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm. qkv
-    // holds S tokens a row.
+    // The tokens at activations(0).token, t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm.
+    // qkv holds S tokens a row.
     void blocks(int B, int t0, int T, int S) {
         const int N = B * T, C = c.C;
         Activations a = activations(0);
@@ -1344,12 +1379,14 @@ private:
 /* Small models take three steps on CPU and GPU side by side, from the same weights, on the same tokens; every tensor is
    compared. The CPU rounds to bf16 what products read, if the GPU does.
    errors   activations and gradients: |gpu - cpu| / |cpu|, 2-norms;   weights: root mean square of gpu - cpu, over lr
-   limits   fp32: sums of other orders. bf16: the GPU also rounds activations and their gradients, 2^-9 each at random, some
-            20 times on the way through 2 layers and back: 2^-9 sqrt(20) = 0.009, and a factor of 3. A weight's first
-            steps have the signs of its gradients, however small these are (that of a key's bias is 0 but for rounding). */
+   limits   fp32: sums of other orders. bf16: the GPU also rounds activations and their gradients, 2^-9 each at random,
+            some 20 times on the way through 2 layers and back: 2^-9 sqrt(20) = 0.009, and a factor of 3. A weight's
+            first steps have the signs of its gradients, however small these are (that of a key's bias is 0 but for
+            rounding). */
 struct Comparison {
     int step, compared = 0, failed = 0;
-    void operator()(const std::string& name, const std::vector<float>& got, const real* want, double limit, double unit = 0) {
+    void operator()(const std::string& name, const std::vector<float>& got, const real* want, double limit,
+                    double unit = 0) {
         double difference = 0, size = 0;
         for (size_t i = 0; i < got.size(); i++) {
             difference += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
@@ -1359,7 +1396,8 @@ struct Comparison {
         const double error = std::sqrt(difference) / (std::sqrt(size) + 1e-12);
         const bool good = error <= limit;                    // NaN is not
         if (step == 1 || !good)
-            printf("%s step %d  %-44s error %.1e  limit %.1e\n", good ? "ok  " : "FAIL", step, name.c_str(), error, limit);
+            printf("%s step %d  %-44s error %.1e  limit %.1e\n", good ? "ok  " : "FAIL", step, name.c_str(), error,
+                   limit);
         compared++, failed += !good;
     }
 };
@@ -1382,7 +1420,8 @@ inline Comparison check_model(const Config& c, int B, int T) {
     for (; compare.step <= 3; compare.step++) {
         std::vector<int> x(N), y(N);
         for (int n = 0; n < N; n++) x[n] = rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
-        there.forward(x.data(), y.data(), nullptr, N, B, T, true), here.forward(x.data(), y.data(), nullptr, N, B, T, true);
+        there.forward(x.data(), y.data(), nullptr, N, B, T, true);
+        here.forward(x.data(), y.data(), nullptr, N, B, T, true);
         for (int l = 0; l < c.L; l++) {
             const cpu::Activations a = there.activations(l);
             const Activations b = here.activations(l);
