@@ -733,6 +733,7 @@ template <typename P, typename E> vec load(const E* p) {
 typedef std::conditional_t<sizeof(real) == 4, uint32_t, uint64_t> word;
 typedef word words __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t halves __attribute__((vector_size(2 * VL), aligned(2), may_alias));
+typedef real pairs __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));         // of bfloat16 numbers
 template <typename P> vec load(const bfloat16* p) {
     return (vec)(__builtin_convertvector(*(const halves*)p, words) << 16);
 }
@@ -764,7 +765,7 @@ template <int S, int... J> inline void swap_quarters(vec* rows, std::integer_seq
 }
 template <typename P, typename E> void transpose(real* out, long out_row, const E* in, long in_row) {
     vec rows[VL];
-    for (int i = 0; i < VL; i++) rows[i] = DEEP<E> == VL ? load<P>(in + i * in_row) : *(const vec*)(in + i * in_row);
+    for (int i = 0; i < VL; i++) rows[i] = DEEP<E> == VL ? load<P>(in + i * in_row) : *(const pairs*)(in + i * in_row);
     swap_quarters<1>(rows, std::make_integer_sequence<int, VL>());
     for (int i = 0; i < VL; i++) {
         if constexpr (DEEP<E> == VL) *(vec*)(out + i * out_row) = rows[i];
