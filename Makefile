@@ -96,5 +96,5 @@ baby: train_gpt
 	  else echo "wrote runs/baby/graph.dot; install Graphviz for an SVG"; fi
 
 clean:
-	rm -rf build train_gpt
+	rm -rf build train_gpt train_gpt_cuda train_gpt_cuda_fp32
 .PHONY: all run test stress study baby fuzz test-hf clean
