@@ -126,7 +126,12 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... 
     cudaLaunchConfig_t config = {};
     config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
     config.stream = device().stream;
-    CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...));
+    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
+    if (error == cudaSuccess) return;
+    const char* name = "a kernel";
+    cudaFuncGetName(&name, (const void*)kernel);
+    die("%s: %u x %u x %u blocks of %d threads, %zu bytes of shared memory: %s", name, grid.x, grid.y, grid.z, threads,
+        shared, cudaGetErrorString(error));
 }
 inline int blocks_for(size_t n, int each) { return int((n + each - 1) / each); }
 inline int threads_for(size_t n, int most) { return (int)std::min<size_t>(most, (n + 31) / 32 * 32); }    // whole warps
