@@ -1,6 +1,6 @@
 # make run        train a small GPT on the built-in corpus and show what it learned; STEPS=n sets the length
 # make test       every test, with or without a GPU; make stress: the long versions; make test-hf: against PyTorch
-# make train_gpt_cuda         the CUDA program, for the GPU here or ARCH=90; FP32=1 without bf16, as train_gpt_cuda_fp32
+# make train_gpt_cuda         the CUDA program, for the GPU here or ARCH=90; train_gpt_cuda_fp32: the same without bf16
 # make            everything; DEBUG=1 without optimization, SANITIZE=1 with address and undefined behaviour sanitizers,
 #                 PORTABLE=1 for any x86-64 of the last decade, or any ARM, rather than for this machine
 # make baby       the smallest GPT and its state graph; make fuzz: libFuzzer targets in build/ (needs clang++)
@@ -27,7 +27,8 @@ CXXFLAGS ?= -std=c++20 $(OPTIMIZE) $(NATIVE) $(WARNINGS)
 
 TOOLS := build/corpus build/shards
 TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
-EMULATED := $(foreach test,golden kernels broken,build/emulated_$(test)) build/emulated_golden_fp32 build/emulated_kernels_fp32 build/train_gpt_emulated
+EMULATED := $(foreach test,golden kernels broken,build/emulated_$(test)) build/emulated_golden_fp32 build/emulated_kernels_fp32 \
+  build/train_gpt_emulated build/train_gpt_emulated_fp32
 STUDY := $(patsubst dev/cpu/%.cpp,build/study_%,$(wildcard dev/cpu/*.cpp))
 FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges llmc options)
 
@@ -45,17 +46,17 @@ $(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.c
 # The CUDA program. Its kernels also run on the CPU, thread by thread, which needs no CUDA: test/emulation.
 ARCH   ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv$(comma)noheader 2>/dev/null | head -1 | tr -d .),90)
 NVCC   ?= nvcc
-CUDA   := train_gpt_cuda$(if $(FP32),_fp32)
-NVFLAGS = -std=c++20 -O3 -arch=sm_$(ARCH) $(if $(FP32),-DTRAIN_FP32) --expt-relaxed-constexpr
-$(CUDA): train_gpt.cu train_gpt.cpp $(FILES)
+FP32    = $(if $(findstring fp32,$@),-DTRAIN_FP32)
+NVFLAGS = -std=c++20 -O3 -arch=sm_$(ARCH) $(FP32) --expt-relaxed-constexpr
+train_gpt_cuda train_gpt_cuda_fp32: train_gpt.cu train_gpt.cpp $(FILES)
 	$(NVCC) $(NVFLAGS) -Xcompiler "$(NATIVE) $(OPENMP)" $< -o $@ -lcublasLt
 EMULATE := -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -rdynamic -I test/emulation -x c++
-build/train_gpt_emulated: train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h) $(FILES)
+build/train_gpt_emulated build/train_gpt_emulated_fp32: train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h) $(FILES)
 	@mkdir -p build
-	$(CXX) $(CXXFLAGS) -O2 $(OPENMP) $(EMULATE) $< -o $@ -ldl
+	$(CXX) $(CXXFLAGS) -O2 $(OPENMP) $(EMULATE) $(FP32) $< -o $@ -ldl
 build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp test/check.h $(wildcard test/emulation/*.h) $(FILES)
 	@mkdir -p build
-	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(EMULATE) -DGPU $(if $(findstring fp32,$@),-DTRAIN_FP32) \
+	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(EMULATE) -DGPU $(FP32) \
 	  $(wildcard test/$(*:_fp32=).cpp test/test_$(*:_fp32=).cpp) -o $@ -ldl
 $(STUDY): build/study_%: dev/cpu/%.cpp dev/cpu/bench.h test/check.h train_gpt.cpp $(FILES)
 	@mkdir -p build

@@ -3,8 +3,8 @@
    It trains from scratch or from a published checkpoint, evaluates, samples, draws small models as state graphs, and
    reads and writes Hugging Face checkpoints. It is also written to be the reference that faster kernels are checked
    against: such a program includes this file and replaces sections 5 and 6.
-   It does not do dropout, other architectures than GPT-2, or intrinsics: what is fast here is fast because of loop
-   order, vector types in the matrix product, and the compiler.
+   It does not do dropout, or other architectures than GPT-2. What is fast here is fast because of loop order, vector
+   types in the matrix product, and the compiler; intrinsics there are none but for AMX, a matrix unit, in one place.
 
      make run                                              build, make a corpus, train on it, show what it learned
      ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --init d6 --out runs/a
@@ -48,7 +48,9 @@ using flag = bool;
 
 #ifndef PROGRAM                  // train_gpt.cu has other ones
 #define PROGRAM "train_gpt"
-#define PROGRAM_HELP ""
+#define PROGRAM_HELP \
+    "Step lines: GFLOP/s counts 6 P + 6 L C T floating point operations a token (P parameters; causal attention\n" \
+    "counted once), and % is of the highest rate measured, at the start or since.\n"
 #define DTYPE "fp32"
 #define DTYPES "fp32|bf16"
 #endif
@@ -81,7 +83,7 @@ using flag = bool;
     X(number,  eps,             1e-8,         "1e-30..1",                     "t",   "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",   "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",   "largest gradient norm; 0 = off") \
-    X(text,    dtype,           DTYPE,        DTYPES,                         "tseg","numbers in matrix products: fp32, or bf16 with fp32 sums (on AMX, or by rounding); all else is fp32") \
+    X(text,    dtype,           DTYPE,        DTYPES,                         "tseg","numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
     X(integer, threads,         0,            "1..4096",                      "tsegR","threads [all]") \
     X(integer, seed,            1,            "0..9007199254740992",          "ts",  "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
@@ -160,7 +162,7 @@ inline const char* const USAGE =
     "  make run\n"
     "  ./" PROGRAM " train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
     "--init custom --layers 2 --heads 2 --channels 64 --context 256 --steps 100 --out runs/first\n"
-    "  ./" PROGRAM " sample --model runs/default --tokens 200\n" PROGRAM_HELP;
+    "  ./" PROGRAM " sample --model runs/default --tokens 200\n";
 
 inline void print_help() {
     fputs(PROGRAM " -- train a GPT on token shards, sample from it, evaluate it\n\n", stdout);
@@ -179,9 +181,7 @@ inline void print_help() {
         });
     }
     fputs("\nA first SIGINT or SIGTERM saves after the step, a second ends at once. Exit 0: done; 1: data, files or\n"
-          "memory; 2: command line. Step lines: GFLOP/s counts 6 P + 6 L C T floating point operations a token (P\n"
-          "parameters; causal attention counted once), and % is of the highest rate measured, at the start or since.\n",
-          stdout);
+          "memory; 2: command line.\n" PROGRAM_HELP, stdout);
 }
 
 // Fills o from the words after the program's name. Dies with exit 2 on anything unknown, repeated or out of range.
@@ -283,8 +283,8 @@ constexpr float ONES = -1;      // an initial value that is not a standard devia
 enum Per { ONCE, BLOCK };
 
 // Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units
-// like best. What exists once per layer (BLOCK) stands together with the rest
-// of its layer, so a layer is one contiguous piece: array k of layer l begins at first[k] + l * stride[k].
+// like best. What exists once per layer (BLOCK) stands together with the rest of its layer, so a layer is one
+// contiguous piece: array k of layer l begins at first[k] + l * stride[k].
 struct Slots {
     std::vector<size_t> first, stride;
     size_t size = 0;                                         // of the arena, in elements
@@ -315,8 +315,8 @@ struct Tensor {
 };
 
 // Pointers to the tensors of one layer, and to those that exist once, in an arena of weights, gradients or moments.
-struct Weights {
-#define X(field, ...) real* field;
+template <typename T> struct Weights {
+#define X(field, ...) T* field;
     TENSORS(X)
 #undef X
 };
@@ -366,10 +366,10 @@ struct Layout {
         }
         return values;
     }
-    Weights at(real* arena, int l) const {
+    template <typename T> Weights<T> at(T* arena, int l) const {
         size_t k = 0;
         auto pointer = [&] { return arena && present[k] ? arena + slots.first[k] + l * slots.stride[k] : nullptr; };
-        Weights w;
+        Weights<T> w;
 #define X(field, ...) w.field = pointer(), k++;
         TENSORS(X)
 #undef X
@@ -1369,7 +1369,7 @@ inline double sum_of_squares(const real* x, size_t n) {
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   describe()                         one line about the machine and the memory in use
-//   speed(tokens, seconds, batches)    of a step of so many micro-batches: for the step's line, and for the log
+//   speed(tokens, seconds)             of a step: for its line, and for the log
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
 struct StepResult { double loss, norm; };
@@ -1467,7 +1467,7 @@ struct Model {
             weights.size * gb + rounded.size * sizeof(bfloat16) / 1e9, gradients.size * gb,
             (moment1.size + moment2.size) * gb, acts.size * gb);
     }
-    Speed speed(double tokens, double seconds, size_t) {
+    Speed speed(double tokens, double seconds) {
         const double flops = c.flops_per_token(layout.parameters, T) * tokens / seconds;
         peak = std::max(peak, flops);                        // measured beside other work it came out too low
         return {format("%.1f GFLOP/s (%.0f%%)", flops / 1e9, 100 * flops / peak), {}};
@@ -1514,7 +1514,7 @@ struct Model {
         const Tensor& t = layout.tensors[i];
         if (!t.present) return;
         std::copy_n(in, t.count(), arena(which) + t.offset);
-        if (which == WEIGHT) round_weights(t.offset, t.count());
+        if (which == WEIGHT && bf16) std::copy_n(in, t.count(), rounded.data() + t.offset);
     }
     Activations activations(int l) const {
         size_t k = 0;
@@ -1537,15 +1537,10 @@ private:
         return arenas[which]->data();
     }
 
-    // The weights w as products read them
-    template <typename P> const P* matrix(const real* w) const {
-        if constexpr (std::is_same_v<P, real>) return w;
-        else return rounded.data() + (w - weights.data());
-    }
-    void round_weights(size_t first, size_t n) {
-        const real* w = weights.data() + first;
-        #pragma omp parallel for schedule(static) if (bf16)
-        for (size_t k = 0; k < (bf16 ? n : 0); k++) rounded.data()[first + k] = w[k];
+    // The weights of a layer as products read them
+    template <typename P> Weights<P> factors(int l) const {
+        if constexpr (std::is_same_v<P, real>) return layout.at(weights.data(), l);
+        else return layout.at(rounded.data(), l);
     }
 
     template <typename P>
@@ -1556,9 +1551,10 @@ private:
         for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
         blocks<P>(x, B, 0, T, T);
         Activations a = activations(0);
-        Weights w = layout.at(weights.data(), 0), g = layout.at(gradients.data(), 0);
+        const Weights<P> f = factors<P>(0);
+        const Weights g = layout.at(gradients.data(), 0);
         return head(a.logits, logprob.data(), best.data(), backward ? a.dx : nullptr, c.tied ? g.wte : g.head_w, a.lnf,
-                    matrix<P>(c.tied ? w.wte : w.head_w), y, weight.data(), N, c.C, c.V);
+                    c.tied ? f.wte : f.head_w, y, weight.data(), N, c.C, c.V);
     }
 
     // forward() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
@@ -1566,20 +1562,22 @@ private:
         const int B = rows, T = columns, N = B * T, C = c.C;
         Activations a = activations(c.L - 1);
         Weights w = layout.at(weights.data(), 0), g = layout.at(gradients.data(), 0);
+        Weights<P> f;
         std::fill_n(a.dstream, (size_t)N * C, real(0));
         layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, a.dx, a.stream, w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
         for (int l = c.L - 1; l >= 0; l--) {
-            a = activations(l), w = layout.at(weights.data(), l), g = layout.at(gradients.data(), l);
+            a = activations(l);
+            w = layout.at(weights.data(), l), f = factors<P>(l), g = layout.at(gradients.data(), l);
             const real* entered = l ? activations(l - 1).stream : a.embedded;
             // forward: stream = middle + gelu(layernorm(middle) fc) fcproj
-            linear_backward(a.dwide, g.fcproj_w, g.fcproj_b, a.dstream, a.fc_gelu, matrix<P>(w.fcproj_w), N, 4 * C, C);
+            linear_backward(a.dwide, g.fcproj_w, g.fcproj_b, a.dstream, a.fc_gelu, f.fcproj_w, N, 4 * C, C);
             gelu_backward(a.dwide, a.dwide, a.fc, (size_t)N * 4 * C);
-            linear_backward(a.dx, g.fc_w, g.fc_b, a.dwide, a.ln2, matrix<P>(w.fc_w), N, C, 4 * C);
+            linear_backward(a.dx, g.fc_w, g.fc_b, a.dwide, a.ln2, f.fc_w, N, C, 4 * C);
             layernorm_backward(a.dstream, g.ln2_w, g.ln2_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N, C);
             // forward: middle = entered + attention(layernorm(entered) qkv) proj
-            linear_backward(a.dx, g.proj_w, g.proj_b, a.dstream, a.att, matrix<P>(w.proj_w), N, C, C);
+            linear_backward(a.dx, g.proj_w, g.proj_b, a.dstream, a.att, f.proj_w, N, C, C);
             attention_backward(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
-            linear_backward(a.dx, g.qkv_w, g.qkv_b, a.dwide, a.ln1, matrix<P>(w.qkv_w), N, C, 3 * C);
+            linear_backward(a.dx, g.qkv_w, g.qkv_b, a.dwide, a.ln1, f.qkv_w, N, C, 3 * C);
             layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N, C);
         }
         embedding_backward(g.wte, g.wpe, a.dstream, tokens.data(), B, T, C);
@@ -1587,9 +1585,9 @@ private:
 
     template <typename P> void logits_in(int n, int step, int count, float* out) {
         std::vector<real> z((size_t)count * c.V);
-        Weights w = layout.at(weights.data(), 0);
+        const Weights<P> f = factors<P>(0);
         gemm<P>({z.data(), c.V}, {activations(0).lnf + (size_t)n * c.C, (long)step * c.C, 1},
-             Matrix{matrix<P>(c.tied ? w.wte : w.head_w), c.C, 1}.t(), count, c.V, c.C);
+             Matrix{c.tied ? f.wte : f.head_w, c.C, 1}.t(), count, c.V, c.C);
         std::copy(z.begin(), z.end(), out);
     }
 
@@ -1602,17 +1600,18 @@ private:
         for (int l = 0; l < c.L; l++) {
             Activations a = activations(l);
             w = layout.at(weights.data(), l);
+            const Weights<P> f = factors<P>(l);
             layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N, C, c.eps);
             real* qkv = T == S ? a.qkv : a.fc;               // T < S: rows of one b only are neighbours there, so copy
-            linear_forward(qkv, a.ln1, matrix<P>(w.qkv_w), w.qkv_b, nullptr, N, C, 3 * C);
+            linear_forward(qkv, a.ln1, f.qkv_w, w.qkv_b, nullptr, N, C, 3 * C);
             for (int b = 0; b < B && T != S; b++)
                 memcpy(a.qkv + ((size_t)b * S + t0) * 3 * C, qkv + (size_t)b * T * 3 * C, sizeof(real) * T * 3 * C);
             attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, C, c.NH);
-            linear_forward(a.middle, a.att, matrix<P>(w.proj_w), w.proj_b, stream, N, C, C);
+            linear_forward(a.middle, a.att, f.proj_w, w.proj_b, stream, N, C, C);
             layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N, C, c.eps);
-            linear_forward(a.fc, a.ln2, matrix<P>(w.fc_w), w.fc_b, nullptr, N, C, 4 * C);
+            linear_forward(a.fc, a.ln2, f.fc_w, w.fc_b, nullptr, N, C, 4 * C);
             gelu_forward(a.fc_gelu, a.fc, (size_t)N * 4 * C);
-            linear_forward(a.stream, a.fc_gelu, matrix<P>(w.fcproj_w), w.fcproj_b, a.middle, N, 4 * C, C);
+            linear_forward(a.stream, a.fc_gelu, f.fcproj_w, w.fcproj_b, a.middle, N, 4 * C, C);
             stream = a.stream;
         }
         Activations a = activations(0);
@@ -2539,7 +2538,6 @@ template <typename Model> void train(Options o) {
         AdamW now = adamw;
         now.lr = lr;
         model.update(now, o.clip, step);
-        const size_t batches_made = batches.size();
         batches = read(step + 1);                            // a GPU is still at work meanwhile
         const auto [loss, norm] = model.result();
         if (!std::isfinite(loss) || !std::isfinite(norm))
@@ -2548,7 +2546,7 @@ template <typename Model> void train(Options o) {
                 saved.empty() ? "none" : saved.c_str());
         position.step = step;
         const double ms = (seconds() - began) * 1e3, tokens = std::min<double>(step * (double)per_step, end) * T;
-        const Speed speed = model.speed(there * T, ms / 1e3, batches_made);
+        const Speed speed = model.speed(there * T, ms / 1e3);
         display.step(step, loss, norm, lr, ms, there * T, speed.text);
         std::vector<std::pair<const char*, std::string>> fields = {
             {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},

@@ -43,6 +43,7 @@ expect "the CPU program finds the same loss" close "$(val_loss $gpu $dir/whole)"
 expect "a sample of two texts" $gpu sample --model $dir/whole --prompt "5 7 9" --tokens 12 --samples 2
 expect "all tensors agree with the CPU's" $gpu --check
 case $gpu in *emulated*)
+    expect "all tensors agree with the CPU's in fp32" ${gpu}_fp32 --check
     refused "a batch beyond the memory" 1 "not enough memory on the GPU: .*--batch [0-9]* fits" env EMU_MEM_MB=64 $gpu $large --out $dir/none
     refused "no GPU" 1 "no NVIDIA GPU" env EMU_DEVICES=0 $gpu $train --out $dir/none ;;
 esac

@@ -116,7 +116,7 @@ static void attention(int B, int t0, int T, int S, int NH, int HS) {
 
 static void cross_entropy(int rows, int V) {
     shape = format("rows=%d V=%d", rows, V);
-    const int step = gpu::V_step(V);
+    const int step = gpu::logits_stride(V);
     const auto z = numbers((size_t)rows * step, 3), weight = numbers(rows);
     std::vector<int> y(rows), best(rows);
     std::vector<float> dz((size_t)rows * step), logprob(rows);
@@ -139,7 +139,7 @@ static void cross_entropy(int rows, int V) {
         Array<int> d_best(rows);
         Array<gpu::Outcome> outcome(std::vector<gpu::Outcome>{{0.25, 0}});
         gpu::cross_entropy(d_z, d_logprob, d_best, d_y, d_weight, rows, V, step, gradients);
-        gpu::launch(gpu::add_loss_kernel, 1, 256, 0, outcome.p, (const float*)d_logprob.p, (const float*)d_weight.p, (const int*)d_y.p, rows);
+        gpu::launch(gpu::add_loss_kernel, 1, 256, 0, outcome.p, d_logprob.p, d_weight.p, d_y.p, rows);
         compare("cross_entropy logprob", d_logprob, logprob, 1e-5), compare("cross_entropy dlogits", d_z, gradients ? dz : z, ONE);
         compare("cross_entropy best", d_best, std::vector<float>(best.begin(), best.end()), 0, 0);
         const double got = outcome.raw()[0].loss;
@@ -160,7 +160,7 @@ static void embedding(int B, int T, int V, int C) {
     cpu::embedding_forward(embedded.data(), x.data(), wte.data(), wpe.data(), B, t0, T, C);
     for (float& f : embedded) f = float(floatX(f));
     cpu::layernorm_forward(out.data(), mean.data(), rstd.data(), embedded.data(), w.data(), b.data(), N, C, 1e-5);
-    gpu::embedding_layernorm_forward(d_out, d_mean, d_rstd, d_w, d_b, N, C, 1e-5, {d_embedded, d_x, d_wte, d_wpe, t0, T});
+    gpu::layernorm_forward(d_out, d_mean, d_rstd, nullptr, d_w, d_b, N, C, 1e-5, {d_embedded, d_x, d_wte, d_wpe, t0, T});
     compare("embedding_forward", d_embedded, embedded, 0, 0), compare("embedding_forward, layernorm", d_out, out, ONE);
     const gpu::SortedTokens s = gpu::sort_tokens(x.data(), N, V);
     const Array<int> order(s.order), start(s.start), tokens(std::vector<int>{(int)s.start.size() - 1});
