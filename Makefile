@@ -4,7 +4,8 @@
 # make            everything; DEBUG=1 without optimization, SANITIZE=1 with address and undefined behaviour sanitizers,
 #                 PORTABLE=1 for any x86-64 of the last decade, or any ARM, rather than for this machine
 # make baby       the smallest GPT and its state graph; make fuzz: libFuzzer targets in build/ (needs clang++)
-# make study      the product, attention and the optimizer in steps, from naive to shipped: build/study_gemm, ...
+# make study      the CPU's kernels in steps, from naive to shipped: build/study_gemm, ...; on a GPU build/bench_attention, ...
+# make bench      all of these, and one table: build/bench.csv, build/bench.md
 STEPS ?= 3000
 SHELL := /bin/sh
 comma := ,
@@ -30,6 +31,8 @@ TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
 EMULATED := $(foreach test,golden kernels broken,build/emulated_$(test)) build/emulated_golden_fp32 build/emulated_kernels_fp32 \
   build/train_gpt_emulated build/train_gpt_emulated_fp32
 STUDY := $(patsubst dev/cpu/%.cpp,build/study_%,$(wildcard dev/cpu/*.cpp))
+BENCH := $(patsubst dev/%.cu,build/bench_%,$(wildcard dev/*.cu))
+LADDERS := dev/bench.h dev/bench.cuh test/check.h
 FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges llmc options)
 
 FILES := $(wildcard dev/data/*.h)
@@ -44,24 +47,32 @@ $(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.c
 	@mkdir -p build
 	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(if $(filter %test_layers,$@),-DREAL=double) $< -o $@
 # The CUDA program. Its kernels also run on the CPU, thread by thread, which needs no CUDA: test/emulation.
-ARCH   ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv$(comma)noheader 2>/dev/null | head -1 | tr -d .),90)
+CARD    = $(shell nvidia-smi --query-gpu=compute_cap --format=csv$(comma)noheader 2>/dev/null | head -1 | tr -d .)
+ARCH   ?= $(or $(CARD),90)
 NVCC   ?= nvcc
 FP32    = $(if $(findstring fp32,$@),-DTRAIN_FP32)
 NVFLAGS = -std=c++20 -O3 -arch=sm_$(ARCH) $(FP32) --expt-relaxed-constexpr
 train_gpt_cuda train_gpt_cuda_fp32: train_gpt.cu train_gpt.cpp $(FILES)
 	$(NVCC) $(NVFLAGS) -Xcompiler "$(NATIVE) $(OPENMP)" $< -o $@ -lcublasLt
+$(BENCH): build/bench_%: dev/%.cu $(LADDERS) train_gpt.cu train_gpt.cpp $(FILES)
+	@mkdir -p build
+	$(NVCC) $(NVFLAGS) -Xcompiler "$(NATIVE) $(OPENMP)" $< -o $@ -lcublasLt
 EMULATE := -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -rdynamic -I test/emulation -x c++
 build/train_gpt_emulated build/train_gpt_emulated_fp32: train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h) $(FILES)
 	@mkdir -p build
 	$(CXX) $(CXXFLAGS) -O2 $(OPENMP) $(EMULATE) $(FP32) $< -o $@ -ldl
-build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp test/check.h $(wildcard test/emulation/*.h) $(FILES)
+build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp $(LADDERS) $(wildcard test/emulation/*.h dev/*.cu) $(FILES)
 	@mkdir -p build
 	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(EMULATE) -DGPU $(FP32) \
 	  $(wildcard test/$(*:_fp32=).cpp test/test_$(*:_fp32=).cpp) -o $@ -ldl
-$(STUDY): build/study_%: dev/cpu/%.cpp dev/cpu/bench.h test/check.h train_gpt.cpp $(FILES)
+$(STUDY): build/study_%: dev/cpu/%.cpp $(LADDERS) train_gpt.cpp $(FILES)
 	@mkdir -p build
 	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@ -ldl
 study: $(STUDY)
+bench: $(STUDY) $(if $(filter bench,$(MAKECMDGOALS)),$(if $(CARD),$(BENCH)))
+	@rm -f build/bench.csv build/bench.md
+	@for program in $^; do $$program --write build/bench || exit 1; done
+	@echo; $(if $(CARD),,echo "no NVIDIA GPU here: the CPU's ladders alone";) echo "wrote build/bench.csv and build/bench.md"
 $(FUZZ): build/fuzz_%: test/fuzz.cpp train_gpt.cpp $(FILES)
 	@mkdir -p build
 	clang++ -std=c++20 -O1 -g -fsanitize=fuzzer $(SANITIZERS) -Wno-unknown-pragmas -DTARGET=$* $< -o $@
@@ -98,4 +109,4 @@ baby: train_gpt
 
 clean:
 	rm -rf build train_gpt train_gpt_cuda train_gpt_cuda_fp32
-.PHONY: all run test stress study baby fuzz test-hf clean
+.PHONY: all run test stress study bench baby fuzz test-hf clean

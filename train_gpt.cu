@@ -890,8 +890,8 @@ struct Plan {
     cublasLtMatmulAlgo_t algorithm;
 };
 
-// None if cuBLASLt has no algorithm for p.
-inline std::optional<Plan> plan(const Product& p, const floatX* bias, const floatX* before_gelu) {
+// What cuBLASLt proposes for p, the fastest by its own reckoning first: `most`, up to 16, or none if it cannot do it.
+inline std::vector<Plan> proposals(const Product& p, const floatX* bias, const floatX* before_gelu, int most) {
     const cudaDataType_t type = BF16 ? CUDA_R_16BF : CUDA_R_32F, out = p.fp32 ? CUDA_R_32F : type;
     Plan q;
     CHECK(cublasLtMatmulDescCreate(&q.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -908,7 +908,6 @@ inline std::optional<Plan> plan(const Product& p, const floatX* bias, const floa
     CHECK(cublasLtMatrixLayoutCreate(&q.a, type, p.a_turned ? p.k : p.m, p.a_turned ? p.m : p.k, p.lda));
     CHECK(cublasLtMatrixLayoutCreate(&q.b, type, p.b_turned ? p.n : p.k, p.b_turned ? p.k : p.n, p.ldb));
     CHECK(cublasLtMatrixLayoutCreate(&q.d, out, p.m, p.n, p.ldd));
-    // The first proposal, which is the same for the same library and GPU; not the fastest by the clock, which is not.
     cublasLtMatmulPreference_t preference;
     CHECK(cublasLtMatmulPreferenceCreate(&preference));
     auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
@@ -920,28 +919,17 @@ inline std::optional<Plan> plan(const Product& p, const floatX* bias, const floa
         prefer(attribute, uint32_t(p.alignment));
     // where a sum over k is cut into parts, these are added up in fp32
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-    cublasLtMatmulHeuristicResult_t proposal;
-    int found = 0;
-    const auto status = cublasLtMatmulAlgoGetHeuristic(device().cublas, q.operation, q.a, q.b, q.d, q.d, preference, 1,
-                                                       &proposal, &found);
+    cublasLtMatmulHeuristicResult_t found[16];
+    int n = 0;
+    const auto status = cublasLtMatmulAlgoGetHeuristic(device().cublas, q.operation, q.a, q.b, q.d, q.d, preference,
+                                                       min(most, 16), found, &n);
     cublasLtMatmulPreferenceDestroy(preference);
-    if (status != CUBLAS_STATUS_SUCCESS || !found) return {};
-    q.algorithm = proposal.algo;
-    return q;
+    std::vector<Plan> plans;
+    for (int i = 0; i < n && status == CUBLAS_STATUS_SUCCESS; i++) q.algorithm = found[i].algo, plans.push_back(q);
+    return plans;
 }
-
-// Whether cuBLASLt can do it with gelu; without, it must.
-inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const floatX* bias = nullptr,
-                     const void* c = nullptr, const floatX* before_gelu = nullptr) {
-    static std::vector<std::pair<Product, std::optional<Plan>>> plans;
-    if (!c) c = d;
-    const uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 256;
-    p.alignment = unsigned(all & -all);
-    auto it = std::find_if(plans.begin(), plans.end(), [&](auto& known) { return known.first == p; });
-    if (it == plans.end()) it = plans.insert(it, {p, plan(p, bias, before_gelu)});
-    if (!it->second && p.gelu) return false;
-    if (!it->second) die("cuBLASLt has no product (%d,%d) (%d,%d) for this GPU", p.n, p.k, p.k, p.m);
-    const Plan& q = *it->second;
+inline void multiply_by(const Plan& q, void* d, const floatX* a, const floatX* b, const Product& p, const floatX* bias,
+                        const void* c, const floatX* before_gelu) {
     auto point = [&](cublasLtMatmulDescAttributes_t attribute, const floatX* p) {
         CHECK(cublasLtMatmulDescSetAttribute(q.operation, attribute, &p, sizeof p));
     };
@@ -950,6 +938,21 @@ inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const
     const float one = 1, beta = p.plus ? 1 : 0;
     CHECK(cublasLtMatmul(device().cublas, q.operation, &one, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
                          device().workspace, device().workspace_size, device().stream));
+}
+
+// Whether cuBLASLt can do it with gelu; without, it must. Its first proposal does it, which is the same for the same
+// library and GPU; not the fastest by the clock, which is not.
+inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const floatX* bias = nullptr,
+                     const void* c = nullptr, const floatX* before_gelu = nullptr) {
+    static std::vector<std::pair<Product, std::vector<Plan>>> plans;
+    if (!c) c = d;
+    const uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 256;
+    p.alignment = unsigned(all & -all);
+    auto it = std::find_if(plans.begin(), plans.end(), [&](auto& known) { return known.first == p; });
+    if (it == plans.end()) it = plans.insert(it, {p, proposals(p, bias, before_gelu, 1)});
+    if (it->second.empty() && p.gelu) return false;
+    if (it->second.empty()) die("cuBLASLt has no product (%d,%d) (%d,%d) for this GPU", p.n, p.k, p.k, p.m);
+    multiply_by(it->second[0], d, a, b, p, bias, c, before_gelu);
     return true;
 }
 

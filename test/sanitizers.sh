@@ -5,7 +5,7 @@ dir=build/test_sanitizers
 mkdir -p $dir
 build() {                                    # SANITIZER PROGRAM
     clang++ -std=c++20 -O1 -g -fno-omit-frame-pointer -fno-strict-aliasing -fno-sanitize-recover=all -fsanitize=$1 -Wno-unknown-pragmas \
-        -Wno-psabi -Wno-unknown-attributes -rdynamic -I test/emulation -x c++ test/$2.cpp -o $dir/$1_$2 -ldl > $dir/$1_$2.log 2>&1
+        -Wno-psabi -Wno-unknown-attributes -rdynamic -I test/emulation -x c++ $(ls test/$2.cpp $2.cu 2> /dev/null) -o $dir/$1_$2 -ldl > $dir/$1_$2.log 2>&1
 }
 export ASAN_OPTIONS=detect_leaks=0
 for sanitizer in address thread memory; do
@@ -13,8 +13,13 @@ for sanitizer in address thread memory; do
     build $sanitizer kernels &
     build $sanitizer broken
     wait
-    if $dir/${sanitizer}_kernels 2 small > $dir/output 2>&1; then echo "ok sanitizers/$sanitizer: nothing found in $(grep -c '^ok' $dir/output) checks of kernels"
-    else echo "FAIL sanitizers/$sanitizer: $(grep -m 1 -E 'FAIL|ERROR|WARNING|error' $dir/output $dir/${sanitizer}_kernels.log)"; fi
+    if $dir/${sanitizer}_kernels 2 tiny > $dir/output 2>&1; then echo "ok sanitizers/$sanitizer: nothing found in $(grep -c '^ok' $dir/output) checks of kernels"
+    else echo "FAIL sanitizers/$sanitizer: $(grep -m 1 -hE '^FAIL|ERROR|WARNING|error: ' $dir/output $dir/${sanitizer}_kernels.log)"; fi
+    if [ -n "$STRESS" ]; then                # a model, too: sampling, three steps of training, every tensor compared
+        build $sanitizer train_gpt
+        if $dir/${sanitizer}_train_gpt --check > $dir/output 2>&1; then echo "ok sanitizers/$sanitizer: $(tail -1 $dir/output)"
+        else echo "FAIL sanitizers/$sanitizer: $(grep -m 1 -hE '^FAIL|ERROR|WARNING|error: ' $dir/output $dir/${sanitizer}_train_gpt.log)"; fi
+    fi
     $dir/${sanitizer}_broken > $dir/output 2>&1
     grep -E '^(ok|FAIL) ' $dir/output || echo "FAIL sanitizers/$sanitizer: $(tail -1 $dir/output)"
 done

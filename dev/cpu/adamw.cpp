@@ -6,7 +6,7 @@
                 itself
 
    A weight costs 32 bytes: w, m, v and g are read and written (g is cleared for the next step). */
-#include "bench.h"
+#include "../bench.h"
 
 static const AdamW OPTIONS = {6e-4, 0.9, 0.95, 1e-8, 0.1};
 static const int STEP = 3;
@@ -19,7 +19,7 @@ static void formula(float& w, float& m, float& v, float& g) {
     g = 0;
 }
 
-static void ladder(size_t n, bool timed) {
+static void ladder(size_t n) {
     const std::vector<float> w0 = random_floats(n, 1), m0 = random_floats(n, 2), g0 = random_floats(n, 3);
     std::vector<float> v0 = random_floats(n, 4);
     for (float& v : v0) v *= v;
@@ -31,12 +31,10 @@ static void ladder(size_t n, bool timed) {
         const double m_hat = want_m[i] / (1 - std::pow(OPTIONS.beta1, STEP)), v_hat = want_v[i] / (1 - std::pow(OPTIONS.beta2, STEP));
         want_w[i] = w0[i] - OPTIONS.lr * (m_hat / (std::sqrt(v_hat) + OPTIONS.eps) + OPTIONS.weight_decay * w0[i]);
     }
-    auto reset = [&] {
-        std::copy(w0.begin(), w0.end(), w.data()), std::copy(m0.begin(), m0.end(), m.data());
-        std::copy(v0.begin(), v0.end(), v.data()), std::copy(g0.begin(), g0.end(), g.data());
-    };
-    climb(format("adamw n=%zu", n), timed, UPDATE, 32.0 * n, reset,
-          {{w.data(), want_w, 4 * 0x1p-24}, {m.data(), want_m, 4 * 0x1p-24}, {v.data(), want_v, 4 * 0x1p-24}},
+    const double limit = 4 * 0x1p-24;
+    climb("cpu adamw", format("n=%zu", n), {.bytes = 32.0 * n, .memory = UPDATE},
+          {result(w.data(), want_w, limit, w0), result(m.data(), want_m, limit, m0), result(v.data(), want_v, limit, v0),
+           result(g.data(), std::vector<double>(n), limit, g0)},
           {{"naive", [&] { for (size_t i = 0; i < n; i++) formula(w.data()[i], m.data()[i], v.data()[i], g.data()[i]); }},
            {"threads", [&] {
                 #pragma omp parallel for schedule(static)
@@ -46,9 +44,8 @@ static void ladder(size_t n, bool timed) {
             [&] { cpu::adamw_update(w.data(), m.data(), v.data(), g.data(), n, OPTIONS, OPTIONS.weight_decay, 1, STEP); }}});
 }
 
-int main(int argc, char** argv) {
-    const bool timed = argc < 2 || strcmp(argv[1], "--check");
-    ladder(1001, timed);
-    if (timed) ladder(1 << 20, timed), ladder(40 << 20, timed);
-    return failed > 0;
+static void study() {
+    ladder(1001);
+    if (timed) ladder(1 << 20), ladder(40 << 20);
 }
+int main(int argc, char** argv) { return study_main(argc, argv, study); }

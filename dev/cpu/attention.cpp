@@ -8,7 +8,7 @@
                 matrix products: cpu::attention_forward itself
 
    FLOPs are counted for causal attention: 2 B T^2 C. */
-#include "bench.h"
+#include "../bench.h"
 
 template <bool SIMD> static void rows(float* out, const float* qkv, int B, int T, int C, int NH) {
     const int HS = C / NH;
@@ -34,7 +34,7 @@ template <bool SIMD> static void rows(float* out, const float* qkv, int B, int T
     }
 }
 
-static void ladder(int B, int T, int C, int NH, bool timed) {
+static void ladder(int B, int T, int C, int NH) {
     const int HS = C / NH;
     const std::vector<float> qkv = random_floats((size_t)B * T * 3 * C, 1);
     std::vector<float> out((size_t)B * T * C), lse((size_t)B * T * NH);
@@ -51,17 +51,16 @@ static void ladder(int B, int T, int C, int NH, bool timed) {
         for (int j = 0; j <= i; j++) for (int c = 0; c < HS; c++) want[((size_t)b * T + i) * C + h * HS + c] += p[j] / sum * at(j, 2, c);
     }
     // scores of about 1 with sqrt(HS) roundings of 2^-24, an exponential of 2 ulp, and sums over T
-    climb(format("attention B=%d T=%d C=%d NH=%d", B, T, C, NH), timed, COMPUTE, 2.0 * B * T * T * C, [&] { std::fill(out.begin(), out.end(), NAN); },
-          {{out.data(), want, 4 * (std::sqrt(HS) + std::sqrt(T) + 4) * 0x1p-24}},
+    climb("cpu attention", format("B=%d T=%d C=%d NH=%d", B, T, C, NH), {.flops = 2.0 * B * T * T * C},
+          {result(out.data(), want, 4 * (std::sqrt(HS) + std::sqrt(T) + 4) * 0x1p-24)},
           {{"naive", [&] { rows<false>(out.data(), qkv.data(), B, T, C, NH); }},
            {"simd", [&] { rows<true>(out.data(), qkv.data(), B, T, C, NH); }},
            {"blocks (cpu::attention_forward)", [&] { cpu::attention_forward(out.data(), lse.data(), qkv.data(), B, 0, T, T, C, NH); }}});
 }
 
-int main(int argc, char** argv) {
-    const bool timed = argc < 2 || strcmp(argv[1], "--check");
-    ladder(2, 7, 15, 3, timed);
-    ladder(1, 600, 24, 2, timed);
-    if (timed) ladder(4, 256, 768, 12, timed), ladder(2, 1024, 768, 12, timed);
-    return failed > 0;
+static void study() {
+    ladder(2, 7, 15, 3);
+    ladder(1, 600, 24, 2);
+    if (timed) ladder(4, 256, 768, 12), ladder(2, 1024, 768, 12);
 }
+int main(int argc, char** argv) { return study_main(argc, argv, study); }

@@ -14,7 +14,7 @@
                    tiles are then the roof; elsewhere the numbers are rounded and multiplied as floats
 
    Then cpu::gemm alone, on every product of GPT-2 124M, forward and backward. */
-#include "bench.h"
+#include "../bench.h"
 #include <dlfcn.h>
 
 static void naive(float* c, const float* a, const float* b, int M, int N, int K) {
@@ -83,7 +83,7 @@ static void cache_tile(float* c, const float* a, const float* b, int M, int N, i
 
 using Sgemm = void (*)(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
 
-static void ladder(int M, int N, int K, bool timed, Sgemm sgemm) {
+static void ladder(int M, int N, int K, Sgemm sgemm) {
     const std::vector<float> a = random_floats((size_t)M * K, 1), b = random_floats((size_t)K * N, 2);
     std::vector<float> c((size_t)M * N);
     std::vector<double> want(c.size());
@@ -93,23 +93,21 @@ static void ladder(int M, int N, int K, bool timed, Sgemm sgemm) {
             for (int j = 0; j < N; j++) want[(size_t)i * N + j] += (double)a[(size_t)i * K + k] * b[(size_t)k * N + j];
     auto with = [&](auto f) { return [&, f] { f(c.data(), a.data(), b.data(), M, N, K); }; };
     std::vector<Rung> rungs = {
-        {"naive", with(naive), 2e9}, {"loop_order", with(loop_order)}, {"register_tile", with(register_tile)}, {"cache_tile", with(cache_tile)},
+        {"naive", with(naive), false, 2e9}, {"loop_order", with(loop_order)}, {"register_tile", with(register_tile)}, {"cache_tile", with(cache_tile)},
         {"packed (cpu::gemm)", [&] { cpu::gemm({c.data(), N}, {a.data(), K, 1}, {b.data(), N, 1}, M, N, K); }}};
     if (sgemm) rungs.push_back({"OpenBLAS", [&] { sgemm(101, 111, 111, M, N, K, 1, a.data(), K, b.data(), N, 0, c.data(), N); }});
     // K roundings of 2^-24 each, which add up like a random walk: sqrt(K) of them, with a factor of 4 to spare
     const std::string shape = format("M=%d N=%d K=%d", M, N, K);
-    auto poison = [&] { std::fill(c.begin(), c.end(), NAN); };
-    climb("gemm " + shape, timed, COMPUTE, 2.0 * M * N * K, poison, {{c.data(), want, 4 * std::sqrt(K) * 0x1p-24}}, rungs);
+    climb("cpu gemm", shape, {.flops = 2.0 * M * N * K}, {result(c.data(), want, 4 * std::sqrt(K) * 0x1p-24)}, rungs);
     const std::vector<bfloat16> b16(b.begin(), b.end());     // each factor of a product errs by 2^-9 at most
-    climb(cpu::amx() ? "gemm in bf16, on AMX, " + shape : "gemm in bf16, " + shape, timed, COMPUTE_BF16, 2.0 * M * N * K, poison,
-          {{c.data(), want, 0x1p-8}},
+    climb(cpu::amx() ? "cpu gemm in bf16, on AMX" : "cpu gemm in bf16", shape, {.flops = 2.0 * M * N * K, .compute = BFLOAT16},
+          {result(c.data(), want, 0x1p-8)},
           {{"bf16 (cpu::gemm)", [&] { cpu::gemm<bfloat16>({c.data(), N}, {a.data(), K, 1}, cpu::Matrix{b16.data(), N, 1}, M, N, K); }}});
 }
 
 // Every product of a 124M step on M tokens: X W, dY W^T, X^T dY; the head's logits are made from W^T.
 template <typename P> static void all_products(int M) {
     const bool bf16 = std::is_same_v<P, bfloat16>;
-    const Roof roof = bf16 ? COMPUTE_BF16 : COMPUTE;
     struct { const char* name; int C, OC, count; } layers[] = {{"qkv", 768, 2304, 12}, {"proj", 768, 768, 12}, {"fc", 768, 3072, 12}, {"fcproj", 3072, 768, 12}, {"head", 768, 50257, 1}};
     printf("\ncpu::gemm, GPT-2 124M, M=%d%s           GFLOP/s and share of the roof\n  %-10s %18s %18s %18s\n", M, bf16 ? ", bf16" : "", "",
            "forward", "dx", "dw");
@@ -127,14 +125,14 @@ template <typename P> static void all_products(int M) {
         const cpu::Matrix<P> W = head ? cpu::Matrix<P>{weights.data(), 1, l.C} : cpu::Matrix<P>{weights.data(), l.OC, 1};
         printf("  %-10s", l.name);
         for (int kind = 0; kind < 3; kind++) {
-            std::vector<double> times, roofs = {measure(roof)};
+            std::vector<double> times, roofs = {cpu::measure_peak(bf16, 1)};
             for (int r = 0; r < 7; r++) {
                 const double start = seconds();
                 if (kind == 0) cpu::gemm<P>({y.data(), l.OC}, X, W, M, l.OC, l.C);
                 if (kind == 1) cpu::gemm<P>({x.data(), l.C}, Y, W.t(), M, l.C, l.OC);
                 if (kind == 2 && !head) cpu::gemm<P>({w.data(), l.OC, w.data()}, X.t(), Y, l.C, l.OC, M);
                 if (kind == 2 && head) cpu::gemm<P>({w.data(), l.C, w.data()}, Y.t(), X, l.OC, l.C, M);
-                times.push_back(seconds() - start), roofs.push_back(measure(roof));
+                times.push_back(seconds() - start), roofs.push_back(cpu::measure_peak(bf16, 1));
             }
             const double t = median(times), peak = median(roofs), flops = 2.0 * M * l.C * l.OC;
             printf(" %10.1f %6.1f%%", flops / t / 1e9, 100 * flops / t / peak);
@@ -146,16 +144,15 @@ template <typename P> static void all_products(int M) {
     printf("  all, as often as a step has them: %.1f GFLOP/s, %.1f%% of the roof\n", all_flops / all_time / 1e9, 100 * all_ideal / all_time);
 }
 
-int main(int argc, char** argv) {
-    const bool timed = argc < 2 || strcmp(argv[1], "--check");
+static void study() {
     void* library = dlopen("libopenblas.so.0", RTLD_NOW);
     const Sgemm sgemm = library ? (Sgemm)dlsym(library, "cblas_sgemm") : nullptr;
-    ladder(61, 67, 71, timed, sgemm);
-    ladder(8, 48, 1000, timed, sgemm);
+    ladder(61, 67, 71, sgemm);
+    ladder(8, 48, 1000, sgemm);
     if (timed) {
-        ladder(256, 2304, 768, timed, sgemm);
-        ladder(1024, 1024, 1024, timed, sgemm);
+        ladder(256, 2304, 768, sgemm);
+        ladder(1024, 1024, 1024, sgemm);
         for (int M : {256, 1024, 4096}) all_products<real>(M), all_products<bfloat16>(M);
     }
-    return failed > 0;
 }
+int main(int argc, char** argv) { return study_main(argc, argv, study); }

@@ -7,9 +7,9 @@
    bf16          --dtype bf16: products read a rounded copy of the weights, which is half as large
 
    Bytes are those of the weights, once, however many texts there are: 4, or 2, for every parameter but wpe. */
-#include "bench.h"
+#include "../bench.h"
 
-static void ladder(const Config& c, int B, int held, bool timed) {
+static void ladder(const Config& c, int B, int held) {
     cpu::Model model(c, B, held + 24, false), whole(c, B, held + 24, false), bf16(c, B, held + 24, false, true);
     model.initialize(1), whole.initialize(1), bf16.initialize(1);
     std::vector<int> x((size_t)B * (held + 24));
@@ -30,19 +30,22 @@ static void ladder(const Config& c, int B, int held, bool timed) {
     for (cpu::Model* m : {&model, &bf16}) m->extend(tokens(0, held).data(), B, 0, held);
     const double read = model.layout.parameters - (size_t)c.T * c.C;
     const std::string shape = format("L=%d C=%d V=%d, %d texts of %d tokens", c.L, c.C, c.V, B, held);
-    auto reset = [&] { std::fill(logits.begin(), logits.end(), NAN), at = held; };
-    climb("sampling " + shape, timed, READ, 4 * read, reset, {{logits.data(), want, 1e-5}},
+    auto written = [&](double limit) {
+        Result r = result(logits.data(), want, limit);
+        r.reset = [&, poison = r.reset] { poison(), at = held; };
+        return r;
+    };
+    climb("cpu sampling", shape, {.bytes = 4 * read}, {written(1e-5)},
           {{"recompute", [&] { recompute(held + 1); }}, {"cache", [&] { extend(model); }}});
     // the limit: 4 L + 1 products, each off by 2^-8 at most, with random signs
-    climb("sampling in bf16, " + shape, timed, READ, 2 * read, reset, {{logits.data(), want, std::sqrt(4 * c.L + 1) * 0x1p-8}},
+    climb("cpu sampling in bf16", shape, {.bytes = 2 * read}, {written(std::sqrt(4 * c.L + 1) * 0x1p-8)},
           {{"bf16", [&] { extend(bf16); }}});
 }
 
-int main(int argc, char** argv) {
-    const bool timed = argc < 2 || strcmp(argv[1], "--check");
+static void study() {
     Config small, d12;
     small.L = 2, small.NH = 3, small.C = 24, small.V = 101, small.T = 64;
-    ladder(small, 1, 9, timed), ladder(small, 11, 30, timed);
-    if (timed) ladder(d12, 1, 64, timed), ladder(d12, 8, 64, timed);
-    return failed > 0;
+    ladder(small, 1, 9), ladder(small, 11, 30);
+    if (timed) ladder(d12, 1, 64), ladder(d12, 8, 64);
 }
+int main(int argc, char** argv) { return study_main(argc, argv, study); }

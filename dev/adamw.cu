@@ -1,0 +1,100 @@
+/* dev/adamw.cu -- gradient norm, clipping and the optimizer's update, in steps.    make build/bench_adamw && build/bench_adamw
+
+   The norm reads 4 bytes a weight; the update reads and writes w, m, v and g, and writes the rounded copy: 34 more.
+     host            the norm's square by atomics, fetched by the host, which gives the scale to the update: the GPU idles
+                     while the host waits and launches; and the atomics, in any order, make other bits of every run
+     device          partial sums in order, whose end every block of the update adds up for itself: nobody waits. But 4
+                     bytes at a time
+     shipped         gpu::adamw: 16 bytes at a time
+
+   The math is adamw_step() of train_gpt.cpp in all of them. */
+#include "bench.cuh"
+namespace adamw_study {
+using gpu::Outcome, gpu::Update;
+
+__global__ void square_sum(float* sum, const float* g, size_t n) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const float part = gpu::block_sum(i < n ? g[i] * g[i] : 0);
+    if (threadIdx.x == 0) atomicAdd(sum, part);
+}
+DEVICE void update_one(float* w, float* m, float* v, float* g, floatX* rounded, bool decays, const Update& u,
+                       float scale) {
+    const float keep = decays ? 1 - u.lr_decay : 1;
+    adamw_step(*w, *m, *v, scale * *g, u.new1, u.new2, u.eps, keep, u.rate, u.root);
+    *g = 0, *rounded = floatX(*w);
+}
+__global__ void update(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
+                       Update u, float scale) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) update_one(w + i, m + i, v + i, g + i, rounded + i, decays[i / 128], u, scale);
+}
+__global__ void update_on_device(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays,
+                                 size_t n, Update u, const float* squares, int parts, Outcome* outcome) {
+    float sum = 0;
+    for (int b = threadIdx.x; b < parts; b += blockDim.x) sum += squares[b];
+    const float norm = sqrtf(gpu::block_sum(sum));
+    if (blockIdx.x == 0 && threadIdx.x == 0) outcome->norm = norm;
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const float scale = u.clip > 0 ? fminf(1, u.clip / (norm + 1e-6f)) : 1;
+    if (i < n) update_one(w + i, m + i, v + i, g + i, rounded + i, decays[i / 128], u, scale);
+}
+
+// A step whose gradients or loss are not finite changes nothing; the norm tells.
+enum Step { FINE, NAN_GRADIENT, INFINITE_LOSS };
+static const char* const STEPS[] = {"", ", a NaN", ", an infinite loss"};
+
+static void ladder(size_t n, double clip, Step kind) {
+    auto squared = numbers(n), gradients = numbers(n);
+    for (float& f : squared) f *= f;
+    if (kind == NAN_GRADIENT) gradients[n / 2] = NAN;
+    std::vector<unsigned char> every_third(n / 128, 1);
+    for (size_t i = 0; i < every_third.size(); i += 3) every_third[i] = 0;
+    Array<float> w(numbers(n)), m(numbers(n)), v(squared), g(gradients), squares(gpu::NORM_BLOCKS), sum(1);
+    Array<floatX> copy(w.host);
+    Array<unsigned char> decays(every_third);
+    Array<Outcome> outcome(std::vector<Outcome>{{kind == INFINITE_LOSS ? INFINITY : 1, 0}});
+    const AdamW o{1e-2, 0.9, 0.95, 1e-8, 0.1};
+    const int step = 3;
+    auto scale_of = [&](double norm) { return clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1; };
+    const double norm = std::sqrt(cpu::sum_of_squares(g.cpu(), n));
+    for (size_t i = 0; i < n && kind == FINE; i += 128)
+        cpu::adamw_update(w.cpu() + i, m.cpu() + i, v.cpu() + i, g.cpu() + i, 128, o,
+                          every_third[i / 128] ? o.weight_decay : 0, scale_of(norm), step);
+    copy.host = rounded(w.host);
+    auto norm_found = [&] {                  // no relative error can say that it is NaN, as it should be
+        const double found = outcome.get()[0].norm;
+        return std::vector{kind == NAN_GRADIENT ? (std::isnan(found) ? 1.0f : 0.0f) : float(found)};
+    };
+    std::vector<Result> results = {
+        {"norm", norm_found, {kind == NAN_GRADIENT ? 1 : norm}, 1e-5, [&] { outcome.reset(); }},
+        written("w", w, 1e-6, 1e-6), written("m", m, 1e-6, 1e-6), written("v", v, 1e-6, 1e-6)};
+    if (kind != NAN_GRADIENT) results.push_back(written("g", g, 1e-6, 1e-6));
+    if (gpu::BF16) results.push_back(written("rounded", copy, 1e-4));
+
+    const Update u = gpu::update_of(o, clip, step);
+    const int blocks = blocks_for(n, 256), parts = std::min(gpu::NORM_BLOCKS, blocks_for(n, 4096));
+    std::vector<Rung> rungs = {
+        {"host", [&] {
+            ok(cudaMemsetAsync(sum, 0, sizeof(float), stream()));
+            launch(square_sum, blocks, 256, 0, sum, g, n);
+            const Outcome seen{1, std::sqrt(sum.get()[0])};
+            ok(cudaMemcpyAsync(outcome, &seen, sizeof seen, cudaMemcpyHostToDevice, stream()));
+            launch(update, blocks, 256, 0, w, m, v, g, copy, decays, n, u, (float)scale_of(seen.norm));
+            ok(cudaStreamSynchronize(stream()));
+        }, true},
+        {"device", [&] {
+            launch(gpu::squares_kernel, parts, 256, 0, squares, g, n);
+            launch(update_on_device, blocks, 256, 0, w, m, v, g, copy, decays, n, u, squares, parts, outcome);
+        }}};
+    if (kind != FINE) rungs.clear();         // only what ships looks
+    rungs.push_back({"shipped", [&] { gpu::adamw(w, m, v, g, copy, decays, n, u, squares, outcome); }});
+    climb("adamw", format("n=%zu clip=%g%s", n, clip, STEPS[kind]), {.bytes = (gpu::BF16 ? 38.0 : 36.0) * n}, results, rungs);
+}
+
+static const Study study([] {
+    ladder(128, 1, FINE), ladder(128 * 37, 0, FINE), ladder(128 * 37, 0.5, FINE);
+    ladder(128 * 5, 1, NAN_GRADIENT), ladder(128 * 5, 1, INFINITE_LOSS);
+    if (largest >= LARGE) ladder(128 * 9999, 0.1, FINE);
+    if (largest == TRAINING) ladder(124475904, 1, FINE);     // GPT-2 124M, in whole segments of 128
+});
+}  // namespace adamw_study

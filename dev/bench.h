@@ -1,0 +1,200 @@
+/* dev/bench.h -- what the files of dev/ share: a ladder of functions that compute the same thing, each checked against a
+   reference, timed, and set against what the machine can do.
+
+     build/study_gemm                   a table: median time, rates, share of the roof, relative error
+     build/study_gemm --check           the checks alone, on small shapes; `make test` runs these
+     build/study_gemm --write TABLE     adds the rows to TABLE.csv and TABLE.md too; `make bench` does it for all
+
+   A ladder states the work that cannot be avoided: FLOPs, and bytes to and from memory. Its floor is the time in which
+   the machine does the one or moves the other, whichever takes longer, at rates measured in the same process; a rung's
+   share of the roof is floor / time. For rungs on a GPU see bench.cuh, which includes this. */
+#pragma once
+#ifndef BENCH_GPU
+#define NO_CPU_MAIN
+#include "../train_gpt.cpp"
+#endif
+#include "../test/check.h"
+#include <fstream>
+#include <functional>
+
+struct Rung {
+    const char* name;
+    std::function<void()> run;
+    bool any_order = false;                  // sums come in the order in which threads happen to run
+    double slowest = 1e18;                   // the most FLOPs that it is asked for; beyond, it would take minutes
+};
+
+// What a rung writes, and what it should. The error is ||got - want|| / ||want||, so that a NaN fails.
+struct Result {
+    std::string name;
+    std::function<std::vector<float>()> get;
+    std::vector<double> want;
+    double limit;
+    std::function<void()> reset = [] {};     // the state that a run starts from: NaN, where it writes
+    double error(const std::vector<float>& got) const {
+        double difference = got.size() == want.size() ? 0 : NAN, size = 0;
+        for (size_t i = 0; i < want.size(); i++) {
+            difference += (got[i] - want[i]) * (got[i] - want[i]);
+            size += want[i] * want[i];
+        }
+        return std::sqrt(difference) / (std::sqrt(size) + 1e-20);
+    }
+};
+inline Result result(float* p, const std::vector<double>& want, double limit) {          // which is NaN before
+    const size_t n = want.size();
+    return {"", [=] { return std::vector<float>(p, p + n); }, want, limit, [=] { std::fill_n(p, n, NAN); }};
+}
+inline Result result(float* p, const std::vector<double>& want, double limit, const std::vector<float>& start) {
+    Result r = result(p, want, limit);
+    r.reset = [=] { std::copy(start.begin(), start.end(), p); };
+    return r;
+}
+
+enum Compute { FP32, BFLOAT16 };
+enum Memory { READ, UPDATE };                // read once; or read and written in place
+struct Work {
+    double flops = 0, bytes = 0;             // of one run
+    Compute compute = FP32;
+    Memory memory = READ;
+};
+struct Timing { double seconds, floor; };
+
+// Of the machine: a name for the table, a rung's median time with the floor of its work, and how often it must give the
+// same bits again. bench.cuh has a GPU's.
+std::string machine_name();
+Timing time_of(const Rung& rung, const Work& work);
+int repeats();
+
+inline bool timed = true;
+inline std::string table;                    // to be written, without .csv and .md
+inline int study_main(int argc, char** argv, const std::function<void()>& study) {
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--check")) timed = false;
+        else if (!strcmp(argv[i], "--write") && i + 1 < argc) table = argv[++i];
+        else return fprintf(stderr, "usage: %s [--check] [--write TABLE]\n", argv[0]), 2;
+    }
+    const int code = run_main(study);
+    return code ? code : failed > 0;
+}
+
+inline double median(std::vector<double> v) {
+    std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
+    return v[v.size() / 2];
+}
+
+// Adds a row to TABLE.csv and TABLE.md, which begin with the names of the columns.
+inline void write_row(const std::vector<std::pair<const char*, std::string>>& columns) {
+    struct { const char *name, *begin, *between, *end; } formats[] = {{".csv", "\"", "\",\"", "\"\n"},
+                                                                      {".md", "| ", " | ", " |\n"}};
+    for (auto& f : formats) {
+        const std::string path = table + f.name;
+        std::ofstream file(path, std::ios::app);
+        auto line = [&](auto cell) {
+            for (size_t i = 0; i < columns.size(); i++) file << (i ? f.between : f.begin) << cell(i);
+            file << f.end;
+        };
+        if (file.tellp() == 0) {
+            line([&](size_t i) { return columns[i].first; });
+            if (f.begin[0] == '|') line([](size_t i) { return i < 4 ? "---" : "--:"; });
+        }
+        line([&](size_t i) { return columns[i].second; });
+        if (!file.flush()) die("%s: cannot write: %s", path.c_str(), strerror(errno));
+    }
+}
+
+inline bool report = true;                   // whether checks that pass are printed
+// Whether these are the bits that the rung of this name gave the first time.
+inline bool same_bits(const std::string& name, uint64_t bits) {
+    static std::vector<std::pair<std::string, uint64_t>> known;
+    for (auto& [n, first] : known) if (n == name) return first == bits;
+    return known.push_back({name, bits}), true;
+}
+inline void climb(const std::string& kernel, const std::string& shape, const Work& work,
+                  const std::vector<Result>& results, const std::vector<Rung>& rungs) {
+    if (timed)
+        printf("\n%-44s %10s %9s %9s %9s %10s\n", (kernel + ", " + shape).c_str(), "ms", "GB/s", "TFLOP/s", "of roof",
+               "rel. error");
+    for (const Rung& rung : rungs) {
+        if (work.flops > rung.slowest) continue;
+        const std::string name = format("%s, %s, %s", kernel.c_str(), shape.c_str(), rung.name);
+        double error = 0, share = 0;
+        std::string worst;
+        for (int run = 0; run <= (timed && !rung.any_order ? repeats() : 0); run++) {
+            for (const Result& r : results) r.reset();
+            rung.run();
+            uint64_t bits = 0;
+            for (const Result& r : results) {
+                const std::vector<float> got = r.get();
+                bits = bits * 31 + checksum({(const char*)got.data(), got.size() * sizeof(float)});
+                const double e = run ? 0 : r.error(got), of_limit = e == 0 ? 0 : e / r.limit;
+                if (!(of_limit <= share) && !std::isnan(share)) share = of_limit, error = e, worst = r.name;
+            }
+            if (!rung.any_order && !same_bits(name, bits))
+                check(false, "study/%s: other bits than the first time", name.c_str());
+        }
+        if ((!timed && report) || !(share <= 1))
+            check(share <= 1, "study/%s: relative error %.1e%s%s, %.2f of its limit", name.c_str(), error,
+                  worst.empty() ? "" : " of ", worst.c_str(), share);
+        if (!timed) continue;
+        const Timing t = time_of(rung, work);
+        printf("  %-42s %10.3f %9.1f %9.3f %8.1f%% %10.1e\n", rung.name, t.seconds * 1e3, work.bytes / t.seconds / 1e9,
+               work.flops / t.seconds / 1e12, 100 * t.floor / t.seconds, error);
+        fflush(stdout);
+        if (table.empty()) continue;
+        auto number = [](double x) { return format("%.4g", x); };
+        write_row({{"machine", machine_name()}, {"kernel", kernel}, {"shape", shape}, {"rung", rung.name},
+                   {"ms", number(t.seconds * 1e3)}, {"GB/s", number(work.bytes / t.seconds / 1e9)},
+                   {"TFLOP/s", number(work.flops / t.seconds / 1e12)}, {"floor ms", number(t.floor * 1e3)},
+                   {"% of roof", number(100 * t.floor / t.seconds)}, {"relative error", format("%.1e", error)},
+                   {"GB", number(work.bytes / 1e9)}, {"TFLOP", number(work.flops / 1e12)}});
+    }
+}
+
+inline std::vector<float> random_floats(size_t n, uint64_t seed) {
+    std::vector<float> v(n);
+    #pragma omp parallel for
+    for (size_t part = 0; part < (n >> 16) + 1; part++) {
+        Rng rng(seed << 32 | part);
+        for (size_t i = part << 16; i < std::min(n, (part + 1) << 16); i++) v[i] = (float)rng.normal();
+    }
+    return v;
+}
+
+#ifndef BENCH_GPU
+// ---- a CPU: its rates are measured between any two runs, because machines that are shared change theirs ----
+inline std::string machine_name() {
+    std::ifstream f("/proc/cpuinfo");
+    for (std::string line; std::getline(f, line);)
+        if (line.starts_with("model name")) return line.substr(line.find(": ") + 2);
+    return "CPU";
+}
+inline double bandwidth(Memory memory) {     // bytes/s
+    static Buffer numbers(32 << 20);         // 128 MiB
+    static volatile real sink;
+    const double start = seconds();
+    real *p = numbers.data(), sum = 0;
+    if (memory == READ) {
+        #pragma omp parallel for simd schedule(static) reduction(+ : sum)
+        for (size_t i = 0; i < numbers.size; i++) sum += p[i];
+    } else {
+        #pragma omp parallel for simd schedule(static)
+        for (size_t i = 0; i < numbers.size; i++) p[i] = p[i] * real(0.5);
+    }
+    sink = sum, (void)sink;
+    return (memory == READ ? 1 : 2) * numbers.size * sizeof(real) / (seconds() - start);
+}
+inline double floor_of(const Work& work) {   // seconds
+    return std::max(work.flops ? work.flops / cpu::measure_peak(work.compute == BFLOAT16, 1) : 0,
+                    work.bytes ? work.bytes / bandwidth(work.memory) : 0);
+}
+inline int repeats() { return 1; }
+inline Timing time_of(const Rung& rung, const Work& work) {
+    std::vector<double> times, floors = {floor_of(work)};
+    for (int r = 0; r < 9; r++) {
+        const double start = seconds();
+        rung.run();
+        times.push_back(seconds() - start), floors.push_back(floor_of(work));
+    }
+    return {median(times), median(floors)};
+}
+#endif

@@ -1,0 +1,96 @@
+/* dev/cross_entropy.cu -- softmax, loss and its gradient, in place, in steps.
+                                                               make build/bench_cross_entropy && build/bench_cross_entropy
+
+   A row of logits is read, and its gradient written over it: 2 bytes a logit each way.
+     naive           a thread takes a row of 50257: neighbouring threads read 100 KB apart, and there are as many threads as
+                     rows, far too few
+     three_passes    a block takes a row: highest, then sum, then gradients. The row is read three times; what the level-2
+                     cache keeps of it depends on how many rows are under way
+     shipped         gpu::cross_entropy: highest and sum in one pass, where a new highest shrinks the sum so far
+                     (Milakov, Gimelshein 2018, arXiv:1805.02867, algorithm 3); 16 bytes at a time */
+#include "bench.cuh"
+namespace cross_entropy_study {
+
+__global__ void naive(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int rows, int V,
+                      int stride) {
+    const int n = blockIdx.x * blockDim.x + threadIdx.x;
+    if (n >= rows) return;
+    floatX* z = logits + (size_t)n * stride;
+    int highest = 0;
+    for (int v = 1; v < V; v++) if (float(z[v]) > float(z[highest])) highest = v;
+    const float high = float(z[highest]);
+    float sum = 0;
+    for (int v = 0; v < V; v++) sum += expf(float(z[v]) - high);
+    const int target = y[n];
+    logprob[n] = target >= 0 ? float(z[target]) - high - logf(sum) : 0;
+    best[n] = target >= 0 ? highest : -1;
+    for (int v = 0; v < V; v++)
+        z[v] = floatX(target < 0 ? 0 : weight[n] * (expf(float(z[v]) - high) / sum - (v == target)));
+}
+__global__ void three_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V, int stride) {
+    SHARED(first, int[1]);
+    const int n = blockIdx.x, target = y[n];
+    floatX* z = logits + (size_t)n * stride;
+    float highest = -INFINITY, sum = 0;
+    if (threadIdx.x == 0) first[0] = V;
+    for (int v = threadIdx.x; v < V; v += blockDim.x) highest = fmaxf(highest, float(z[v]));
+    highest = gpu::block_max(highest);
+    for (int v = threadIdx.x; v < V; v += blockDim.x) {
+        sum += expf(float(z[v]) - highest);
+        if (float(z[v]) == highest) atomicMin(first, v);
+    }
+    sum = gpu::block_sum(sum);
+    if (threadIdx.x == 0) {
+        logprob[n] = target >= 0 ? float(z[target]) - highest - logf(sum) : 0;
+        best[n] = target >= 0 ? first[0] : -1;
+    }
+    __syncthreads();                                         // z[target] is read before it changes
+    for (int v = threadIdx.x; v < V; v += blockDim.x)
+        z[v] = floatX(target < 0 ? 0 : weight[n] * (expf(float(z[v]) - highest) / sum - (v == target)));
+}
+
+static void ladder(int rows, int V) {
+    const int stride = gpu::logits_stride(V);
+    std::vector<int> targets(rows);
+    Rng rng(++numbers_seed);
+    for (int n = 0; n < rows; n++) targets[n] = n % 3 == 1 ? -1 : (int)rng.below(V);
+    const std::vector<float> given = numbers((size_t)rows * stride, 3);
+    Array<floatX> logits(given);
+    Array<float> weight(numbers(rows)), logprob(rows);
+    Array<int> y(targets), best(rows);
+    Array<gpu::Outcome> outcome(std::vector<gpu::Outcome>{{0.25, 0}});
+    double loss = 0.25;
+    #pragma omp parallel for reduction(+ : loss)
+    for (int n = 0; n < rows; n++) {         // beyond V nothing changes
+        float* z = logits.cpu() + (size_t)n * stride;
+        const int target = targets[n], highest = int(std::max_element(z, z + V) - z);
+        double high = z[highest], sum = 0;
+        for (int v = 0; v < V; v++) sum += std::exp(z[v] - high);
+        logprob.host[n] = target < 0 ? 0 : z[target] - high - std::log(sum), best.host[n] = target < 0 ? -1 : highest;
+        if (target >= 0) loss -= (double)weight.host[n] * logprob.host[n];
+        for (int v = 0; v < V; v++) z[v] = target < 0 ? 0 : weight.host[n] * (std::exp(z[v] - high) / sum - (v == target));
+    }
+    const std::string shape = format("rows=%d V=%d", rows, V);
+    const double bytes = 2.0 * rows * V * sizeof(floatX);
+    std::vector<Result> results = {written("logprob", logprob, 1e-5), written("best", best, 0, 0),
+                                   written("dlogits", logits, ONE)};
+    climb("cross-entropy", shape, {.bytes = bytes}, results,
+          {{"naive", [&] { launch(naive, blocks_for(rows, 32), 32, 0, logits, logprob, best, y, weight, rows, V, stride); }},
+           {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
+           {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, true); }}});
+    logits.host = given, results[2] = written("logits", logits, 0, 0);
+    climb("cross-entropy, no gradient", shape, {.bytes = bytes / 2}, results,
+          {{"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, false); }}});
+    climb("loss", format("rows=%d", rows), {.bytes = 12.0 * rows},
+          {{"loss", [&] { return std::vector{float(outcome.get()[0].loss)}; }, {loss}, 1e-5, [&] { outcome.reset(); }}},
+          {{"shipped", [&] {
+                launch(gpu::add_loss_kernel, 1, gpu::threads_for(rows, 1024), 0, outcome, logprob, weight, y, rows);
+            }}});
+}
+
+static const Study study([] {
+    const struct { Size size; int rows, V; } shapes[] = {{TINY, 4, 2}, {TINY, 5, 101}, {TINY, 3, 1000}, {SMALL, 2, 50257}, {LARGE, 30, 50257}, {LARGE, 7, 4099},
+                                                         {TRAINING, 8192, 50257}};
+    for (auto& s : shapes) if (s.size <= largest) ladder(s.rows, s.V);
+});
+}  // namespace cross_entropy_study

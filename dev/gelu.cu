@@ -1,0 +1,65 @@
+/* dev/gelu.cu -- the activation, forward and backward, in steps.                     make build/bench_gelu && build/bench_gelu
+
+   forward   out = gelu(x): x is read, out is written (x is 4C wide: 8X bytes)
+     naive           a thread takes a number: each load fetches 2 bytes, 64 a warp, so that too few bytes are under way
+     shipped         gpu::gelu_forward: 16 bytes a thread. Training on tensor cores does not even call it, since cuBLASLt's
+                     product before it can end in the same function: dev/products.cu
+
+   backward  d = d gelu'(x), and db, its column sums: d and x are read, d is written, 12X
+     atomics         a thread takes a number and adds it to db with an atomic: N of them meet at every column
+     two_passes      d first, then its column sums by gpu::column_sums, in order: d is read once more
+     shipped         gpu::gelu_backward: a block takes 32 W columns and adds up what it writes, as it goes */
+#include "bench.cuh"
+namespace gelu_study {
+
+__global__ void naive(floatX* out, const floatX* x, size_t n) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) out[i] = floatX(::gelu(float(x[i])));
+}
+template <bool SUMS> __global__ void each(floatX* d, float* db, const floatX* x, size_t n, int C) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const float v = float(d[i]) * gelu_grad(float(x[i]));
+    d[i] = floatX(v);
+    if (SUMS) atomicAdd(db + i % C, v);
+}
+
+static void forward(size_t n) {
+    Array<floatX> x(numbers(n, 2)), out(n);
+    cpu::gelu_forward(out.cpu(), x.cpu(), n);
+    climb("gelu forward", format("n=%zu", n), {.bytes = 2.0 * n * sizeof(floatX)}, {written("out", out, ONE)},
+          {{"naive", [&] { launch(naive, blocks_for(n, 256), 256, 0, out, x, n); }},
+           {"shipped", [&] { gpu::gelu_forward(out, x, n); }}});
+}
+
+static void backward(int N, int C) {
+    const size_t n = (size_t)N * C;
+    Array<floatX> x(numbers(n, 2)), d(numbers(n));
+    Array<float> db(numbers(C)), partial(gpu::partial_size((C + 3) / 4));
+    cpu::gelu_backward(d.cpu(), d.cpu(), x.cpu(), n);
+    cpu::bias_backward(db.cpu(), d.cpu(), N, C);
+    climb("gelu backward", format("N=%d 4C=%d", N, C), {.bytes = 3.0 * n * sizeof(floatX)},
+          {written("d", d, ONE), written("db", db, ONE)},
+          {{"atomics", [&] { launch(each<true>, blocks_for(n, 256), 256, 0, d, db, x, n, C); }, true},
+           {"two_passes", [&] {
+                launch(each<false>, blocks_for(n, 256), 256, 0, d, db, x, n, C);
+                gpu::column_sums(d, db, partial, nullptr, N, C);
+            }},
+           {"shipped", [&] { gpu::gelu_backward(d, db, partial, x, N, C); }}});
+}
+
+// db of a gradient that is there already, as attention's is: (N,C) is read once
+static void column_sums(int N, int C) {
+    Array<floatX> d(numbers((size_t)N * C));
+    Array<float> db(numbers(C)), partial(gpu::partial_size((C + 3) / 4));
+    cpu::bias_backward(db.cpu(), d.cpu(), N, C);
+    climb("column sums", format("N=%d C=%d", N, C), {.bytes = 1.0 * d.n * sizeof(floatX)}, {written("db", db, 1e-5)},
+          {{"shipped", [&] { gpu::column_sums(d, db, partial, nullptr, N, C); }}});
+}
+
+static const Study study([] {
+    const struct { Size size; int N, C; } shapes[] = {{TINY, 1, 1}, {TINY, 3, 15}, {TINY, 33, 96}, {SMALL, 7, 24},
+                                                      {SMALL, 5, 768}, {SMALL, 2, 6400}, {LARGE, 300, 3072}, {LARGE, 1001, 9}, {TRAINING, 64 * 1024, 3072}};
+    for (auto& s : shapes) if (s.size <= largest) forward((size_t)s.N * s.C), backward(s.N, s.C), column_sums(s.N, s.C);
+});
+}  // namespace gelu_study

@@ -1,0 +1,206 @@
+/* dev/products.cu -- the linear layers' matrix products, and what they end in, in steps.
+                                                                         make build/bench_products && build/bench_products
+
+   out = x w, of x (N,C) and w (C,OC): 2 N C OC FLOPs, on operands and results of N C + C OC + N OC numbers
+     naive           a thread takes a number of out: two loads for every multiply-add
+     shared          a block takes 32 x 32 of out, and holds 32 x 32 of x and of w in shared memory: each number is fetched
+                     32 times less often, but still two loads, from shared memory, for every multiply-add
+     registers       a thread takes 4 x 4 of out: 8 loads for 16 multiply-adds
+     tensor_cores    a warp multiplies 16 x 16 by 16 x 8 with one instruction, the next 64 columns of x and rows of w are
+                     fetched meanwhile. (bf16 only; sizes are multiples of 64.) This is mma.sync, of 2020: what Hopper adds,
+                     products read from shared memory by four warps at once and tiles fetched by one thread, is beyond it
+     shipped         gpu::linear_forward: cuBLASLt, which knows the card
+
+   Then what a product ends in: apart, or in the product itself, before its results leave the registers. And then all
+   products of GPT-2 124M: forward, dx = dout w^T, dw += x^T dout. `fastest` is the best on the clock of 16 algorithms that
+   cuBLASLt proposes; what ships is its first. */
+#include "bench.cuh"
+namespace products_study {
+
+__global__ void naive(floatX* out, const floatX* x, const floatX* w, int N, int C, int OC) {
+    const int c = blockIdx.x * 32 + threadIdx.x % 32, n = blockIdx.y * 8 + threadIdx.x / 32;
+    if (n >= N || c >= OC) return;
+    float sum = 0;
+    for (int k = 0; k < C; k++) sum += float(x[(size_t)n * C + k]) * float(w[(size_t)k * OC + c]);
+    out[(size_t)n * OC + c] = floatX(sum);
+}
+
+// A thread takes R x R of a block's 16 R x 16 R numbers, a sixteenth of these apart, so that a warp's lie side by side.
+template <int R> __global__ void tiled(floatX* out, const floatX* x, const floatX* w, int N, int C, int OC) {
+    constexpr int K = 32, SIDE = 16 * R;
+    SHARED(xs, float[K][SIDE + 1]);          // turned; one more, so that a column's numbers lie in different banks
+    SHARED(ws, float[K][SIDE]);
+    const int n0 = blockIdx.y * SIDE, c0 = blockIdx.x * SIDE, row = threadIdx.x / 16, column = threadIdx.x % 16;
+    float sums[R][R] = {};
+    for (int k0 = 0; k0 < C; k0 += K) {
+        for (int i = threadIdx.x; i < K * SIDE; i += blockDim.x) {
+            const int n = n0 + i / K, c = c0 + i % SIDE, kx = k0 + i % K, kw = k0 + i / SIDE;
+            xs[i % K][i / K] = n < N && kx < C ? float(x[(size_t)n * C + kx]) : 0;
+            ws[i / SIDE][i % SIDE] = c < OC && kw < C ? float(w[(size_t)kw * OC + c]) : 0;
+        }
+        __syncthreads();
+        for (int k = 0; k < K; k++) {
+            float a[R], b[R];
+            for (int i = 0; i < R; i++) a[i] = xs[k][row + 16 * i], b[i] = ws[k][column + 16 * i];
+            for (int i = 0; i < R; i++) for (int j = 0; j < R; j++) sums[i][j] += a[i] * b[j];
+        }
+        __syncthreads();
+    }
+    for (int i = 0; i < R; i++) for (int j = 0; j < R; j++) {
+        const int n = n0 + row + 16 * i, c = c0 + column + 16 * j;
+        if (n < N && c < OC) out[(size_t)n * OC + c] = floatX(sums[i][j]);
+    }
+}
+
+#ifndef TRAIN_FP32
+__global__ void __launch_bounds__(128) tensor_cores(floatX* out, const floatX* x, const floatX* w, int N, int C, int OC) {
+    SHARED_DYNAMIC(shared);
+    using gpu::Tile, gpu::copies_commit, gpu::copies_wait;
+    const unsigned base = gpu::shared_address(shared);
+    const int n0 = blockIdx.y * 64, c0 = blockIdx.x * 64, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    auto of_x = [&](int k) { return Tile<64, 64>{base + k / 64 % 2 * Tile<64, 64>::BYTES}; };
+    auto of_w = [&](int k) { return Tile<64, 64>{base + (2 + k / 64 % 2) * Tile<64, 64>::BYTES}; };
+    auto fetch = [&](int k) {
+        if (k < C) of_x(k).fill(x + k, C, n0, N), of_w(k).fill(w + c0, OC, k, C);
+        copies_commit();
+    };
+    float sums[8][4] = {};
+    fetch(0);
+    for (int k = 0; k < C; k += 64) {
+        fetch(k + 64), copies_wait<1>();
+        __syncthreads();
+        for (int i = 0; i < 64; i += 16) {
+            unsigned a[4], b[4];
+            of_x(k).as_a(a, warp * 16, i);
+            for (int n = 0; n < 8; n += 2) {
+                of_w(k).as_b(b, i, n * 8);
+                gpu::mma(sums[n], a, b[0], b[1]), gpu::mma(sums[n + 1], a, b[2], b[3]);
+            }
+        }
+        __syncthreads();                     // before the tile after the next takes the place of this one
+    }
+    for (int r = 0; r < 2; r++) {
+        const int n = n0 + warp * 16 + lane / 4 + 8 * r;
+        for (int i = 0; i < 8 && n < N; i++) {
+            const float two[2] = {sums[i][2 * r], sums[i][2 * r + 1]};
+            store(out + (size_t)n * OC + c0 + i * 8 + lane % 4 * 2, two);
+        }
+    }
+}
+#endif
+
+__global__ void add(floatX* out, const floatX* plus, size_t n) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) out[i] = floatX(float(out[i]) + float(plus[i]));
+}
+
+static Work work(double N, double C, double OC, double more = 0) {
+    return {2 * N * C * OC, (N * C + C * OC + N * OC + more) * sizeof(floatX), BFLOAT16};
+}
+static std::vector<float> weights(int C, int OC) { return numbers((size_t)C * OC, 1 / std::sqrt((double)C)); }
+
+static void ladder(int N, int C, int OC) {
+    Array<floatX> x(numbers((size_t)N * C)), w(weights(C, OC)), out((size_t)N * OC);
+    cpu::linear_forward(out.cpu(), x.cpu(), w.cpu(), (float*)nullptr, (float*)nullptr, N, C, OC);
+    auto tiles = [&](auto kernel, int side) {
+        return [=, &out, &x, &w] {
+            launch(kernel, dim3(blocks_for(OC, side), blocks_for(N, side)), 256, 0, out, x, w, N, C, OC);
+        };
+    };
+    std::vector<Rung> rungs = {
+        {"naive", [&] { launch(naive, dim3(blocks_for(OC, 32), blocks_for(N, 8)), 256, 0, out, x, w, N, C, OC); }},
+        {"shared", tiles(tiled<2>, 32)}, {"registers", tiles(tiled<4>, 64)}};
+#ifndef TRAIN_FP32
+    if (C % 64 == 0 && OC % 64 == 0) rungs.push_back({"tensor_cores", [&] {
+        launch(tensor_cores, dim3(OC / 64, blocks_for(N, 64)), 128, 4 * gpu::Tile<64, 64>::BYTES, out, x, w, N, C, OC);
+    }});
+#endif
+    rungs.push_back({"shipped", [&] { gpu::linear_forward(out, x, w, nullptr, nullptr, nullptr, N, C, OC); }});
+    climb("product", format("N=%d C=%d OC=%d", N, C, OC), work(N, C, OC), {written("out", out, ONE)}, rungs);
+}
+
+// out = x w + b, then the residual stream, or gelu, of which backward needs what it was made of
+static void endings(int N, int C, int OC, bool bias) {
+    Array<floatX> x(numbers((size_t)N * C)), w(weights(C, OC)), b(numbers(OC)), plus(numbers((size_t)N * OC));
+    Array<floatX> out(plus.n), before(plus.n), act(plus.n);
+    float* const b_cpu = bias ? b.cpu() : nullptr;
+    const floatX* const b_gpu = bias ? b.p : nullptr;
+    const std::string shape = format("N=%d C=%d OC=%d%s", N, C, OC, bias ? "" : ", no bias");
+    cpu::linear_forward(out.cpu(), x.cpu(), w.cpu(), b_cpu, plus.cpu(), N, C, OC);
+    climb("product + residual", shape, work(N, C, OC, out.n), {written("out", out, 2 * ONE)},
+          {{"apart", [&] {
+                gpu::linear_forward(out, x, w, b_gpu, nullptr, nullptr, N, C, OC);
+                launch(add, blocks_for(out.n, 256), 256, 0, out, plus, out.n);
+            }},
+           {"shipped", [&] { gpu::linear_forward(out, x, w, b_gpu, plus, nullptr, N, C, OC); }}});
+    cpu::linear_forward(before.cpu(), x.cpu(), w.cpu(), b_cpu, (float*)nullptr, N, C, OC);
+    cpu::gelu_forward(act.cpu(), before.cpu(), before.n);
+    climb("product, gelu", shape, work(N, C, OC, out.n), {written("before", before, ONE), written("out", act, 2 * ONE)},
+          {{"apart", [&] {
+                gpu::linear_forward(before, x, w, b_gpu, nullptr, nullptr, N, C, OC);
+                gpu::gelu_forward(act, before, before.n);
+            }},
+           {"shipped", [&] { gpu::linear_forward(act, x, w, b_gpu, nullptr, before, N, C, OC); }}});
+}
+
+// a product as it ships, and by the algorithm that the clock would choose
+static void chosen(const std::string& name, const std::string& shape, const Work& work, const Result& result, gpu::Product p,
+                   void* to, const floatX* a, const floatX* b) {
+    std::vector<Rung> rungs = {{"shipped", [=] { gpu::multiply(to, a, b, p); }}};
+    double best = INFINITY;
+    for (const gpu::Plan& plan : timed ? gpu::proposals(p, nullptr, nullptr, 16) : std::vector<gpu::Plan>()) {
+        const Rung rung = {"fastest", [=] { gpu::multiply_by(plan, to, a, b, p, nullptr, to, nullptr); }};
+        const double t = median_time(rung.run);
+        if (t < best) best = t, rungs.resize(1), rungs.push_back(rung);
+    }
+    climb(name, shape, work, {result}, rungs);
+}
+static void layer(const std::string& name, int N, int C, int OC) {
+    Array<floatX> x(numbers((size_t)N * C)), w(weights(C, OC)), dout(numbers((size_t)N * OC)), out(dout.n), dx(x.n);
+    Array<float> dw(numbers(w.n));
+    cpu::linear_forward(out.cpu(), x.cpu(), w.cpu(), (float*)nullptr, (float*)nullptr, N, C, OC);
+    cpu::linear_backward(dx.cpu(), dw.cpu(), (float*)nullptr, dout.cpu(), x.cpu(), w.cpu(), N, C, OC);
+    const std::string shape = format("N=%d C=%d OC=%d", N, C, OC);
+    Work sum = work(N, C, OC);               // dw is fp32, read and written
+    sum.bytes += (8.0 - sizeof(floatX)) * w.n;
+    chosen(name + " forward", shape, work(N, C, OC), written("out", out, ONE),
+           {OC, N, C, false, false, OC, C, OC}, out, w, x);
+    chosen(name + " dx", shape, work(N, C, OC), written("dx", dx, ONE),
+           {C, N, OC, true, false, OC, OC, C}, dx, w, dout);
+    chosen(name + " dw", shape, sum, written("dw", dw, 1e-5),
+           {OC, C, N, false, true, OC, C, OC, false, false, true, true}, dw, dout, x);
+}
+// the head: logits = x table^T; the table is (V,C), and rows of logits lie a multiple of 64 apart, which V is not
+static void head(int N, int C, int V) {
+    const int stride = gpu::logits_stride(V);
+    Array<floatX> x(numbers((size_t)N * C)), table(weights(C, V)), dlogits(numbers((size_t)N * stride)), dx(x.n);
+    Array<floatX> logits(std::vector<float>(dlogits.n));
+    Array<float> dtable(numbers(table.n));
+    cpu::gemm<float>({logits.cpu(), stride}, {x.cpu(), C, 1}, {table.cpu(), 1, C}, N, V, C);
+    cpu::gemm<float>({dx.cpu(), C}, {dlogits.cpu(), stride, 1}, {table.cpu(), C, 1}, N, C, V);
+    cpu::gemm<float>({dtable.cpu(), C, dtable.cpu()}, {dlogits.cpu(), 1, stride}, {x.cpu(), C, 1}, V, C, N);
+    const std::string shape = format("N=%d C=%d V=%d", N, C, V);
+    Work sum = work(N, C, V);
+    sum.bytes += (8.0 - sizeof(floatX)) * table.n;
+    chosen("head forward", shape, work(N, C, V), written("logits", logits, ONE),
+           {V, N, C, true, false, C, C, stride}, logits, table, x);
+    chosen("head dx", shape, work(N, C, V), written("dx", dx, ONE),
+           {C, N, V, false, false, C, stride, C}, dx, table, dlogits);
+    chosen("head dtable", shape, sum, written("dtable", dtable, 1e-5),
+           {C, V, N, false, true, C, stride, C, false, false, true, true}, dtable, x, dlogits);
+}
+
+static const Study study([] {
+    const int N = 64 * 1024;
+    const struct { Size size; int N, C, OC; } shapes[] = {{TINY, 1, 1, 1}, {TINY, 5, 15, 21}, {TINY, 33, 64, 96},
+                                                          {TINY, 70, 128, 64}, {SMALL, 64, 768, 192}, {LARGE, 130, 768, 2304},
+                                                          {TRAINING, N, 768, 3072}};
+    const struct { Size size; const char* name; int N, C, OC; } layers[] = {
+        {TINY, "odd", 5, 15, 21}, {SMALL, "small", 33, 64, 96}, {LARGE, "large", 100, 768, 768}, {TRAINING, "qkv", N, 768, 2304}, {TRAINING, "proj", N, 768, 768},
+        {TRAINING, "fc", N, 768, 3072}, {TRAINING, "fcproj", N, 3072, 768}};
+    const struct { Size size; int N, C, V; } heads[] = {{TINY, 5, 15, 21}, {SMALL, 33, 64, 101}, {TRAINING, N / 4, 768, 50257}};
+    for (auto& s : shapes) if (s.size <= largest) ladder(s.N, s.C, s.OC), endings(s.N, s.C, s.OC, s.C != 64);
+    for (auto& l : layers) if (l.size <= largest) layer(l.name, l.N, l.C, l.OC);
+    for (auto& h : heads) if (h.size <= largest) head(h.N, h.C, h.V);
+});
+}  // namespace products_study
