@@ -57,6 +57,9 @@ train_gpt_cuda train_gpt_cuda_fp32: train_gpt.cu train_gpt.cpp $(FILES)
 $(BENCH): build/bench_%: dev/%.cu $(LADDERS) train_gpt.cu train_gpt.cpp $(FILES)
 	@mkdir -p build
 	$(NVCC) $(NVFLAGS) -Xcompiler "$(NATIVE) $(OPENMP)" $< -o $@ -lcublasLt
+build/gpu_golden: test/test_golden.cpp test/check.h train_gpt.cu train_gpt.cpp $(FILES)
+	@mkdir -p build
+	$(NVCC) $(NVFLAGS) -Xcompiler "$(NATIVE) $(OPENMP)" -DGPU -x cu $< -o $@ -lcublasLt
 EMULATE := -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -rdynamic -I test/emulation -x c++
 build/train_gpt_emulated build/train_gpt_emulated_fp32: train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h) $(FILES)
 	@mkdir -p build

@@ -2633,15 +2633,18 @@ template <typename Model> void run_verb(Options o) {
     }
 }
 
+// OpenMP's waiting threads spin for milliseconds, which beside any other busy process costs far more than the work. The
+// runtime reads its environment before main(), so the program starts itself again with a short spin.
+inline void spin_briefly(char** argv) {
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
+    setenv("GOMP_SPINCOUNT", "10000", 1), setenv("KMP_BLOCKTIME", "1", 1);
+    std::error_code none;
+    execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
+}
+
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.
 template <typename Model> int run_program(int argc, char** argv) {
-    // OpenMP's waiting threads spin for milliseconds, which beside any other busy process costs far more than the work.
-    // The runtime reads its environment before main(), so the program starts itself again with a short spin.
-    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && !getenv("KMP_BLOCKTIME")) {
-        setenv("GOMP_SPINCOUNT", "10000", 1), setenv("KMP_BLOCKTIME", "1", 1);
-        std::error_code none;
-        execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
-    }
+    spin_briefly(argv);
     const std::vector<std::string> words(argv + 1, argv + argc);
     if (words.empty()) return fputs(USAGE, stderr), 2;
     return run_main([&] {

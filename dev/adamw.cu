@@ -88,7 +88,7 @@ static void ladder(size_t n, double clip, Step kind) {
         }}};
     if (kind != FINE) rungs.clear();         // only what ships looks
     rungs.push_back({"shipped", [&] { gpu::adamw(w, m, v, g, copy, decays, n, u, squares, outcome); }});
-    climb("adamw", format("n=%zu clip=%g%s", n, clip, STEPS[kind]), {.bytes = (gpu::BF16 ? 38.0 : 36.0) * n}, results, rungs);
+    climb("adamw", format("n=%zu clip=%g%s", n, clip, STEPS[kind]), {16.0 * n, (gpu::BF16 ? 38.0 : 36.0) * n}, results, rungs);
 }
 
 static const Study study([] {

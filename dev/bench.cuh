@@ -6,8 +6,8 @@
 
    The reference is the CPU program's function. It gets inputs that are rounded as the GPU's are; the limit for a result in
    bf16 is a rounding, 2^-8, where nothing else is said. A run is timed by the GPU's clock, from memory: the level-2 cache
-   is filled with something else before. All rungs but those that add up in any order must give the same bits 20 times;
-   emulated, with their threads in other orders every time. */
+   is filled with something else before. All rungs but those that add up in any order must give the same bits again, up
+   to 20 times; emulated, with their threads in other orders every time. */
 #pragma once
 #define BENCH_GPU
 #define NO_GPU_MAIN
@@ -80,7 +80,7 @@ inline std::vector<float> rounded(std::vector<float> v) {
 
 // ---- clock and roofs ----
 inline std::string machine_name() { return gpu::device().properties.name; }
-inline int repeats() { return 20; }
+inline int repeats(size_t numbers) { return std::clamp(int(500e6 / numbers), 1, 20); }
 
 // The level-2 cache is filled by reading: what is written would be written back while the next kernel runs.
 __global__ void fill_cache_kernel(const float* p, size_t n, float* never) {

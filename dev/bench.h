@@ -53,17 +53,17 @@ inline Result result(float* p, const std::vector<double>& want, double limit, co
 enum Compute { FP32, BFLOAT16 };
 enum Memory { READ, UPDATE };                // read once; or read and written in place
 struct Work {
-    double flops = 0, bytes = 0;             // of one run
+    double flops = 0, bytes = 0;             // of one run; FLOPs outside of products are counted roughly
     Compute compute = FP32;
     Memory memory = READ;
 };
 struct Timing { double seconds, floor; };
 
 // Of the machine: a name for the table, a rung's median time with the floor of its work, and how often it must give the
-// same bits again. bench.cuh has a GPU's.
+// same bits again, of so many numbers. bench.cuh has a GPU's.
 std::string machine_name();
 Timing time_of(const Rung& rung, const Work& work);
-int repeats();
+int repeats(size_t numbers);
 
 inline bool timed = true;
 inline std::string table;                    // to be written, without .csv and .md
@@ -73,6 +73,7 @@ inline int study_main(int argc, char** argv, const std::function<void()>& study)
         else if (!strcmp(argv[i], "--write") && i + 1 < argc) table = argv[++i];
         else return fprintf(stderr, "usage: %s [--check] [--write TABLE]\n", argv[0]), 2;
     }
+    spin_briefly(argv);
     const int code = run_main(study);
     return code ? code : failed > 0;
 }
@@ -119,7 +120,7 @@ inline void climb(const std::string& kernel, const std::string& shape, const Wor
         const std::string name = format("%s, %s, %s", kernel.c_str(), shape.c_str(), rung.name);
         double error = 0, share = 0;
         std::string worst;
-        for (int run = 0; run <= (timed && !rung.any_order ? repeats() : 0); run++) {
+        for (int run = 0; run <= (timed && !rung.any_order ? repeats(results[0].want.size()) : 0); run++) {
             for (const Result& r : results) r.reset();
             rung.run();
             uint64_t bits = 0;
@@ -187,7 +188,7 @@ inline double floor_of(const Work& work) {   // seconds
     return std::max(work.flops ? work.flops / cpu::measure_peak(work.compute == BFLOAT16, 1) : 0,
                     work.bytes ? work.bytes / bandwidth(work.memory) : 0);
 }
-inline int repeats() { return 1; }
+inline int repeats(size_t) { return 1; }
 inline Timing time_of(const Rung& rung, const Work& work) {
     std::vector<double> times, floors = {floor_of(work)};
     for (int r = 0; r < 9; r++) {

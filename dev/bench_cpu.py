@@ -6,12 +6,11 @@
 Same model (12 layers, 768 channels, vocabulary 50257, tied head), same random tokens, whole steps: forward, backward,
 clipping, AdamW. The programs take turns, so that a machine which slows down slows all of them; figures are medians over
 the steps of all rounds, the first step of a run left out. Memory is the largest that a process held for itself (RssAnon).
-PyTorch (pip install torch numpy) runs in float32 and in bfloat16 autocast, with and without torch.compile, with fused
-AdamW. llm.c's program trains on B 4, T 64 only; it is compiled with gcc and its own flags, its best here.
+PyTorch (dev/bench_torch.py; pip install torch numpy) runs in float32 and in bfloat16 autocast, with and without
+torch.compile. llm.c's program trains on B 4, T 64 only; it is compiled with gcc and its own flags, its best here.
 """
 import argparse
 import array
-import json
 import os
 import random
 import re
@@ -76,8 +75,9 @@ def ours(B, T, steps, work, dtype):
 
 
 def torch_program(B, T, steps, work, dtype, compiled):
-    return watch([sys.executable, __file__, "--child", f"{B} {T} {steps + 1} {work}/tokens.bin {dtype} {int(compiled)}"],
-                 r"^step .* (\S+) ms$", steps + 1)
+    return watch([sys.executable, os.path.join(os.path.dirname(__file__), "bench_torch.py"), "--device", "cpu", "--batch",
+                  str(B), "--context", str(T), "--steps", str(steps + 1), "--tokens", f"{work}/tokens.bin", "--dtype", dtype,
+                  "--compile", str(int(compiled))], r"^step .* (\S+) ms$", steps + 1)
 
 
 def llmc(B, T, steps, work, directory):
@@ -99,58 +99,6 @@ def llmc(B, T, steps, work, directory):
     return watch(["./train_gpt2"], r"^step .*took (\S+) ms", steps + 1, cwd=build)
 
 
-def child(B, T, steps, tokens, dtype, compiled):
-    import numpy
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.ln1, self.ln2 = nn.LayerNorm(C), nn.LayerNorm(C)
-            self.qkv, self.proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
-            self.fc, self.fcproj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
-
-        def forward(self, x):
-            b, t, _ = x.shape
-            q, k, v = (z.view(b, t, NH, C // NH).transpose(1, 2) for z in self.qkv(self.ln1(x)).split(C, 2))
-            att = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.proj(att.transpose(1, 2).reshape(b, t, C))
-            return x + self.fcproj(F.gelu(self.fc(self.ln2(x)), approximate="tanh"))
-
-    class GPT(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(1024, C)
-            self.blocks, self.lnf = nn.Sequential(*(Block() for _ in range(L))), nn.LayerNorm(C)
-            for p in self.parameters():
-                if p.dim() > 1:
-                    nn.init.normal_(p, 0, 0.02)
-
-        def forward(self, x, y):
-            h = self.wte(x) + self.wpe(torch.arange(x.shape[1]))
-            logits = F.linear(self.lnf(self.blocks(h)), self.wte.weight)
-            return F.cross_entropy(logits.flatten(0, 1), y.flatten())
-
-    torch.manual_seed(1)
-    model = GPT()
-    run = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    data = torch.from_numpy(numpy.fromfile(tokens, dtype="<u2", offset=1024).astype(numpy.int64))
-    for step in range(steps):
-        start = time.perf_counter()
-        at = step * B * T % (len(data) - B * T)
-        x, y = data[at:at + B * T].view(B, T), data[at + 1:at + B * T + 1].view(B, T)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-            loss = run(x, y)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        print(f"step {step} loss {loss.item():.4f} {1e3 * (time.perf_counter() - start):.1f} ms", flush=True)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="4x64,4x256,2x1024")
@@ -158,11 +106,7 @@ def main():
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--llmc")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     a = parser.parse_args()
-    if a.child:
-        B, T, steps, tokens, dtype, compiled = a.child.split()
-        return child(int(B), int(T), int(steps), tokens, dtype, compiled == "1")
     if a.threads:
         os.environ["OMP_NUM_THREADS"] = str(a.threads)
     with open("/proc/cpuinfo") as f:

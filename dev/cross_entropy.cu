@@ -74,14 +74,14 @@ static void ladder(int rows, int V) {
     const double bytes = 2.0 * rows * V * sizeof(floatX);
     std::vector<Result> results = {written("logprob", logprob, 1e-5), written("best", best, 0, 0),
                                    written("dlogits", logits, ONE)};
-    climb("cross-entropy", shape, {.bytes = bytes}, results,
+    climb("cross-entropy", shape, {7.0 * rows * V, bytes}, results,
           {{"naive", [&] { launch(naive, blocks_for(rows, 32), 32, 0, logits, logprob, best, y, weight, rows, V, stride); }},
            {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
            {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, true); }}});
     logits.host = given, results[2] = written("logits", logits, 0, 0);
-    climb("cross-entropy, no gradient", shape, {.bytes = bytes / 2}, results,
+    climb("cross-entropy, no gradient", shape, {4.0 * rows * V, bytes / 2}, results,
           {{"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, false); }}});
-    climb("loss", format("rows=%d", rows), {.bytes = 12.0 * rows},
+    climb("loss", format("rows=%d", rows), {2.0 * rows, 12.0 * rows},
           {{"loss", [&] { return std::vector{float(outcome.get()[0].loss)}; }, {loss}, 1e-5, [&] { outcome.reset(); }}},
           {{"shipped", [&] {
                 launch(gpu::add_loss_kernel, 1, gpu::threads_for(rows, 1024), 0, outcome, logprob, weight, y, rows);

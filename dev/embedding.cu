@@ -54,7 +54,7 @@ static void forward(int B, int T, int V, int C) {
     embedded.host = rounded(embedded.host);
     cpu::layernorm_forward(out.cpu(), mean.cpu(), rstd.cpu(), embedded.cpu(), w.cpu(), b.cpu(), N, C, 1e-5);
     climb("embedding and layernorm forward", format("B=%d T=%d V=%d C=%d", B, T, V, C),
-          {.bytes = 3.0 * embedded.n * sizeof(floatX)}, {written("embedded", embedded, 0, 0), written("out", out, ONE)},
+          {8.0 * embedded.n, 3.0 * embedded.n * sizeof(floatX)}, {written("embedded", embedded, 0, 0), written("out", out, ONE)},
           {{"separate", [&] {
                 launch(add, blocks_for(embedded.n, 256), 256, 0, embedded, x, wte, wpe, t0, T, embedded.n, C);
                 gpu::layernorm_forward(out, mean, rstd, embedded, w, b, N, C, 1e-5);
@@ -74,7 +74,7 @@ static void backward(int B, int T, int V, int C) {
     Array<int> order(sorted.order), start(sorted.start), count(std::vector<int>{occurring});
     cpu::embedding_backward(dwte.cpu(), dwpe.cpu(), dout.cpu(), x.cpu(), B, T, C);
     const double bytes = 2.0 * dout.n * sizeof(floatX) + 8.0 * C * (occurring + T);
-    climb("embedding backward", format("B=%d T=%d V=%d C=%d", B, T, V, C), {.bytes = bytes},
+    climb("embedding backward", format("B=%d T=%d V=%d C=%d", B, T, V, C), {2.0 * dout.n, bytes},
           {written("dwte", dwte, 1e-6, 1e-6), written("dwpe", dwpe, 1e-6, 1e-6)},
           {{"atomics", [&] { launch(atomics, blocks_for(dout.n, 256), 256, 0, dwte, dwpe, dout, x, T, dout.n, C); }, true},
            {"search", [&] {

@@ -27,7 +27,7 @@ template <bool SUMS> __global__ void each(floatX* d, float* db, const floatX* x,
 static void forward(size_t n) {
     Array<floatX> x(numbers(n, 2)), out(n);
     cpu::gelu_forward(out.cpu(), x.cpu(), n);
-    climb("gelu forward", format("n=%zu", n), {.bytes = 2.0 * n * sizeof(floatX)}, {written("out", out, ONE)},
+    climb("gelu forward", format("n=%zu", n), {8.0 * n, 2.0 * n * sizeof(floatX)}, {written("out", out, ONE)},
           {{"naive", [&] { launch(naive, blocks_for(n, 256), 256, 0, out, x, n); }},
            {"shipped", [&] { gpu::gelu_forward(out, x, n); }}});
 }
@@ -38,7 +38,7 @@ static void backward(int N, int C) {
     Array<float> db(numbers(C)), partial(gpu::partial_size((C + 3) / 4));
     cpu::gelu_backward(d.cpu(), d.cpu(), x.cpu(), n);
     cpu::bias_backward(db.cpu(), d.cpu(), N, C);
-    climb("gelu backward", format("N=%d 4C=%d", N, C), {.bytes = 3.0 * n * sizeof(floatX)},
+    climb("gelu backward", format("N=%d 4C=%d", N, C), {16.0 * n, 3.0 * n * sizeof(floatX)},
           {written("d", d, ONE), written("db", db, ONE)},
           {{"atomics", [&] { launch(each<true>, blocks_for(n, 256), 256, 0, d, db, x, n, C); }, true},
            {"two_passes", [&] {
@@ -53,7 +53,7 @@ static void column_sums(int N, int C) {
     Array<floatX> d(numbers((size_t)N * C));
     Array<float> db(numbers(C)), partial(gpu::partial_size((C + 3) / 4));
     cpu::bias_backward(db.cpu(), d.cpu(), N, C);
-    climb("column sums", format("N=%d C=%d", N, C), {.bytes = 1.0 * d.n * sizeof(floatX)}, {written("db", db, 1e-5)},
+    climb("column sums", format("N=%d C=%d", N, C), {1.0 * d.n, 1.0 * d.n * sizeof(floatX)}, {written("db", db, 1e-5)},
           {{"shipped", [&] { gpu::column_sums(d, db, partial, nullptr, N, C); }}});
 }
 

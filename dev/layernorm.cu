@@ -103,7 +103,7 @@ static void forward(int N, int C) {
             launch(kernel, blocks_for(N, 8), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f);
         };
     };
-    climb("layernorm forward", format("N=%d C=%d", N, C), {.bytes = 2.0 * x.n * sizeof(floatX)},
+    climb("layernorm forward", format("N=%d C=%d", N, C), {7.0 * x.n, 2.0 * x.n * sizeof(floatX)},
           {written("out", out, ONE), written("mean", mean, 1e-5), written("rstd", rstd, 1e-5)},
           {{"naive", [&] { launch(naive, blocks_for(N, 256), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f); }},
            {"warp_per_row", warps(warp_per_row<1>)},
@@ -119,7 +119,7 @@ static void backward(int N, int C) {
     Array<float> mean(m), rstd(r);
     cpu::layernorm_backward(dstream.cpu(), dw.cpu(), db.cpu(), dout.cpu(), x.cpu(), w.cpu(), mean.cpu(), rstd.cpu(), N, C);
     cpu::bias_backward(dbias.cpu(), dstream.cpu(), N, C);
-    climb("layernorm backward", format("N=%d C=%d", N, C), {.bytes = 4.0 * x.n * sizeof(floatX)},
+    climb("layernorm backward", format("N=%d C=%d", N, C), {17.0 * x.n, 4.0 * x.n * sizeof(floatX)},
           {written("dstream", dstream, ONE), written("dw", dw, 1e-5), written("db", db, 1e-5),
            written("dbias", dbias, ONE)},
           {{"atomics", [&] {

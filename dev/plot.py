@@ -1,6 +1,8 @@
-"""dev/plot.py -- draws the log.jsonl of one or more runs: loss, gradient norm, learning rate, speed.
-    python3 dev/plot.py runs/a [runs/b ...] [-o plot.png]        needs matplotlib"""
-import itertools, json, os, sys
+"""dev/plot.py -- draws the log.jsonl of one or more runs: loss, gradient norm, learning rate, speed; or the kernels of a
+table that `make bench` wrote: time beside its floor, and the roofline.
+    python3 dev/plot.py runs/a [runs/b ...] [-o plot.png]        needs matplotlib
+    python3 dev/plot.py build/bench.csv [-o kernels.png]"""
+import csv, itertools, json, os, sys
 
 INK, GRID, COLORS = "#33383d", "#e6e8ea", ["#1f6fb4", "#d9541e", "#2e9e5b", "#8454b8", "#b8860b", "#3aa6b9"]
 PANELS = (("norm", "gradient norm"), ("lr", "learning rate"), ("tokens_per_s", "tokens/s"))
@@ -45,7 +47,7 @@ def short(value, _):
     return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
-def draw(runs, out):
+def pyplot():
     try:
         import matplotlib
         matplotlib.use("Agg")
@@ -57,6 +59,75 @@ def draw(runs, out):
                          "axes.edgecolor": INK, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
                          "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "axes.titlesize": 9,
                          "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.xmargin": 0.01, "legend.frameon": False})
+    return matplotlib, plt
+
+
+def save(figure, out):
+    try:
+        figure.savefig(out, dpi=100)
+    except (OSError, ValueError) as e:
+        die(f"{out}: cannot write: {e}")
+    print(f"wrote {out}")
+
+
+def kernels(path):
+    """{machine: {kernel: row}} of a table: of each kernel the largest shape, and of that what ships, or the fastest rung."""
+    best = {}
+    try:
+        with open(path, encoding="utf-8", newline="") as f:
+            for row in csv.DictReader(f):
+                row.update({k: float(row[k]) for k in ("ms", "floor ms", "GB", "TFLOP")})
+                rank = row["floor ms"], row["rung"] == "shipped", -row["ms"]
+                old = best.setdefault(row["machine"], {}).get(row["kernel"])
+                if not old or rank[:1] > old[0][:1] and row["shape"] != old[1]["shape"] or row["shape"] == old[1]["shape"] \
+                        and rank[1:] > old[0][1:]:
+                    best[row["machine"]][row["kernel"]] = rank, row
+    except OSError as e:
+        die(f"{path}: cannot open: {e.strerror}; make bench writes build/bench.csv")
+    except (KeyError, TypeError, ValueError):
+        die(f"{path}: not a table of make bench")
+    return {machine: [row for _, row in rows.values()] for machine, rows in best.items()} or die(f"{path}: holds no rows")
+
+
+def draw_kernels(tables, out):
+    matplotlib, plt = pyplot()
+    heights = [max(2.6, 0.6 + 0.21 * len(rows)) for rows in tables.values()]
+    figure = plt.figure(figsize=(11, sum(heights) + 0.3), layout="constrained")
+    grid = figure.add_gridspec(len(tables), 2, height_ratios=heights)
+    for at, (machine, rows) in enumerate(tables.items()):
+        bars, roofline = figure.add_subplot(grid[at, 0]), figure.add_subplot(grid[at, 1])
+        rows = sorted(rows, key=lambda row: row["ms"])
+        places = range(len(rows))
+        bars.barh(places, [row["ms"] for row in rows], color=COLORS[0], height=0.66, label="time")
+        bars.barh(places, [row["floor ms"] for row in rows], color=COLORS[4], height=0.3, label="floor")
+        for y, row in zip(places, rows):
+            bars.annotate(f" {100 * row['floor ms'] / row['ms']:.0f} %", (row["ms"], y), va="center", fontsize=7)
+        bars.set_yticks(places, [f"{row['kernel']}, {row['shape']}" for row in rows], fontsize=6.5)
+        bars.set_xscale("log")
+        bars.set_xlim(min(row["floor ms"] for row in rows) / 2, 2 * max(row["ms"] for row in rows))
+        bars.set_xlabel("ms; the share of the roof beside each bar")
+        bars.set_title(machine)
+        bars.legend(loc="lower right")
+        # the roofs, in TB/s and TFLOP/s, as the floors tell them: each is what its fastest rows would need
+        memory, compute = (max(row[k] / row["floor ms"] for row in rows) for k in ("GB", "TFLOP"))
+        compute *= 1e3
+        points = [(row["TFLOP"] / row["GB"] * 1e3, row["TFLOP"] / row["ms"] * 1e3, row) for row in rows if row["TFLOP"] and row["GB"]]
+        if points:
+            reach = [min(x for x, _, _ in points) / 2, max(max(x for x, _, _ in points), compute / memory) * 2]
+            xs = [reach[0], compute / memory, reach[1]]
+            roofline.plot(xs, [min(memory * x, compute) for x in xs], color=INK, linewidth=1)
+            roofline.plot([x for x, _, _ in points], [y for _, y, _ in points], "o", color=COLORS[0], markersize=4)
+            for x, y, row in points:
+                roofline.annotate(row["kernel"], (x, y), fontsize=6.5, xytext=(3, -7), textcoords="offset points")
+            roofline.set_xscale("log")
+            roofline.set_yscale("log")
+        roofline.set_xlabel("FLOPs a byte")
+        roofline.set_title(f"TFLOP/s under {compute:.3g} TFLOP/s and {memory:.3g} TB/s")
+    save(figure, out)
+
+
+def draw(runs, out):
+    matplotlib, plt = pyplot()
     figure = plt.figure(figsize=(9, 5.2), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=[1.9, 1])
     loss, small = figure.add_subplot(grid[0, :]), [figure.add_subplot(grid[1, i]) for i in range(3)]
@@ -90,11 +161,7 @@ def draw(runs, out):
         loss.yaxis.set_major_formatter(short)
         loss.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     loss.legend(loc="upper right")
-    try:
-        figure.savefig(out, dpi=100)
-    except (OSError, ValueError) as e:
-        die(f"{out}: cannot write: {e}")
-    print(f"wrote {out}")
+    save(figure, out)
 
 
 if __name__ == "__main__":
@@ -103,5 +170,8 @@ if __name__ == "__main__":
         at = words.index("-o")
         out, words = words[at + 1], words[:at] + words[at + 2:]
     if not words or any(word.startswith("-") for word in words):
-        sys.exit("usage: python3 dev/plot.py RUN... [-o plot.png]")
-    draw([(os.path.basename(os.path.normpath(run)), read(run)) for run in words], out)
+        sys.exit("usage: python3 dev/plot.py RUN... | TABLE.csv [-o plot.png]")
+    if words[0].endswith(".csv"):
+        draw_kernels(kernels(words[0]), out)
+    else:
+        draw([(os.path.basename(os.path.normpath(run)), read(run)) for run in words], out)

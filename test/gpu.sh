@@ -2,7 +2,7 @@
 # test/gpu.sh PROGRAM -- what the CUDA program promises as a program, on a GPU or emulated: the same bits again and after a
 # stop, checkpoints that the CPU program takes over and gives back, refusals. One line a check.
 gpu=$1
-dir=build/test_gpu_data
+dir=build/test_gpu_data failed=0
 rm -rf $dir && mkdir -p $dir
 awk 'BEGIN { for (i = 0; i < 4000; i++) printf "%c%c", i * i % 47 + 1, 0 }' > $dir/train.u16 2>/dev/null
 train="train --train $dir/train.u16 --val $dir/train.u16 --raw u16 --init custom --layers 2 --heads 1 --channels 64 --vocab 50 --context 70
@@ -13,7 +13,7 @@ train="$train --batch 2"
 expect() {                                   # NAME COMMAND...: whether the command succeeds
     name=$1
     shift
-    if "$@" > $dir/output 2>&1; then echo "ok gpu/$name"; else echo "FAIL gpu/$name: $(tail -1 $dir/output)"; fi
+    if "$@" > $dir/output 2>&1; then echo "ok gpu/$name"; else failed=1; echo "FAIL gpu/$name: $(tail -1 $dir/output)"; fi
 }
 refused() {                                  # NAME CODE TEXT COMMAND...: one line on standard error that contains the text
     name=$1 code=$2 text=$3
@@ -21,7 +21,7 @@ refused() {                                  # NAME CODE TEXT COMMAND...: one li
     "$@" > /dev/null 2> $dir/output
     got=$?
     if [ $got -eq $code ] && [ "$(wc -l < $dir/output)" -eq 1 ] && grep -q "$text" $dir/output
-    then echo "ok gpu/$name: $(cat $dir/output)"; else echo "FAIL gpu/$name: exit $got, $(cat $dir/output)"; fi
+    then echo "ok gpu/$name: $(cat $dir/output)"; else failed=1; echo "FAIL gpu/$name: exit $got, $(cat $dir/output)"; fi
 }
 same() { cmp "$1/step_00000006/model.safetensors" "$2/step_00000006/model.safetensors" && cmp "$1/step_00000006/optimizer.safetensors" "$2/step_00000006/optimizer.safetensors"; }
 val_loss() { "$1" eval --model "$2" --val $dir/train.u16 --raw u16 --rows packed | sed -n 's/^val loss \([0-9.]*\).*/\1/p'; }
@@ -48,3 +48,4 @@ case $gpu in *emulated*)
     refused "no GPU" 1 "no NVIDIA GPU" env EMU_DEVICES=0 $gpu $train --out $dir/none ;;
 esac
 refused "another format" 2 "dtype fp32: must be one of bf16" $gpu $train --dtype fp32 --out $dir/none
+exit $failed

@@ -32,7 +32,7 @@ static void ladder(size_t n) {
         want_w[i] = w0[i] - OPTIONS.lr * (m_hat / (std::sqrt(v_hat) + OPTIONS.eps) + OPTIONS.weight_decay * w0[i]);
     }
     const double limit = 4 * 0x1p-24;
-    climb("cpu adamw", format("n=%zu", n), {.bytes = 32.0 * n, .memory = UPDATE},
+    climb("cpu adamw", format("n=%zu", n), {14.0 * n, 32.0 * n, FP32, UPDATE},
           {result(w.data(), want_w, limit, w0), result(m.data(), want_m, limit, m0), result(v.data(), want_v, limit, v0),
            result(g.data(), std::vector<double>(n), limit, g0)},
           {{"naive", [&] { for (size_t i = 0; i < n; i++) formula(w.data()[i], m.data()[i], v.data()[i], g.data()[i]); }},

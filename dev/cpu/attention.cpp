@@ -51,7 +51,7 @@ static void ladder(int B, int T, int C, int NH) {
         for (int j = 0; j <= i; j++) for (int c = 0; c < HS; c++) want[((size_t)b * T + i) * C + h * HS + c] += p[j] / sum * at(j, 2, c);
     }
     // scores of about 1 with sqrt(HS) roundings of 2^-24, an exponential of 2 ulp, and sums over T
-    climb("cpu attention", format("B=%d T=%d C=%d NH=%d", B, T, C, NH), {.flops = 2.0 * B * T * T * C},
+    climb("cpu attention", format("B=%d T=%d C=%d NH=%d", B, T, C, NH), {2.0 * B * T * T * C, 16.0 * B * T * C},
           {result(out.data(), want, 4 * (std::sqrt(HS) + std::sqrt(T) + 4) * 0x1p-24)},
           {{"naive", [&] { rows<false>(out.data(), qkv.data(), B, T, C, NH); }},
            {"simd", [&] { rows<true>(out.data(), qkv.data(), B, T, C, NH); }},
