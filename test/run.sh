@@ -36,6 +36,7 @@ run build/emulated_kernels_fp32 ${STRESS:+1}2 ${STRESS:+large}
 run build/emulated_broken
 run test/gpu.sh build/train_gpt_emulated
 run test/sanitizers.sh
+run test/rung.sh
 run test/nvcc.sh
 run build/test_files
 run build/test_corpus
