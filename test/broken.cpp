@@ -115,8 +115,167 @@ template <bool BROKEN> __global__ void copies_of_others(float* out, const float*
     if (!BROKEN) __syncthreads();
     for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = values[255 - threadIdx.x * 4 - i];
 }
+// ---- sm_90: mbarriers, TMA, wgmma, clusters ----
+DEVICE void mbarrier_init(unsigned b, unsigned count) {
+    EMU(emu::mbarrier_init(b, count); emu::fence_mbarrier_init();)
+    ASM("mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(b), "r"(count) : "memory");
+}
+DEVICE void mbarrier_arrive(unsigned b) {
+    EMU(emu::mbarrier_arrive(b);)
+    ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory");
+}
+DEVICE void mbarrier_arrive_expect(unsigned b, int bytes) {
+    EMU(emu::mbarrier_arrive_expect_tx(b, bytes);)
+    ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
+}
+DEVICE void mbarrier_wait(unsigned b, unsigned parity) {
+    EMU(emu::mbarrier_wait(b, parity);)
+    ASM("{\n.reg .pred p;\nL_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra L_%=;\n}"
+        ::"r"(b), "r"(parity) : "memory");
+}
+DEVICE void load_box(unsigned to, const CUtensorMap* map, unsigned mbarrier, int x, int y) {
+    EMU(emu::tma_load<2>(to, map, mbarrier, {x, y});)
+    ASM("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+        ::"r"(to), "l"(map), "r"(mbarrier), "r"(x), "r"(y) : "memory");
+}
+DEVICE void wgmma_fence() { EMU(emu::wgmma_fence();) ASM("fence.proxy.async; wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_commit() { EMU(emu::wgmma_commit();) ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_wait() { EMU(emu::wgmma_wait<0>();) ASM("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+DEVICE void wgmma_64x8x16(float (&d)[4], uint64_t a, uint64_t b) {               // d = a b
+    EMU(emu::wgmma_ss<8>(d, a, b, 0);)
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 0, 0;\n}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b));
+}
+DEVICE unsigned cluster_rank() {
+    unsigned rank = 0;
+    EMU(rank = emu::cluster_ctarank();)
+    ASM("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+DEVICE void cluster_barrier() {
+    EMU(emu::barrier_cluster();)
+    ASM("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+DEVICE float load_from(unsigned rank, unsigned shared) {     // shared memory of another block of the cluster
+    float x = 0;
+    EMU(x = *(const float*)emu::shared_pointer(emu::mapa(shared, rank));)
+    ASM("{\n.reg .u32 a;\nmapa.shared::cluster.u32 a, %1, %2;\nld.shared::cluster.f32 %0, [a];\n}" : "=f"(x) : "r"(shared), "r"(rank) : "memory");
+    return x;
+}
+DEVICE void wait_for_kernel_ahead() { EMU(emu::griddep_wait();) ASM("griddepcontrol.wait;" ::: "memory"); }
+
+template <bool BROKEN> __global__ void mbarrier_not_ready(float* out) {          // some may arrive before it is initialized
+    SHARED(barrier, uint64_t);
+    const unsigned b = gpu::shared_address(&barrier);
+    if (threadIdx.x == 0) mbarrier_init(b, 64);
+    if (!BROKEN) __syncthreads();
+    mbarrier_arrive(b), mbarrier_wait(b, 0);
+    out[threadIdx.x] = threadIdx.x;
+}
+template <bool BROKEN> __global__ void missing_arrival(float* out) {
+    SHARED(barrier, uint64_t);
+    const unsigned b = gpu::shared_address(&barrier);
+    if (threadIdx.x == 0) mbarrier_init(b, 64);
+    __syncthreads();
+    if (!BROKEN || threadIdx.x != 7) mbarrier_arrive(b);
+    mbarrier_wait(b, 0);
+    out[threadIdx.x] = threadIdx.x;
+}
+template <bool BROKEN> __global__ void missing_phase(float* out) {       // the second phase is waited for as if it were the first
+    SHARED(barrier, uint64_t);
+    SHARED(values, float[64]);
+    const unsigned b = gpu::shared_address(&barrier);
+    if (threadIdx.x == 0) mbarrier_init(b, 64);
+    __syncthreads();
+    mbarrier_arrive(b), mbarrier_wait(b, 0);
+    values[threadIdx.x] = threadIdx.x;
+    mbarrier_arrive(b), mbarrier_wait(b, BROKEN ? 0 : 1);
+    out[63 - threadIdx.x] = values[63 - threadIdx.x];
+}
+// A box of 8 x 8 numbers comes through TMA.
+enum { SOUND, NOT_AWAITED, OTHER_PARITY, NOT_EXPECTED, TOO_FEW_EXPECTED, MISALIGNED, TOO_SMALL };
+template <int DEFECT> __global__ void box(float* out, const __grid_constant__ CUtensorMap map) {
+    struct alignas(128) Room { float x[DEFECT == TOO_SMALL ? 32 : 64]; };
+    SHARED(barrier, uint64_t);
+    SHARED(room, Room);
+    const unsigned b = gpu::shared_address(&barrier);
+    if (threadIdx.x == 0) {
+        mbarrier_init(b, 1);
+        if (DEFECT == NOT_EXPECTED) mbarrier_arrive(b);
+        else mbarrier_arrive_expect(b, DEFECT == TOO_FEW_EXPECTED ? 128 : 256);
+        load_box(gpu::shared_address(room.x) + (DEFECT == MISALIGNED ? 16 : 0), &map, b, 8, 4);
+    }
+    __syncthreads();
+    if (DEFECT != NOT_AWAITED) mbarrier_wait(b, DEFECT == OTHER_PARITY);
+    const float x = room.x[threadIdx.x];
+    if (DEFECT == NOT_AWAITED) mbarrier_wait(b, 0);
+    out[threadIdx.x] = x;
+}
+static void load_box(void (*kernel)(float*, CUtensorMap), unsigned box_rows = 8, uint64_t rows = 16) {
+    Floats in(count_up(256)), out(64);
+    CUtensorMap map;
+    const cuuint64_t size[] = {16, rows}, stride[] = {64};
+    const cuuint32_t box[] = {8, box_rows}, element_stride[] = {1, 1};
+    if (cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, in.p, size, stride, box, element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE,
+            CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
+        printf("no tensor map has boxes of %u rows\n", box_rows), exit(1);
+    launch(kernel, 1, 64, 0, out.p, map);
+    std::vector<float> want(64);
+    for (int i = 0; i < 64; i++) want[i] = (4 + i / 8) * 16 + 8 + i % 8;
+    result(out.get(), want);
+}
+// 8 x 8 numbers lie together; two such along the 16 columns, which are summed over, and then the next 8 rows.
+template <bool NO_FENCE, bool NO_WAIT> __global__ void product(float* out) {
+    SHARED(a, float4[128]);                  // (64,16): i in row i of column 0
+    SHARED(b, float4[16]);                   // (16,8): j in column j of row 0
+    __nv_bfloat16 *A = (__nv_bfloat16*)a, *B = (__nv_bfloat16*)b;
+    for (int i = threadIdx.x; i < 1024; i += 128) A[i] = i % 128 < 64 && i % 8 == 0 ? i / 128 * 8 + i % 64 / 8 : 0;
+    B[threadIdx.x] = threadIdx.x < 64 && threadIdx.x % 8 == 0 ? (int)threadIdx.x / 8 : 0;
+    __syncthreads();
+    const auto operand = [](const void* p) { return (gpu::shared_address(p) & 0x3ffff) >> 4 | uint64_t(128 >> 4) << 16 | uint64_t(256 >> 4) << 32; };
+    float d[4] = {};
+    if (!NO_FENCE) wgmma_fence();
+    wgmma_64x8x16(d, operand(a), operand(b)), wgmma_commit();
+    if (!NO_WAIT) wgmma_wait();
+    for (int q = 0; q < 4; q++) {
+        const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4 + q / 2 * 8, column = lane % 4 * 2 + q % 2;
+        out[row * 8 + column] = d[q];
+    }
+    if (NO_WAIT) wgmma_wait();
+}
+static void multiply(void (*kernel)(float*)) {
+    Floats out(512);
+    launch(kernel, 1, 128, 0, out.p);
+    std::vector<float> want(512);
+    for (int i = 0; i < 512; i++) want[i] = i / 8 * (i % 8);
+    result(out.get(), want);
+}
+template <bool NO_BARRIER, bool NO_SECOND> __global__ void neighbour(float* out) {       // takes what the other block has
+    SHARED(values, float[32]);
+    values[threadIdx.x] = blockIdx.x * 32 + threadIdx.x;
+    if (!NO_BARRIER) cluster_barrier();
+    out[(1 - blockIdx.x) * 32 + threadIdx.x] = load_from(1 - cluster_rank(), gpu::shared_address(&values[threadIdx.x]));
+    if (!NO_SECOND) cluster_barrier();
+}
+template <bool BROKEN> __global__ void takes_over(float* out, const float* in) {         // from the kernel ahead of it
+    if (!BROKEN) wait_for_kernel_ahead();
+    out[threadIdx.x] = in[threadIdx.x];
+}
 #endif
 // ---- between threads and blocks ----
+// Every block waits for all others, in a loop.
+template <bool NO_SLEEP> __global__ void grid_barrier(float* out, float* parts, unsigned* arrived) {
+    parts[blockIdx.x * 4 + threadIdx.x] = blockIdx.x * 4 + threadIdx.x;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        atomicAdd(arrived, 1u);
+        while (NO_SLEEP ? *(volatile unsigned*)arrived < gridDim.x : atomicAdd(arrived, 0u) < gridDim.x) if (!NO_SLEEP) __nanosleep(20);
+        __threadfence();
+    }
+    __syncthreads();
+    out[blockIdx.x * 4 + threadIdx.x] = parts[63 - blockIdx.x * 4 - threadIdx.x];
+}
 template <bool BROKEN> __global__ void harmless_race(float* out) {       // all write the same number
     SHARED(value, float);
     if (BROKEN || threadIdx.x == 0) value = 1;
@@ -153,6 +312,24 @@ template <bool BROKEN> __global__ void order_of_sums(float* sum, float* parts) {
 template <bool BROKEN> __global__ void two_writers(float* out) {         // each block writes its share, or all of it
     for (int i = BROKEN ? 0 : blockIdx.x * 16 + threadIdx.x; i < (BROKEN ? 64 : (int)blockIdx.x * 16 + 16); i += 16)
         out[i % 64] = BROKEN ? blockIdx.x : i / 16;
+}
+
+template <typename... P, typename... A>
+static void launch_as(cudaLaunchAttributeID id, int value, cudaStream_t s, void (*kernel)(P...), int blocks, int threads, A&&... arguments) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = id;
+    if (id == cudaLaunchAttributeClusterDimension) attribute.val.clusterDim.x = value, attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    else if (id == cudaLaunchAttributeCooperative) attribute.val.cooperative = value;
+    else attribute.val.programmaticStreamSerializationAllowed = value;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = dim3(blocks), c.blockDim = dim3(threads), c.stream = s, c.attrs = &attribute, c.numAttrs = 1;
+    ok(cudaLaunchKernelEx(&c, kernel, std::forward<A>(arguments)...));
+}
+static void meet_all(bool cooperative, bool sleeps) {
+    Floats out(64), parts(64), arrived(std::vector<float>{0});
+    launch_as(cudaLaunchAttributeCooperative, cooperative, stream(), sleeps ? grid_barrier<false> : grid_barrier<true>, 16, 4, out.p, parts.p,
+              (unsigned*)arrived.p);
+    result(out.get(), reversed(count_up(64)));
 }
 
 struct Defect { const char *name, *caught_by; void (*run)(bool broken); };
@@ -219,7 +396,55 @@ static const Defect DEFECTS[] = {
     {"copies_of_others", "wrong result", [](bool broken) {
         Floats in(count_up(256)), out(256);
         launch(broken ? copies_of_others<true> : copies_of_others<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), reversed(count_up(256))); }},
+    ONE_KERNEL(mbarrier_not_ready, "no mbarrier was initialized"),
+    ONE_KERNEL(missing_arrival, "deadlock"),
+    ONE_KERNEL(missing_phase, "deadlock"),
+    {"box_not_awaited", "wrong result", [](bool broken) { load_box(broken ? box<NOT_AWAITED> : box<SOUND>); }},
+    {"box_wrong_parity", "its block has ended", [](bool broken) { load_box(broken ? box<OTHER_PARITY> : box<SOUND>); }},
+    {"box_not_expected", "its block has ended", [](bool broken) { load_box(broken ? box<NOT_EXPECTED> : box<SOUND>); }},
+    {"box_of_more_bytes", "deadlock", [](bool broken) { load_box(broken ? box<TOO_FEW_EXPECTED> : box<SOUND>); }},
+    {"box_misaligned", "is not a multiple of 128", [](bool broken) { load_box(broken ? box<MISALIGNED> : box<SOUND>); }},
+    {"box_past_shared", "write past the end of shared array room", [](bool broken) { load_box(broken ? box<TOO_SMALL> : box<SOUND>); }},
+    {"box_too_large", "no tensor map", [](bool broken) { load_box(box<SOUND>, broken ? 512 : 8); }},
+    {"tensor_past_end", "overrun", [](bool broken) { load_box(box<SOUND>, 8, broken ? 17 : 16); }},
+    {"wgmma_not_fenced", "wgmma without a wgmma.fence", [](bool broken) { multiply(broken ? product<true, false> : product<false, false>); }},
+    {"wgmma_not_awaited", "wrong result", [](bool broken) { multiply(broken ? product<false, true> : product<false, false>); }},
+    {"missing_cluster_barrier", "wrong result", [](bool broken) {
+        Floats out(64);
+        launch_as(cudaLaunchAttributeClusterDimension, 2, stream(), broken ? neighbour<true, false> : neighbour<false, false>, 2, 32, out.p);
+        result(out.get(), count_up(64)); }},
+    {"leaves_cluster", "which has ended", [](bool broken) {
+        Floats out(64);
+        launch_as(cudaLaunchAttributeClusterDimension, 2, stream(), broken ? neighbour<false, true> : neighbour<false, false>, 2, 32, out.p);
+        result(out.get(), count_up(64)); }},
+    {"kernel_ahead_not_awaited", "wrong result", [](bool broken) {
+        Floats in(64), out(64);
+        launch(unwritten<false>, 1, 64, 0, in.p);
+        launch_as(cudaLaunchAttributeProgrammaticStreamSerialization, 1, stream(), broken ? takes_over<true> : takes_over<false>, 1, 64, out.p,
+                  (const float*)in.p);
+        result(out.get(), count_up(64)); }},
 #endif
+    {"not_cooperative", "waits in a loop", [](bool broken) { meet_all(!broken, true); }},
+    {"no_sleep", "in a loop without __nanosleep", [](bool broken) { meet_all(true, !broken); }},
+    {"missing_event", "wrong result", [](bool broken) {      // two streams, and nothing says which goes first
+        Floats in(64), out(64);
+        cudaStream_t other;
+        cudaEvent_t written;
+        ok(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking)), ok(cudaEventCreateWithFlags(&written, cudaEventDisableTiming));
+        launch(unwritten<false>, 1, 64, 0, in.p);
+        ok(cudaEventRecord(written, stream()));
+        if (!broken) ok(cudaStreamWaitEvent(other, written, 0));
+        ok(cudaMemcpyAsync(out.p, in.p, 256, cudaMemcpyDeviceToDevice, other));
+        ok(cudaStreamSynchronize(other)), result(out.get(), count_up(64)); }},
+    {"pinned_reused", "wrong result", [](bool broken) {      // the host writes anew what the device has not copied yet
+        Floats out(64);
+        float* pinned;
+        ok(cudaMallocHost(&pinned, 256));
+        for (int i = 0; i < 64; i++) pinned[i] = i;
+        ok(cudaMemcpyAsync(out.p, pinned, 256, cudaMemcpyHostToDevice, stream()));
+        if (!broken) ok(cudaStreamSynchronize(stream()));
+        for (int i = 0; i < 64; i++) pinned[i] = -1;
+        result(out.get(), count_up(64)); }},
     {"order_of_sums", "another result", [](bool broken) {
         Floats sum(std::vector<float>{0}), parts(std::vector<float>(512));
         launch(broken ? order_of_sums<true> : order_of_sums<false>, 8, 64, 0, sum.p, parts.p);
@@ -273,17 +498,19 @@ int main(int argc, char** argv) {
             continue;
         }
         const int seeds = *sanitizer ? 3 : 8;
-        std::string caught, natural;
+        std::string natural, caught, said;
         int sound = 0;
         for (int seed = 0; seed < seeds; seed++) {
-            const std::string broken = run(argv[0], d.name, true, seed), mended = run(argv[0], d.name, false, seed);
+            const std::string mended = run(argv[0], d.name, false, seed);
+            if (mended.size() > 6 && mended.substr(mended.size() - 6) == "exit 0") sound++;
+            else said = mended;
+            if (!caught.empty()) continue;
+            const std::string broken = run(argv[0], d.name, true, seed);
             if (seed == 0) natural = broken;
-            const bool differs = !strcmp(d.caught_by, "another result") && broken != natural;
-            if (caught.empty() && (broken.find(d.caught_by) != broken.npos || differs)) caught = format("with seed %d", seed);
-            sound += mended.size() > 6 && mended.substr(mended.size() - 6) == "exit 0";
+            if (strcmp(d.caught_by, "another result") ? broken.find(d.caught_by) != broken.npos : broken != natural) caught = format("with seed %d", seed);
         }
         check(!caught.empty(), "broken/%s: %s%s", d.name, d.caught_by, caught.empty() ? (": not caught; " + natural).c_str() : (", " + caught).c_str());
-        check(sound == seeds, "broken/%s, mended: nothing to say with %d of %d seeds%s", d.name, sound, seeds, sound == seeds ? "" : run(argv[0], d.name, false, 1).c_str());
+        check(sound == seeds, "broken/%s, mended: nothing to say with %d of %d seeds%s", d.name, sound, seeds, said.c_str());
     }
     return failed > 0;
 }

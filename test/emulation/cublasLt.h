@@ -121,10 +121,10 @@ inline void multiply(const Product& p, float alpha, const void* A, const Layout&
     const size_t m = ld.rows, n = ld.columns, k = p.a_transposed ? la.rows : la.columns;
     const int bias_type = p.bias_type < 0 ? ld.type : p.bias_type, aux_type = p.aux_type < 0 ? ld.type : p.aux_type;
     std::vector<float> a(k * m), b(n * k), d(n * m);         // op(A) and D column by column, op(B) too: (k,n)
-    for (size_t l = 0; l < k; l++) {
-        for (size_t i = 0; i < m; i++) a[l * m + i] = get(A, la.type, p.a_transposed ? i * la.leading + l : l * la.leading + i);
-        for (size_t j = 0; j < n; j++) b[j * k + l] = get(B, lb.type, p.b_transposed ? l * lb.leading + j : j * lb.leading + l);
-    }
+    for (size_t i = 0; i < m; i++)
+        for (size_t l = 0; l < k; l++) a[l * m + i] = get(A, la.type, p.a_transposed ? i * la.leading + l : l * la.leading + i);
+    for (size_t j = 0; j < n; j++)
+        for (size_t l = 0; l < k; l++) b[j * k + l] = get(B, lb.type, p.b_transposed ? l * lb.leading + j : j * lb.leading + l);
     const bool aux = p.epilogue & 128, derivative = p.epilogue & 64, activation = (p.epilogue & 32) && !derivative;
 #pragma omp parallel for if (!TSAN && m * n * k > 200000)
     for (size_t j = 0; j < n; j++) {

@@ -608,7 +608,7 @@ inline Collective& arrive(unsigned mask, const char* name, void* lane, Place pla
         c = unused;
         c->name = name, c->mask = mask, c->arrived = 0, c->place = place, c->number = warp.collectives++;
     }
-    if (strcmp(c->name, name) || (settings.strict && c->place.line != place.line))
+    if ((c->name != name && strcmp(c->name, name)) || (settings.strict && c->place.line != place.line))
         fail("lanes of one warp are in different places: %s at %s:%d and %s at %s:%d, mask %08x", c->name, c->place.file,
              c->place.line, name, place.file, place.line, mask);
     c->arrived |= 1u << me, c->lanes[me] = lane;
