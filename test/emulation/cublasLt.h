@@ -1,7 +1,7 @@
 /* cublasLt.h -- cuBLASLt's matrix product with the epilogues that a GPT needs, on matrices that lie column by column:
      D = epilogue(alpha op(A) op(B) + beta C)
    It refuses what cuBLASLt refuses, and ends the program where operands are less aligned than the algorithm was asked
-   for, which cuBLASLt would not tell.                                                                                  */
+   for, which cuBLASLt would not tell. */
 #pragma once
 #include "cuda_runtime.h"
 
@@ -82,7 +82,9 @@ inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { re
 inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* p) {
     return *p = new emu::Preference, CUBLAS_STATUS_SUCCESS;
 }
-inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { return delete p, CUBLAS_STATUS_SUCCESS; }
+inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) {
+    return delete p, CUBLAS_STATUS_SUCCESS;
+}
 inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p,
                                                            cublasLtMatmulPreferenceAttributes_t attribute,
                                                            const void* value, size_t size) {
@@ -93,10 +95,9 @@ inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPrefere
     else if (operand >= 0) memcpy(&p->alignment[operand], value, size);
     return CUBLAS_STATUS_SUCCESS;
 }
-inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
-                                                     cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                                     cublasLtMatmulPreference_t p, int,
-                                                     cublasLtMatmulHeuristicResult_t* result, int* found) {
+inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
+    cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+    cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t* result, int* found) {
     *result = {}, *found = 1;
     memcpy(result->algo.alignment, p->alignment, sizeof p->alignment);
     return CUBLAS_STATUS_SUCCESS;
@@ -120,11 +121,14 @@ inline void multiply(const Product& p, float alpha, const void* A, const Layout&
                      float beta, const void* C, const Layout& lc, void* D, const Layout& ld) {
     const size_t m = ld.rows, n = ld.columns, k = p.a_transposed ? la.rows : la.columns;
     const int bias_type = p.bias_type < 0 ? ld.type : p.bias_type, aux_type = p.aux_type < 0 ? ld.type : p.aux_type;
-    std::vector<float> a(k * m), b(n * k), d(n * m);         // op(A) and D column by column, op(B) too: (k,n)
+    std::vector<float> a(k * m), b(n * k), d(n * m);         // op(A), op(B) and D, column by column
+    const auto at = [](const Layout& l, bool transposed, size_t row, size_t column) {
+        return transposed ? row * l.leading + column : column * l.leading + row;
+    };
     for (size_t i = 0; i < m; i++)
-        for (size_t l = 0; l < k; l++) a[l * m + i] = get(A, la.type, p.a_transposed ? i * la.leading + l : l * la.leading + i);
+        for (size_t l = 0; l < k; l++) a[l * m + i] = get(A, la.type, at(la, p.a_transposed, i, l));
     for (size_t j = 0; j < n; j++)
-        for (size_t l = 0; l < k; l++) b[j * k + l] = get(B, lb.type, p.b_transposed ? l * lb.leading + j : j * lb.leading + l);
+        for (size_t l = 0; l < k; l++) b[j * k + l] = get(B, lb.type, at(lb, p.b_transposed, l, j));
     const bool aux = p.epilogue & 128, derivative = p.epilogue & 64, activation = (p.epilogue & 32) && !derivative;
 #pragma omp parallel for if (!TSAN && m * n * k > 200000)
     for (size_t j = 0; j < n; j++) {
@@ -144,29 +148,30 @@ inline void multiply(const Product& p, float alpha, const void* A, const Layout&
             column[i] = x, set(D, ld.type, j * ld.leading + i, x);
         }
     }
-    // the bias gradient: sums of rows of a matrix (rows,columns)
-    const auto row_sums = [&](const std::vector<float>& matrix, size_t rows, size_t columns, size_t down, size_t across) {
-        for (size_t i = 0; i < rows; i++) {
+    // the bias gradient: sums along the rows of D or op(A), or down the columns of op(B)
+    const auto sums = [&](const std::vector<float>& matrix, size_t count, size_t next, size_t length, size_t step) {
+        for (size_t i = 0; i < count; i++) {
             float sum = 0;
-            for (size_t j = 0; j < columns; j++) sum += matrix[i * down + j * across];
+            for (size_t j = 0; j < length; j++) sum += matrix[i * next + j * step];
             set(p.bias, bias_type, i, sum);
         }
     };
-    if (p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD) row_sums(d, m, n, 1, m);
-    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADA) row_sums(a, m, k, 1, m);
-    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADB) row_sums(b, n, k, k, 1);
+    if (p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD) sums(d, m, 1, n, m);
+    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADA) sums(a, m, 1, k, m);
+    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADB) sums(b, n, k, k, 1);
 }
 }  // namespace emu
-inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t p, const void* alpha, const void* A,
-                                     cublasLtMatrixLayout_t la, const void* B, cublasLtMatrixLayout_t lb, const void* beta,
-                                     const void* C, cublasLtMatrixLayout_t lc, void* D, cublasLtMatrixLayout_t ld,
-                                     const cublasLtMatmulAlgo_t* algorithm, void*, size_t, cudaStream_t s) {
+inline cublasStatus_t cublasLtMatmul(
+    cublasLtHandle_t, cublasLtMatmulDesc_t p, const void* alpha, const void* A, cublasLtMatrixLayout_t la,
+    const void* B, cublasLtMatrixLayout_t lb, const void* beta, const void* C, cublasLtMatrixLayout_t lc, void* D,
+    cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t* algorithm, void*, size_t, cudaStream_t s) {
     const auto [m, k] = p->a_transposed ? std::pair(la->columns, la->rows) : std::pair(la->rows, la->columns);
     const auto [kb, n] = p->b_transposed ? std::pair(lb->columns, lb->rows) : std::pair(lb->rows, lb->columns);
     const bool bias = p->epilogue & (CUBLASLT_EPILOGUE_BIAS | emu::Product::BIAS_GRADIENT);
     if (kb != k || ld->rows != m || ld->columns != n || lc->rows != m || lc->columns != n || (bias && !p->bias))
         return CUBLAS_STATUS_INVALID_VALUE;
-    if ((p->epilogue & 128) && (!p->aux || p->aux_leading < (int64_t)m || p->aux_leading % 8)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if ((p->epilogue & 128) && (!p->aux || p->aux_leading < (int64_t)m || p->aux_leading % 8))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     const struct { const char* name; const void* p; const emu::Layout* layout; uint32_t alignment; } operands[] = {
         {"A", A, la, algorithm->alignment[0]}, {"B", B, lb, algorithm->alignment[1]},
         {"C", C, lc, algorithm->alignment[2]}, {"D", D, ld, algorithm->alignment[3]}};
@@ -174,14 +179,15 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t p, c
         if (o.layout->leading < (int64_t)o.layout->rows) return CUBLAS_STATUS_INVALID_VALUE;
         emu::memory().check_range(o.p, o.layout->bytes(), "cublasLtMatmul");
         if ((uintptr_t)o.p % o.alignment)
-            emu::fail("cublasLtMatmul: %s at %p, but the algorithm was asked for with an alignment of %u bytes", o.name, o.p,
-                      o.alignment);
+            emu::fail("cublasLtMatmul: %s at %p, but the algorithm was asked for with an alignment of %u bytes", o.name,
+                      o.p, o.alignment);
     }
-    if (bias && (uintptr_t)p->bias % 16) emu::fail("cublasLtMatmul: the bias at %p is not aligned to 16 bytes", p->bias);
+    if (bias && (uintptr_t)p->bias % 16) emu::fail("cublasLtMatmul: the bias at %p is not a multiple of 16", p->bias);
     emu::Operation o;
     o.library = true;
-    o.run = [=, p = *p, la = *la, lb = *lb, lc = *lc, ld = *ld, alpha = *(const float*)alpha, beta = *(const float*)beta] {
-        emu::multiply(p, alpha, A, la, B, lb, beta, C, lc, D, ld);
+    const float by = *(const float*)alpha, and_by = *(const float*)beta;
+    o.run = [=, p = *p, la = *la, lb = *lb, lc = *lc, ld = *ld] {
+        emu::multiply(p, by, A, la, B, lb, and_by, C, lc, D, ld);
     };
     return emu::streams().push(emu::streams().get(s), std::move(o)), CUBLAS_STATUS_SUCCESS;
 }

@@ -1,5 +1,5 @@
 /* device.h -- CUDA's device functions, and what the PTX instructions of every GPU since sm_80 do (namespace emu, named
-   after the instruction): barriers, shuffles, atomics, cp.async, ldmatrix, mma, griddepcontrol.                        */
+   after the instruction): barriers, shuffles, atomics, cp.async, ldmatrix, mma, griddepcontrol. */
 #pragma once
 #include "host.h"
 
@@ -12,8 +12,8 @@ inline void __syncwarp(unsigned mask = emu::WHOLE_WARP, EMU_PLACE) {
     emu::collective(mask, "__syncwarp", place, (char*)nullptr, [](auto, unsigned) {}, true);
 }
 inline void __nanosleep(unsigned) { emu::current->gang->let_others(); }
-// To the thread sanitizer: what the thread's atomics before the fence have read happened before it, and what it did before
-// the fence happened before its atomics after.
+// To the thread sanitizer: what the thread's atomics before the fence have read happened before it, and what it did
+// before the fence happened before its atomics after.
 inline void __threadfence() {
     if (!emu::TSAN) return std::atomic_thread_fence(std::memory_order_seq_cst);
     emu::Unseen unseen;
@@ -46,7 +46,8 @@ template <typename T> T shuffle(unsigned mask, T x, int from, const char* name, 
 template <typename T, typename F> T reduce(unsigned mask, T x, const char* name, Place place, F f) {
     collective(mask, name, place, &x, [f](T* const* lanes, unsigned arrived) {
         T all = *lanes[std::countr_zero(arrived)];
-        for (unsigned left = arrived & (arrived - 1); left; left &= left - 1) all = f(all, *lanes[std::countr_zero(left)]);
+        for (unsigned left = arrived & (arrived - 1); left; left &= left - 1)
+            all = f(all, *lanes[std::countr_zero(left)]);
         for (unsigned left = arrived; left; left &= left - 1) *lanes[std::countr_zero(left)] = all;
     });
     return x;
@@ -82,9 +83,12 @@ EMU_REDUCE(__reduce_and_sync, a & b)
 EMU_REDUCE(__reduce_or_sync, a | b)
 EMU_REDUCE(__reduce_xor_sync, a ^ b)
 #undef EMU_REDUCE
-inline unsigned __ballot_sync(unsigned mask, int vote, EMU_PLACE) { return emu::ballot(mask, vote, "__ballot_sync", place); }
-inline int __any_sync(unsigned mask, int vote, EMU_PLACE) { return emu::ballot(mask, vote, "__any_sync", place) != 0; }
-inline int __all_sync(unsigned mask, int vote, EMU_PLACE) { return emu::ballot(mask, !vote, "__all_sync", place) == 0; }
+#define EMU_VOTE(T, name, vote, result) \
+    inline T name(unsigned mask, int x, EMU_PLACE) { return emu::ballot(mask, vote, #name, place) result; }
+EMU_VOTE(unsigned, __ballot_sync, x, )
+EMU_VOTE(int, __any_sync, x, != 0)
+EMU_VOTE(int, __all_sync, !x, == 0)
+#undef EMU_VOTE
 inline unsigned __activemask() { return emu::current->warp->live; }
 
 // ---- atomics --------------------------------------------------------------------------------------------------------
@@ -183,7 +187,9 @@ inline uint16_t to_bf16(float x) {           // to nearest, ties to even
     return uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 // What hardware faults on and C++ need not: a vector access of A bytes that is not aligned to them.
-template <size_t A> void aligned(const void* p) { if ((uintptr_t)p % A) fail("misaligned %zu-byte access at %p", A, p); }
+template <size_t A> void aligned(const void* p) {
+    if ((uintptr_t)p % A) fail("misaligned %zu-byte access at %p", A, p);
+}
 inline void bar_sync(int number, int threads, EMU_PLACE) { named_barrier(number, threads, place, true); }
 inline void bar_arrive(int number, int threads, EMU_PLACE) { named_barrier(number, threads, place, false); }
 
@@ -225,8 +231,8 @@ inline void cp_async_wait(int left) {        // until all groups but the last `l
 }
 
 // ---- matrices -------------------------------------------------------------------------------------------------------
-// ldmatrix and stmatrix: N matrices of 8 x 8 numbers of 16 bits. Lane 8 j + r has the address of row r of matrix j; lane l
-// holds numbers (l / 4, l % 4 * 2) and its right neighbour of each, or of each transposed.
+// ldmatrix and stmatrix: N matrices of 8 x 8 numbers of 16 bits. Lane 8 j + r has the address of row r of matrix j;
+// lane l holds numbers (l / 4, l % 4 * 2) and its right neighbour of each, or of each transposed.
 struct Rows { uint16_t row[8]; uint32_t pairs[4]; };
 template <int N, bool TRANSPOSED, bool STORE> void exchange_rows(Rows* const* lanes) {
     for (int l = 0; l < 32; l++)
@@ -255,8 +261,9 @@ template <int N, bool TRANSPOSED> void stmatrix(uint32_t address, const uint32_t
     whole_warp("stmatrix", place, &lane, exchange_rows<N, TRANSPOSED, true>);
     if (current->lane < 8 * N) memcpy(matrix_row(address, "stmatrix"), lane.row, 16);
 }
-// mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32: C (16,8) += A (16,16) B (16,8). Lane l holds pairs of neighbours:
-// of A, in rows l / 4 + 8 (i % 2) and columns l % 4 * 2 + 8 (i / 2); of B, in column l / 4 and rows l % 4 * 2 + 8 i.
+// mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32: C (16,8) += A (16,16) B (16,8). Lane l holds pairs of
+// neighbours: of A, in rows l / 4 + 8 (i % 2) and columns l % 4 * 2 + 8 (i / 2); of B, in column l / 4 and rows
+// l % 4 * 2 + 8 i; of C, in rows l / 4 + 8 i and columns l % 4 * 2.
 struct Fragments { float c[4]; uint32_t a[4], b[2]; };
 typedef float Row __attribute__((vector_size(32)));          // added to and multiplied with a number at once
 inline float half_of(uint32_t pair, int high) { return from_bf16(uint16_t(pair >> 16 * high)); }
@@ -267,7 +274,8 @@ inline void multiply(Fragments* const* lanes) {
         for (int h = 0; h < 2; h++) {
             const int r = l / 4, c = l % 4 * 2 + h;
             for (int i = 0; i < 4; i++) A[r + i % 2 * 8][c + i / 2 * 8] = half_of(lanes[l]->a[i], h);
-            for (int i = 0; i < 2; i++) B[c + 8 * i][r] = half_of(lanes[l]->b[i], h), C[r + 8 * i][c] = lanes[l]->c[2 * i + h];
+            for (int i = 0; i < 2; i++) B[c + 8 * i][r] = half_of(lanes[l]->b[i], h);
+            for (int i = 0; i < 2; i++) C[r + 8 * i][c] = lanes[l]->c[2 * i + h];
         }
     for (int i = 0; i < 16; i++)
         for (int k = 0; k < 16; k++) C[i] += A[i][k] * B[k];
@@ -284,7 +292,7 @@ inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint3
 // ---- programmatic dependent launch ----------------------------------------------------------------------------------
 inline void griddep_wait(EMU_PLACE) {
     Gang& gang = *current->gang;
-    if (gang.wait_for_others) return;
+    if (gang.may_finish) return;
     { Unseen unseen; gang.parked.push_back(current); }
     gang.wait("griddepcontrol.wait", place);
     acquire(&gang.grid.number);

@@ -1,10 +1,10 @@
 /* fibers.h -- CUDA threads as fibers: stacks of their own, between which control moves only where threads wait.
 
-   A gang is a set of blocks that run together on one OS thread: a block, a cluster, the grid of a cooperative launch, or
-   a few blocks that need not meet. One fiber of a gang runs at a time, until it waits for others in a barrier, a warp
-   collective, an mbarrier or __nanosleep; then pick() chooses the next. The natural order is first come, first served.
-   With a seed it is one of five that programs are not made for: last first, at random, one thread or one warp starved,
-   one thread ahead. The last lane to arrive at a collective computes it for all, on their stacks.
+   A gang is a set of blocks that run together on one OS thread: a block, a cluster, the grid of a cooperative launch,
+   or a few blocks that need not meet. One fiber of a gang runs at a time, until it waits for others in a barrier, a
+   warp collective, an mbarrier or __nanosleep; then pick() chooses the next. The natural order is first come, first
+   served. With a seed it is one of five that programs are not made for: last first, at random, one thread or one warp
+   starved, one thread ahead. The last lane to arrive at a collective computes it for all, on their stacks.
 
    Sections
       1 vector types    2 what sanitizers are told    3 settings    4 threads, warps, blocks    5 errors
@@ -78,7 +78,7 @@ inline constexpr int warpSize = 32;
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define __shared__ static thread_local       // enough for plain kernels whose blocks take no turns; see SHARED at the end
+#define __shared__ static thread_local       // enough while blocks take no turns; SHARED, at the end, always is
 
 // ---- 2. what sanitizers are told ------------------------------------------------------------------------------------
 #ifdef __has_feature
@@ -118,19 +118,24 @@ void __tsan_write_range(void*, unsigned long);
 namespace emu {
 constexpr bool ASAN = false EMU_ASAN(|| true), MSAN = false EMU_MSAN(|| true), TSAN = false EMU_TSAN(|| true);
 // The thread sanitizer knows the fibers as threads. What one did before release(p), the one that then calls acquire(p)
-// has seen. The emulator's own accesses, in functions marked EMU_UNSEEN and where an Unseen lives, are nobody's; reads()
-// and writes() are those that it makes for the current thread.
-inline void release([[maybe_unused]] const void* p) { EMU_TSAN(__tsan_release((void*)p);) }
-inline void acquire([[maybe_unused]] const void* p) { EMU_TSAN(__tsan_acquire((void*)p);) }
-inline void reads([[maybe_unused]] const void* p, [[maybe_unused]] size_t n) { EMU_TSAN(__tsan_read_range((void*)p, n);) }
-inline void writes([[maybe_unused]] void* p, [[maybe_unused]] size_t n) { EMU_TSAN(__tsan_write_range(p, n);) }
+// has seen. The emulator's own accesses, in functions marked EMU_UNSEEN and where an Unseen lives, are nobody's;
+// reads() and writes() are those that it makes for the current thread.
+using Address = const void*;
+inline void release([[maybe_unused]] Address p) { EMU_TSAN(__tsan_release((void*)p);) }
+inline void acquire([[maybe_unused]] Address p) { EMU_TSAN(__tsan_acquire((void*)p);) }
+inline void reads([[maybe_unused]] Address p, [[maybe_unused]] size_t n) { EMU_TSAN(__tsan_read_range((void*)p, n);) }
+inline void writes([[maybe_unused]] Address p, [[maybe_unused]] size_t n) { EMU_TSAN(__tsan_write_range((void*)p, n);) }
 struct Unseen {
     EMU_UNSEEN Unseen() { EMU_TSAN(AnnotateIgnoreReadsBegin("", 0), AnnotateIgnoreWritesBegin("", 0);) }
     EMU_UNSEEN ~Unseen() { EMU_TSAN(AnnotateIgnoreWritesEnd("", 0), AnnotateIgnoreReadsEnd("", 0);) }
 };
 // The address sanitizer: which memory nobody may touch.
-inline void forbid([[maybe_unused]] void* p, [[maybe_unused]] size_t n) { EMU_ASAN(__asan_poison_memory_region(p, n);) }
-inline void permit([[maybe_unused]] void* p, [[maybe_unused]] size_t n) { EMU_ASAN(__asan_unpoison_memory_region(p, n);) }
+inline void forbid([[maybe_unused]] Address p, [[maybe_unused]] size_t n) {
+    EMU_ASAN(ASAN_POISON_MEMORY_REGION(p, n);)
+}
+inline void permit([[maybe_unused]] Address p, [[maybe_unused]] size_t n) {
+    EMU_ASAN(ASAN_UNPOISON_MEMORY_REGION(p, n);)
+}
 
 // ---- 3. settings ----------------------------------------------------------------------------------------------------
 inline long environment(const char* name, long otherwise) {
@@ -169,7 +174,7 @@ inline void poison(void* p, size_t n) {      // what nobody has written: NaN, in
 
 // ---- 4. threads, warps, blocks --------------------------------------------------------------------------------------
 struct Place { const char* file; int line; };
-#define EMU_PLACE ::emu::Place place = {__builtin_FILE(), __builtin_LINE()}          // of the caller, as a last argument
+#define EMU_PLACE ::emu::Place place = {__builtin_FILE(), __builtin_LINE()}          // of the caller; the last argument
 using Task = std::function<void()>;
 
 struct Gang;
@@ -231,11 +236,11 @@ struct Barrier {
     Place place{};
     Votes votes, result;
     std::vector<Fiber*> waiting;
-    char sync[2];                            // one for each generation in turn: a slow thread must not learn of later arrivals
+    char sync[2];                            // for generations in turn: a slow thread must not learn of later arrivals
     EMU_UNSEEN void* sync_now() { return &sync[generation % 2]; }
 };
 constexpr size_t SHARED_MAX = 227 << 10;     // bytes of a block
-constexpr size_t WINDOW = 256 << 10;         // and of the addresses it has, of which the first SHARED_BEGIN are not used
+constexpr size_t WINDOW = 256 << 10;         // and of its addresses, of which the first SHARED_BEGIN are not used
 constexpr size_t SHARED_BEGIN = 1024, RED_ZONE = 16;
 constexpr unsigned char CANARY = 0xA5;       // fills what lies behind an array and must not change
 struct Array { const void* key; char* p; size_t size; const char* name; };
@@ -254,7 +259,7 @@ struct Block {
 struct Grid {                                // a launch
     dim3 grid, block, cluster;
     size_t dynamic = 0;                      // bytes of shared memory
-    bool cooperative = false, dependent = false;             // dependent: starts before the kernel ahead of it has ended
+    bool cooperative = false, dependent = false;             // dependent: may start before the kernel ahead has ended
     const void* kernel = nullptr;
     Task call;                               // the kernel with its arguments, for one thread
     uint64_t number = 0;
@@ -360,9 +365,9 @@ EMU_UNSEEN inline void switch_context(Context& from, Context& to, [[maybe_unused
 }
 
 // ---- 7. gang --------------------------------------------------------------------------------------------------------
-// Where blocks and threads lie: one window of shared memory for each block, one after another, and stacks, each behind a
-// forbidden page. An OS thread uses them again for its next gang. For the thread sanitizer that would be a race between
-// the old owner and the new one, and so there every gang maps its own.
+// Where blocks and threads lie: one window of shared memory for each block, one after another, and stacks, each behind
+// a forbidden page. An OS thread uses them again for its next gang. For the thread sanitizer that would be a race
+// between the old owner and the new one, and so there every gang maps its own.
 struct Ground {
     static constexpr int WINDOWS = 256, STACKS = 32;         // STACKS are mapped together
     char* windows = map(WINDOWS * WINDOW);
@@ -404,10 +409,10 @@ struct Gang {
     size_t head = 0;
     std::vector<Fiber*> later;               // in a loop that waits: they go on when nobody else can, so that it ends
     std::vector<Task> copies;                // TMA in flight
-    bool wait_for_others = true;             // false: the kernel ahead is still at work; griddepcontrol.wait puts a thread
-    std::vector<Fiber*> parked;              // here
+    bool may_finish = true;                  // false: the kernel ahead is still at work, and
+    std::vector<Fiber*> parked;              // griddepcontrol.wait puts threads here
     int live;
-    unsigned spins = 0;
+    unsigned spins = 0;                      // of threads in loops, since one has got further
     std::chrono::steady_clock::time_point spins_since;
     Context outside;                         // of the OS thread
     Random random;
@@ -420,7 +425,8 @@ struct Gang {
           policy(settings.seed ? Policy(1 + random.below(5)) : NATURAL), victim(random.below(live)) {
         if (grounds().empty() || TSAN) ground = std::make_unique<Ground>();
         else ground = std::move(grounds().back()), grounds().pop_back();
-        if (n > Ground::WINDOWS) fail("launch of %s: %d blocks are too many to run together", kernel_name(grid.kernel).c_str(), n);
+        if (n > Ground::WINDOWS)
+            fail("launch of %s: %d blocks are too many to run together", kernel_name(grid.kernel).c_str(), n);
         ready.reserve(live);
         const unsigned threads = grid.threads(), together = grid.cooperative ? n : grid.cluster_size();
         const dim3 g = grid.grid, d = grid.block;
@@ -444,7 +450,7 @@ struct Gang {
                 f.chosen = policy == THREAD_STARVED ? number == victim
                          : policy == WARP_STARVED ? number / 32 == victim / 32 : t == victim % threads;
                 ready.push_back(&f);
-                EMU_TSAN(f.context.tsan = __tsan_create_fiber(0);)       // here: it has seen what its creator has, the host
+                EMU_TSAN(f.context.tsan = __tsan_create_fiber(0);)       // it has seen what its creator has, the host
             }
         }
     }
@@ -512,6 +518,7 @@ struct Gang {
     }
     void wait(const char* in, Place place) {
         current->waits_in = in, current->place = place, current->state = State::WAITS;
+        spins = 0;
         leave();
     }
     void let_others() {                      // before it tries again what it waits for in a loop, or goes on
@@ -521,13 +528,13 @@ struct Gang {
             const auto now = std::chrono::steady_clock::now();
             if (spins == OFTEN) spins_since = now;
             else if (now - spins_since > std::chrono::seconds(settings.spin_timeout))
-                fail("waits in a loop for more than %ld s; for a block that does not run? (a cooperative launch runs all)",
+                fail("waits in a loop for more than %ld s; for a block that does not run? Cooperative launches run all",
                      settings.spin_timeout);
         } else if (ready.size() == head && later.empty() && copies.empty()) return;      // there are no others
         current->state = State::READY, later.push_back(current);
         leave();
     }
-    // Runs all threads to their ends, or, if the kernel ahead is still at work, until all that are left wait for it: false.
+    // Runs all threads to their ends; false if the kernel ahead is still at work and all that are left wait for it.
     bool run() {
         Unseen unseen;
         blockDim = grid.block, gridDim = grid.grid;
@@ -542,7 +549,7 @@ struct Gang {
         return live == 0;
     }
     void run_rest() {                        // the kernel ahead has ended
-        wait_for_others = true;
+        may_finish = true;
         make_ready(parked);
         run();
     }
@@ -564,14 +571,18 @@ struct Gang {
             snprintf(line, sizeof line, format, arguments...);
             text += line;
         };
-        const Fiber* last = nullptr;         // of threads that wait in the same place, shown as one
+        const Fiber* last = nullptr;
+        int alike = 0;                       // one after another that wait in the same place: shown together
         for (Fiber& f : fibers) {
-            const uint3 b = f.block->index;
-            if (f.index == 0) add("\n  block (%u,%u,%u), %d of %d threads have ended:", b.x, b.y, b.z, f.block->threads - f.block->live, f.block->threads);
+            const Block& b = *f.block;
+            if (f.index == 0)
+                add("\n  block (%u,%u,%u): %d of %d threads have ended", b.index.x, b.index.y, b.index.z,
+                    b.threads - b.live, b.threads);
             if (f.state != State::WAITS) continue;
-            const bool same = last && last->block == f.block && last->waits_in == f.waits_in && last->place.line == f.place.line;
-            if (!same) add("\n    waiting in %s at %s:%d: thread", f.waits_in, f.place.file, f.place.line);
-            add(" %u", f.index);
+            alike = last && last->block == &b && last->place.line == f.place.line ? alike + 1 : 1;
+            if (alike == 1) add("\n    in %s at %s:%d: thread", f.waits_in, f.place.file, f.place.line);
+            if (alike < 12) add(" %u", f.index);
+            if (alike == 12) add(" ...");
             last = &f, be(&f);
         }
         for (const Block& block : blocks)
@@ -589,13 +600,14 @@ inline void mix() {
 }
 
 // ---- 8. warp collectives --------------------------------------------------------------------------------------------
-// Every lane of the mask brings a P. The last one to come calls all(P* const* lanes, unsigned arrived), which computes for
-// every lane, and lets the others go on. If `orders`, what lanes did before is seen by the others after.
+// Every lane of the mask brings a P. The last one to come calls all(P* const* lanes, unsigned arrived), which computes
+// for every lane, and lets the others go on. If `orders`, what lanes did before is seen by the others after.
 inline Collective& arrive(unsigned mask, const char* name, void* lane, Place place, bool& last) {
     const unsigned me = current->lane;
     Warp& warp = *current->warp;
     const unsigned ended = mask & warp.born & ~warp.live;
-    if (!(mask >> me & 1)) fail("%s at %s:%d: lane %u is not in its own mask %08x", name, place.file, place.line, me, mask);
+    if (!(mask >> me & 1))
+        fail("%s at %s:%d: lane %u is not in its own mask %08x", name, place.file, place.line, me, mask);
     if (settings.strict && ended)
         fail("%s at %s:%d: mask %08x names lanes that have ended, %08x", name, place.file, place.line, mask, ended);
     Collective *c = nullptr, *unused = nullptr;
@@ -609,8 +621,8 @@ inline Collective& arrive(unsigned mask, const char* name, void* lane, Place pla
         c->name = name, c->mask = mask, c->arrived = 0, c->place = place, c->number = warp.collectives++;
     }
     if ((c->name != name && strcmp(c->name, name)) || (settings.strict && c->place.line != place.line))
-        fail("lanes of one warp are in different places: %s at %s:%d and %s at %s:%d, mask %08x", c->name, c->place.file,
-             c->place.line, name, place.file, place.line, mask);
+        fail("lanes of one warp are in different places: %s at %s:%d and %s at %s:%d, mask %08x", c->name,
+             c->place.file, c->place.line, name, place.file, place.line, mask);
     c->arrived |= 1u << me, c->lanes[me] = lane;
     last = c->arrived == (mask & warp.live);
     return *c;
@@ -657,8 +669,8 @@ inline void join(Barrier& b, int expected, int needed, const char* name, Place p
     {
         Unseen unseen;
         if (b.arrived && b.expected != expected)
-            fail("%s at %s:%d: for %d threads, but at %s:%d for %d", name, place.file, place.line, expected, b.place.file,
-                 b.place.line, b.expected);
+            fail("%s at %s:%d: for %d threads, but at %s:%d for %d", name, place.file, place.line, expected,
+                 b.place.file, b.place.line, b.expected);
         b.expected = expected, b.place = place, b.arrived++;
         if (b.arrived == needed) {
             complete(b, *current->gang);
@@ -706,7 +718,7 @@ inline void end_thread() {
     Warp& warp = *f.warp;
     if (settings.strict && f.copies.size()) fail("ends with %zu copies of cp.async in flight", f.copies.size());
     f.state = State::ENDED;
-    f.gang->live--, block.live--, warp.live &= ~(1u << f.lane);
+    f.gang->spins = 0, f.gang->live--, block.live--, warp.live &= ~(1u << f.lane);
     if (block.live == 0 && !ASAN)
         for (const Array& a : block.arrays)
             for (size_t i = a.size; i < a.size + RED_ZONE; i++)
@@ -723,12 +735,13 @@ inline void end_thread() {
     for (Collective& c : warp.open) {
         if (!c.name || c.arrived != (c.mask & warp.live)) continue;
         if (settings.strict)
-            fail("ends while %s at %s:%d waits for its lane %u, mask %08x", c.name, c.place.file, c.place.line, f.lane, c.mask);
+            fail("ends while %s at %s:%d waits for its lane %u, mask %08x", c.name, c.place.file, c.place.line, f.lane,
+                 c.mask);
         complete(c, warp);
     }
 }
-// A stack whose thread has ended takes the next one that is to begin, with no switch at all: most kernels never wait, and
-// their threads run in a loop. (The thread sanitizer would see a race between them.)
+// A stack whose thread has ended takes the next one that is to begin, with no switch at all: most kernels never wait,
+// and their threads run in a loop. (The thread sanitizer would see a race between them.)
 EMU_UNSEEN inline void Gang::life() {
     [[maybe_unused]] Context& outside = current->gang->outside;
     EMU_ASAN(__sanitizer_finish_switch_fiber(nullptr, &outside.bottom, &outside.size);)
@@ -758,8 +771,8 @@ EMU_UNSEEN inline void Gang::life() {
 }
 
 // ---- 11. shared memory ----------------------------------------------------------------------------------------------
-// An array gets its place in the block's window when the first thread meets its declaration. Aligned as was asked for and
-// no better, if `barely`: what needs more shows.
+// An array gets its place in the block's window when the first thread meets its declaration. If `barely`, it is aligned
+// as was asked for and no better: what needs more shows.
 inline char* shared_array(const void* key, size_t size, size_t align, const char* name, bool barely) {
     Unseen unseen;
     Block& block = *current->block;

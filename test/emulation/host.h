@@ -3,7 +3,7 @@
    Device memory is a range of addresses of which no two allocations share a page and none comes twice: a forbidden page
    follows each, and what was freed stays forbidden. All of it is forbidden while the device is not at work.
    A stream is a queue. With EMU_LAZY its operations run when somebody waits, those of several streams in any order that
-   events leave open; without, at once. Blocks of a kernel run on all OS threads, in an order drawn from the seed.     */
+   events leave open; without, at once. Blocks of a kernel run on all OS threads, in an order drawn from the seed. */
 #pragma once
 #include "fibers.h"
 
@@ -20,7 +20,9 @@ enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
 using cudaDataType = cudaDataType_t;
 
 namespace emu {
-inline double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+inline double now() {                        // seconds
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 // ---- device memory --------------------------------------------------------------------------------------------------
 struct Allocation {
@@ -30,7 +32,7 @@ struct Allocation {
     bool freed = false, open = false;
     void protect(int how) const { mprotect(p - before, pages, how); }
 };
-// Pages are opened one allocation at a time, when the device first touches it, and closed when the device's work is done.
+// Allocations are opened when the device first touches them, and closed when its work is done.
 struct Memory {
     static constexpr size_t PAGE = 4096, RANGE = 64ull << 30;
     char* base = (char*)mmap(nullptr, RANGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -49,7 +51,7 @@ struct Memory {
     Memory() {
         if (base == MAP_FAILED) fail("cannot map %zu bytes for device memory", RANGE);
         struct sigaction action = {};
-        action.sa_sigaction = [](int signal, siginfo_t* info, void*) { instance().fault(signal, (char*)info->si_addr); };
+        action.sa_sigaction = [](int signal, siginfo_t* i, void*) { instance().fault(signal, (char*)i->si_addr); };
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
         if (HANDLES) sigaction(SIGSEGV, &action, nullptr), sigaction(SIGBUS, &action, nullptr);
     }
@@ -74,7 +76,7 @@ struct Memory {
     void end_work() {
         std::lock_guard lock(mutex);
         if (--at_work || !settings.hostcheck) return;
-        for (size_t i : open) if (Allocation& a = all[i]; std::exchange(a.open, false) && !a.freed) a.protect(PROT_NONE);
+        for (size_t i : open) all[i].open = false, all[i].protect(PROT_NONE);
         open.clear();
     }
     bool device(const void* p) const { return (char*)p >= base && (char*)p < base + RANGE; }
@@ -138,8 +140,8 @@ inline void check_memory() {                 // whether anything was written beh
 }
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
-// Once for each OS thread: a stack for signals, so that a thread's overflow is told too, and a timer of the OS thread's own
-// time, which looks whether control has moved since it last looked: a loop without __nanosleep would keep it forever.
+// Once for each OS thread: a stack for signals, so that a thread's overflow is told too, and a timer of the OS thread's
+// own time, which looks whether control has moved since it last looked: a loop without __nanosleep would keep it.
 inline void watch() {
     static thread_local bool watched = false;
     if (!Memory::HANDLES || std::exchange(watched, true)) return;
@@ -151,7 +153,8 @@ inline void watch() {
     action.sa_handler = [](int) {
         static thread_local uint64_t seen = ~0ull;
         if (current && std::exchange(seen, turns) == turns)
-            fail("runs for more than %ld s without waiting for others; in a loop without __nanosleep?", settings.spin_timeout);
+            fail("runs for more than %ld s without waiting for others; in a loop without __nanosleep?",
+                 settings.spin_timeout);
     };
     action.sa_flags = SA_RESTART;
     sigaction(SIGVTALRM, &action, nullptr);
@@ -166,7 +169,8 @@ struct Stats { double seconds = 0; int launches = 0; };
 inline void add_stats(const Grid& grid, double seconds) {
     static std::map<std::string, Stats> kernels;
     static const int registered = atexit([] {
-        for (const auto& [name, s] : kernels) fprintf(stderr, "%10.2f ms %6d launches  %s\n", s.seconds * 1e3, s.launches, name.c_str());
+        for (const auto& [name, s] : kernels)
+            fprintf(stderr, "%10.2f ms %6d launches  %s\n", s.seconds * 1e3, s.launches, name.c_str());
     });
     Stats& s = kernels[kernel_name(grid.kernel)];
     s.launches += 1 + 0 * registered, s.seconds += seconds;
@@ -178,8 +182,9 @@ struct Kernel {
 
     // Blocks of a gang, and gangs: each takes `size` blocks one after another, the last may have fewer.
     int size() const {
+        if (grid.cooperative) return grid.blocks();
         const int cluster = grid.cluster_size(), most = 2048 / grid.threads() / cluster * cluster;
-        return grid.cooperative ? grid.blocks() : std::max(cluster, std::min({settings.gang() * cluster, most, grid.blocks()}));
+        return std::max(cluster, std::min({settings.gang() * cluster, most, grid.blocks()}));
     }
     int count() const { return (grid.blocks() + size() - 1) / size(); }
     std::unique_ptr<Gang> gang(int i) const {
@@ -200,7 +205,7 @@ struct Kernel {
         first.resize(std::min<size_t>(4, first.size()));
         for (int i : first) {
             std::unique_ptr<Gang> g = gang(i);
-            g->wait_for_others = false;
+            g->may_finish = false;
             if (g->run()) g = nullptr;
             early[i] = std::move(g);
         }
@@ -267,7 +272,8 @@ struct Streams {
         const Operation& o = s->queue.front();
         if (o.wait && o.wait->done < o.event_number) return false;
         if (s != &standard) return !s->blocking || !ahead(&standard, o.number);
-        return std::none_of(all.begin(), all.end(), [&](auto t) { return t != s && t->blocking && ahead(t, o.number); });
+        for (const Stream* t : all) if (t != s && t->blocking && ahead(t, o.number)) return false;
+        return true;
     }
     void start(Operation& o) {
         if (!o.launch || o.kernel) return;
@@ -308,7 +314,8 @@ struct Streams {
         check_memory();
     }
     bool empty(bool blocking) const {
-        return std::all_of(all.begin(), all.end(), [&](auto s) { return s->queue.empty() || (blocking && !s->blocking); });
+        for (const Stream* s : all) if (!s->queue.empty() && (s->blocking || !blocking)) return false;
+        return true;
     }
     void push(Stream* s, Operation o) {
         std::lock_guard lock(mutex);
@@ -376,19 +383,20 @@ inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
 }
 
 namespace emu {
-inline bool pageable(const void* p) {        // host memory that is not pinned: copies of it do not overlap with the host
+inline bool pageable(const void* p) {        // host memory that is not pinned: no copy of it overlaps with the host
     for (const auto& [begin, size] : memory().pinned) if (p >= begin && p < begin + size) return false;
     return !memory().device(p);
 }
 inline void check_copy(const void* to, const void* from, size_t n, cudaMemcpyKind kind) {
     memory().check_range(to, n, "copy's destination"), memory().check_range(from, n, "copy's source");
-    const int actual = (memory().device(to) ? 1 : 0) + (memory().device(from) ? 2 : 0);
-    if (actual != kind)
-        fail("memcpy kind %d does not match the pointers, which are those of kind %d (2 * device source + device destination)",
-             kind, actual);
+    const auto side = [](bool device) { return device ? "device" : "host"; };
+    if (kind != memory().device(to) + 2 * memory().device(from))
+        fail("memcpy kind %d does not match the pointers, from %s to %s memory", kind, side(memory().device(from)),
+             side(memory().device(to)));
 }
 }  // namespace emu
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind, cudaStream_t s = nullptr) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind kind,
+                                   cudaStream_t s = nullptr) {
     emu::check_copy(to, from, n, kind);
     const bool captured = emu::streams().get(s)->capture;
     if (!captured && emu::pageable(from)) {  // the source may change as soon as this returns
@@ -405,10 +413,11 @@ inline cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKi
 }
 inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                                      size_t rows, cudaMemcpyKind kind, cudaStream_t s = nullptr) {
-    for (size_t i = 0; i < rows; i++) emu::check_copy((char*)to + i * to_pitch, (const char*)from + i * from_pitch, width, kind);
-    emu::streams().push(s, [=] {
-        for (size_t i = 0; i < rows; i++) memmove((char*)to + i * to_pitch, (const char*)from + i * from_pitch, width);
-    });
+    const auto each_row = [=](auto f) {
+        for (size_t i = 0; i < rows; i++) f((char*)to + i * to_pitch, (const char*)from + i * from_pitch);
+    };
+    each_row([&](char* to, const char* from) { emu::check_copy(to, from, width, kind); });
+    emu::streams().push(s, [=] { each_row([&](char* to, const char* from) { memmove(to, from, width); }); });
     return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t s = nullptr) {
@@ -427,7 +436,9 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
     return emu::streams().all.push_back(*s), cudaSuccess;
 }
 inline cudaError_t cudaStreamCreate(cudaStream_t* s) { return cudaStreamCreateWithFlags(s, cudaStreamDefault); }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return emu::streams().wait(emu::streams().get(s)), cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    return emu::streams().wait(emu::streams().get(s)), cudaSuccess;
+}
 inline cudaError_t cudaDeviceSynchronize() { return emu::streams().wait_for_all(), cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
     emu::streams().wait(s);
@@ -472,13 +483,15 @@ inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
     return cudaSuccess;
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
-inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return emu::streams().wait_for_all(), delete exec, cudaSuccess; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    return emu::streams().wait_for_all(), delete exec, cudaSuccess;
+}
 
 // The device claims compute capability 9.0.
 struct cudaDeviceProp {
     char name[256] = "CUDA emulator";
-    size_t totalGlobalMem = emu::settings.memory, sharedMemPerBlock = 48 << 10, sharedMemPerBlockOptin = emu::SHARED_MAX;
-    size_t sharedMemPerMultiprocessor = 228 << 10;
+    size_t totalGlobalMem = emu::settings.memory, sharedMemPerBlock = 48 << 10;
+    size_t sharedMemPerBlockOptin = emu::SHARED_MAX, sharedMemPerMultiprocessor = 228 << 10;
     int major = 9, minor = 0, multiProcessorCount = emu::settings.processors, warpSize = 32, maxThreadsPerBlock = 1024;
     int maxThreadsPerMultiProcessor = 2048, regsPerBlock = 65536, regsPerMultiprocessor = 65536, l2CacheSize = 50 << 20;
 };
@@ -506,7 +519,7 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 
 // ---- launches -------------------------------------------------------------------------------------------------------
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaFuncAttributes {
     int binaryVersion = 90, numRegs = 0, maxThreadsPerBlock = 1024;
     size_t localSizeBytes = 0, sharedSizeBytes = 0;
@@ -524,8 +537,8 @@ inline size_t& dynamic_limit(const void* kernel) {           // of its shared me
 }
 }  // namespace emu
 template <typename F> cudaError_t cudaFuncSetAttribute(F* kernel, cudaFuncAttribute attribute, int value) {
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if ((size_t)value > emu::SHARED_MAX) return emu::answer(cudaErrorInvalidValue);
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || (size_t)value > emu::SHARED_MAX)
+        return emu::answer(cudaErrorInvalidValue);
     return emu::dynamic_limit((const void*)kernel) = value, cudaSuccess;
 }
 template <typename F> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, F*, int, size_t) {
@@ -560,21 +573,24 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     grid.grid = config->gridDim, grid.block = config->blockDim, grid.dynamic = config->dynamicSmemBytes;
     grid.kernel = (const void*)kernel;
     for (unsigned i = 0; i < config->numAttrs; i++) {
-        const auto& [id, value] = config->attrs[i];
-        if (id == cudaLaunchAttributeClusterDimension) grid.cluster = {value.clusterDim.x, value.clusterDim.y, value.clusterDim.z};
-        if (id == cudaLaunchAttributeCooperative) grid.cooperative = value.cooperative;
-        if (id == cudaLaunchAttributeProgrammaticStreamSerialization) grid.dependent = value.programmaticStreamSerializationAllowed;
+        const cudaLaunchAttributeValue& v = config->attrs[i].val;
+        const cudaLaunchAttributeID id = config->attrs[i].id;
+        if (id == cudaLaunchAttributeCooperative) grid.cooperative = v.cooperative;
+        else if (id == cudaLaunchAttributeClusterDimension)
+            grid.cluster = dim3(v.clusterDim.x, v.clusterDim.y, v.clusterDim.z);
+        else grid.dependent = v.programmaticStreamSerializationAllowed;
     }
     const dim3 g = grid.grid, b = grid.block, c = grid.cluster;
-    const auto name = [&] { return emu::kernel_name(grid.kernel); };
     const size_t limit = emu::dynamic_limit(grid.kernel);
+    char wrong[256] = "";
     if (!grid.blocks() || g.y > 65535 || g.z > 65535 || !grid.threads() || grid.threads() > 1024 || b.z > 64)
-        emu::fail("launch of %s: bad grid (%u,%u,%u) or block (%u,%u,%u)", name().c_str(), g.x, g.y, g.z, b.x, b.y, b.z);
+        snprintf(wrong, sizeof wrong, "bad grid (%u,%u,%u) or block (%u,%u,%u)", g.x, g.y, g.z, b.x, b.y, b.z);
     if (grid.dynamic > limit)
-        emu::fail("launch of %s: %zu bytes of dynamic shared memory, more than %zu; cudaFuncSetAttribute?", name().c_str(),
-                  grid.dynamic, limit);
+        snprintf(wrong, sizeof wrong, "%zu bytes of dynamic shared memory, more than %zu; cudaFuncSetAttribute?",
+                 grid.dynamic, limit);
     if (c.x > 8 || g.x % c.x || c.y != 1 || c.z != 1)
-        emu::fail("launch of %s: bad cluster (%u,%u,%u) of a grid (%u,%u,%u)", name().c_str(), c.x, c.y, c.z, g.x, g.y, g.z);
+        snprintf(wrong, sizeof wrong, "bad cluster (%u,%u,%u) of a grid (%u,%u,%u)", c.x, c.y, c.z, g.x, g.y, g.z);
+    if (*wrong) emu::fail("launch of %s: %s", emu::kernel_name(grid.kernel).c_str(), wrong);
     const std::tuple<std::decay_t<P>...> arguments(std::forward<A>(given)...);
     std::apply([](const auto&... one) { (emu::check_argument(one), ...); }, arguments);
     grid.call = [kernel, arguments] { std::apply(kernel, arguments); };

@@ -1,5 +1,5 @@
 /* sm90.h -- what the PTX instructions that came with sm_90 do (namespace emu, named after the instruction): mbarriers,
-   clusters, TMA copies of boxes of tensors, wgmma.                                                                     */
+   clusters, TMA copies of boxes of tensors, wgmma. */
 #pragma once
 #include "device.h"
 
@@ -21,10 +21,10 @@ struct alignas(64) CUtensorMap {
     uint64_t size[5], stride[5];             // dimension 0 is the innermost; strides in bytes
     uint16_t box[5];
 };
-inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base,
-                                       const cuuint64_t* size, const cuuint64_t* stride, const cuuint32_t* box,
-                                       const cuuint32_t* element_stride, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
-                                       CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+inline CUresult cuTensorMapEncodeTiled(
+    CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base, const cuuint64_t* size,
+    const cuuint64_t* stride, const cuuint32_t* box, const cuuint32_t* element_stride, CUtensorMapInterleave,
+    CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
     const uint8_t element = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32 ? 4 : 2;
     if (rank < 1 || rank > 5 || (uintptr_t)base % 16 || !emu::memory().device(base)) return CUDA_ERROR_INVALID_VALUE;
     *map = {0x7E45, (uint8_t)rank, element, (uint8_t)swizzle, (char*)base, {}, {element}, {}};
@@ -54,8 +54,8 @@ inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** fun
 
 namespace emu {
 // ---- mbarrier -------------------------------------------------------------------------------------------------------
-// Its phase ends when nobody's arrival is pending and as many bytes have come as were expected. Who waits for the end of
-// phase `parity` goes on while the other phase lasts.
+// Its phase ends when nobody's arrival is pending and as many bytes have come as were expected. Who waits for the end
+// of phase `parity` goes on while the other phase lasts.
 struct MBarrier {
     uint32_t phase : 1, count : 15, pending : 16;
     int32_t bytes;                           // expected and not come yet
@@ -130,8 +130,8 @@ inline uint32_t mapa(uint32_t address, uint32_t rank) {
 }
 
 // ---- TMA ------------------------------------------------------------------------------------------------------------
-// Swizzle s exchanges the 16-byte pieces of 8 rows of 16 << s bytes, so that a column of them meets all banks: bits 4 and up
-// of an address are combined with those from bit 7 on.
+// Swizzle s exchanges the 16-byte pieces of 8 rows of 16 << s bytes, so that a column of them meets all banks: bits 4
+// and up of an address are combined with those from bit 7 on.
 inline uint32_t swizzled(uint32_t address, int s) { return address ^ (address >> 3 & ((1u << s) - 1) << 4); }
 inline uint32_t box_bytes(const CUtensorMap& map, int rank) {
     uint32_t n = map.element;
@@ -156,7 +156,8 @@ template <int RANK, typename F> void for_box(const CUtensorMap& map, uint32_t sh
         }
         for (int b = 0; b < row; b += 16) {
             const int64_t x = (int64_t)c[0] * map.element + b, left = (int64_t)map.size[0] * map.element - x;
-            f(swizzled(shared + r * row + b, map.swizzle), p + x, inside && x >= 0 ? (int)std::clamp<int64_t>(left, 0, 16) : 0);
+            const int bytes = inside && x >= 0 ? (int)std::clamp<int64_t>(left, 0, 16) : 0;
+            f(swizzled(shared + r * row + b, map.swizzle), p + x, bytes);
         }
     }
 }
@@ -204,8 +205,8 @@ template <int RANK> void tma_store(const CUtensorMap* map, uint32_t from, const 
 
 // ---- wgmma ----------------------------------------------------------------------------------------------------------
 // An operand in shared memory, as its 64-bit descriptor tells: address, two offsets and swizzle s. Number (mn,k) lies,
-//   K-major    in row mn of 16 << s bytes; groups of 8 rows are `stride` apart, and without swizzle, columns of 16 bytes
-//              `leading`
+//   K-major    in row mn of 16 << s bytes; groups of 8 rows are `stride` apart, and without swizzle, columns of 16
+//              bytes `leading`
 //   MN-major   in row k; groups of 8 rows are `stride` apart, rows' ends and their continuations `leading`; without
 //              swizzle the two change places
 struct Operand {
@@ -235,10 +236,11 @@ struct WarpgroupLane {
     uint64_t a_descriptor, b_descriptor;
     int scale_d;
 };
-// D (64,N) = A (64,16) B (16,N) + D, or without D if scale_d is 0. A warp computes 16 rows; a lane holds of them numbers
-// (l / 4 + 8 (q / 2 % 2), q / 4 * 8 + l % 4 * 2 + q % 2), and of A, if it is in registers, what mma's lanes do.
-template <int N> void multiply(const std::array<WarpgroupLane, 32>& lanes, int first, const char* windows, const Operand* A,
-                               const Operand& B, bool a_transposed, bool b_transposed) {
+// D (64,N) = A (64,16) B (16,N) + D, or without D if scale_d is 0. A warp computes 16 rows; a lane holds of them
+// numbers (l / 4 + 8 (q / 2 % 2), q / 4 * 8 + l % 4 * 2 + q % 2), and of A, if it is in registers, what mma's lanes do.
+template <int N>
+void multiply(const std::array<WarpgroupLane, 32>& lanes, int first, const char* windows, const Operand* A,
+              const Operand& B, bool a_transposed, bool b_transposed) {
     float a[16][16];
     Row b[16][N / 8], d[16][N / 8];
     const auto number = [&](uint32_t address) {
@@ -267,7 +269,8 @@ inline void run_all(std::vector<Task>& tasks) {
     tasks.clear();
 }
 // What a lane reads of the operands, for the thread sanitizer: 16 lanes take rows of 16 bytes in turn.
-template <int N> void read_operands(const Operand* A, const Operand& B, bool a_transposed, bool b_transposed, int first) {
+template <int N>
+void read_operands(const Operand* A, const Operand& B, bool a_transposed, bool b_transposed, int first) {
     const int lane = current->lane;
     const auto rows = [&](const Operand& o, bool mn_major, int begin, int size) {
         for (int i = mn_major ? 0 : lane; i < size; i += mn_major ? 8 : 16)
@@ -281,11 +284,11 @@ template <int N> void read_operands(const Operand* A, const Operand& B, bool a_t
 template <int N, bool A_SHARED>
 void wgmma(float (&d)[N / 2], const uint32_t* registers, uint64_t a, uint64_t b, int scale_d, bool a_transposed,
            bool b_transposed, Place place) {
-    if (current->block->threads % 128) fail("wgmma: a block of %d threads is not whole warpgroups", current->block->threads);
+    const int threads = current->block->threads, first = current->warp->index % 4 * 16;
+    if (threads % 128) fail("wgmma: a block of %d threads is not whole warpgroups", threads);
     WarpgroupLane lane = {d, {}, a, b, scale_d};
     if (!A_SHARED) memcpy(&lane.a, registers, sizeof lane.a);
     const Operand A = A_SHARED ? Operand(a) : Operand(), B(b);
-    const int first = current->warp->index % 4 * 16;
     read_operands<N>(A_SHARED ? &A : nullptr, B, a_transposed, b_transposed, first);
     whole_warp("wgmma.mma_async", place, &lane, [&](WarpgroupLane* const* given) {
         Warp& warp = *current->warp;
@@ -307,12 +310,13 @@ void wgmma(float (&d)[N / 2], const uint32_t* registers, uint64_t a, uint64_t b,
     });
 }
 template <int N>
-void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int scale_d, bool a_transposed = false, bool b_transposed = false,
-              EMU_PLACE) {
+void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int scale_d, bool a_transposed = false,
+              bool b_transposed = false, EMU_PLACE) {
     wgmma<N, true>(d, nullptr, a, b, scale_d, a_transposed, b_transposed, place);
 }
 template <int N>
-void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, int scale_d, bool b_transposed = false, EMU_PLACE) {
+void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, int scale_d, bool b_transposed = false,
+              EMU_PLACE) {
     wgmma<N, false>(d, a, 0, b, scale_d, false, b_transposed, place);
 }
 inline void wgmma_fence(EMU_PLACE) {
@@ -329,8 +333,8 @@ inline void wgmma_commit(EMU_PLACE) {
         for (int i = 0; i < 4; i++) current->gang->make_ready(warpgroup()[i].waiting);
     });
 }
-// A wgmma is one operation of four warps: who waits for it waits until the others have issued it too, and then it is done
-// for all of them.
+// A wgmma is one operation of four warps: who waits for it waits until the others have issued it too, and then it is
+// done for all of them.
 template <int LEFT> void wgmma_wait(EMU_PLACE) {
     size_t groups;                           // that are to be done
     {
