@@ -189,5 +189,5 @@ inline cublasStatus_t cublasLtMatmul(
     o.run = [=, p = *p, la = *la, lb = *lb, lc = *lc, ld = *ld] {
         emu::multiply(p, by, A, la, B, lb, and_by, C, lc, D, ld);
     };
-    return emu::streams().push(emu::streams().get(s), std::move(o)), CUBLAS_STATUS_SUCCESS;
+    return emu::streams().push(s, std::move(o)), CUBLAS_STATUS_SUCCESS;
 }

@@ -9,7 +9,8 @@
 
 #define CUDART_VERSION 13000
 enum cudaError_t {
-    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorStreamCaptureUnsupported = 900
+    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNotReady = 600,
+    cudaErrorStreamCaptureUnsupported = 900
 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaStreamCaptureMode {
@@ -57,7 +58,8 @@ struct Memory {
     }
     void fault(int signal, char* p) {
         std::lock_guard lock(mutex);
-        if (!device(p)) fail("signal %d at address %p: a misaligned vector access, a wild pointer or a full stack", signal, (void*)p);
+        if (!device(p))
+            fail("signal %d at address %p: a misaligned vector access, a wild pointer or a full stack", signal, (void*)p);
         Allocation* a = before(p);
         if (!a) fail("touches device memory before every allocation");
         if (at_work && !a->freed && p < a->p - a->before + a->pages) return unlock(*a);
@@ -168,17 +170,17 @@ inline void watch() {
 struct Stats { double seconds = 0; int launches = 0; };
 inline void add_stats(const Grid& grid, double seconds) {
     static std::map<std::string, Stats> kernels;
-    static const int registered = atexit([] {
+    [[maybe_unused]] static const int at_exit = atexit([] {
         for (const auto& [name, s] : kernels)
             fprintf(stderr, "%10.2f ms %6d launches  %s\n", s.seconds * 1e3, s.launches, name.c_str());
     });
     Stats& s = kernels[kernel_name(grid.kernel)];
-    s.launches += 1 + 0 * registered, s.seconds += seconds;
+    s.launches++, s.seconds += seconds;
 }
 
 struct Kernel {
     Grid grid;
-    std::map<int, std::unique_ptr<Gang>> early;              // by number; null: has ended
+    std::vector<std::unique_ptr<Gang>> early;                // the first of order(); null: has ended
 
     // Blocks of a gang, and gangs: each takes `size` blocks one after another, the last may have fewer.
     int size() const {
@@ -201,13 +203,11 @@ struct Kernel {
     void start_early() {
         Unseen unseen;
         AtWork at_work;
-        std::vector<int> first = order();
-        first.resize(std::min<size_t>(4, first.size()));
-        for (int i : first) {
-            std::unique_ptr<Gang> g = gang(i);
-            g->may_finish = false;
-            if (g->run()) g = nullptr;
-            early[i] = std::move(g);
+        for (int i : order()) {
+            early.push_back(gang(i));
+            early.back()->may_finish = false;
+            if (early.back()->run()) early.back() = nullptr;
+            if (early.size() == 4) break;
         }
     }
     void run() {
@@ -215,16 +215,14 @@ struct Kernel {
         {
             AtWork at_work;
             emu::release(&grid.number);
-            for (auto& [i, g] : early) if (Unseen unseen; g) g->run_rest();
+            for (auto& g : early) if (Unseen unseen; g) g->run_rest();
             const std::vector<int> order = this->order();
-            const int workers = TSAN ? 1 : settings.workers;
-            (void)workers;
+            [[maybe_unused]] const int workers = TSAN ? 1 : settings.workers;
 #ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic) num_threads(workers ? workers : omp_get_max_threads()) if (count() > 1)
 #endif
-            for (size_t i = 0; i < order.size(); i++) {
+            for (size_t i = early.size(); i < order.size(); i++) {
                 Unseen unseen;
-                if (early.count(order[i])) continue;
                 watch();
                 gang(order[i])->run();
             }
@@ -302,8 +300,9 @@ struct Streams {
             run_next(can[settings.seed ? random.below(can.size()) : 0]);
         }
     }
-    void wait(Stream* s) {
+    void wait(Stream* stream) {
         std::lock_guard lock(mutex);
+        Stream* s = get(stream);
         if (s->capture) fail("waits for a stream that is being captured");
         run_until([&] { return s->queue.empty() && (s != &standard || empty(true)); });
         if (settings.seed) check_memory();
@@ -317,8 +316,9 @@ struct Streams {
         for (const Stream* s : all) if (!s->queue.empty() && (s->blocking || !blocking)) return false;
         return true;
     }
-    void push(Stream* s, Operation o) {
+    void push(Stream* stream, Operation o) {
         std::lock_guard lock(mutex);
+        Stream* s = get(stream);
         o.number = ++operations;
         if (o.wait && o.wait->capture && !s->capture) s->capture = o.wait->capture;
         if (o.record) o.record->capture = s->capture;
@@ -332,7 +332,7 @@ struct Streams {
     void push(Stream* s, Task run) {
         Operation o;
         o.run = std::move(run);
-        push(get(s), std::move(o));
+        push(s, std::move(o));
     }
 };
 inline Streams& streams() {
@@ -352,7 +352,8 @@ using cudaEvent_t = emu::Event*;
 using cudaGraph_t = emu::Graph*;
 using cudaGraphExec_t = emu::Graph*;
 inline const char* cudaGetErrorString(cudaError_t e) {
-    return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
+    return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory"
+         : e == cudaErrorNotReady ? "device not ready" : "invalid argument";
 }
 inline cudaError_t cudaGetLastError() { return std::exchange(emu::last_error(), cudaSuccess); }
 inline cudaError_t cudaPeekAtLastError() { return emu::last_error(); }
@@ -404,12 +405,12 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMem
         return emu::streams().push(s, [=] { memcpy(to, staged.data(), n); }), cudaSuccess;
     }
     emu::streams().push(s, [=] { memmove(to, from, n); });
-    if (!captured && emu::pageable(to)) emu::streams().wait(emu::streams().get(s));
+    if (!captured && emu::pageable(to)) emu::streams().wait(s);
     return cudaSuccess;
 }
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind kind) {
     cudaMemcpyAsync(to, from, n, kind);
-    return emu::streams().wait(&emu::streams().standard), cudaSuccess;
+    return emu::streams().wait(nullptr), cudaSuccess;
 }
 inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                                      size_t rows, cudaMemcpyKind kind, cudaStream_t s = nullptr) {
@@ -436,9 +437,7 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
     return emu::streams().all.push_back(*s), cudaSuccess;
 }
 inline cudaError_t cudaStreamCreate(cudaStream_t* s) { return cudaStreamCreateWithFlags(s, cudaStreamDefault); }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
-    return emu::streams().wait(emu::streams().get(s)), cudaSuccess;
-}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return emu::streams().wait(s), cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() { return emu::streams().wait_for_all(), cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
     emu::streams().wait(s);
@@ -452,17 +451,18 @@ inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = nullptr) {
     if (!emu::streams().get(s)->capture) e->recorded++;
     emu::Operation o;
     o.record = e, o.event_number = e->recorded;
-    return emu::streams().push(emu::streams().get(s), o), cudaSuccess;
+    return emu::streams().push(s, o), cudaSuccess;
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned = 0) {
     emu::Operation o;
     o.wait = e, o.event_number = e->recorded;
-    return emu::streams().push(emu::streams().get(s), o), cudaSuccess;
+    return emu::streams().push(s, o), cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     return emu::streams().run_until([=] { return e->done >= e->recorded; }), cudaSuccess;
 }
 inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
+    if (from->done < from->recorded || to->done < to->recorded) return emu::answer(cudaErrorNotReady);
     return *ms = float((to->time - from->time) * 1e3), cudaSuccess;
 }
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
@@ -479,7 +479,7 @@ inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph
 }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
     emu::AtWork at_work;
-    for (const emu::Operation& o : exec->operations) emu::streams().push(emu::streams().get(s), o);
+    for (const emu::Operation& o : exec->operations) emu::streams().push(s, o);
     return cudaSuccess;
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
@@ -596,5 +596,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     grid.call = [kernel, arguments] { std::apply(kernel, arguments); };
     emu::Operation o;
     o.launch = std::make_shared<const emu::Grid>(std::move(grid));
-    return emu::streams().push(emu::streams().get(config->stream), std::move(o)), cudaSuccess;
+    return emu::streams().push(config->stream, std::move(o)), cudaSuccess;
 }
