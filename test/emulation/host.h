@@ -59,7 +59,7 @@ struct Memory {
     void fault(int signal, char* p) {
         std::lock_guard lock(mutex);
         if (!device(p))
-            fail("signal %d at address %p: a misaligned vector access, a wild pointer or a full stack", signal, (void*)p);
+            fail("signal %d at address %p: misaligned vector access, wild pointer or full stack", signal, (void*)p);
         Allocation* a = before(p);
         if (!a) fail("touches device memory before every allocation");
         if (at_work && !a->freed && p < a->p - a->before + a->pages) return unlock(*a);
