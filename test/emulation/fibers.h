@@ -517,6 +517,7 @@ struct Gang {
         switch_context(me->context, next ? next->context : outside, false);
     }
     void wait(const char* in, Place place) {
+        Unseen unseen;
         current->waits_in = in, current->place = place, current->state = State::WAITS;
         spins = 0;
         leave();
