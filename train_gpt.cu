@@ -202,7 +202,7 @@ inline void add_partials(Three to, int arrays, const float* partial, int blocks,
    shapes   token (N), N = B T   wte (V,C)   wpe (positions,C)   embedded, x, out (N,C)   mean, rstd (N)
    layout   a warp takes a row, which it keeps in shared memory: x is read once. The W neighbours that a lane loads lie
             32 apart there, so that a warp meets each bank once.
-   cost     2X; with the embedding 4X
+   cost     2X; with the embedding 3X
    source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
 HD int banked(int C) { return (C + 32 * WIDE - 1) / (32 * WIDE) * 32 * WIDE; }          // numbers for a row of C
 struct Embedding {
@@ -243,11 +243,13 @@ __global__ void layernorm_forward_kernel(floatX* out, float* mean, float* rstd, 
     }
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
-// rows a block can hold in shared memory, `bytes` each
+// rows a block can hold in its part of shared memory, `bytes` each, if a multiprocessor runs SUM_BLOCKS of them
+constexpr int SUM_BLOCKS = 4;                // for each multiprocessor, at most, in kernels that sum up columns
 inline int warps_for(size_t bytes) {
-    const size_t limit = device().properties.sharedMemPerBlockOptin;
-    if (bytes > limit) die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes, limit);
-    return (int)std::clamp<size_t>((64 << 10) / bytes, 1, 8);
+    const cudaDeviceProp& p = device().properties;
+    if (bytes > p.sharedMemPerBlockOptin)
+        die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes, p.sharedMemPerBlockOptin);
+    return (int)std::clamp<size_t>((p.sharedMemPerMultiprocessor / SUM_BLOCKS - 1024) / bytes, 1, 8);
 }
 inline void layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,
                               int N, int C, double eps, const Embedding& e = {}) {
@@ -265,7 +267,6 @@ inline void layernorm_forward(floatX* out, float* mean, float* rstd, const float
             output joined the stream here
    layout   a warp takes rows, and keeps the three sums of its columns in shared memory, banked as in forward
    cost     4X: x, dout and dstream are read, dstream is written */
-constexpr int SUM_BLOCKS = 4;                // for each multiprocessor, at most, in kernels that sum up columns
 template <int W>
 __global__ void layernorm_backward_kernel(floatX* dstream, float* partial, const floatX* dout, const floatX* x,
                                           const floatX* w, const float* mean, const float* rstd, int N, int C) {
@@ -1102,7 +1103,7 @@ struct Model {
 
     /* What a step of so many tokens takes at least: products and attention at 80 % of the peak; everything else at 90 %
        of the memory's bandwidth, each array read and written as often as the kernels' comments say, with X = C floatX
-       numbers a token. */
+       numbers a token. The activation and the biases' sums are not counted: they could be part of products. */
     Speed speed(double tokens, double seconds) const {
         const double matrices = 12.0 * c.L * c.C * c.C + (double)c.V * c.C, attention = 6.0 * c.L * c.C * T;
         const double X = tokens * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);

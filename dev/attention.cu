@@ -3,7 +3,7 @@
 
    forward   2 B T^2 C FLOPs, half of what full attention takes; qkv is read, out is written, 4X bytes
      matrix          as the formulas stand: scores to a matrix (T,T) of each head, its softmax, times v. It is written
-                     and read three times, and takes 10 times the bytes of q, k and v together at T = 1024
+                     three times and read four, and takes 10 times the bytes of q, k and v together at T = 1024
      plain           no matrix: a block takes a query and holds its row of scores; but every query reads all keys and values
      keys_shared     a thread takes a query, 64 of them share each key and value through shared memory, with a running
                      maximum and sum (Milakov, Gimelshein 2018, arXiv:1805.02867): 1 / 64 of the reads, but multiply-adds
@@ -141,7 +141,7 @@ static void forward(int B, int t0, int T, int S, int NH, int HS) {
     }});
     rungs.push_back({"shipped", [&] { gpu::attention_forward(out, lse, qkv, B, t0, T, S, C, NH); }});
     climb("attention forward", format("B=%d T=%d..%d of %d, %d heads of %d", B, t0, t0 + T - 1, S, NH, HS),
-          {.flops = 2.0 * B * T * (2 * t0 + T) * C, .bytes = 4.0 * out.n * sizeof(floatX)},
+          {.flops = 2.0 * B * T * (2 * t0 + T) * C, .bytes = 2.0 * B * (t0 + 2 * T) * C * sizeof(floatX)},
           {written("out", out, 1.5 * ONE), written("lse", lse, 1e-5)}, rungs);
 }
 

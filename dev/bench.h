@@ -24,30 +24,30 @@ struct Rung {
     double slowest = 1e18;                   // the most FLOPs that it is asked for; beyond, it would take minutes
 };
 
-// What a rung writes, and what it should. The error is ||got - want|| / ||want||, so that a NaN fails.
+// Something that a rung writes.
 struct Result {
     std::string name;
-    std::function<std::vector<float>()> get;
-    std::vector<double> want;
+    std::function<double()> error;           // relative to what it should be
     double limit;
-    std::function<void()> reset = [] {};     // the state that a run starts from: NaN, where it writes
-    double error(const std::vector<float>& got) const {
-        double difference = got.size() == want.size() ? 0 : NAN, size = 0;
-        for (size_t i = 0; i < want.size(); i++) {
-            difference += (got[i] - want[i]) * (got[i] - want[i]);
-            size += want[i] * want[i];
-        }
-        return std::sqrt(difference) / (std::sqrt(size) + 1e-20);
-    }
+    std::function<void()> reset;             // to the state that a run starts from: NaN, where it writes
+    std::function<uint64_t()> bits;          // a hash
 };
-inline Result result(float* p, const std::vector<double>& want, double limit) {          // which is NaN before
-    const size_t n = want.size();
-    return {"", [=] { return std::vector<float>(p, p + n); }, want, limit, [=] { std::fill_n(p, n, NAN); }};
+// ||got - want|| / ||want||, so that a NaN fails
+template <typename T, typename U> double relative_error(const T* got, const U* want, size_t n) {
+    double difference = 0, size = 0;
+    #pragma omp parallel for simd reduction(+ : difference, size)
+    for (size_t i = 0; i < n; i++) {
+        difference += ((double)got[i] - (double)want[i]) * ((double)got[i] - (double)want[i]);
+        size += (double)want[i] * (double)want[i];
+    }
+    return std::sqrt(difference) / (std::sqrt(size) + 1e-20);
 }
-inline Result result(float* p, const std::vector<double>& want, double limit, const std::vector<float>& start) {
-    Result r = result(p, want, limit);
-    r.reset = [=] { std::copy(start.begin(), start.end(), p); };
-    return r;
+// p is to become `want`; it is `start` before, or else NaN.
+inline Result result(float* p, const std::vector<double>& want, double limit, const std::vector<float>& start = {}) {
+    const size_t n = want.size();
+    return {"", [=] { return relative_error(p, want.data(), n); }, limit,
+            [=] { start.empty() ? (void)std::fill_n(p, n, NAN) : (void)std::copy(start.begin(), start.end(), p); },
+            [=] { return checksum({(const char*)p, n * sizeof(float)}); }};
 }
 
 enum Compute { FP32, BFLOAT16 };
@@ -55,23 +55,27 @@ enum Memory { READ, UPDATE };                // read once; or read and written i
 struct Work {
     double flops = 0, bytes = 0;             // of one run; FLOPs outside of products are counted roughly
     Compute compute = FP32;
-    Memory memory = READ;
+    Memory memory = UPDATE;
 };
 struct Timing { double seconds, floor; };
 
 // Of the machine: a name for the table, a rung's median time with the floor of its work, and how often it must give the
-// same bits again, of so many numbers. bench.cuh has a GPU's.
+// same bits again. bench.cuh has a GPU's.
 std::string machine_name();
 Timing time_of(const Rung& rung, const Work& work);
-int repeats(size_t numbers);
+int repeats();
 
+// Shapes are tiny, for sanitizers; small, for every test; large, for long tests; or those of training, which are timed.
+enum Size { TINY, SMALL, LARGE, TRAINING };
+inline Size size_of(const std::string& word) { return word == "tiny" ? TINY : word == "large" ? LARGE : SMALL; }
+inline Size largest = TRAINING;
 inline bool timed = true;
 inline std::string table;                    // to be written, without .csv and .md
 inline int study_main(int argc, char** argv, const std::function<void()>& study) {
     for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--check")) timed = false;
+        if (!strcmp(argv[i], "--check")) timed = false, largest = size_of(i + 1 < argc && argv[i + 1][0] != '-' ? argv[++i] : "large");
         else if (!strcmp(argv[i], "--write") && i + 1 < argc) table = argv[++i];
-        else return fprintf(stderr, "usage: %s [--check] [--write TABLE]\n", argv[0]), 2;
+        else return fprintf(stderr, "usage: %s [--check [tiny|small]] [--write TABLE]\n", argv[0]), 2;
     }
     spin_briefly(argv);
     const int code = run_main(study);
@@ -120,18 +124,22 @@ inline void climb(const std::string& kernel, const std::string& shape, const Wor
         const std::string name = format("%s, %s, %s", kernel.c_str(), shape.c_str(), rung.name);
         double error = 0, share = 0;
         std::string worst;
-        for (int run = 0; run <= (timed && !rung.any_order ? repeats(results[0].want.size()) : 0); run++) {
-            for (const Result& r : results) r.reset();
-            rung.run();
-            uint64_t bits = 0;
+        try {
+            for (int run = 0; run <= (rung.any_order ? 0 : repeats()); run++) {
+                for (const Result& r : results) r.reset();
+                rung.run();
+                uint64_t bits = 0;
+                for (const Result& r : results) bits = bits * 31 + r.bits();
+                if (!rung.any_order && !same_bits(name, bits))
+                    check(false, "study/%s: other bits than the first time", name.c_str());
+            }
             for (const Result& r : results) {
-                const std::vector<float> got = r.get();
-                bits = bits * 31 + checksum({(const char*)got.data(), got.size() * sizeof(float)});
-                const double e = run ? 0 : r.error(got), of_limit = e == 0 ? 0 : e / r.limit;
+                const double e = r.error(), of_limit = e == 0 ? 0 : e / r.limit;
                 if (!(of_limit <= share) && !std::isnan(share)) share = of_limit, error = e, worst = r.name;
             }
-            if (!rung.any_order && !same_bits(name, bits))
-                check(false, "study/%s: other bits than the first time", name.c_str());
+        } catch (Error& e) {
+            e.line = name + ": " + e.line;
+            throw;
         }
         if ((!timed && report) || !(share <= 1))
             check(share <= 1, "study/%s: relative error %.1e%s%s, %.2f of its limit", name.c_str(), error,
@@ -188,7 +196,7 @@ inline double floor_of(const Work& work) {   // seconds
     return std::max(work.flops ? work.flops / cpu::measure_peak(work.compute == BFLOAT16, 1) : 0,
                     work.bytes ? work.bytes / bandwidth(work.memory) : 0);
 }
-inline int repeats(size_t) { return 1; }
+inline int repeats() { return 1; }
 inline Timing time_of(const Rung& rung, const Work& work) {
     std::vector<double> times, floors = {floor_of(work)};
     for (int r = 0; r < 9; r++) {

@@ -4,11 +4,16 @@
     python3 dev/bench_torch.py [--device cuda] [--model d12] [--batch 64] [--context 1024] [--steps 20] [--tokens SHARD]
                                [--dtype bf16] [--compile 1]
 
-One line a step, as train_gpt prints it, and medians at the end, without the first steps, in which PyTorch compiles. Weights
-are fp32; bf16 is autocast. Attention is scaled_dot_product_attention, the optimizer fused AdamW, gradients are clipped to a
-norm of 1. Several batches, as in --batch 32,64,128, are tried in turn; one that does not fit is passed over. Without a
-shard, tokens are random. Needs torch and numpy."""
+                               [--sdpa any|flash|cudnn] [--kernels 1]
+
+Weights are fp32; bf16 is autocast. Attention is scaled_dot_product_attention, the optimizer fused AdamW, gradients are
+clipped to a norm of 1. On a GPU the vocabulary is padded to 50304, so that rows of logits are aligned, and nothing waits for
+the GPU after the first steps, in which PyTorch compiles: the rest are timed as a whole. On a CPU each step is. Several
+batches, as in --batch 32,64,128, are tried in turn; one that does not fit is passed over; results stand at the end. Without
+a shard, tokens are random. --kernels 1 times single functions instead, at the shapes of dev/*.cu. Needs torch and numpy."""
 import argparse
+import contextlib
+import gc
 import statistics
 import time
 
@@ -18,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 MODELS = {"d12": (12, 12, 768), "d24": (24, 16, 1024), "d36": (36, 20, 1280), "d48": (48, 25, 1600)}
-V = 50257
+V, WARM = 50257, 5
 
 
 class Block(nn.Module):
@@ -38,7 +43,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    def __init__(self, L, NH, C):
+    def __init__(self, L, NH, C, V):
         super().__init__()
         self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(1024, C)
         self.blocks, self.lnf = nn.Sequential(*(Block(NH, C) for _ in range(L))), nn.LayerNorm(C)
@@ -52,34 +57,83 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
+def attention_of(name):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    backends = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    return sdpa_kernel(backends[name]) if name in backends else contextlib.nullcontext()
+
+
 def train(a, data, B):
+    """Milliseconds a step."""
     torch.manual_seed(1)
-    T, device = a.context, torch.device(a.device)
-    model = GPT(*MODELS[a.model]).to(device)
-    run = torch.compile(model) if a.compile else model
+    torch._dynamo.reset()                                     # or it makes code for any batch from the second on
+    T, gpu = a.context, a.device.startswith("cuda")
+    model = GPT(*MODELS[a.model], 50304 if gpu else V).to(a.device)
+    run = torch.compile(model, dynamic=False) if a.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    times = []
+    times, start = [], time.perf_counter()
     for step in range(a.steps):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
+        if step == min(WARM, a.steps - 1):
+            times = []
+            if gpu:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+        begin = time.perf_counter()
         at = step * B * T % (len(data) - B * T)
-        x, y = (data[at + i:at + i + B * T].view(B, T).to(device, non_blocking=True) for i in (0, 1))
-        with torch.autocast(device.type, torch.bfloat16, enabled=a.dtype == "bf16"):
+        x, y = (data[at + i:at + i + B * T].view(B, T).to(a.device, non_blocking=True) for i in (0, 1))
+        with torch.autocast(a.device, torch.bfloat16, enabled=a.dtype == "bf16"), attention_of(a.sdpa):
             loss = run(x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        value = loss.item()                                   # waits for the device
-        times.append(1e3 * (time.perf_counter() - start))
-        print(f"step {step} loss {value:.4f} {times[-1]:.1f} ms", flush=True)
-    return statistics.median(times[min(5, len(times) - 1):])
+        if not gpu or step < WARM:
+            value = loss.item()                               # waits for the device
+            print(f"step {step} loss {value:.4f} {1e3 * (time.perf_counter() - begin):.1f} ms", flush=True)
+        times.append(1e3 * (time.perf_counter() - begin))
+    if not gpu:
+        return statistics.median(times)
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start) / len(times)
+
+
+def time_kernels():
+    """PyTorch's functions beside the ladders of dev/, on a GPU: medians of 30 runs by its clock."""
+    def time_of(f):
+        times = []
+        for _ in range(33):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            f()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        return statistics.median(times[3:])
+
+    def both(name, f, *inputs):
+        out = f(*inputs)
+        d = torch.randn_like(out)
+        forward = time_of(lambda: f(*inputs))
+        backward = time_of(lambda: torch.autograd.grad(out, inputs, d, retain_graph=True))
+        print(f"PyTorch {torch.__version__}, {name}: forward {forward:.3f} ms, backward {backward:.3f} ms", flush=True)
+
+    def numbers(*shape):
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    for B, NH, HS in ((64, 12, 64), (16, 25, 64), (16, 8, 128)):
+        for backend in ("flash", "cudnn"):
+            with attention_of(backend):
+                both(f"attention ({backend}), B={B} T=1024, {NH} heads of {HS}",
+                     lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+                     *(numbers(B, NH, 1024, HS) for _ in range(3)))
+    both("layernorm, N=65536 C=768", lambda x, w, b: F.layer_norm(x, (768,), w, b), numbers(65536, 768), numbers(768), numbers(768))
+    both("gelu, N=65536 4C=3072", lambda x: F.gelu(x, approximate="tanh"), numbers(65536, 3072))
+    y = torch.randint(V, (8192,), device="cuda")
+    both(f"cross-entropy, rows=8192 V={V}", lambda z: F.cross_entropy(z, y), numbers(8192, V))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--model", default="d12", choices=MODELS)
     parser.add_argument("--batch", default="64")
     parser.add_argument("--context", type=int, default=1024)
@@ -87,24 +141,32 @@ def main():
     parser.add_argument("--tokens")
     parser.add_argument("--dtype", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--compile", type=int, default=1)
+    parser.add_argument("--sdpa", default="any", choices=("any", "flash", "cudnn"))
+    parser.add_argument("--kernels", type=int, default=0)
     a = parser.parse_args()
+    if a.kernels:
+        return time_kernels()
     batches = [int(b) for b in a.batch.split(",")]
     if a.tokens:
         data = torch.from_numpy(numpy.fromfile(a.tokens, dtype="<u2", offset=1024).astype(numpy.int64))
     else:
         data = torch.randint(V, (2 * max(batches) * a.context + 1,), generator=torch.Generator().manual_seed(1))
+    results = []
     for B in batches:
+        name = f"PyTorch {torch.__version__}, {a.model}, {a.dtype}, attention {a.sdpa}, {B} x {a.context}: "
         try:
             ms = train(a, data, B)
         except torch.OutOfMemoryError:
-            print(f"PyTorch {torch.__version__}, {a.model}, {a.dtype}, {B} x {a.context}: out of memory")
+            results.append(name + "out of memory")
         else:
-            memory = torch.cuda.max_memory_allocated() / 1e9 if a.device == "cuda" else 0
-            print(f"PyTorch {torch.__version__}, {a.model}, {a.dtype}, {B} x {a.context}: median {ms:.1f} ms/step, "
-                  f"{B * a.context / ms * 1e3:.0f} tok/s" + (f", {memory:.1f} GB" if memory else ""), flush=True)
+            results.append(name + f"{ms:.1f} ms/step, {B * a.context / ms * 1e3:.0f} tok/s")
+            if a.device == "cuda":
+                results[-1] += f", {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+        gc.collect()
         if a.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+    print("\n".join(results))
 
 
 if __name__ == "__main__":

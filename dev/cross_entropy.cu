@@ -66,7 +66,7 @@ static void ladder(int rows, int V) {
         const int target = targets[n], highest = int(std::max_element(z, z + V) - z);
         double high = z[highest], sum = 0;
         for (int v = 0; v < V; v++) sum += std::exp(z[v] - high);
-        logprob.host[n] = target < 0 ? 0 : z[target] - high - std::log(sum), best.host[n] = target < 0 ? -1 : highest;
+        logprob.cpu()[n] = target < 0 ? 0 : z[target] - high - std::log(sum), best.cpu()[n] = target < 0 ? -1 : highest;
         if (target >= 0) loss -= (double)weight.host[n] * logprob.host[n];
         for (int v = 0; v < V; v++) z[v] = target < 0 ? 0 : weight.host[n] * (std::exp(z[v] - high) / sum - (v == target));
     }
@@ -79,10 +79,11 @@ static void ladder(int rows, int V) {
            {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
            {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, true); }}});
     logits.host = given, results[2] = written("logits", logits, 0, 0);
-    climb("cross-entropy, no gradient", shape, {4.0 * rows * V, bytes / 2}, results,
+    climb("cross-entropy, no gradient", shape, {4.0 * rows * V, bytes / 2, FP32, READ}, results,
           {{"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, false); }}});
-    climb("loss", format("rows=%d", rows), {2.0 * rows, 12.0 * rows},
-          {{"loss", [&] { return std::vector{float(outcome.get()[0].loss)}; }, {loss}, 1e-5, [&] { outcome.reset(); }}},
+    climb("loss", format("rows=%d", rows), {2.0 * rows, 12.0 * rows, FP32, READ},
+          {{"loss", [&] { return std::abs(outcome.get()[0].loss / loss - 1); }, 1e-5, [&] { outcome.reset(); },
+            [&] { return outcome.bits(); }}},
           {{"shipped", [&] {
                 launch(gpu::add_loss_kernel, 1, gpu::threads_for(rows, 1024), 0, outcome, logprob, weight, y, rows);
             }}});

@@ -2,7 +2,7 @@
 
    forward   embedded = wte[token] + wpe[t], and its layernorm, which all GPT-2 layers begin with: rows of wte, mostly from
              the cache, are read, embedded and out are written; 3X bytes with wte, of which X is random rows
-     separate        one kernel adds, gpu::layernorm_forward reads what it wrote: 5X
+     separate        one kernel adds, gpu::layernorm_forward reads what it wrote: 4X
      shipped         gpu::layernorm_forward with an Embedding: the row is normalized where it is made
 
    backward  dwte[token] += dout, dwpe[t] += sum over b: dout is read twice, rows of dwte are updated

@@ -35,7 +35,7 @@ static void forward(size_t n) {
 static void backward(int N, int C) {
     const size_t n = (size_t)N * C;
     Array<floatX> x(numbers(n, 2)), d(numbers(n));
-    Array<float> db(numbers(C)), partial(gpu::partial_size((C + 3) / 4));
+    Array<float> db(numbers(C)), partial(gpu::partial_size((C + 3) / 4));         // these are 4C wide
     cpu::gelu_backward(d.cpu(), d.cpu(), x.cpu(), n);
     cpu::bias_backward(db.cpu(), d.cpu(), N, C);
     climb("gelu backward", format("N=%d 4C=%d", N, C), {16.0 * n, 3.0 * n * sizeof(floatX)},
@@ -51,15 +51,15 @@ static void backward(int N, int C) {
 // db of a gradient that is there already, as attention's is: (N,C) is read once
 static void column_sums(int N, int C) {
     Array<floatX> d(numbers((size_t)N * C));
-    Array<float> db(numbers(C)), partial(gpu::partial_size((C + 3) / 4));
+    Array<float> db(numbers(C)), partial(gpu::partial_size((C + 3) / 4));         // these are 4C wide
     cpu::bias_backward(db.cpu(), d.cpu(), N, C);
-    climb("column sums", format("N=%d C=%d", N, C), {1.0 * d.n, 1.0 * d.n * sizeof(floatX)}, {written("db", db, 1e-5)},
+    climb("column sums", format("N=%d C=%d", N, C), {1.0 * d.n, 1.0 * d.n * sizeof(floatX), FP32, READ}, {written("db", db, 1e-5)},
           {{"shipped", [&] { gpu::column_sums(d, db, partial, nullptr, N, C); }}});
 }
 
 static const Study study([] {
     const struct { Size size; int N, C; } shapes[] = {{TINY, 1, 1}, {TINY, 3, 15}, {TINY, 33, 96}, {SMALL, 7, 24},
                                                       {SMALL, 5, 768}, {SMALL, 2, 6400}, {LARGE, 300, 3072}, {LARGE, 1001, 9}, {TRAINING, 64 * 1024, 3072}};
-    for (auto& s : shapes) if (s.size <= largest) forward((size_t)s.N * s.C), backward(s.N, s.C), column_sums(s.N, s.C);
+    for (auto& s : shapes) if (s.size <= largest) forward((size_t)s.N * s.C), backward(s.N, s.C), column_sums(s.N, s.size == TRAINING ? 2304 : s.C);
 });
 }  // namespace gelu_study

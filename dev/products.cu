@@ -4,15 +4,15 @@
    out = x w, of x (N,C) and w (C,OC): 2 N C OC FLOPs, on operands and results of N C + C OC + N OC numbers
      naive           a thread takes a number of out: two loads for every multiply-add
      shared          a block takes 32 x 32 of out, and holds 32 x 32 of x and of w in shared memory: each number is fetched
-                     32 times less often, but still two loads, from shared memory, for every multiply-add
-     registers       a thread takes 4 x 4 of out: 8 loads for 16 multiply-adds
+                     32 times less often. A thread takes 2 x 2 of out: a load, from shared memory, for every multiply-add
+     registers       a thread takes 4 x 4 of out, a block 64 x 64: half a load
      tensor_cores    a warp multiplies 16 x 16 by 16 x 8 with one instruction, the next 64 columns of x and rows of w are
                      fetched meanwhile. (bf16 only; sizes are multiples of 64.) This is mma.sync, of 2020: what Hopper adds,
                      products read from shared memory by four warps at once and tiles fetched by one thread, is beyond it
      shipped         gpu::linear_forward: cuBLASLt, which knows the card
 
-   Then what a product ends in: apart, or in the product itself, before its results leave the registers. And then all
-   products of GPT-2 124M: forward, dx = dout w^T, dw += x^T dout. `fastest` is the best on the clock of 16 algorithms that
+   Then all products of GPT-2 124M: forward, dx = dout w^T, dw += x^T dout. What a forward product ends in is done apart, or
+   in the product itself, before its results leave the registers. `fastest` is the best on the clock of 16 algorithms that
    cuBLASLt proposes; what ships is its first. */
 #include "bench.cuh"
 namespace products_study {
@@ -97,6 +97,8 @@ __global__ void add(floatX* out, const floatX* plus, size_t n) {
 static Work work(double N, double C, double OC, double more = 0) {
     return {2 * N * C * OC, (N * C + C * OC + N * OC + more) * sizeof(floatX), BFLOAT16};
 }
+// Tensor cores cut off, rather than round, what they add to a sum in fp32, 16 products at a time: errors of one sign.
+static double sum_limit(int terms) { return std::max(1e-5, terms / 16 * 0x1p-24); }
 static std::vector<float> weights(int C, int OC) { return numbers((size_t)C * OC, 1 / std::sqrt((double)C)); }
 
 static void ladder(int N, int C, int OC) {
@@ -119,55 +121,58 @@ static void ladder(int N, int C, int OC) {
     climb("product", format("N=%d C=%d OC=%d", N, C, OC), work(N, C, OC), {written("out", out, ONE)}, rungs);
 }
 
-// out = x w + b, then the residual stream, or gelu, of which backward needs what it was made of
-static void endings(int N, int C, int OC, bool bias) {
-    Array<floatX> x(numbers((size_t)N * C)), w(weights(C, OC)), b(numbers(OC)), plus(numbers((size_t)N * OC));
-    Array<floatX> out(plus.n), before(plus.n), act(plus.n);
-    float* const b_cpu = bias ? b.cpu() : nullptr;
-    const floatX* const b_gpu = bias ? b.p : nullptr;
-    const std::string shape = format("N=%d C=%d OC=%d%s", N, C, OC, bias ? "" : ", no bias");
-    cpu::linear_forward(out.cpu(), x.cpu(), w.cpu(), b_cpu, plus.cpu(), N, C, OC);
-    climb("product + residual", shape, work(N, C, OC, out.n), {written("out", out, 2 * ONE)},
-          {{"apart", [&] {
-                gpu::linear_forward(out, x, w, b_gpu, nullptr, nullptr, N, C, OC);
-                launch(add, blocks_for(out.n, 256), 256, 0, out, plus, out.n);
-            }},
-           {"shipped", [&] { gpu::linear_forward(out, x, w, b_gpu, plus, nullptr, N, C, OC); }}});
-    cpu::linear_forward(before.cpu(), x.cpu(), w.cpu(), b_cpu, (float*)nullptr, N, C, OC);
-    cpu::gelu_forward(act.cpu(), before.cpu(), before.n);
-    climb("product, gelu", shape, work(N, C, OC, out.n), {written("before", before, ONE), written("out", act, 2 * ONE)},
-          {{"apart", [&] {
-                gpu::linear_forward(before, x, w, b_gpu, nullptr, nullptr, N, C, OC);
-                gpu::gelu_forward(act, before, before.n);
-            }},
-           {"shipped", [&] { gpu::linear_forward(act, x, w, b_gpu, nullptr, before, N, C, OC); }}});
-}
-
-// a product as it ships, and by the algorithm that the clock would choose
-static void chosen(const std::string& name, const std::string& shape, const Work& work, const Result& result, gpu::Product p,
-                   void* to, const floatX* a, const floatX* b) {
-    std::vector<Rung> rungs = {{"shipped", [=] { gpu::multiply(to, a, b, p); }}};
+// What a product is chosen by the clock for: the best of what cuBLASLt proposes.
+static void add_fastest(std::vector<Rung>& rungs, const gpu::Product& p, void* to, const floatX* a, const floatX* b,
+                        const floatX* bias = nullptr, const void* plus = nullptr, const floatX* before = nullptr) {
     double best = INFINITY;
-    for (const gpu::Plan& plan : timed ? gpu::proposals(p, nullptr, nullptr, 16) : std::vector<gpu::Plan>()) {
-        const Rung rung = {"fastest", [=] { gpu::multiply_by(plan, to, a, b, p, nullptr, to, nullptr); }};
+    if (timed) for (const gpu::Plan& plan : gpu::proposals(p, bias, before, 16)) {
+        const Rung rung = {"fastest", [=] { gpu::multiply_by(plan, to, a, b, p, bias, plus ? plus : to, before); }};
         const double t = median_time(rung.run);
-        if (t < best) best = t, rungs.resize(1), rungs.push_back(rung);
+        if (best < INFINITY && t < best) rungs.pop_back();
+        if (t < best) best = t, rungs.push_back(rung);
     }
+}
+static void chosen(const std::string& name, const std::string& shape, const Work& work, const Result& result,
+                   const gpu::Product& p, void* to, const floatX* a, const floatX* b) {
+    std::vector<Rung> rungs = {{"shipped", [=] { gpu::multiply(to, a, b, p); }}};
+    add_fastest(rungs, p, to, a, b);
     climb(name, shape, work, {result}, rungs);
 }
-static void layer(const std::string& name, int N, int C, int OC) {
-    Array<floatX> x(numbers((size_t)N * C)), w(weights(C, OC)), dout(numbers((size_t)N * OC)), out(dout.n), dx(x.n);
+
+// A layer's three products. Forward is out = x w + b, or + stream, or gelu of it, for which backward needs `before`.
+enum Ending { PLAIN, RESIDUAL, GELU };
+static const char* const ENDINGS[] = {" forward", " + residual forward", ", gelu forward"};
+
+static void layer(const std::string& name, int N, int C, int OC, Ending ending, bool biased = true) {
+    Array<floatX> x(numbers((size_t)N * C)), w(weights(C, OC)), b(numbers(OC)), dout(numbers((size_t)N * OC));
+    Array<floatX> stream(numbers(dout.n)), out(dout.n), before(dout.n), dx(x.n);
     Array<float> dw(numbers(w.n));
-    cpu::linear_forward(out.cpu(), x.cpu(), w.cpu(), (float*)nullptr, (float*)nullptr, N, C, OC);
+    const floatX *bias = biased ? b.p : nullptr, *plus = ending == RESIDUAL ? stream.p : nullptr;
+    cpu::linear_forward(out.cpu(), x.cpu(), w.cpu(), biased ? b.cpu() : nullptr, plus ? stream.cpu() : nullptr, N, C, OC);
+    if (ending == GELU) before.host = out.host, cpu::gelu_forward(out.cpu(), before.cpu(), out.n);
     cpu::linear_backward(dx.cpu(), dw.cpu(), (float*)nullptr, dout.cpu(), x.cpu(), w.cpu(), N, C, OC);
-    const std::string shape = format("N=%d C=%d OC=%d", N, C, OC);
+    const std::string shape = format("N=%d C=%d OC=%d%s", N, C, OC, biased ? "" : ", no bias");
+
+    std::vector<Result> results = {written("out", out, ending == PLAIN ? ONE : 2 * ONE)};
+    if (ending == GELU) results.push_back(written("before", before, ONE));
+    std::vector<Rung> rungs = {{"shipped", [&] {
+        gpu::linear_forward(out, x, w, bias, plus, ending == GELU ? before.p : nullptr, N, C, OC);
+    }}};
+    if (ending != PLAIN) rungs.insert(rungs.begin(), {"apart", [&] {
+        gpu::linear_forward(ending == GELU ? before : out, x, w, bias, nullptr, nullptr, N, C, OC);
+        if (ending == GELU) gpu::gelu_forward(out, before, out.n);
+        else launch(add, blocks_for(out.n, 256), 256, 0, out, stream, out.n);
+    }});
+    gpu::Product p{OC, N, C, false, false, OC, C, OC};
+    p.bias = biased, p.plus = plus, p.gelu = ending == GELU && gpu::FUSED_GELU;
+    if (ending != GELU || p.gelu) add_fastest(rungs, p, out, w, x, bias, plus, before);
+    climb(name + ENDINGS[ending], shape, work(N, C, OC, ending == PLAIN ? 0 : out.n), results, rungs);
+
     Work sum = work(N, C, OC);               // dw is fp32, read and written
     sum.bytes += (8.0 - sizeof(floatX)) * w.n;
-    chosen(name + " forward", shape, work(N, C, OC), written("out", out, ONE),
-           {OC, N, C, false, false, OC, C, OC}, out, w, x);
     chosen(name + " dx", shape, work(N, C, OC), written("dx", dx, ONE),
            {C, N, OC, true, false, OC, OC, C}, dx, w, dout);
-    chosen(name + " dw", shape, sum, written("dw", dw, 1e-5),
+    chosen(name + " dw", shape, sum, written("dw", dw, sum_limit(N)),
            {OC, C, N, false, true, OC, C, OC, false, false, true, true}, dw, dout, x);
 }
 // the head: logits = x table^T; the table is (V,C), and rows of logits lie a multiple of 64 apart, which V is not
@@ -186,7 +191,7 @@ static void head(int N, int C, int V) {
            {V, N, C, true, false, C, C, stride}, logits, table, x);
     chosen("head dx", shape, work(N, C, V), written("dx", dx, ONE),
            {C, N, V, false, false, C, stride, C}, dx, table, dlogits);
-    chosen("head dtable", shape, sum, written("dtable", dtable, 1e-5),
+    chosen("head dtable", shape, sum, written("dtable", dtable, sum_limit(N)),
            {C, V, N, false, true, C, stride, C, false, false, true, true}, dtable, x, dlogits);
 }
 
@@ -195,12 +200,15 @@ static const Study study([] {
     const struct { Size size; int N, C, OC; } shapes[] = {{TINY, 1, 1, 1}, {TINY, 5, 15, 21}, {TINY, 33, 64, 96},
                                                           {TINY, 70, 128, 64}, {SMALL, 64, 768, 192}, {LARGE, 130, 768, 2304},
                                                           {TRAINING, N, 768, 3072}};
-    const struct { Size size; const char* name; int N, C, OC; } layers[] = {
-        {TINY, "odd", 5, 15, 21}, {SMALL, "small", 33, 64, 96}, {LARGE, "large", 100, 768, 768}, {TRAINING, "qkv", N, 768, 2304}, {TRAINING, "proj", N, 768, 768},
-        {TRAINING, "fc", N, 768, 3072}, {TRAINING, "fcproj", N, 3072, 768}};
+    const struct { Size size; const char* name; int N, C, OC; Ending ending; bool biased; } layers[] = {
+        {TINY, "one", 1, 1, 1, PLAIN, true}, {TINY, "odd", 5, 15, 21, RESIDUAL, true}, {TINY, "odd", 7, 13, 19, GELU, true},
+        {TINY, "even", 33, 64, 96, GELU, true}, {TINY, "even", 70, 128, 64, GELU, false}, {TINY, "even", 31, 64, 32, RESIDUAL, false},
+        {SMALL, "wide", 64, 768, 192, GELU, true}, {LARGE, "large", 100, 768, 768, RESIDUAL, true},
+        {TRAINING, "qkv", N, 768, 2304, PLAIN, true}, {TRAINING, "proj", N, 768, 768, RESIDUAL, true},
+        {TRAINING, "fc", N, 768, 3072, GELU, true}, {TRAINING, "fcproj", N, 3072, 768, RESIDUAL, true}};
     const struct { Size size; int N, C, V; } heads[] = {{TINY, 5, 15, 21}, {SMALL, 33, 64, 101}, {TRAINING, N / 4, 768, 50257}};
-    for (auto& s : shapes) if (s.size <= largest) ladder(s.N, s.C, s.OC), endings(s.N, s.C, s.OC, s.C != 64);
-    for (auto& l : layers) if (l.size <= largest) layer(l.name, l.N, l.C, l.OC);
+    for (auto& s : shapes) if (s.size <= largest) ladder(s.N, s.C, s.OC);
+    for (auto& l : layers) if (l.size <= largest) layer(l.name, l.N, l.C, l.OC, l.ending, l.biased);
     for (auto& h : heads) if (h.size <= largest) head(h.N, h.C, h.V);
 });
 }  // namespace products_study
