@@ -35,10 +35,10 @@ static void ladder(const Config& c, int B, int held) {
         r.reset = [&, poison = r.reset] { poison(), at = held; };
         return r;
     };
-    climb("cpu sampling", shape, {2 * B * read, 4 * read}, {written(1e-5)},
+    climb("cpu sampling", shape, {2 * B * read, 4 * read, FP32, READ}, {written(1e-5)},
           {{"recompute", [&] { recompute(held + 1); }}, {"cache", [&] { extend(model); }}});
     // the limit: 4 L + 1 products, each off by 2^-8 at most, with random signs
-    climb("cpu sampling in bf16", shape, {2 * B * read, 2 * read, BFLOAT16}, {written(std::sqrt(4 * c.L + 1) * 0x1p-8)},
+    climb("cpu sampling in bf16", shape, {2 * B * read, 2 * read, BFLOAT16, READ}, {written(std::sqrt(4 * c.L + 1) * 0x1p-8)},
           {{"bf16", [&] { extend(bf16); }}});
 }
 
