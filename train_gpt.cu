@@ -248,7 +248,8 @@ constexpr int SUM_BLOCKS = 4;                // for each multiprocessor, at most
 inline int warps_for(size_t bytes) {
     const cudaDeviceProp& p = device().properties;
     if (bytes > p.sharedMemPerBlockOptin)
-        die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes, p.sharedMemPerBlockOptin);
+        die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes,
+            p.sharedMemPerBlockOptin);
     return (int)std::clamp<size_t>((p.sharedMemPerMultiprocessor / SUM_BLOCKS - 1024) / bytes, 1, 8);
 }
 inline void layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,

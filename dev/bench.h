@@ -73,7 +73,8 @@ inline bool timed = true;
 inline std::string table;                    // to be written, without .csv and .md
 inline int study_main(int argc, char** argv, const std::function<void()>& study) {
     for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--check")) timed = false, largest = size_of(i + 1 < argc && argv[i + 1][0] != '-' ? argv[++i] : "large");
+        if (!strcmp(argv[i], "--check")) timed = false, largest = LARGE;
+        else if (!timed && argv[i][0] != '-') largest = size_of(argv[i]);
         else if (!strcmp(argv[i], "--write") && i + 1 < argc) table = argv[++i];
         else return fprintf(stderr, "usage: %s [--check [tiny|small]] [--write TABLE]\n", argv[0]), 2;
     }

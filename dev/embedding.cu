@@ -54,7 +54,8 @@ static void forward(int B, int T, int V, int C) {
     embedded.host = rounded(embedded.host);
     cpu::layernorm_forward(out.cpu(), mean.cpu(), rstd.cpu(), embedded.cpu(), w.cpu(), b.cpu(), N, C, 1e-5);
     climb("embedding and layernorm forward", format("B=%d T=%d V=%d C=%d", B, T, V, C),
-          {8.0 * embedded.n, 3.0 * embedded.n * sizeof(floatX)}, {written("embedded", embedded, 0, 0), written("out", out, ONE)},
+          {8.0 * embedded.n, 3.0 * embedded.n * sizeof(floatX)},
+          {written("embedded", embedded, 0, 0), written("out", out, ONE)},
           {{"separate", [&] {
                 launch(add, blocks_for(embedded.n, 256), 256, 0, embedded, x, wte, wpe, t0, T, embedded.n, C);
                 gpu::layernorm_forward(out, mean, rstd, embedded, w, b, N, C, 1e-5);
@@ -86,7 +87,8 @@ static void backward(int B, int T, int V, int C) {
 
 static const Study study([] {
     const struct { Size size; int B, T, V, C; } shapes[] = {{TINY, 1, 1, 1, 1}, {TINY, 3, 9, 5, 15}, {TINY, 2, 16, 100, 64},
-                                                            {SMALL, 4, 33, 50, 24}, {LARGE, 3, 100, 1000, 768}, {TRAINING, 64, 1024, 50257, 768}};
+                                                            {SMALL, 4, 33, 50, 24}, {LARGE, 3, 100, 1000, 768},
+                                                            {TRAINING, 64, 1024, 50257, 768}};
     for (auto& s : shapes) if (s.size <= largest) forward(s.B, s.T, s.V, s.C), backward(s.B, s.T, s.V, s.C);
 });
 }  // namespace embedding_study
