@@ -583,7 +583,7 @@ struct Gang {
             alike = last && last->block == &b && last->place.line == f.place.line ? alike + 1 : 1;
             if (alike == 1) add("\n    in %s at %s:%d: thread", f.waits_in, f.place.file, f.place.line);
             if (alike < 12) add(" %u", f.index);
-            if (alike == 12) add(" ...");
+            if (alike == 12) text += " ...";
             last = &f, be(&f);
         }
         for (const Block& block : blocks)
