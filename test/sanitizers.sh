@@ -15,7 +15,9 @@ for sanitizer in address thread memory; do
     wait
     if $dir/${sanitizer}_kernels 2 tiny > $dir/output 2>&1; then echo "ok sanitizers/$sanitizer: nothing found in $(grep -c '^ok' $dir/output) checks of kernels"
     else echo "FAIL sanitizers/$sanitizer: $(grep -m 1 -hE '^FAIL|ERROR|WARNING|error: ' $dir/output $dir/${sanitizer}_kernels.log)"; fi
-    if [ -n "$STRESS" ]; then                # a model, too: sampling, three steps of training, every tensor compared
+    # A model, too: sampling, three steps of training, every tensor compared. (memory takes std::map's own code, which is
+    # in a library that it has not compiled, for a mistake.)
+    if [ -n "$STRESS" ] && [ $sanitizer != memory ]; then
         build $sanitizer train_gpt
         if $dir/${sanitizer}_train_gpt --check > $dir/output 2>&1; then echo "ok sanitizers/$sanitizer: $(tail -1 $dir/output)"
         else echo "FAIL sanitizers/$sanitizer: $(grep -m 1 -hE '^FAIL|ERROR|WARNING|error: ' $dir/output $dir/${sanitizer}_train_gpt.log)"; fi
