@@ -178,6 +178,7 @@ int main(int argc, char** argv) {
     timed = false, largest = argc > 2 ? size_of(argv[2]) : SMALL;
     for (int run = 0; run < runs; run++) {   // the first in natural order, others in adversarial ones
         emu::settings.seed = run, numbers_seed = 0, report = run == 0;
+        emu::settings.fence = run % 2 && !emu::ASAN;         // in turn: a forbidden page before the arrays, and behind
         const int before = failed;
         studies();
         if (run) check(failed == before, "study/run %d gives the bits of the first", run + 1);

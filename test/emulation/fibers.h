@@ -242,14 +242,15 @@ struct Barrier {
 constexpr size_t SHARED_MAX = 227 << 10;     // bytes of a block
 constexpr size_t WINDOW = 256 << 10;         // and of its addresses, of which the first SHARED_BEGIN are not used
 constexpr size_t SHARED_BEGIN = 1024, RED_ZONE = 16;
-constexpr unsigned char CANARY = 0xA5;       // fills what lies behind an array and must not change
+constexpr size_t SHARED_UNASKED = 48 << 10;  // bytes that a kernel has without having asked for more
+constexpr unsigned char CANARY = 0x7F;       // fills what lies behind an array and must not change: 3.4e38, 2139062143
 struct Array { const void* key; char* p; size_t size; const char* name; };
 struct Block {
     uint3 index{};
     unsigned rank = 0, first = 0;            // in its cluster; number in the gang of the cluster's first block
     int threads = 0, live = 0;
     char* shared = nullptr;                  // its window
-    size_t used = SHARED_BEGIN;
+    size_t used = SHARED_BEGIN, bytes = 0;   // of the window; of arrays
     std::vector<Array> arrays;
     std::vector<void*> mbarriers;
     bool mbarrier_unfenced = false;
@@ -258,7 +259,7 @@ struct Block {
 };
 struct Grid {                                // a launch
     dim3 grid, block, cluster;
-    size_t dynamic = 0;                      // bytes of shared memory
+    size_t dynamic = 0, limit = SHARED_UNASKED;              // bytes of shared memory; the most with static arrays
     bool cooperative = false, dependent = false;             // dependent: may start before the kernel ahead has ended
     const void* kernel = nullptr;
     Task call;                               // the kernel with its arguments, for one thread
@@ -781,7 +782,12 @@ inline char* shared_array(const void* key, size_t size, size_t align, const char
     size_t at = (block.used + align - 1) / align * align;
     if (barely && at / align % 2 == 0) at += align;
     if (at + size > SHARED_BEGIN + SHARED_MAX + 1024) fail("more than %zu bytes of shared memory", SHARED_MAX);
-    block.used = at + size + RED_ZONE;
+    block.used = at + size + RED_ZONE, block.bytes += size;
+    if (const size_t limit = key ? SHARED_UNASKED : current->gang->grid.limit; size > limit)
+        fail("shared array %s of %zu bytes, more than %zu", name, size, limit);
+    if (block.bytes > current->gang->grid.limit)
+        fail("%zu bytes of shared memory with array %s, more than %zu; cudaFuncSetAttribute?", block.bytes, name,
+             current->gang->grid.limit);
     char* p = block.shared + at;
     if (!ASAN) memset(p + size, CANARY, RED_ZONE);
     permit(p, size);

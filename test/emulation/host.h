@@ -300,6 +300,9 @@ struct Streams {
             run_next(can[settings.seed ? random.below(can.size()) : 0]);
         }
     }
+    void not_while_capturing(const char* call) const {
+        for (const Stream* s : all) if (s->capture) fail("%s while a stream is being captured", call);
+    }
     void wait(Stream* stream) {
         std::lock_guard lock(mutex);
         Stream* s = get(stream);
@@ -359,10 +362,12 @@ inline cudaError_t cudaGetLastError() { return std::exchange(emu::last_error(), 
 inline cudaError_t cudaPeekAtLastError() { return emu::last_error(); }
 
 template <typename T> cudaError_t cudaMalloc(T** p, size_t n, EMU_PLACE) {
+    emu::streams().not_while_capturing("cudaMalloc");
     *p = (T*)emu::memory().allocate(n, place);
     return emu::answer(*p ? cudaSuccess : cudaErrorMemoryAllocation);
 }
 inline cudaError_t cudaFree(void* p) {
+    emu::streams().not_while_capturing("cudaFree");
     emu::streams().wait_for_all();
     if (p) emu::memory().release(p);
     return cudaSuccess;
@@ -375,7 +380,8 @@ template <typename T> cudaError_t cudaMallocHost(T** p, size_t n) {
 }
 inline cudaError_t cudaFreeHost(void* p) {
     emu::streams().wait_for_all();
-    std::erase_if(emu::memory().pinned, [&](auto& one) { return one.first == p; });
+    if (p && !std::erase_if(emu::memory().pinned, [&](auto& one) { return one.first == p; }))
+        emu::fail("cudaFreeHost: %p is not allocated, or freed already", p);
     return free(p), cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
@@ -390,6 +396,10 @@ inline bool pageable(const void* p) {        // host memory that is not pinned: 
 }
 inline void check_copy(const void* to, const void* from, size_t n, cudaMemcpyKind kind) {
     memory().check_range(to, n, "copy's destination"), memory().check_range(from, n, "copy's source");
+    for (const auto& [begin, size] : memory().pinned)
+        for (const char* p : {(const char*)to, (const char*)from})
+            if (p >= begin && p < begin + size && p + n > begin + size)
+                fail("copy: %zu bytes at offset %td overrun the %zu pinned ones", n, p - begin, size);
     const auto side = [](bool device) { return device ? "device" : "host"; };
     if (kind != memory().device(to) + 2 * memory().device(from))
         fail("memcpy kind %d does not match the pointers, from %s to %s memory", kind, side(memory().device(from)),
@@ -423,6 +433,7 @@ inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t n, cudaStream_t s = nullptr) {
     emu::memory().check_range(p, n, "memset");
+    if (emu::pageable(p)) emu::fail("memset: %p is the host's memory", p);
     return emu::streams().push(s, [=] { memset(p, value, n); }), cudaSuccess;
 }
 inline cudaError_t cudaMemset(void* p, int value, size_t n) { return cudaMemsetAsync(p, value, n); }
@@ -438,7 +449,10 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
 }
 inline cudaError_t cudaStreamCreate(cudaStream_t* s) { return cudaStreamCreateWithFlags(s, cudaStreamDefault); }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return emu::streams().wait(s), cudaSuccess; }
-inline cudaError_t cudaDeviceSynchronize() { return emu::streams().wait_for_all(), cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() {
+    emu::streams().not_while_capturing("cudaDeviceSynchronize");
+    return emu::streams().wait_for_all(), cudaSuccess;
+}
 inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
     emu::streams().wait(s);
     std::erase(emu::streams().all, s);
@@ -562,9 +576,11 @@ struct cudaLaunchConfig_t {
 };
 namespace emu {
 template <typename T> void check_argument(const T& argument) {
-    if constexpr (std::is_pointer_v<T>)      // also one past the end of an allocation, as of an empty rest
-        if (memory().device((const void*)argument) && !memory().find((const char*)argument - 1))
-            memory().check_range((const void*)argument, 0, "kernel argument");
+    if constexpr (std::is_pointer_v<T>) {    // one past the end of an allocation will do, as of an empty rest
+        const void* p = (const void*)argument;
+        if (p && pageable(p)) fail("kernel argument: %p is the host's memory", p);
+        if (memory().device(p) && !memory().find((const char*)p - 1)) memory().check_range(p, 0, "kernel argument");
+    }
 }
 }  // namespace emu
 template <typename... P, typename... A>
@@ -572,6 +588,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     emu::Grid grid;
     grid.grid = config->gridDim, grid.block = config->blockDim, grid.dynamic = config->dynamicSmemBytes;
     grid.kernel = (const void*)kernel;
+    if (emu::dynamic_limit(grid.kernel) > emu::SHARED_UNASKED) grid.limit = emu::SHARED_MAX;
     for (unsigned i = 0; i < config->numAttrs; i++) {
         const cudaLaunchAttributeValue& v = config->attrs[i].val;
         const cudaLaunchAttributeID id = config->attrs[i].id;
@@ -583,7 +600,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const dim3 g = grid.grid, b = grid.block, c = grid.cluster;
     const size_t limit = emu::dynamic_limit(grid.kernel);
     char wrong[256] = "";
-    if (!grid.blocks() || g.y > 65535 || g.z > 65535 || !grid.threads() || grid.threads() > 1024 || b.z > 64)
+    if (!grid.blocks() || g.x > INT32_MAX || g.y > 65535 || g.z > 65535 || !grid.threads() || grid.threads() > 1024 ||
+        b.z > 64)
         snprintf(wrong, sizeof wrong, "bad grid (%u,%u,%u) or block (%u,%u,%u)", g.x, g.y, g.z, b.x, b.y, b.z);
     if (grid.dynamic > limit)
         snprintf(wrong, sizeof wrong, "%zu bytes of dynamic shared memory, more than %zu; cudaFuncSetAttribute?",
