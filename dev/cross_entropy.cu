@@ -59,15 +59,17 @@ static void ladder(int rows, int V) {
     Array<float> weight(numbers(rows)), logprob(rows);
     Array<int> y(targets), best(rows);
     Array<gpu::Outcome> outcome(std::vector<gpu::Outcome>{{0.25, 0}});
+    float *const found = logprob.cpu(), *const all = logits.cpu();       // before threads share them
+    int* const highest_at = best.cpu();
     double loss = 0.25;
     #pragma omp parallel for reduction(+ : loss)
     for (int n = 0; n < rows; n++) {         // beyond V nothing changes
-        float* z = logits.cpu() + (size_t)n * stride;
+        float* z = all + (size_t)n * stride;
         const int target = targets[n], highest = int(std::max_element(z, z + V) - z);
         double high = z[highest], sum = 0;
         for (int v = 0; v < V; v++) sum += std::exp(z[v] - high);
-        logprob.cpu()[n] = target < 0 ? 0 : z[target] - high - std::log(sum), best.cpu()[n] = target < 0 ? -1 : highest;
-        if (target >= 0) loss -= (double)weight.host[n] * logprob.host[n];
+        found[n] = target < 0 ? 0 : z[target] - high - std::log(sum), highest_at[n] = target < 0 ? -1 : highest;
+        if (target >= 0) loss -= (double)weight.host[n] * found[n];
         for (int v = 0; v < V; v++) z[v] = target < 0 ? 0 : weight.host[n] * (std::exp(z[v] - high) / sum - (v == target));
     }
     const std::string shape = format("rows=%d V=%d", rows, V);
