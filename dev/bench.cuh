@@ -175,7 +175,9 @@ int main(int argc, char** argv) {
     });
 #else
     const int runs = argc > 1 ? atoi(argv[1]) : 3;
-    timed = false, largest = argc > 2 ? size_of(argv[2]) : SMALL;
+    timed = false, largest = SMALL;
+    if (runs < 1 || argc > 3 || (argc > 2 && !size_is(argv[2])))
+        return fprintf(stderr, "usage: %s [RUNS [tiny|small|large]]\n", argv[0]), 2;
     for (int run = 0; run < runs; run++) {   // the first in natural order, others in adversarial ones
         emu::settings.seed = run, numbers_seed = 0, report = run == 0;
         emu::settings.fence = run % 2 && !emu::ASAN;         // in turn: a forbidden page before the arrays, and behind

@@ -21,6 +21,7 @@ struct Rung {
     const char* name;
     std::function<void()> run;
     bool any_order = false;                  // sums come in the order in which threads happen to run
+    double limit = 0;                        // of its own, where it rounds once more than what ships
     double slowest = 1e18;                   // the most FLOPs that it is asked for; beyond, it would take minutes
 };
 
@@ -67,16 +68,20 @@ int repeats();
 
 // Shapes are tiny, for sanitizers; small, for every test; large, for long tests; or those of training, which are timed.
 enum Size { TINY, SMALL, LARGE, TRAINING };
-inline Size size_of(const std::string& word) { return word == "tiny" ? TINY : word == "large" ? LARGE : SMALL; }
 inline Size largest = TRAINING;
+inline bool size_is(const std::string& word) {               // sets it, if there is such a size
+    const char* const words[] = {"tiny", "small", "large"};
+    for (int i = TINY; i <= LARGE; i++) if (word == words[i]) return largest = Size(i), true;
+    return false;
+}
 inline bool timed = true;
 inline std::string table;                    // to be written, without .csv and .md
 inline int study_main(int argc, char** argv, const std::function<void()>& study) {
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--check")) timed = false, largest = LARGE;
-        else if (!timed && argv[i][0] != '-') largest = size_of(argv[i]);
+        else if (!timed && size_is(argv[i])) continue;
         else if (!strcmp(argv[i], "--write") && i + 1 < argc) table = argv[++i];
-        else return fprintf(stderr, "usage: %s [--check [tiny|small]] [--write TABLE]\n", argv[0]), 2;
+        else return fprintf(stderr, "usage: %s [--check [tiny|small|large]] [--write TABLE]\n", argv[0]), 2;
     }
     spin_briefly(argv);
     const int code = run_main(study);
@@ -135,7 +140,7 @@ inline void climb(const std::string& kernel, const std::string& shape, const Wor
                     check(false, "study/%s: other bits than the first time", name.c_str());
             }
             for (const Result& r : results) {
-                const double e = r.error(), of_limit = e == 0 ? 0 : e / r.limit;
+                const double e = r.error(), of_limit = e == 0 ? 0 : e / std::max(r.limit, rung.limit);
                 if (!(of_limit <= share) && !std::isnan(share)) share = of_limit, error = e, worst = r.name;
             }
         } catch (Error& e) {

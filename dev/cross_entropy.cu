@@ -92,7 +92,7 @@ static void ladder(int rows, int V) {
 }
 
 static const Study study([] {
-    const struct { Size size; int rows, V; } shapes[] = {{TINY, 4, 2}, {TINY, 5, 101}, {TINY, 3, 1000},
+    const struct { Size size; int rows, V; } shapes[] = {{TINY, 4, 2}, {TINY, 1, 50}, {TINY, 5, 101}, {TINY, 3, 1000},
                                                          {SMALL, 2, 50257}, {LARGE, 30, 50257}, {LARGE, 7, 4099},
                                                          {TRAINING, 8192, 50257}};
     for (auto& s : shapes) if (s.size <= largest) ladder(s.rows, s.V);

@@ -93,7 +93,7 @@ static void ladder(int M, int N, int K, Sgemm sgemm) {
             for (int j = 0; j < N; j++) want[(size_t)i * N + j] += (double)a[(size_t)i * K + k] * b[(size_t)k * N + j];
     auto with = [&](auto f) { return [&, f] { f(c.data(), a.data(), b.data(), M, N, K); }; };
     std::vector<Rung> rungs = {
-        {"naive", with(naive), false, 2e9}, {"loop_order", with(loop_order)}, {"register_tile", with(register_tile)}, {"cache_tile", with(cache_tile)},
+        {"naive", with(naive), false, 0, 2e9}, {"loop_order", with(loop_order)}, {"register_tile", with(register_tile)}, {"cache_tile", with(cache_tile)},
         {"packed (cpu::gemm)", [&] { cpu::gemm({c.data(), N}, {a.data(), K, 1}, {b.data(), N, 1}, M, N, K); }}};
     if (sgemm) rungs.push_back({"OpenBLAS", [&] { sgemm(101, 111, 111, M, N, K, 1, a.data(), K, b.data(), N, 0, c.data(), N); }});
     // K roundings of 2^-24 each, which add up like a random walk: sqrt(K) of them, with a factor of 4 to spare
