@@ -81,8 +81,10 @@ template <typename T> struct Array {
         return value;
     }
 };
-// The device's numbers are to become those that the reference has left on the CPU.
+// The device's numbers are to become those that the reference has left on the CPU. What they are before is kept from here on,
+// whoever runs a rung next: one that adds to them may be timed before climb() resets them.
 template <typename T> Result written(const char* name, Array<T>& a, double limit_bf16, double limit_fp32 = 1e-5) {
+    a.reset();
     return {name, [&a] { return relative_error(a.get().data(), a.cpu(), a.n); }, gpu::BF16 ? limit_bf16 : limit_fp32,
             [&a] { a.reset(); }, [&a] { return a.bits(); }};
 }
