@@ -342,7 +342,8 @@ struct Layout {
     std::vector<bool> present;                               // by row of TENSORS
     size_t parameters = 0;
 
-    explicit Layout(const Config& c) : slots(arrays(c), c.L) {
+    // The tables of the vocabulary get room for rows up to a multiple of `tile`; what is there beyond V stays zero.
+    explicit Layout(const Config& c, int tile = 1) : slots(arrays(c, tile), c.L) {
         for (auto& [per, t] : tensor_rows(c)) {
             const size_t k = present.size();
             for (int l = 0; l < (per == BLOCK ? c.L : 1); l++) {
@@ -377,9 +378,12 @@ struct Layout {
     }
 
 private:
-    static std::vector<std::pair<Per, size_t>> arrays(const Config& c) {
+    static std::vector<std::pair<Per, size_t>> arrays(const Config& c, int tile) {
         std::vector<std::pair<Per, size_t>> v;
-        for (auto& [per, t] : tensor_rows(c)) v.push_back({per, t.present ? t.count() : 0});
+        for (auto& [per, t] : tensor_rows(c)) {
+            const size_t beyond = t.rows == c.V ? (tile - c.V % tile) % tile : 0;
+            v.push_back({per, t.present ? t.count() + beyond * t.cols : 0});
+        }
         return v;
     }
 };

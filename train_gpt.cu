@@ -712,7 +712,8 @@ inline void attention_backward(floatX* dqkv, float* D, const floatX* dout, const
 
 /* softmax and cross-entropy -- a row of logits becomes its gradient, in place
    math     logprob = z_y - log sum_v e^(z_v);   dz_v = weight (softmax(z)_v - (v == y))
-   shapes   logits (rows,V), rows `stride` apart   y (rows); y = -1 counts nowhere   logprob, best (rows)
+   shapes   logits (rows,V), rows `stride` apart; gradients beyond V are zero   y (rows); y = -1 counts nowhere
+            logprob, best (rows)
    layout   a block takes a row, twice through the level-2 cache
    cost     logits once; with gradients twice */
 template <int W, bool GRADIENTS>
@@ -754,7 +755,8 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
             for (int i = 0; i < W; i++) v[i] = gradient(v[i], c + i);
             store(z + c, v);
         }
-        if (const int c = whole + threadIdx.x; c < V) z[c] = floatX(gradient(float(z[c]), c));
+        for (int c = whole + threadIdx.x; c < stride; c += blockDim.x)
+            z[c] = floatX(c < V ? gradient(float(z[c]), c) : 0);
     }
 }
 inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int rows, int V,
@@ -990,7 +992,7 @@ inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const flo
     X(floatX, fc,       KEPT,  N * 4 * C)    X(floatX, fc_gelu, KEPT, N * 4 * C) \
     X(floatX, stream,   KEPT,  N * C)        /* the residual stream after the block */ \
     X(floatX, lnf,      ONCE,  N * C)        X(float, lnf_mean, ONCE, N)   X(float, lnf_rstd, ONCE, N) \
-    X(floatX, logits,   ONCE,  (size_t)chunk * logits_stride(c.V)) \
+    X(floatX, logits,   ONCE,  (size_t)chunk * padded(c.V)) \
     X(floatX, dstream,  ONCE,  training ? N * C : 0)         /* gradient of the residual stream */ \
     X(floatX, dx,       ONCE,  training ? N * C : 0)         /* of what is C wide within a branch */ \
     X(floatX, dwide,    ONCE,  training ? N * 4 * C : 0)     /* of qkv or fc */ \
@@ -1007,7 +1009,10 @@ struct Activations {
 #undef X
 };
 
-inline int logits_stride(int V) { return (V + 63) / 64 * 64; }      // logits of a row lie this far apart
+// Products of a size that is no multiple of 8 run at an eighth of the speed. So the device's tables have rows, and rows of
+// logits columns, for this vocabulary. Rows beyond V are zero and stay so: cross_entropy() leaves them no gradient.
+constexpr int VOCABULARY_TILE = 64;
+inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * VOCABULARY_TILE; }
 inline int chunk_rows(size_t N, int V) { return (int)std::min<size_t>(N, std::clamp((1 << 29) / V, 64, 16384)); }
 
 // The arrays in units of 16 bytes, so that Slots aligns each to more than anyone asks for.
@@ -1038,7 +1043,7 @@ struct Model {
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool = false)
-        : c(c), B(B), T(T), training(training), layout(c) {
+        : c(c), B(B), T(T), training(training), layout(c, VOCABULARY_TILE) {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
@@ -1172,7 +1177,7 @@ struct Model {
     }
     void logits(int n, int step, int count, float* out) {
         const Activations a = activations(0);
-        const int row = logits_stride(c.V), chunk = chunk_rows((size_t)B * T, c.V);
+        const int row = padded(c.V), chunk = chunk_rows((size_t)B * T, c.V);
         std::vector<floatX> z;
         for (int i = 0; i < count; i += chunk) {
             const int some = std::min(chunk, count - i);
@@ -1275,18 +1280,17 @@ private:
         const Weights w = layout.at(rounded, 0);
         const Weights g = layout.at(gradients, 0);
         const floatX* table = c.tied ? w.wte : w.head_w;
-        const int stride = logits_stride(c.V), chunk = chunk_rows((size_t)this->B * this->T, c.V);
+        const int V = padded(c.V), chunk = chunk_rows((size_t)this->B * this->T, c.V);
         for (int n0 = 0; n0 < N; n0 += chunk) {
             const int n = std::min(chunk, N - n0);
             const floatX* lnf = a.lnf + (size_t)n0 * c.C;
             logits_of(a.logits, lnf, c.C, n);
-            cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, a.weight + n0, n, c.V, stride,
-                          backward);
+            cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, a.weight + n0, n, c.V, V, backward);
             if (!backward) continue;
-            multiply(a.dx + (size_t)n0 * c.C, table, a.logits, {c.C, n, c.V, false, false, c.C, stride, c.C});
+            multiply(a.dx + (size_t)n0 * c.C, table, a.logits, {c.C, n, V, false, false, c.C, V, c.C});
             float* dtable = c.tied ? g.wte : g.head_w;
-            multiply(dtable, lnf, a.logits, {c.C, c.V, n, false, true, c.C, stride, c.C, false, false, true, true},
-                     nullptr, dtable);
+            multiply(dtable, lnf, a.logits, {c.C, V, n, false, true, c.C, V, c.C, false, false, true, true}, nullptr,
+                     dtable);
         }
         launch(add_loss_kernel, 1, threads_for(N, 1024), 0, a.outcome, a.logprob, a.weight, a.target, N);
     }
@@ -1321,10 +1325,11 @@ private:
         embedding_backward(g.wte, g.wpe, a.dstream, a.token, {a.order, a.start, a.tokens}, B, T, C);
     }
 
-    // logits (rows,V) = x wte^T; rows of x lie `stride` apart
+    // logits (rows, padded V) = x wte^T; rows of x lie `stride` apart
     void logits_of(floatX* out, const floatX* x, long stride, int rows) {
         const Weights w = layout.at(rounded, 0);
-        multiply(out, c.tied ? w.wte : w.head_w, x, {c.V, rows, c.C, true, false, c.C, stride, logits_stride(c.V)});
+        const int V = padded(c.V);
+        multiply(out, c.tied ? w.wte : w.head_w, x, {V, rows, c.C, true, false, c.C, stride, V});
     }
 
     // The tokens at activations(0).token, t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm.

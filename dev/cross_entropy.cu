@@ -24,8 +24,8 @@ __global__ void naive(floatX* logits, float* logprob, int* best, const int* y, c
     const int target = y[n];
     logprob[n] = target >= 0 ? float(z[target]) - high - logf(sum) : 0;
     best[n] = target >= 0 ? highest : -1;
-    for (int v = 0; v < V; v++)
-        z[v] = floatX(target < 0 ? 0 : weight[n] * (expf(float(z[v]) - high) / sum - (v == target)));
+    for (int v = 0; v < stride; v++)
+        z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - high) / sum - (v == target)));
 }
 __global__ void three_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V, int stride) {
     SHARED(first, int[1]);
@@ -45,12 +45,12 @@ __global__ void three_passes(floatX* logits, float* logprob, int* best, const in
         best[n] = target >= 0 ? first[0] : -1;
     }
     __syncthreads();                                         // z[target] is read before it changes
-    for (int v = threadIdx.x; v < V; v += blockDim.x)
-        z[v] = floatX(target < 0 ? 0 : weight[n] * (expf(float(z[v]) - highest) / sum - (v == target)));
+    for (int v = threadIdx.x; v < stride; v += blockDim.x)
+        z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - highest) / sum - (v == target)));
 }
 
 static void ladder(int rows, int V) {
-    const int stride = gpu::logits_stride(V);
+    const int stride = gpu::padded(V);
     std::vector<int> targets(rows);
     Rng rng(++numbers_seed);
     for (int n = 0; n < rows; n++) targets[n] = n % 3 == 1 ? -1 : (int)rng.below(V);
@@ -63,7 +63,7 @@ static void ladder(int rows, int V) {
     int* const highest_at = best.cpu();
     double loss = 0.25;
     #pragma omp parallel for reduction(+ : loss)
-    for (int n = 0; n < rows; n++) {         // beyond V nothing changes
+    for (int n = 0; n < rows; n++) {
         float* z = all + (size_t)n * stride;
         const int target = targets[n], highest = int(std::max_element(z, z + V) - z);
         double high = z[highest], sum = 0;
@@ -71,6 +71,7 @@ static void ladder(int rows, int V) {
         found[n] = target < 0 ? 0 : z[target] - high - std::log(sum), highest_at[n] = target < 0 ? -1 : highest;
         if (target >= 0) loss -= (double)weight.host[n] * found[n];
         for (int v = 0; v < V; v++) z[v] = target < 0 ? 0 : weight.host[n] * (std::exp(z[v] - high) / sum - (v == target));
+        std::fill(z + V, z + stride, 0.0f);
     }
     const std::string shape = format("rows=%d V=%d", rows, V);
     const double bytes = 2.0 * rows * V * sizeof(floatX);

@@ -176,24 +176,26 @@ static void layer(const std::string& name, int N, int C, int OC, Ending ending, 
     chosen(name + " dw", shape, sum, written("dw", dw, sum_limit(N)),
            {OC, C, N, false, true, OC, C, OC, false, false, true, true}, dw, dout, x);
 }
-// the head: logits = x table^T; the table is (V,C), and rows of logits lie a multiple of 64 apart, which V is not
-static void head(int N, int C, int V) {
-    const int stride = gpu::logits_stride(V);
-    Array<floatX> x(numbers((size_t)N * C)), table(weights(C, V)), dlogits(numbers((size_t)N * stride)), dx(x.n);
-    Array<floatX> logits(std::vector<float>(dlogits.n));
-    Array<float> dtable(numbers(table.n));
-    cpu::gemm<float>({logits.cpu(), stride}, {x.cpu(), C, 1}, {table.cpu(), 1, C}, N, V, C);
-    cpu::gemm<float>({dx.cpu(), C}, {dlogits.cpu(), stride, 1}, {table.cpu(), C, 1}, N, C, V);
-    cpu::gemm<float>({dtable.cpu(), C, dtable.cpu()}, {dlogits.cpu(), 1, stride}, {x.cpu(), C, 1}, V, C, N);
-    const std::string shape = format("N=%d C=%d V=%d", N, C, V);
+// the head: logits = x table^T; the table is (V,C), with rows of zeros behind, and logits have as many columns
+static void head(int N, int C, int vocabulary) {
+    const int V = gpu::padded(vocabulary);
+    std::vector<float> rows = weights(C, V), given = numbers((size_t)N * V);
+    std::fill(rows.begin() + (size_t)vocabulary * C, rows.end(), 0.0f);
+    for (int n = 0; n < N; n++) std::fill(&given[(size_t)n * V] + vocabulary, &given[(size_t)n * V] + V, 0.0f);
+    Array<floatX> x(numbers((size_t)N * C)), table(rows), dlogits(given), dx(x.n), logits(given.size());
+    Array<float> dtable(rows);
+    cpu::gemm<float>({logits.cpu(), V}, {x.cpu(), C, 1}, {table.cpu(), 1, C}, N, V, C);
+    cpu::gemm<float>({dx.cpu(), C}, {dlogits.cpu(), V, 1}, {table.cpu(), C, 1}, N, C, V);
+    cpu::gemm<float>({dtable.cpu(), C, dtable.cpu()}, {dlogits.cpu(), 1, V}, {x.cpu(), C, 1}, V, C, N);
+    const std::string shape = format("N=%d C=%d V=%d", N, C, vocabulary);
     Work sum = work(N, C, V);
     sum.bytes += (8.0 - sizeof(floatX)) * table.n;
     chosen("head forward", shape, work(N, C, V), written("logits", logits, ONE),
-           {V, N, C, true, false, C, C, stride}, logits, table, x);
+           {V, N, C, true, false, C, C, V}, logits, table, x);
     chosen("head dx", shape, work(N, C, V), written("dx", dx, ONE),
-           {C, N, V, false, false, C, stride, C}, dx, table, dlogits);
+           {C, N, V, false, false, C, V, C}, dx, table, dlogits);
     chosen("head dtable", shape, sum, written("dtable", dtable, sum_limit(N)),
-           {C, V, N, false, true, C, stride, C, false, false, true, true}, dtable, x, dlogits);
+           {C, V, N, false, true, C, V, C, false, false, true, true}, dtable, x, dlogits);
 }
 
 static const Study study([] {
