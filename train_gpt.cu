@@ -153,6 +153,30 @@ template <int W, typename T> DEVICE void store(T* p, const float (&x)[W]) {
 // f<W>() for the widest W that divides all columns
 #define WIDTH(columns, kernel) ((columns) % WIDE ? kernel<1> : kernel<WIDE>)
 
+// From memory to shared memory, past the registers: what a thread has asked for is there for it after copies_wait(), and
+// for the others after a barrier as well.
+DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+DEVICE void copy_16(unsigned to, const void* from, bool present) {       // asynchronously; zeros if not present
+    [[maybe_unused]] const int bytes = present ? 16 : 0;
+    EMU(emu::cp_async(to, from, 16, bytes, "cp.async");)
+    ASM("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+DEVICE void copies_commit() {
+    EMU(emu::cp_async_commit();)
+    ASM("cp.async.commit_group;" ::: "memory");
+}
+template <int LEFT> DEVICE void copies_wait() {              // until all groups but the last LEFT are there
+    EMU(emu::cp_async_wait(LEFT);)
+    ASM("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+DEVICE float power_of_2(float x) {           // 2 ulp; 0 for what would be subnormal
+    float y;
+    EMU(y = exp2f(x);)
+    ASM("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+constexpr float LOG2E = 1.4426950408889634f;
+
 // f(f(x, y), z) ... over all lanes of a warp, and over all threads of a block, a multiple of 32; every thread gets the
 // result. f(x, none) is x.
 constexpr unsigned WARP = 0xffffffffu;       // all lanes
@@ -458,20 +482,6 @@ __global__ void attention_backward_plain(floatX* dqkv, const floatX* dout, const
 // The tensor cores' instructions. A warp multiplies A (16,16) by B (16,8) and adds to C (16,8): lane l holds of C the
 // numbers (l / 4 + 8 i, l % 4 * 2 + j) in c[2 i + j], and of A and B pairs of bf16 numbers in registers, which ldmatrix
 // fetches from shared memory, 8 x 8 numbers at a time. (PTX ISA, "Matrix Fragments for mma.m16n8k16")
-DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
-DEVICE void copy_16(unsigned to, const void* from, bool present) {       // asynchronously; zeros if not present
-    [[maybe_unused]] const int bytes = present ? 16 : 0;
-    EMU(emu::cp_async(to, from, 16, bytes, "cp.async");)
-    ASM("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-DEVICE void copies_commit() {
-    EMU(emu::cp_async_commit();)
-    ASM("cp.async.commit_group;" ::: "memory");
-}
-template <int LEFT> DEVICE void copies_wait() {              // until all groups but the last LEFT are there
-    EMU(emu::cp_async_wait(LEFT);)
-    ASM("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
 DEVICE void load_fragments(unsigned (&r)[4], unsigned from) {
     EMU(emu::ldmatrix<4, false>(r, from);)
     ASM("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -714,32 +724,38 @@ inline void attention_backward(floatX* dqkv, float* D, const floatX* dout, const
    math     logprob = z_y - log sum_v e^(z_v);   dz_v = weight (softmax(z)_v - (v == y))
    shapes   logits (rows,V), rows `stride` apart; gradients beyond V are zero   y (rows); y = -1 counts nowhere
             logprob, best (rows)
-   layout   a block takes a row, twice through the level-2 cache
+   layout   a block asks for a whole row at once and goes through it twice in shared memory, where two blocks' rows of
+            GPT-2's vocabulary fit: one is read while the other is written. A row that does not fit is read again.
    cost     logits once; with gradients twice */
-template <int W, bool GRADIENTS>
+template <bool GRADIENTS>
 __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, const int* y, const float* weight,
-                                     int V, int stride) {
+                                     int V, int stride, bool fits) {
+    constexpr int W = WIDE;
     SHARED(found, unsigned[32]);
-    const int n = blockIdx.x, target = y[n];
-    floatX* z = logits + (size_t)n * stride;
-    const int whole = V / W * W;
+    SHARED_DYNAMIC(shared);
+    const int n = blockIdx.x, target = y[n], step = blockDim.x * W;
+    floatX *z = logits + (size_t)n * stride, *row = fits ? (floatX*)shared : z;
+    if (fits) for (int c = threadIdx.x * W; c < stride; c += step) copy_16(shared_address(row + c), z + c, true);
+    const float at_target = target >= 0 ? float(z[target]) : 0;          // before anyone writes
+    copies_commit(), copies_wait<0>();                       // a thread goes through what it has fetched itself
     float highest = -INFINITY, sum = 0, v[W];
-    int where = V;
-    auto take = [&](float value, int at) {
-        if (value > highest) sum *= expf(highest - value), highest = value, where = at;
-        sum += expf(value - highest);
-    };
-    for (int c = threadIdx.x * W; c < whole; c += blockDim.x * W) {
-        load(v, z + c);
-        for (int i = 0; i < W; i++) take(v[i], c + i);
+    int where = 0;                                           // the highest is among the W numbers from here on
+    for (int c = threadIdx.x * W; c < V; c += step) {
+        load(v, row + c);
+        if (c + W > V) for (int i = 1; i < W; i++) if (c + i >= V) v[i] = -INFINITY;
+        float high = v[0];
+        for (int i = 1; i < W; i++) high = fmaxf(high, v[i]);
+        if (high > highest) sum *= power_of_2((highest - high) * LOG2E), highest = high, where = c;
+        for (int i = 0; i < W; i++) sum += power_of_2(v[i] * LOG2E - highest * LOG2E);
     }
-    if (whole + (int)threadIdx.x < V) take(float(z[whole + threadIdx.x]), whole + threadIdx.x);
-    const float high = block_max(highest), total = block_sum(highest == -INFINITY ? 0 : sum * expf(highest - high));
-    const float at_target = target >= 0 ? float(z[target]) : 0;
-    // the first place of the highest
-    unsigned first = __reduce_min_sync(WARP, highest == high ? (unsigned)where : (unsigned)V);
+    const float high = block_max(highest);
+    const float total = block_sum(highest == -INFINITY ? 0 : sum * power_of_2((highest - high) * LOG2E));
+    unsigned first = V;                                      // the first place of the highest
+    for (int i = 0; i < W; i++)
+        if (highest == high && where + i < V && float(row[where + i]) == high) first = ::min(first, unsigned(where + i));
+    first = __reduce_min_sync(WARP, first);
     if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = first;
-    __syncthreads();                                         // also: z[target] is read before it changes
+    __syncthreads();
     if (threadIdx.x == 0) {
         for (unsigned w = 1; w < blockDim.x / 32; w++) first = ::min(first, found[w]);
         logprob[n] = target >= 0 ? at_target - high - logf(total) : 0;
@@ -747,22 +763,22 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
     }
     if constexpr (GRADIENTS) {
         const float scale = target >= 0 ? weight[n] / total : 0;
-        auto gradient = [&](float value, int at) {
-            return target < 0 ? 0.0f : scale * expf(value - high) - (at == target ? weight[n] : 0.0f);
-        };
-        for (int c = threadIdx.x * W; c < whole; c += blockDim.x * W) {
-            load(v, z + c);
-            for (int i = 0; i < W; i++) v[i] = gradient(v[i], c + i);
+        for (int c = threadIdx.x * W; c < stride; c += step) {
+            load(v, row + c);
+            for (int i = 0; i < W; i++) v[i] = scale * power_of_2(v[i] * LOG2E - high * LOG2E);
+            if (c + W > V) for (int i = 0; i < W; i++) if (c + i >= V) v[i] = 0;
+            if (c <= target && target < c + W)
+                for (int i = 0; i < W; i++) v[i] -= c + i == target ? weight[n] : 0;
             store(z + c, v);
         }
-        for (int c = whole + threadIdx.x; c < stride; c += blockDim.x)
-            z[c] = floatX(c < V ? gradient(float(z[c]), c) : 0);
     }
 }
 inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int rows, int V,
                           int stride, bool gradients) {
-    const auto kernel = gradients ? cross_entropy_kernel<WIDE, true> : cross_entropy_kernel<WIDE, false>;
-    launch(kernel, rows, threads_for(blocks_for(V, WIDE), 512), 0, logits, logprob, best, y, weight, V, stride);
+    const size_t row = stride * sizeof(floatX);              // a multiple of 16
+    const bool fits = row + 1024 <= device().properties.sharedMemPerBlockOptin;
+    launch(gradients ? cross_entropy_kernel<true> : cross_entropy_kernel<false>, rows,
+           threads_for(blocks_for(stride, WIDE), 512), fits ? row : 0, logits, logprob, best, y, weight, V, stride, fits);
 }
 
 // What a step leaves on the device, and what it needs to know there.

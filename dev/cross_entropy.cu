@@ -6,8 +6,11 @@
                      rows, far too few
      three_passes    a block takes a row: highest, then sum, then gradients. The row is read three times; what the level-2
                      cache keeps of it depends on how many rows are under way
-     shipped         gpu::cross_entropy: highest and sum in one pass, where a new highest shrinks the sum so far
-                     (Milakov, Gimelshein 2018, arXiv:1805.02867, algorithm 3); 16 bytes at a time */
+     two_passes      highest and sum in one pass, where a new highest shrinks the sum so far (Milakov, Gimelshein 2018,
+                     arXiv:1805.02867, algorithm 3); 16 bytes at a time. Four blocks' rows a multiprocessor are under way, 53 MB
+                     on 132: as much as the level-2 cache holds
+     shipped         gpu::cross_entropy: asynchronous copies bring the row to shared memory, all 100 KB of it under way at once,
+                     and both passes find it there */
 #include "bench.cuh"
 namespace cross_entropy_study {
 
@@ -49,6 +52,37 @@ __global__ void three_passes(floatX* logits, float* logprob, int* best, const in
         z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - highest) / sum - (v == target)));
 }
 
+__global__ void two_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V, int stride) {
+    SHARED(first, int[1]);
+    const int n = blockIdx.x, target = y[n];
+    floatX* z = logits + (size_t)n * stride;
+    float highest = -INFINITY, sum = 0, v[WIDE];
+    int where = V;
+    if (threadIdx.x == 0) first[0] = V;
+    for (int c = threadIdx.x * WIDE; c < V; c += blockDim.x * WIDE) {
+        load(v, z + c);
+        for (int i = 0; i < WIDE; i++) {
+            if (c + i >= V) break;
+            if (v[i] > highest) sum *= expf(highest - v[i]), highest = v[i], where = c + i;
+            sum += expf(v[i] - highest);
+        }
+    }
+    const float high = gpu::block_max(highest), total = gpu::block_sum(highest == -INFINITY ? 0 : sum * expf(highest - high));
+    if (highest == high) atomicMin(first, where);
+    const float at_target = target >= 0 ? float(z[target]) : 0;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        logprob[n] = target >= 0 ? at_target - high - logf(total) : 0;
+        best[n] = target >= 0 ? first[0] : -1;
+    }
+    for (int c = threadIdx.x * WIDE; c < stride; c += blockDim.x * WIDE) {
+        load(v, z + c);
+        for (int i = 0; i < WIDE; i++)
+            v[i] = target < 0 || c + i >= V ? 0 : weight[n] * (expf(v[i] - high) / total - (c + i == target));
+        store(z + c, v);
+    }
+}
+
 static void ladder(int rows, int V) {
     const int stride = gpu::padded(V);
     std::vector<int> targets(rows);
@@ -80,6 +114,7 @@ static void ladder(int rows, int V) {
     climb("cross-entropy", shape, {7.0 * rows * V, bytes}, results,
           {{"naive", [&] { launch(naive, blocks_for(rows, 32), 32, 0, logits, logprob, best, y, weight, rows, V, stride); }},
            {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
+           {"two_passes", [&] { launch(two_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
            {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, true); }}});
     logits.host = given, results[2] = written("logits", logits, 0, 0);
     climb("cross-entropy, no gradient", shape, {4.0 * rows * V, bytes / 2, FP32, READ}, results,
