@@ -801,45 +801,76 @@ __global__ void add_loss_kernel(Outcome* outcome, const float* logprob, const fl
     outcome->loss += sum;
 }
 
-/* embedding, backward -- tokens repeat, so the host sorts the positions by their token, and a block takes a token
+/* embedding, backward -- tokens repeat, some of them thousands of times, so the host sorts the positions by their token and
+   cuts them into pieces of one token; a block sums up a piece, and then another a token's pieces, in order
    math     dwte[v] += sum over n with token[n] = v of dout[n];   dwpe[t] += sum over b of dout[b,t]
-   shapes   order (N): positions, sorted   start (tokens + 1): where each token's positions begin
-   cost     2X, and the rows of dwte that occur */
-struct Occurrences { const int *order, *start, *tokens; };               // tokens: the number of distinct ones
-struct SortedTokens { std::vector<int> order, start; };
+   shapes   order (N): positions, sorted   start (pieces + 1): where each piece begins   first (tokens + 1): the first
+            piece of each token that occurs   partial (pieces,C)
+   cost     2X, the rows of dwte that occur, and partial twice, much of it in the level-2 cache */
+struct Occurrences { const int *order, *start, *first, *tokens; };       // tokens: the number of distinct ones
+struct SortedTokens { std::vector<int> order, start, first; };
+constexpr int PIECE = 64;                    // positions, at most
 inline SortedTokens sort_tokens(const int* x, int N, int V) {            // a counting sort: cost N + V
-    SortedTokens s{std::vector<int>(N), {}};
+    SortedTokens s{std::vector<int>(N), {}, {}};
     std::vector<int> count(V + 1);
     for (int n = 0; n < N; n++) count[x[n] + 1]++;
     for (int v = 0; v < V; v++) {
-        if (count[v + 1]) s.start.push_back(count[v]);
+        if (count[v + 1]) s.first.push_back((int)s.start.size());
+        for (int i = 0; i < count[v + 1]; i += PIECE) s.start.push_back(count[v] + i);
         count[v + 1] += count[v];
     }
-    s.start.push_back(N);
+    s.first.push_back((int)s.start.size()), s.start.push_back(N);
     for (int n = 0; n < N; n++) s.order[count[x[n]]++] = n;
     return s;
 }
-__global__ void embedding_backward_wte_kernel(float* dwte, const floatX* dout, const int* x, Occurrences o, int C) {
-    if (int(blockIdx.x) >= *o.tokens) return;
-    const int from = o.start[blockIdx.x], to = o.start[blockIdx.x + 1];
-    float* row = dwte + (size_t)x[o.order[from]] * C;
-    for (int c = threadIdx.x; c < C; c += blockDim.x) {
-        float sum = 0;
-        for (int i = from; i < to; i++) sum += float(dout[(size_t)o.order[i] * C + c]);
-        row[c] += sum;
+template <int W> __global__ void embedding_backward_pieces_kernel(float* partial, const floatX* dout, Occurrences o, int C) {
+    const int pieces = o.first[*o.tokens];
+    for (int p = blockIdx.x; p < pieces; p += gridDim.x)
+        for (int c = threadIdx.x * W; c < C; c += blockDim.x * W) {
+            float sum[W] = {}, v[W];
+            for (int i = o.start[p]; i < o.start[p + 1]; i++) {
+                load(v, dout + (size_t)o.order[i] * C + c);
+                for (int k = 0; k < W; k++) sum[k] += v[k];
+            }
+            store(partial + (size_t)p * C + c, sum);
+        }
+}
+template <int W>
+__global__ void embedding_backward_wte_kernel(float* dwte, const float* partial, const int* x, Occurrences o, int C) {
+    const size_t packs = C / W, n = *o.tokens * packs;
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
+        const int from = o.first[i / packs], to = o.first[i / packs + 1], c = i % packs * W;
+        float* const row = dwte + (size_t)x[o.order[o.start[from]]] * C + c;
+        float sum[W] = {}, v[W];
+        for (int p = from; p < to; p++) {
+            load(v, partial + (size_t)p * C + c);
+            for (int k = 0; k < W; k++) sum[k] += v[k];
+        }
+        load(v, row);
+        for (int k = 0; k < W; k++) v[k] += sum[k];
+        store(row, v);
     }
 }
-__global__ void embedding_backward_wpe_kernel(float* dwpe, const floatX* dout, int B, int TC) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+template <int W> __global__ void embedding_backward_wpe_kernel(float* dwpe, const floatX* dout, int B, int TC) {
+    const int i = (blockIdx.x * blockDim.x + threadIdx.x) * W;
     if (i >= TC) return;
-    float sum = 0;
-    for (int b = 0; b < B; b++) sum += float(dout[(size_t)b * TC + i]);
-    dwpe[i] += sum;
+    float sum[W] = {}, v[W];
+    for (int b = 0; b < B; b++) {
+        load(v, dout + (size_t)b * TC + i);
+        for (int k = 0; k < W; k++) sum[k] += v[k];
+    }
+    load(v, dwpe + i);
+    for (int k = 0; k < W; k++) v[k] += sum[k];
+    store(dwpe + i, v);
 }
-inline void embedding_backward(float* dwte, float* dwpe, const floatX* dout, const int* x, Occurrences o, int B, int T,
-                               int C) {
-    launch(embedding_backward_wte_kernel, B * T, 128, 0, dwte, dout, x, o, C);
-    launch(embedding_backward_wpe_kernel, blocks_for((size_t)T * C, 256), 256, 0, dwpe, dout, B, T * C);
+inline void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout, const int* x, Occurrences o,
+                               int B, int T, int C) {
+    const int W = C % WIDE ? 1 : WIDE, P = device().processors();
+    launch(WIDTH(C, embedding_backward_pieces_kernel), std::min(B * T, 32 * P), threads_for(C / W, 128), 0, partial, dout,
+           o, C);
+    launch(WIDTH(C, embedding_backward_wte_kernel), std::min(blocks_for((size_t)B * T * C, 128 * W), 32 * P), 128, 0, dwte,
+           partial, x, o, C);
+    launch(WIDTH(C, embedding_backward_wpe_kernel), blocks_for((size_t)T * C, 128 * W), 128, 0, dwpe, dout, B, T * C);
 }
 
 /* gradient norm and AdamW, over the whole arena: blocks sum up squares of their shares; then each block adds up all of
@@ -1016,6 +1047,7 @@ inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const flo
     X(int,    token,    ONCE,  N)            X(int, target, ONCE, N)       X(float, weight, ONCE, N) \
     X(float,  logprob,  ONCE,  N)            X(int, best, ONCE, N) \
     X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
+    X(int,    first,    ONCE,  training ? N + 1 : 0)         /* these three: for embedding_backward() */ \
     X(int,    tokens,   ONCE,  1)            X(float, squares, ONCE, NORM_BLOCKS) \
     X(Outcome, outcome, ONCE,  1)
 
@@ -1081,7 +1113,7 @@ struct Model {
         if (training) gradients = allocate<float>(n), moment1 = allocate<float>(n), moment2 = allocate<float>(n);
         place_activations();
         for (Staged& s : staged) {
-            CHECK(cudaMallocHost(&s.memory, sizeof(int) * (5 * (size_t)B * T + 2)));
+            CHECK(cudaMallocHost(&s.memory, sizeof(int) * (6 * (size_t)B * T + 3)));
             CHECK(cudaEventCreateWithFlags(&s.copied, cudaEventDisableTiming));
         }
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
@@ -1160,9 +1192,9 @@ struct Model {
         send(a.token, x, N), send(a.target, y, N), send(a.weight, weight.data(), N);
         if (backward) {
             const SortedTokens sorted = sort_tokens(x, N, c.V);
-            const int tokens = (int)sorted.start.size() - 1;
-            send(a.order, sorted.order.data(), N), send(a.start, sorted.start.data(), tokens + 1);
-            send(a.tokens, &tokens, 1);
+            const int tokens = (int)sorted.first.size() - 1;
+            send(a.order, sorted.order.data(), N), send(a.start, sorted.start.data(), sorted.start.size());
+            send(a.first, sorted.first.data(), tokens + 1), send(a.tokens, &tokens, 1);
         }
         CHECK(cudaEventRecord(s.copied, device().stream));
         scored = backward ? 0 : N;
@@ -1338,7 +1370,8 @@ private:
             layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, entered_bias, a.partial, a.dx, entered, w.ln1_w, a.ln1_mean,
                                a.ln1_rstd, N, C);
         }
-        embedding_backward(g.wte, g.wpe, a.dstream, a.token, {a.order, a.start, a.tokens}, B, T, C);
+        embedding_backward(g.wte, g.wpe, (float*)a.dwide, a.dstream, a.token, {a.order, a.start, a.first, a.tokens}, B, T,
+                           C);
     }
 
     // logits (rows, padded V) = x wte^T; rows of x lie `stride` apart

@@ -10,8 +10,9 @@
                      positions, which wait for each other and arrive in any order
      search          a block takes a token of the vocabulary and looks for it at all N positions: in order, but N V
                      comparisons
-     shipped         gpu::embedding_backward: the host sorts the positions by token while it prepares the batch, a block
-                     takes a token that occurs */
+     sorted          the host sorts the positions by token while it prepares the batch, a block takes a token that occurs:
+                     every position is read once, but the most frequent token's block is at work long after all others
+     shipped         gpu::embedding_backward: pieces of one token, of 64 positions at most; then each token's pieces */
 #include "bench.cuh"
 namespace embedding_study {
 
@@ -33,6 +34,16 @@ __global__ void search(float* dwte, const floatX* dout, const int* x, int N, int
         float sum = 0;
         for (int n = 0; n < N; n++) if (x[n] == int(blockIdx.x)) sum += float(dout[(size_t)n * C + c]);
         dwte[(size_t)blockIdx.x * C + c] += sum;
+    }
+}
+
+__global__ void sorted_tokens(float* dwte, const floatX* dout, const int* x, gpu::Occurrences o, int C) {
+    if (int(blockIdx.x) >= *o.tokens) return;
+    const int from = o.start[o.first[blockIdx.x]], to = o.start[o.first[blockIdx.x + 1]];
+    for (int c = threadIdx.x; c < C; c += blockDim.x) {
+        float sum = 0;
+        for (int i = from; i < to; i++) sum += float(dout[(size_t)o.order[i] * C + c]);
+        dwte[(size_t)x[o.order[from]] * C + c] += sum;
     }
 }
 
@@ -71,18 +82,23 @@ static void backward(int B, int T, int V, int C) {
     Array<floatX> dout(numbers((size_t)N * C));
     Array<float> dwte(numbers((size_t)V * C)), dwpe(numbers((size_t)T * C));
     const gpu::SortedTokens sorted = gpu::sort_tokens(x.cpu(), N, V);
-    const int occurring = (int)sorted.start.size() - 1;
-    Array<int> order(sorted.order), start(sorted.start), count(std::vector<int>{occurring});
+    const int occurring = (int)sorted.first.size() - 1;
+    Array<int> order(sorted.order), start(sorted.start), first(sorted.first), count(std::vector<int>{occurring});
+    Array<float> partial((sorted.start.size() - 1) * C);
+    const gpu::Occurrences o = {order, start, first, count};
+    const auto positions = [&] {
+        launch(WIDTH(C, gpu::embedding_backward_wpe_kernel), blocks_for((size_t)T * C, 128), 128, 0, dwpe, dout, B, T * C);
+    };
     cpu::embedding_backward(dwte.cpu(), dwpe.cpu(), dout.cpu(), x.cpu(), B, T, C);
     const double bytes = 2.0 * dout.n * sizeof(floatX) + 8.0 * C * (occurring + T);
     climb("embedding backward", format("B=%d T=%d V=%d C=%d", B, T, V, C), {2.0 * dout.n, bytes},
           {written("dwte", dwte, 1e-6, 1e-6), written("dwpe", dwpe, 1e-6, 1e-6)},
           {{"atomics", [&] { launch(atomics, blocks_for(dout.n, 256), 256, 0, dwte, dwpe, dout, x, T, dout.n, C); }, true},
            {"search", [&] {
-                launch(search, V, 128, 0, dwte, dout, x, N, C);
-                launch(gpu::embedding_backward_wpe_kernel, blocks_for((size_t)T * C, 256), 256, 0, dwpe, dout, B, T * C);
+                launch(search, V, 128, 0, dwte, dout, x, N, C), positions();
             }},
-           {"shipped", [&] { gpu::embedding_backward(dwte, dwpe, dout, x, {order, start, count}, B, T, C); }}});
+           {"sorted", [&] { launch(sorted_tokens, N, 128, 0, dwte, dout, x, o, C), positions(); }},
+           {"shipped", [&] { gpu::embedding_backward(dwte, dwpe, partial, dout, x, o, B, T, C); }}});
 }
 
 static const Study study([] {
