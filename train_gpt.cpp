@@ -586,7 +586,15 @@ HD double fast_exp(double x) { return exp(x); }
 /* GELU, tanh form: 0.5 x (1 + tanh u), u = sqrt(2/pi) (x + 0.044715 x^3), written as x sigmoid(2u), which is the same.
    source   Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2 */
 HD real gelu_gate(real x) {
-    return 1 / (1 + fast_exp(real(-1.5957691216057308) * (x + real(0.044715) * x * x * x)));
+    const real u2 = real(1.5957691216057308) * (x + real(0.044715) * x * x * x);
+#ifdef __CUDA_ARCH__
+    float power, gate;           // a GPU has instructions for 2^x and 1 / x, good to 2 ulp
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.4426950408889634f * u2));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(gate) : "f"(1 + power));
+    return gate;
+#else
+    return 1 / (1 + fast_exp(-u2));
+#endif
 }
 HD real gelu(real x) { return x * gelu_gate(x); }
 // d/dx of x s(2u) = s + x s (1 - s) 2 du/dx

@@ -356,19 +356,25 @@ inline void gelu_forward(floatX* out, const floatX* x, size_t n) {
    math     d = d gelu'(x), if x is given;   db += sum_n d
    layout   a block takes 32 W columns and a share of the rows; its 8 warps take rows in turn
    cost     (N,C) once; three times with gelu */
-template <int W> __global__ void column_sums_kernel(floatX* d, float* partial, const floatX* x, int N, int C) {
+template <int W, bool GELU>                  // that d is not x tells the compiler to read on before it writes
+__global__ void column_sums_kernel(floatX* __restrict__ d, float* partial, const floatX* __restrict__ x, int N, int C) {
     SHARED(sums, float[8][32 * W]);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = (blockIdx.x * 32 + lane) * W;
+    constexpr int ROWS = GELU ? 2 : 4;       // at once
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = (blockIdx.x * 32 + lane) * W, step = 8 * gridDim.y;
     float sum[W] = {};
-    for (int n = blockIdx.y * 8 + warp; c < C && n < N; n += 8 * gridDim.y) {
-        float v[W], u[W];
-        load(v, d + (size_t)n * C + c);
-        if (x) {
-            load(u, x + (size_t)n * C + c);
-            for (int i = 0; i < W; i++) v[i] *= gelu_grad(u[i]);
-            store(d + (size_t)n * C + c, v);
+    for (int n = blockIdx.y * 8 + warp; c < C && n < N; n += ROWS * step) {
+        float v[ROWS][W] = {}, u[ROWS][W];
+        for (int k = 0; k < ROWS; k++) if (n + k * step < N) {
+            load(v[k], d + (size_t)(n + k * step) * C + c);
+            if constexpr (GELU) load(u[k], x + (size_t)(n + k * step) * C + c);
         }
-        for (int i = 0; i < W; i++) sum[i] += v[i];
+        for (int k = 0; k < ROWS; k++) {
+            if constexpr (GELU) if (n + k * step < N) {
+                for (int i = 0; i < W; i++) v[k][i] *= gelu_grad(u[k][i]);
+                store(d + (size_t)(n + k * step) * C + c, v[k]);
+            }
+            for (int i = 0; i < W; i++) sum[i] += v[k][i];
+        }
     }
     for (int i = 0; i < W; i++) sums[warp][lane * W + i] = sum[i];
     __syncthreads();
@@ -382,7 +388,9 @@ template <int W> __global__ void column_sums_kernel(floatX* d, float* partial, c
 inline void column_sums(floatX* d, float* db, float* partial, const floatX* x, int N, int C) {
     const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
     const int down = std::clamp(SUM_BLOCKS * device().processors() / across, 1, blocks_for(N, 8));
-    launch(WIDTH(C, column_sums_kernel), dim3(across, down), 256, 0, d, partial, x, N, C);
+    const auto sums = C % WIDE ? column_sums_kernel<1, false> : column_sums_kernel<WIDE, false>;
+    const auto gelu = C % WIDE ? column_sums_kernel<1, true> : column_sums_kernel<WIDE, true>;
+    launch(x ? gelu : sums, dim3(across, down), 256, 0, d, partial, x, N, C);
     if (db) add_partials({db, nullptr, nullptr}, 1, partial, down, C);
 }
 inline void gelu_backward(floatX* d, float* db, float* partial, const floatX* x, int N, int C) {
