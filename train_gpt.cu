@@ -269,17 +269,17 @@ __global__ void layernorm_forward_kernel(floatX* out, float* mean, float* rstd, 
 }
 // rows a block can hold in its part of shared memory, `bytes` each, if a multiprocessor runs SUM_BLOCKS of them
 constexpr int SUM_BLOCKS = 4;                // for each multiprocessor, at most, in kernels that sum up columns
-inline int warps_for(size_t bytes) {
+inline int rows_for(size_t bytes, int most) {
     const cudaDeviceProp& p = device().properties;
     if (bytes > p.sharedMemPerBlockOptin)
         die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes,
             p.sharedMemPerBlockOptin);
-    return (int)std::clamp<size_t>((p.sharedMemPerMultiprocessor / SUM_BLOCKS - 1024) / bytes, 1, 8);
+    return (int)std::clamp<size_t>((p.sharedMemPerMultiprocessor / SUM_BLOCKS - 1024) / bytes, 1, most);
 }
 inline void layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,
                               int N, int C, double eps, const Embedding& e = {}) {
     const size_t row = sizeof(float) * banked(C);
-    const int warps = warps_for(row);
+    const int warps = rows_for(row, 8);
     const auto given = C % WIDE ? layernorm_forward_kernel<1, false> : layernorm_forward_kernel<WIDE, false>;
     const auto embedded = C % WIDE ? layernorm_forward_kernel<1, true> : layernorm_forward_kernel<WIDE, true>;
     launch(e.embedded ? embedded : given, blocks_for(N, warps), 32 * warps, row * warps, out, mean, rstd, x, w, b, N, C,
@@ -290,52 +290,86 @@ inline void layernorm_forward(floatX* out, float* mean, float* rstd, const float
    math     dstream += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat))
             dw += sum_n dout xhat;   db += sum_n dout;   dbias += sum_n dstream, the bias gradient of the product whose
             output joined the stream here
-   layout   a warp takes rows, and keeps the three sums of its columns in shared memory, banked as in forward
+   layout   a block asks for x, dout and dstream of some rows at once, in shared memory; a warp takes a row for the two
+            means, then a thread takes W columns of these rows, K times, whose sums it keeps in registers. Where columns are
+            fewer than threads, several groups of threads share the rows.
    cost     4X: x, dout and dstream are read, dstream is written */
-template <int W>
-__global__ void layernorm_backward_kernel(floatX* dstream, float* partial, const floatX* dout, const floatX* x,
-                                          const floatX* w, const float* mean, const float* rstd, int N, int C) {
+constexpr int LAYERNORM_THREADS = 896;       // for which registers suffice: 72 each, so four blocks of 224, too
+template <int W, int K>
+__global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
+    floatX* dstream, float* partial, const floatX* dout, const floatX* x, const floatX* w, const float* mean,
+    const float* rstd, int N, int C, int rows, int groups) {
     SHARED_DYNAMIC(shared);
+    struct Row { float mean, rstd, sum, dot; };
+    const size_t size = (size_t)rows * C;
+    floatX *const xs = (floatX*)shared, *const ds = xs + size, *const gs = ds + size;
+    Row* const row = (Row*)(shared + (3 * size * sizeof(floatX) + 15) / 16 * 16);
+    const int across = (C + W * K - 1) / (W * K), group = threadIdx.x / across, c0 = threadIdx.x % across * W;
     const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int row = banked(C);
-    float* sums = (float*)shared + warp * 3 * row;           // dw, db, dbias
-    for (int c = lane; c < 3 * row; c += 32) sums[c] = 0;
-    __syncwarp();
-    for (int n = blockIdx.x * warps + warp; n < N; n += gridDim.x * warps) {
-        const size_t at = (size_t)n * C;
-        const float m = mean[n], r = rstd[n];
-        float sum = 0, dot = 0, d[W], v[W], weight[W], g[W];
-        for (int c = lane * W; c < C; c += 32 * W) {
-            load(d, dout + at + c), load(v, x + at + c), load(weight, w + c);
-            for (int i = 0; i < W; i++) sum += d[i] * weight[i], dot += d[i] * weight[i] * (v[i] - m) * r;
+    float sums[3][K][W] = {}, weight[K][W];                  // dw, db, dbias
+    for (int j = 0; j < K; j++) if (const int c = c0 + j * across * W; c < C) load(weight[j], w + c);
+    for (int n0 = blockIdx.x * rows; n0 < N; n0 += gridDim.x * rows) {
+        const int here = ::min(rows, N - n0);
+        for (int i = threadIdx.x * W; i < here * C; i += blockDim.x * W) {
+            const size_t at = (size_t)n0 * C + i;
+            if constexpr (W == WIDE) {
+                copy_16(shared_address(xs + i), x + at, true), copy_16(shared_address(ds + i), dout + at, true);
+                copy_16(shared_address(gs + i), dstream + at, true);
+            } else xs[i] = x[at], ds[i] = dout[at], gs[i] = dstream[at];
         }
-        sum = warp_sum(sum) / C, dot = warp_sum(dot) / C;
-        for (int c = lane * W; c < C; c += 32 * W) {
-            load(d, dout + at + c), load(v, x + at + c), load(weight, w + c), load(g, dstream + at + c);
-            for (int i = 0; i < W; i++) {
-                const float xhat = (v[i] - m) * r;
-                g[i] += r * (d[i] * weight[i] - sum - xhat * dot);
-                float* s = sums + c - lane * W + lane + 32 * i;
-                s[0] += d[i] * xhat, s[row] += d[i], s[2 * row] += g[i];
+        copies_commit(), copies_wait<0>();
+        __syncthreads();
+        for (int k = warp; k < here; k += warps) {
+            float d[W], v[W], u[W];
+            Row r = {mean[n0 + k], rstd[n0 + k], 0, 0};
+            for (int c = lane * W; c < C; c += 32 * W) {
+                load(d, ds + k * C + c), load(v, xs + k * C + c), load(u, w + c);
+                for (int i = 0; i < W; i++) r.sum += d[i] * u[i], r.dot += d[i] * u[i] * (v[i] - r.mean);
             }
-            store(dstream + at + c, g);
+            r.sum = warp_sum(r.sum) / C, r.dot = warp_sum(r.dot) * r.rstd / C;
+            if (lane == 0) row[k] = r;
         }
+        __syncthreads();
+        for (int j = 0; j < K; j++) {
+            const int c = c0 + j * across * W;
+            if (group >= groups || c >= C) continue;
+            float d[W], v[W], g[W];
+            for (int k = group; k < here; k += groups) {
+                const Row r = row[k];
+                load(d, ds + k * C + c), load(v, xs + k * C + c), load(g, gs + k * C + c);
+                for (int i = 0; i < W; i++) {
+                    const float xhat = (v[i] - r.mean) * r.rstd;
+                    g[i] += r.rstd * (d[i] * weight[j][i] - r.sum - xhat * r.dot);
+                    sums[0][j][i] += d[i] * xhat, sums[1][j][i] += d[i], sums[2][j][i] += g[i];
+                }
+                store(dstream + (size_t)(n0 + k) * C + c, g);
+            }
+        }
+        __syncthreads();
+    }
+    float* all = (float*)shared;                             // (groups, 3, C)
+    for (int j = 0; j < K; j++) {
+        const int c = c0 + j * across * W;
+        if (group < groups && c < C)
+            for (int k = 0; k < 3; k++) for (int i = 0; i < W; i++) all[(group * 3 + k) * C + c + i] = sums[k][j][i];
     }
     __syncthreads();
-    for (int k = 0; k < 3; k++) for (int c = threadIdx.x; c < C; c += blockDim.x) {
-        const int place = k * row + c / (32 * W) * 32 * W + c % W * 32 + c % (32 * W) / W;
+    for (int c = threadIdx.x; c < 3 * C; c += blockDim.x) {
         float sum = 0;
-        for (int i = 0; i < warps; i++) sum += ((float*)shared)[i * 3 * row + place];
-        partial[((size_t)blockIdx.x * 3 + k) * C + c] = sum;
+        for (int g = 0; g < groups; g++) sum += all[g * 3 * C + c];
+        partial[(size_t)blockIdx.x * 3 * C + c] = sum;
     }
 }
 inline void layernorm_backward(floatX* dstream, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
                                const floatX* x, const floatX* w, const float* mean, const float* rstd, int N, int C) {
-    const size_t rows = 3 * sizeof(float) * banked(C);
-    const int warps = warps_for(rows);
-    const int blocks = min(blocks_for(N, warps), SUM_BLOCKS * device().processors());
-    launch(WIDTH(C, layernorm_backward_kernel), blocks, 32 * warps, rows * warps, dstream, partial, dout, x, w, mean,
-           rstd, N, C);
+    const int each = C % WIDE ? 4 : WIDE, across = blocks_for(C, each);              // columns of a thread: W K
+    if (across > LAYERNORM_THREADS) die("--channels %d: a GPU's layernorm takes %d", C, LAYERNORM_THREADS * each);
+    const int groups = max(1, 192 / across), threads = threads_for(groups * across, LAYERNORM_THREADS);
+    const size_t row = 3 * C * sizeof(floatX) + 16;
+    const int rows = rows_for(row, threads / 32), blocks = min(blocks_for(N, rows), SUM_BLOCKS * device().processors());
+    launch(C % WIDE ? layernorm_backward_kernel<1, 4> : layernorm_backward_kernel<WIDE, 1>, blocks, threads,
+           max(rows * row + 16, groups * 3 * C * sizeof(float)), dstream, partial, dout, x, w, mean, rstd, N, C, rows,
+           groups);
     add_partials({dw, db, dbias}, 3, partial, blocks, C);
 }
 

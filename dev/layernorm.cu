@@ -13,7 +13,8 @@
                      one after another, in any order
      two_passes      one kernel for dstream, one for the sums, where a block of 32 columns runs down all rows: in order,
                      but x, dout and dstream are read again, and C / 32 blocks are too few to fill the GPU
-     shipped         gpu::layernorm_backward: each warp adds up the columns of its rows in shared memory as it goes */
+     shipped         gpu::layernorm_backward: some rows of all three arrays are asked for at once and come to shared memory;
+                     warps go along them for the means, then threads down them, with the columns' sums in registers */
 #include "bench.cuh"
 namespace layernorm_study {
 
