@@ -1232,16 +1232,16 @@ struct Model {
         };
         for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
         send(a.token, x, N), send(a.target, y, N), send(a.weight, weight.data(), N);
-        if (backward) {
-            const SortedTokens sorted = sort_tokens(x, N, c.V);
+        scored = backward ? 0 : N;
+        if (!backward) forward_kernels(B, T, false);
+        else {
+            play(FORWARD, B, T, [&] { forward_kernels(B, T, true); });
+            const SortedTokens sorted = sort_tokens(x, N, c.V);          // while the device is at work
             const int tokens = (int)sorted.first.size() - 1;
             send(a.order, sorted.order.data(), N), send(a.start, sorted.start.data(), sorted.start.size());
             send(a.first, sorted.first.data(), tokens + 1), send(a.tokens, &tokens, 1);
         }
         CHECK(cudaEventRecord(s.copied, device().stream));
-        scored = backward ? 0 : N;
-        if (backward) play(FORWARD, B, T, [&] { forward_kernels(B, T, true); });
-        else forward_kernels(B, T, false);
     }
     void backward() { play(BACKWARD, rows, columns, [&] { backward_kernels(rows, columns); }); }
 
