@@ -13,7 +13,7 @@
 
    Then all products of GPT-2 124M: forward, dx = dout w^T, dw += x^T dout. What a forward product ends in is done apart, or
    in the product itself, before its results leave the registers. `fastest` is the best on the clock of 16 algorithms that
-   cuBLASLt proposes; what ships is its first. */
+   cuBLASLt proposes; what ships is the best of those that give the bits of its first. */
 #include "bench.cuh"
 namespace products_study {
 
