@@ -138,7 +138,23 @@ DEVICE void load_box(unsigned to, const CUtensorMap* map, unsigned mbarrier, int
     ASM("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
         ::"r"(to), "l"(map), "r"(mbarrier), "r"(x), "r"(y) : "memory");
 }
-DEVICE void wgmma_fence() { EMU(emu::wgmma_fence();) ASM("fence.proxy.async; wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void bulk_store(float* to, unsigned from, int bytes) {
+    EMU(emu::bulk_store(to, from, bytes);)
+    ASM("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+}
+DEVICE void bulk_add(float* to, unsigned from, int bytes) {
+    EMU(emu::bulk_add(to, from, bytes);)
+    ASM("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+}
+DEVICE void store_box(const CUtensorMap* map, unsigned from, int x, int y) {
+    EMU(emu::tma_store<2>(map, from, {x, y});)
+    ASM("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(from), "r"(x), "r"(y) : "memory");
+}
+DEVICE void bulk_commit() { EMU(emu::bulk_commit();) ASM("cp.async.bulk.commit_group;" ::: "memory"); }
+DEVICE void bulk_wait() { EMU(emu::bulk_wait<0>();) ASM("cp.async.bulk.wait_group 0;" ::: "memory"); }
+DEVICE void bulk_wait_read() { EMU(emu::bulk_wait_read();) ASM("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+DEVICE void stores_visible() { EMU(emu::fence_proxy_async();) ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void wgmma_fence() { EMU(emu::wgmma_fence();) ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { EMU(emu::wgmma_commit();) ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_wait() { EMU(emu::wgmma_wait<0>();) ASM("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 DEVICE void wgmma_64x8x16(float (&d)[4], uint64_t a, uint64_t b) {               // d = a b
@@ -211,26 +227,77 @@ template <int DEFECT> __global__ void box(float* out, const __grid_constant__ CU
     if (DEFECT == NOT_AWAITED) mbarrier_wait(b, 0);
     out[threadIdx.x] = x;
 }
-static void load_box(void (*kernel)(float*, CUtensorMap), unsigned box_rows = 8, uint64_t rows = 16) {
-    Floats in(count_up(256)), out(64);
+static CUtensorMap boxes(float* p, unsigned box_rows = 8, uint64_t rows = 16) {
     CUtensorMap map;
     const cuuint64_t size[] = {16, rows}, stride[] = {64};
     const cuuint32_t box[] = {8, box_rows}, element_stride[] = {1, 1};
-    if (cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, in.p, size, stride, box, element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE,
+    if (cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, p, size, stride, box, element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE,
             CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
         printf("no tensor map has boxes of %u rows\n", box_rows), exit(1);
-    launch(kernel, 1, 64, 0, out.p, map);
+    return map;
+}
+static void load_box(void (*kernel)(float*, CUtensorMap), unsigned box_rows = 8, uint64_t rows = 16) {
+    Floats in(count_up(256)), out(64);
+    launch(kernel, 1, 64, 0, out.p, boxes(in.p, box_rows, rows));
     std::vector<float> want(64);
     for (int i = 0; i < 64; i++) want[i] = (4 + i / 8) * 16 + 8 + i % 8;
     result(out.get(), want);
 }
+// 64 numbers leave shared memory, in a box or in a row, and come back to it by way of out.
+enum { STORED = 0, REUSED, NOT_COMMITTED, ONLY_READ, LEFT_BEHIND, NO_PROXY_FENCE, FENCE_OF_ONE, FENCE_TOO_EARLY };
+template <int DEFECT, bool BOX> __global__ void leaves(float* out, float* copy, const __grid_constant__ CUtensorMap map) {
+    struct alignas(128) Room { float x[64]; };
+    SHARED(room, Room);
+    const int i = threadIdx.x;
+    if (DEFECT == FENCE_TOO_EARLY) stores_visible();
+    room.x[i] = i;
+    if (DEFECT < NO_PROXY_FENCE) stores_visible();
+    __syncthreads();
+    if (i == 0) {
+        if (DEFECT == FENCE_OF_ONE) stores_visible();
+        if (BOX) store_box(&map, gpu::shared_address(room.x), 8, 4);
+        else bulk_store(out, gpu::shared_address(room.x), 256);
+        if (DEFECT != NOT_COMMITTED) bulk_commit();
+        if (DEFECT != REUSED && DEFECT != LEFT_BEHIND) DEFECT == ONLY_READ ? bulk_wait_read() : bulk_wait();
+        if (!BOX && DEFECT != REUSED) for (int k = 0; k < 64 && DEFECT != LEFT_BEHIND; k++) copy[k] = out[k];
+    }
+    __syncthreads();
+    if (DEFECT == LEFT_BEHIND) return;
+    room.x[i] = -1;
+    if (i == 0) bulk_wait();
+    if (BOX || DEFECT == REUSED) copy[i] = i;
+}
+template <int DEFECT, bool BOX = false> static void store() {
+    Floats out(std::vector<float>(256)), copy(64);
+    launch(leaves<DEFECT, BOX>, 1, 64, 0, out.p, copy.p, boxes(out.p));
+    std::vector<float> want(256), got = out.get();
+    for (int i = 0; i < 64; i++) want[BOX ? (4 + i / 8) * 16 + 8 + i % 8 : i] = i;
+    for (float f : copy.get()) got.push_back(f);
+    for (int i = 0; i < 64; i++) want.push_back(i);
+    result(got, want);
+}
+template <bool BROKEN> __global__ void adds_in_any_order(float* sum) {   // the one after the other, or as it comes
+    struct alignas(16) Room { float x[128]; };
+    SHARED(room, Room);
+    room.x[threadIdx.x] = 1 / (threadIdx.x + 0.7f), room.x[threadIdx.x + 64] = 1 / (threadIdx.x + 0.3f);
+    stores_visible();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2; i++) {
+            bulk_add(sum, gpu::shared_address(room.x + i * 64), 256), bulk_commit();
+            if (!BROKEN) bulk_wait();
+        }
+        bulk_wait();
+    }
+}
 // 8 x 8 numbers lie together; two such along the 16 columns, which are summed over, and then the next 8 rows.
-template <bool NO_FENCE, bool NO_WAIT> __global__ void product(float* out) {
+template <bool NO_FENCE, bool NO_WAIT, bool NO_PROXY = false> __global__ void product(float* out) {
     SHARED(a, float4[128]);                  // (64,16): i in row i of column 0
     SHARED(b, float4[16]);                   // (16,8): j in column j of row 0
     __nv_bfloat16 *A = (__nv_bfloat16*)a, *B = (__nv_bfloat16*)b;
     for (int i = threadIdx.x; i < 1024; i += 128) A[i] = i % 128 < 64 && i % 8 == 0 ? i / 128 * 8 + i % 64 / 8 : 0;
     B[threadIdx.x] = threadIdx.x < 64 && threadIdx.x % 8 == 0 ? (int)threadIdx.x / 8 : 0;
+    if (!NO_PROXY) stores_visible();
     __syncthreads();
     const auto operand = [](const void* p) { return (gpu::shared_address(p) & 0x3ffff) >> 4 | uint64_t(128 >> 4) << 16 | uint64_t(256 >> 4) << 32; };
     float d[4] = {};
@@ -419,6 +486,21 @@ static const Defect DEFECTS[] = {
     {"tensor_past_end", "overrun", [](bool broken) { load_box(box<SOUND>, 8, broken ? 17 : 16); }},
     {"wgmma_not_fenced", "wgmma without a wgmma.fence", [](bool broken) { multiply(broken ? product<true, false> : product<false, false>); }},
     {"wgmma_not_awaited", "wrong result", [](bool broken) { multiply(broken ? product<false, true> : product<false, false>); }},
+    {"wgmma_of_unfenced", "wgmma: reads what thread", [](bool broken) { multiply(broken ? product<false, false, true> : product<false, false>); }},
+    {"bulk_source_reused", "wrong result", [](bool broken) { broken ? store<REUSED>() : store<STORED>(); }},
+    {"bulk_not_committed", "before a bulk copy of thread 0 has read", [](bool broken) { broken ? store<NOT_COMMITTED>() : store<STORED>(); }},
+    {"bulk_not_awaited", "wrong result", [](bool broken) { broken ? store<ONLY_READ>() : store<STORED>(); }},
+    {"bulk_left_behind", "before a bulk copy of thread 0 has read", [](bool broken) { broken ? store<LEFT_BEHIND>() : store<STORED>(); }},
+    {"bulk_unfenced", "bulk copy: reads what thread", [](bool broken) { broken ? store<NO_PROXY_FENCE>() : store<STORED>(); }},
+    {"bulk_fenced_by_one", "bulk copy: reads what thread", [](bool broken) { broken ? store<FENCE_OF_ONE>() : store<STORED>(); }},
+    {"bulk_fenced_too_early", "bulk copy: reads what thread", [](bool broken) { broken ? store<FENCE_TOO_EARLY>() : store<STORED>(); }},
+    {"box_stored_reused", "wrong result", [](bool broken) { broken ? store<REUSED, true>() : store<STORED, true>(); }},
+    {"box_stored_unfenced", "bulk copy: reads what thread", [](bool broken) { broken ? store<NO_PROXY_FENCE, true>() : store<STORED, true>(); }},
+    {"bulk_adds_in_any_order", "another result", [](bool broken) {
+        Floats sum(std::vector<float>(64, 1 / 3.0f));
+        launch(broken ? adds_in_any_order<true> : adds_in_any_order<false>, 1, 64, 0, sum.p);
+        const std::vector<float> s = sum.get();
+        result(s, s); }},
     {"missing_cluster_barrier", "wrong result", [](bool broken) {
         Floats out(64);
         launch_as(cudaLaunchAttributeClusterDimension, 2, stream(), broken ? neighbour<true, false> : neighbour<false, false>, 2, 32, out.p);

@@ -188,6 +188,14 @@ struct Context {                             // of a fiber that does not run, or
 };
 enum class State : uint8_t { NEW, READY, WAITS, ENDED };
 struct Copy { void* to; const void* from; int bytes, present; };         // cp.async; beyond those present: zeros
+struct Fiber;
+struct Bulk {                                // cp.async.bulk from shared to global memory: reads, then writes or adds
+    const Fiber* by;
+    size_t group;                            // number of the thread's group that it belongs to
+    bool add, has_read;
+    std::vector<Copy> pieces;
+    std::vector<char> data;                  // what it has read
+};
 struct Fiber {
     uint3 thread{};
     unsigned index = 0, lane = 0;            // in its block, in its warp
@@ -205,6 +213,7 @@ struct Fiber {
     std::vector<Copy> copies;                // cp.async in flight, oldest first
     std::vector<size_t> groups;              // how many copies each committed group has
     size_t uncommitted = 0;
+    size_t bulk_groups = 0;                  // of cp.async.bulk, that were committed
     bool fenced = false;                     // for the thread sanitizer: since a fence its atomics release,
     std::vector<void*> atomics;              // and these are acquired by the next
 };
@@ -401,6 +410,59 @@ inline std::vector<std::unique_ptr<Ground>>& grounds() {
     return free;
 }
 
+// What one thread of a gang, drawn by the seed, has stored to shared memory since its last fence.proxy.async: what changes
+// there while it runs. Where products or copies from shared memory find such a number, a fence is missing. So it is looked
+// for in a kernel's first gang, and in later ones if the kernel has such products or copies: they cost nobody else.
+struct Watch {
+    static constexpr bool POSSIBLE = !ASAN && !MSAN && !TSAN;
+    const Fiber* thread = nullptr;           // null: nobody
+    std::vector<std::vector<char>> before;   // the block's arrays, when the thread went on
+    std::map<const char*, uint32_t> stored;  // what is not fenced: words, and where
+    bool asked = false;                      // whether the kernel has products or copies from shared memory
+
+    static bool wanted(const void* kernel, const bool* found = nullptr) {            // found: what its gang has found out
+        static std::map<const void*, bool> known;
+        static std::mutex mutex;
+        std::lock_guard lock(mutex);
+        if (found) known[kernel] |= *found;
+        const auto it = known.find(kernel);
+        return it == known.end() || it->second;
+    }
+    void goes_on() {
+        const std::vector<Array>& arrays = thread->block->arrays;
+        before.resize(arrays.size());
+        for (size_t i = 0; i < arrays.size(); i++) before[i].assign(arrays[i].p, arrays[i].p + arrays[i].size);
+    }
+    void stops() {
+        const std::vector<Array>& arrays = thread->block->arrays;
+        before.resize(arrays.size());
+        for (size_t i = 0; i < arrays.size(); i++) {
+            const Array& a = arrays[i];
+            std::vector<char>& old = before[i];
+            if (old.empty()) old.assign(a.size, (char)0xff);             // it was not there yet
+            for (size_t at = 0, piece = 256; at < a.size; at += piece) {
+                const size_t end = std::min(at + piece, a.size);
+                if (!memcmp(a.p + at, &old[at], end - at)) continue;     // as most
+                for (size_t k = at; k + 4 <= end; k += 4)
+                    if (const uint32_t now = word(a.p + k); now != word(&old[k])) stored[a.p + k] = now;
+            }
+        }
+    }
+    void fence(const Fiber* current) { if (thread == current) stored.clear(), goes_on(); }
+    bool found(const Fiber* current) {       // whether there is anything that is not fenced, for a product or copy to find
+        asked = true;
+        if (thread && thread == current) stops(), goes_on();
+        return !stored.empty();
+    }
+    void check(const void* from, size_t n, const char* what) const {
+        const char* p = (const char*)from;
+        for (auto it = stored.lower_bound(p); it != stored.end() && it->first < p + n; ++it)
+            if (word(it->first) == it->second)               // and nobody has stored something else since
+                fail("%s: reads what thread %u of the block stored to shared memory, with no fence.proxy.async since", what,
+                     thread->index);
+    }
+    static uint32_t word(const char* p) { uint32_t x; memcpy(&x, p, 4); return x; }
+};
 struct Gang {
     const Grid& grid;
     std::unique_ptr<Ground> ground;
@@ -409,13 +471,15 @@ struct Gang {
     std::vector<Fiber*> ready;               // from `head` on
     size_t head = 0;
     std::vector<Fiber*> later;               // in a loop that waits: they go on when nobody else can, so that it ends
-    std::vector<Task> copies;                // TMA in flight
+    std::vector<Task> copies;                // TMA in flight, to shared memory
+    std::vector<Bulk> bulks;                 // and from it
     bool may_finish = true;                  // false: the kernel ahead is still at work, and
     std::vector<Fiber*> parked;              // griddepcontrol.wait puts threads here
     int live;
     unsigned spins = 0;                      // of threads in loops, since one has got further
     std::chrono::steady_clock::time_point spins_since;
     Context outside;                         // of the OS thread
+    Watch watch;
     Random random;
     enum Policy { NATURAL, LAST_FIRST, AT_RANDOM, THREAD_STARVED, WARP_STARVED, THREAD_AHEAD } policy;
     size_t victim;
@@ -454,13 +518,36 @@ struct Gang {
                 EMU_TSAN(f.context.tsan = __tsan_create_fiber(0);)       // it has seen what its creator has, the host
             }
         }
+        if (Watch::POSSIBLE && Watch::wanted(grid.kernel))
+            watch.thread = &fibers[Random(settings.seed * 31 + grid.number * 7919 + first).below(live)];
     }
-    ~Gang() { if (!TSAN) grounds().push_back(std::move(ground)); }
+    ~Gang() {
+        if (Watch::POSSIBLE) Watch::wanted(grid.kernel, &watch.asked);
+        if (!TSAN) grounds().push_back(std::move(ground));
+    }
 
     void make_ready(Fiber* f) { f->state = State::READY, ready.push_back(f); }
     void make_ready(std::vector<Fiber*>& all) {
         for (Fiber* f : all) make_ready(f);
         all.clear();
+    }
+    // A copy of bulks[i] reads its source; next time, it writes what it has read, or adds it number by number, and is done.
+    void advance(size_t i) {
+        Bulk& b = bulks[i];
+        char* data = b.data.data();
+        if (!b.has_read) {
+            for (const Copy& c : b.pieces)
+                b.data.insert(b.data.end(), (const char*)c.from, (const char*)c.from + c.bytes);
+            b.has_read = true;
+            return;
+        }
+        for (const Copy& c : b.pieces) {
+            if (!b.add) memcpy(c.to, data, c.bytes);
+            for (int k = 0; b.add && k < c.bytes / 4; k++)
+                std::atomic_ref<float>(((float*)c.to)[k]).fetch_add(((const float*)data)[k]);
+            data += c.bytes;
+        }
+        bulks.erase(bulks.begin() + i);
     }
     // Who is next; null if nobody can go on. Copies in flight complete here, late; with a seed, some early.
     Fiber* pick() {
@@ -471,6 +558,8 @@ struct Gang {
                 const Task copy = std::move(copies[i]);
                 copies.erase(copies.begin() + i);
                 copy();
+            } else if (!bulks.empty() && (n == 0 || (settings.seed && random.below(16) == 0))) {
+                advance(settings.seed ? random.below(bulks.size()) : 0);
             } else if (!later.empty() && n == 0) {
                 ready.insert(ready.end(), later.begin(), later.end());
                 later.clear();
@@ -505,6 +594,7 @@ struct Gang {
             f->context.bottom = f->stack, f->context.size = settings.stack;
         }
         be(f);
+        if (f == watch.thread) watch.goes_on();
     }
     EMU_UNSEEN static void be(Fiber* f) { current = f, threadIdx = f->thread, blockIdx = f->block->index; }
     EMU_UNSEEN static void be_outside() { current = nullptr; }
@@ -512,8 +602,10 @@ struct Gang {
     // The current fiber stops, another goes on, or the OS thread if none can.
     void leave() {
         Unseen unseen;
-        Fiber *me = current, *next = pick();
-        if (next == me) return void(me->state = State::READY);
+        Fiber* me = current;
+        if (me == watch.thread) watch.stops();
+        Fiber* next = pick();
+        if (next == me) return void((me->state = State::READY, me == watch.thread ? watch.goes_on() : void()));
         if (next) enter(next);
         switch_context(me->context, next ? next->context : outside, false);
     }
@@ -532,7 +624,7 @@ struct Gang {
             else if (now - spins_since > std::chrono::seconds(settings.spin_timeout))
                 fail("waits in a loop for more than %ld s; for a block that does not run? Cooperative launches run all",
                      settings.spin_timeout);
-        } else if (ready.size() == head && later.empty() && copies.empty()) return;      // there are no others
+        } else if (ready.size() == head && later.empty() && copies.empty() && bulks.empty()) return;      // there are no others
         current->state = State::READY, later.push_back(current);
         leave();
     }
@@ -726,6 +818,9 @@ inline void end_thread() {
             for (size_t i = a.size; i < a.size + RED_ZONE; i++)
                 if ((unsigned char)a.p[i] != CANARY)
                     fail("write past the end of shared array %s: offset %zu of %zu bytes", a.name, i, a.size);
+    for (const Bulk& b : f.gang->bulks)
+        if (settings.strict && block.live == 0 && b.by->block == &block && !b.has_read)
+            fail("the block ends before a bulk copy of thread %u has read its shared memory", b.by->index);
     if (settings.strict && warp.live == 0 && (warp.products.size() || warp.groups.size()))
         fail("the warp ends with wgmma in flight");
     Barrier& b = block.barriers[0];
@@ -755,12 +850,14 @@ EMU_UNSEEN inline void Gang::life() {
         Fiber* next;
         {
             Unseen unseen;
+            if (f == gang->watch.thread) gang->watch.stops();
             end_thread();
             next = gang->pick();
             if (!TSAN && next && next->state == State::NEW) {
                 next->state = State::READY;
                 next->stack = f->stack, next->context.bottom = f->stack, next->context.size = settings.stack;
                 turns++, be(next);
+                if (next == gang->watch.thread) gang->watch.goes_on();
                 continue;
             }
             if (TSAN) dead().push_back(f->context.tsan);

@@ -1,5 +1,5 @@
 /* sm90.h -- what the PTX instructions that came with sm_90 do (namespace emu, named after the instruction): mbarriers,
-   clusters, TMA copies of boxes of tensors, wgmma. */
+   clusters, TMA copies of boxes of tensors, bulk copies and reductions, fence.proxy.async, wgmma. */
 #pragma once
 #include "device.h"
 
@@ -53,6 +53,12 @@ inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** fun
 }
 
 namespace emu {
+// ---- fence.proxy.async ----------------------------------------------------------------------------------------------
+// What a thread has stored to shared memory is seen by products and copies from there after this fence, and a barrier.
+inline void fence_proxy_async() {
+    Unseen unseen;
+    current->gang->watch.fence(current);
+}
 // ---- mbarrier -------------------------------------------------------------------------------------------------------
 // Its phase ends when nobody's arrival is pending and as many bytes have come as were expected. Who waits for the end
 // of phase `parity` goes on while the other phase lasts.
@@ -190,18 +196,65 @@ void tma_load(uint32_t to, const CUtensorMap* map, uint32_t mbarrier, const int 
         });
     }
 }
-// Done at once: that the source must stay until then is not checked.
+// ---- bulk copies from shared to global memory -----------------------------------------------------------------------
+// They read their source and write, or add, late and in any order, but for what their thread waits for: groups of them,
+// until they have read, or until they have written.
+inline void bulk(std::vector<Copy> pieces, bool add) {
+    Watch& watch = current->gang->watch;
+    if (Unseen unseen; watch.found(current)) for (const Copy& c : pieces) watch.check(c.from, c.bytes, "bulk copy");
+    for (const Copy& c : pieces) {
+        reads(c.from, c.bytes), writes(c.to, c.bytes);
+        Unseen unseen;
+        memory().check_range(c.to, c.bytes, "bulk copy");
+        if (!add) poison(c.to, c.bytes);     // neither what was there nor what comes
+    }
+    Unseen unseen;
+    Gang& gang = *current->gang;
+    gang.bulks.push_back({current, current->bulk_groups, add, false, std::move(pieces), {}});
+    for (unsigned steps = settings.seed ? gang.random.below(3) : 0; steps; steps--) gang.advance(gang.bulks.size() - 1);
+}
+inline void bulk(void* to, uint32_t from, int bytes, bool add) {
+    if (from % 16 || (uintptr_t)to % 16 || bytes % 16)
+        fail("misaligned bulk copy of %d bytes: from shared address %08x, to %p", bytes, from, to);
+    bulk({{to, shared_pointer(from), bytes, bytes}}, add);
+}
+inline void bulk_store(void* to, uint32_t from, int bytes) { bulk(to, from, bytes, false); }
+inline void bulk_add(float* to, uint32_t from, int bytes) { bulk(to, from, bytes, true); }
 template <int RANK> void tma_store(const CUtensorMap* map, uint32_t from, const int (&c)[RANK], bool add = false) {
     check_tensor(*map, from, RANK, "TMA store");
-    reads(shared_pointer(from), box_bytes(*map, RANK));
     if (add && map->element != 4) fail("TMA reduction: emulated of fp32 only");
-    Unseen unseen;
+    std::vector<Copy> pieces;
     for_box<RANK>(*map, from, std::to_array(c), [&](uint32_t address, char* to, int n) {
-        const char* p = shared_pointer(address);
-        if (!add && n) memcpy(to, p, n);
-        for (int i = 0; add && i < n; i += 4) atomicAdd((float*)(to + i), *(const float*)(p + i));
+        if (n) pieces.push_back({to, shared_pointer(address), n, n});
     });
+    bulk(std::move(pieces), add);
 }
+inline void bulk_commit() {
+    Unseen unseen;
+    current->bulk_groups++;
+}
+// Until all but the last `left` groups of this thread are done, or have at least read.
+inline void bulk_wait_for(size_t left, bool written) {
+    std::vector<Copy> done;
+    {
+        Unseen unseen;
+        Gang& gang = *current->gang;
+        for (std::vector<size_t> open;; open.clear()) {
+            for (size_t i = 0; i < gang.bulks.size(); i++)
+                if (const Bulk& b = gang.bulks[i]; b.by == current && b.group + left < current->bulk_groups &&
+                    (written || !b.has_read)) open.push_back(i);
+            if (open.empty()) break;
+            const size_t i = open[settings.seed ? gang.random.below(open.size()) : 0];
+            if (written == gang.bulks[i].has_read)           // its last step here
+                done.insert(done.end(), gang.bulks[i].pieces.begin(), gang.bulks[i].pieces.end());
+            gang.advance(i);
+        }
+    }
+    for (const Copy& c : done) reads(c.from, c.bytes);       // until here nobody else may have touched it
+    for (const Copy& c : done) if (written) writes(c.to, c.bytes);
+}
+template <int LEFT> void bulk_wait() { bulk_wait_for(LEFT, true); }
+template <int LEFT = 0> void bulk_wait_read() { bulk_wait_for(LEFT, false); }
 
 // ---- wgmma ----------------------------------------------------------------------------------------------------------
 // An operand in shared memory, as its 64-bit descriptor tells: address, two offsets and swizzle s. Number (mn,k) lies,
@@ -268,16 +321,17 @@ inline void run_all(std::vector<Task>& tasks) {
     for (const Task& task : tasks) task();
     tasks.clear();
 }
-// What a lane reads of the operands, for the thread sanitizer: 16 lanes take rows of 16 bytes in turn.
-template <int N>
-void read_operands(const Operand* A, const Operand& B, bool a_transposed, bool b_transposed, int first) {
-    const int lane = current->lane;
+// Calls f(p) for the pieces of 16 bytes that a warp reads of the operands; lanes of `lanes` take them in turn.
+template <typename F>
+void each_row(const Operand* A, const Operand& B, bool a_transposed, bool b_transposed, int first, int N, int lane,
+              int lanes, F f) {
     const auto rows = [&](const Operand& o, bool mn_major, int begin, int size) {
-        for (int i = mn_major ? 0 : lane; i < size; i += mn_major ? 8 : 16)
-            for (int k = mn_major ? lane : 0; k < 16; k += mn_major ? 16 : 8)
-                reads(shared_pointer(o.at(mn_major, begin + i, k)), 16);
+        const int across = mn_major ? 16 : size, along = mn_major ? size / 8 : 2;        // pieces lie along mn, or along k
+        for (int i = lane; i < across * along; i += lanes) {
+            const int piece = i / across * 8, row = i % across;
+            f(shared_pointer(mn_major ? o.at(true, begin + piece, row) : o.at(false, begin + row, piece)));
+        }
     };
-    if (!TSAN || lane >= 16) return;
     if (A) rows(*A, a_transposed, first, 16);
     rows(B, b_transposed, 0, N);
 }
@@ -289,7 +343,9 @@ void wgmma(float (&d)[N / 2], const uint32_t* registers, uint64_t a, uint64_t b,
     WarpgroupLane lane = {d, {}, a, b, scale_d};
     if (!A_SHARED) memcpy(&lane.a, registers, sizeof lane.a);
     const Operand A = A_SHARED ? Operand(a) : Operand(), B(b);
-    read_operands<N>(A_SHARED ? &A : nullptr, B, a_transposed, b_transposed, first);
+    if (TSAN)
+        each_row(A_SHARED ? &A : nullptr, B, a_transposed, b_transposed, first, N, current->lane, 32,
+                 [](const void* p) { reads(p, 16); });
     whole_warp("wgmma.mma_async", place, &lane, [&](WarpgroupLane* const* given) {
         Warp& warp = *current->warp;
         std::array<WarpgroupLane, 32> lanes;
@@ -298,6 +354,9 @@ void wgmma(float (&d)[N / 2], const uint32_t* registers, uint64_t a, uint64_t b,
             if (lanes[l].a_descriptor != a || lanes[l].b_descriptor != b || lanes[l].scale_d != scale_d)
                 fail("wgmma: lanes disagree on the operands");
         }
+        if (Watch& watch = current->gang->watch; watch.found(current))
+            each_row(A_SHARED ? &A : nullptr, B, a_transposed, b_transposed, first, N, 0, 1,
+                     [&](const void* p) { watch.check(p, 16, "wgmma"); });
         if (settings.strict && !warp.fenced) fail("wgmma without a wgmma.fence since the last wgmma.wait_group");
         const char* windows = current->gang->ground->windows;
         warp.products.push_back([=] {
