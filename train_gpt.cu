@@ -12,7 +12,7 @@
    reads the next batch, and only then waits for loss and gradient norm.
 
    Sections
-      1 what kernels stand on    2 layers    3 products    4 model    5 check    6 main
+      1 what kernels stand on    2 instructions    3 layers    4 products    5 model    6 check    7 main
    A kernel's comment gives its maths, shapes, and the bytes it moves: what bounds all kernels but attention and the
    products. X stands for the bytes of one (B,T,C) activation.                                                       */
 
@@ -30,6 +30,7 @@
     "token make, of P parameters. SOL is the time that the step would take at 80 % of that peak and 90 % of\n" \
     "the memory's, over the time it took.\n"
 #include <cublasLt.h>
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include "train_gpt.cpp"
@@ -153,30 +154,6 @@ template <int W, typename T> DEVICE void store(T* p, const float (&x)[W]) {
 // f<W>() for the widest W that divides all columns
 #define WIDTH(columns, kernel) ((columns) % WIDE ? kernel<1> : kernel<WIDE>)
 
-// From memory to shared memory, past the registers: what a thread has asked for is there for it after copies_wait(), and
-// for the others after a barrier as well.
-DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
-DEVICE void copy_16(unsigned to, const void* from, bool present) {       // asynchronously; zeros if not present
-    [[maybe_unused]] const int bytes = present ? 16 : 0;
-    EMU(emu::cp_async(to, from, 16, bytes, "cp.async");)
-    ASM("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-DEVICE void copies_commit() {
-    EMU(emu::cp_async_commit();)
-    ASM("cp.async.commit_group;" ::: "memory");
-}
-template <int LEFT> DEVICE void copies_wait() {              // until all groups but the last LEFT are there
-    EMU(emu::cp_async_wait(LEFT);)
-    ASM("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-DEVICE float power_of_2(float x) {           // 2 ulp; 0 for what would be subnormal
-    float y;
-    EMU(y = exp2f(x);)
-    ASM("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-constexpr float LOG2E = 1.4426950408889634f;
-
 // f(f(x, y), z) ... over all lanes of a warp, and over all threads of a block, a multiple of 32; every thread gets the
 // result. f(x, none) is x.
 constexpr unsigned WARP = 0xffffffffu;       // all lanes
@@ -198,7 +175,181 @@ DEVICE float warp_sum(float x) { return over_warp(x, Plus()); }
 DEVICE float block_sum(float x) { return over_block(x, Plus(), 0); }
 DEVICE float block_max(float x) { return over_block(x, Greater(), -INFINITY); }
 
-// ---- 2. layers ------------------------------------------------------------------------------------------------------
+// ---- 2. instructions ------------------------------------------------------------------------------------------------
+// What C++ has no words for, an instruction a function, so that kernels read without them. (PTX ISA, its names in ASM)
+constexpr float LOG2E = 1.4426950408889634f;
+DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+DEVICE float power_of_2(float x) {           // 2 ulp; 0 for what would be subnormal
+    float y = 0;
+    EMU(y = exp2f(x);)
+    ASM("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE unsigned pair(float low, float high) {                // as bf16
+    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+    unsigned bits;
+    memcpy(&bits, &two, 4);
+    return bits;
+}
+DEVICE unsigned uniform(unsigned x) { return __shfl_sync(WARP, x, 0); }  // alike in a warp, and the compiler knows it
+DEVICE bool elected() {                      // one lane of a warp, always the same; that it is alone, the compiler knows
+    EMU(return emu::elect_sync();)
+    unsigned yes = 0;
+    ASM("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(yes));
+    return yes;
+}
+template <int NUMBER> DEVICE void barrier(int threads) {     // __syncthreads() is number 0
+    EMU(emu::bar_sync(NUMBER, threads);)
+    ASM("bar.sync %0, %1;" ::"n"(NUMBER), "r"(threads) : "memory");
+}
+
+// Asynchronous copies of a thread, from memory to shared memory, past the registers: what it has asked for is there for it
+// after copies_wait(), and for the others after a barrier as well.
+DEVICE void copy_16(unsigned to, const void* from, bool present) {       // zeros if not present
+    [[maybe_unused]] const int bytes = present ? 16 : 0;
+    EMU(emu::cp_async(to, from, 16, bytes, "cp.async");)
+    ASM("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+DEVICE void copies_commit() {
+    EMU(emu::cp_async_commit();)
+    ASM("cp.async.commit_group;" ::: "memory");
+}
+template <int LEFT> DEVICE void copies_wait() {              // until all groups but the last LEFT are there
+    EMU(emu::cp_async_wait(LEFT);)
+    ASM("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// Tensor cores, as a warp uses them: it multiplies A (16,16) by B (16,8) and adds to C (16,8). Lane l holds of C the
+// numbers (l / 4 + 8 i, l % 4 * 2 + j) in c[2 i + j], and of A and B pairs of bf16 numbers in registers, which ldmatrix
+// fetches from shared memory, 8 x 8 numbers at a time. ("Matrix Fragments for mma.m16n8k16")
+DEVICE void load_fragments(unsigned (&r)[4], unsigned from) {
+    EMU(emu::ldmatrix<4, false>(r, from);)
+    ASM("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+DEVICE void load_transposed(unsigned (&r)[4], unsigned from) {
+    EMU(emu::ldmatrix<4, true>(r, from);)
+    ASM("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+DEVICE void store_fragments(unsigned to, const unsigned (&r)[4]) {       // the reverse of load_fragments
+    EMU(emu::stmatrix<4, false>(to, r);)
+    ASM("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+        ::"r"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+}
+DEVICE void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    EMU(unsigned b[2] = {b0, b1}; emu::mma_m16n8k16_bf16(c, a, b);)
+    ASM("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// From here on: what came with sm_90, and is sm_90a's alone in part. TMA copies boxes of a tensor between memory and shared
+// memory; one thread asks for it. What has come, an mbarrier tells: its phase ends when `count` threads have arrived and the
+// bytes that were announced are there. Who waits gives the parity of the phase: 0 for the first, then 1, 0, ...
+#if defined(CUDA_EMU) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define SM90A 1                              // else kernels that need it are empty, and nobody launches them
+#endif
+DEVICE void mbarrier_init(unsigned b, unsigned count) {
+    EMU(emu::mbarrier_init(b, count); emu::fence_mbarrier_init();)
+    ASM("mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(b), "r"(count) : "memory");
+}
+DEVICE void mbarrier_arrive(unsigned b) {
+    EMU(emu::mbarrier_arrive(b);)
+    ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory");
+}
+DEVICE void mbarrier_expect(unsigned b, int bytes) {         // arrives, and announces bytes
+    EMU(emu::mbarrier_arrive_expect_tx(b, bytes);)
+    ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
+}
+DEVICE void mbarrier_wait(unsigned b, unsigned parity) {
+    EMU(emu::mbarrier_wait(b, parity);)
+    ASM("{\n.reg .pred p;\nL_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra L_%=;\n}"
+        ::"r"(b), "r"(parity) : "memory");
+}
+// The box of the tensor (batches,rows,columns) at (b,row,column), from memory; outside of the tensor are zeros.
+DEVICE void load_box(unsigned to, const CUtensorMap* map, unsigned mbarrier, int column, int row, int b) {
+    EMU(emu::tma_load<3>(to, map, mbarrier, {column, row, b});)
+    ASM("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
+        ::"r"(to), "l"(map), "r"(mbarrier), "r"(column), "r"(row), "r"(b) : "memory");
+}
+// To memory, in groups that the asking thread waits for: a box, what is outside is left out; bytes; and fp32 numbers that
+// are added to those there. Groups that are not waited for in between come in any order.
+DEVICE void store_box(const CUtensorMap* map, unsigned from, int column, int row, int b) {
+    EMU(emu::tma_store<3>(map, from, {column, row, b});)
+    ASM("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];"
+        ::"l"(map), "r"(from), "r"(column), "r"(row), "r"(b) : "memory");
+}
+DEVICE void bulk_store(float* to, unsigned from, int bytes) {
+    EMU(emu::bulk_store(to, from, bytes);)
+    ASM("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+}
+DEVICE void bulk_add(float* to, unsigned from, int bytes) {
+    EMU(emu::bulk_add(to, from, bytes);)
+    ASM("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
+        ::"l"(to), "r"(from), "r"(bytes) : "memory");
+}
+DEVICE void bulk_commit() { EMU(emu::bulk_commit();) ASM("cp.async.bulk.commit_group;" ::: "memory"); }
+DEVICE void bulk_wait() { EMU(emu::bulk_wait<0>();) ASM("cp.async.bulk.wait_group 0;" ::: "memory"); }   // all is written
+DEVICE void bulk_wait_read() {               // until all is read
+    EMU(emu::bulk_wait_read();)
+    ASM("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+// What this thread stored to shared memory, TMA and products see from here on; after a barrier, those of others too.
+DEVICE void stores_visible() { EMU(emu::fence_proxy_async();) ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/* Tensor cores, as the four warps of a warpgroup use them (wgmma): d (64,N) = a (64,16) b (16,N), or d += a b, while the
+   warps go on. Lane l of warp w holds of d the number (16 w + l / 4 + 8 i, 8 n + l % 4 * 2 + j) in d[4 n + 2 i + j].
+   b, and a of multiply_shared(), lie in shared memory as TMA leaves them: panels of 64 numbers a row, in 128 bytes whose
+   16-byte pieces are permuted by the row's number. A panel's rows are the product's (m or n), and what is summed over, k,
+   goes along them; or the other way round, if it is TURNED. An Operand is where the part begins: 32 bytes further for the
+   next 16 k; if turned, 16 rows. ("Asynchronous Warpgroup Level Matrix Instructions") */
+constexpr int PANEL_ROW = 128;               // bytes
+struct Operand {                             // the lower half of the hardware's descriptor; the upper is the same for all
+    unsigned low;
+    DEVICE explicit Operand(unsigned address) : low(address >> 4 | 1 << 16) {}
+    DEVICE uint64_t after(int bytes) const { return uint64_t(1024 >> 4 | 1 << 30) << 32 | (low + bytes / 16); }
+};
+// where the k-th 16 columns of a tile begin: panels of `rows` rows, one after the other
+constexpr DEVICE int columns_16(int k, int rows) { return k / 4 * rows * PANEL_ROW + k % 4 * 32; }
+// Before a product: what other instructions did to its registers is done.
+DEVICE void products_begin() { EMU(emu::wgmma_fence();) ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void products_commit() { EMU(emu::wgmma_commit();) ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int LEFT> DEVICE void products_wait() {            // until all groups but the last LEFT are done
+    EMU(emu::wgmma_wait<LEFT>();)
+    ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
+#define NUMBERS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+    "+f"(d[i + 6]), "+f"(d[i + 7])
+#define NUMBERS_32(d, i) NUMBERS_8(d, i), NUMBERS_8(d, i + 8), NUMBERS_8(d, i + 16), NUMBERS_8(d, i + 24)
+#define REGISTERS_0_31 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
+    "%26,%27,%28,%29,%30,%31"
+#define REGISTERS_32_63 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54," \
+    "%55,%56,%57,%58,%59,%60,%61,%62,%63"
+template <bool A_TURNED = false, bool B_TURNED = false>
+DEVICE void multiply_shared(float (&d)[32], uint64_t a, uint64_t b, bool add) {
+    EMU(emu::wgmma_ss<64>(d, a, b, add, A_TURNED, B_TURNED);)
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_0_31
+        "}, %32, %33, p, 1, 1, %35, %36;\n}"
+        : NUMBERS_32(d, 0) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TURNED), "n"((int)B_TURNED));
+}
+template <bool A_TURNED = false, bool B_TURNED = false>
+DEVICE void multiply_shared(float (&d)[64], uint64_t a, uint64_t b, bool add) {
+    EMU(emu::wgmma_ss<128>(d, a, b, add, A_TURNED, B_TURNED);)
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_0_31
+        "," REGISTERS_32_63 "}, %64, %65, p, 1, 1, %67, %68;\n}"
+        : NUMBERS_32(d, 0), NUMBERS_32(d, 32) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TURNED), "n"((int)B_TURNED));
+}
+// a in registers, as pairs of bf16: a[2 k + i] holds (16 w + l / 4 + 8 i, 8 k + l % 4 * 2) and its neighbour
+template <bool B_TURNED = false>
+DEVICE void multiply_registers(float (&d)[32], const unsigned (&a)[4], uint64_t b, bool add) {
+    EMU(emu::wgmma_rs<64>(d, a, b, add, B_TURNED);)
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_0_31
+        "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
+        : NUMBERS_32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"((int)B_TURNED));
+}
+
+// ---- 3. layers ------------------------------------------------------------------------------------------------------
 /* Column sums take two kernels, so that their order is fixed: each block sums up its share of the rows and writes one
    row of partial (blocks,columns); then add_partials() adds these up.
    math     to_k[c] += sum over blocks of partial[block][k][c]; one to three arrays of C numbers, each may be null */
@@ -297,7 +448,7 @@ inline void layernorm_forward(floatX* out, float* mean, float* rstd, const float
 constexpr int LAYERNORM_THREADS = 896;       // for which registers suffice: 72 each, so four blocks of 224, too
 template <int W, int K>
 __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
-    floatX* dstream, float* partial, const floatX* dout, const floatX* x, const floatX* w, const float* mean,
+    floatX* dstream, bool add, float* partial, const floatX* dout, const floatX* x, const floatX* w, const float* mean,
     const float* rstd, int N, int C, int rows, int groups) {
     SHARED_DYNAMIC(shared);
     struct Row { float mean, rstd, sum, dot; };
@@ -314,8 +465,11 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
             const size_t at = (size_t)n0 * C + i;
             if constexpr (W == WIDE) {
                 copy_16(shared_address(xs + i), x + at, true), copy_16(shared_address(ds + i), dout + at, true);
-                copy_16(shared_address(gs + i), dstream + at, true);
-            } else xs[i] = x[at], ds[i] = dout[at], gs[i] = dstream[at];
+                if (add) copy_16(shared_address(gs + i), dstream + at, true);
+            } else {
+                xs[i] = x[at], ds[i] = dout[at];
+                if (add) gs[i] = dstream[at];
+            }
         }
         copies_commit(), copies_wait<0>();
         __syncthreads();
@@ -333,13 +487,14 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
         for (int j = 0; j < K; j++) {
             const int c = c0 + j * across * W;
             if (group >= groups || c >= C) continue;
-            float d[W], v[W], g[W];
+            float d[W], v[W], g[W] = {};
             for (int k = group; k < here; k += groups) {
                 const Row r = row[k];
-                load(d, ds + k * C + c), load(v, xs + k * C + c), load(g, gs + k * C + c);
+                load(d, ds + k * C + c), load(v, xs + k * C + c);
+                if (add) load(g, gs + k * C + c);
                 for (int i = 0; i < W; i++) {
                     const float xhat = (v[i] - r.mean) * r.rstd;
-                    g[i] += r.rstd * (d[i] * weight[j][i] - r.sum - xhat * r.dot);
+                    g[i] = (add ? g[i] : 0) + r.rstd * (d[i] * weight[j][i] - r.sum - xhat * r.dot);
                     sums[0][j][i] += d[i] * xhat, sums[1][j][i] += d[i], sums[2][j][i] += g[i];
                 }
                 store(dstream + (size_t)(n0 + k) * C + c, g);
@@ -360,7 +515,8 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
         partial[(size_t)blockIdx.x * 3 * C + c] = sum;
     }
 }
-inline void layernorm_backward(floatX* dstream, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
+// add: to dstream, else its first gradient, which needs no zeros to be added to
+inline void layernorm_backward(floatX* dstream, bool add, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
                                const floatX* x, const floatX* w, const float* mean, const float* rstd, int N, int C) {
     const int each = C % WIDE ? 4 : WIDE, across = blocks_for(C, each);              // columns of a thread: W K
     if (across > LAYERNORM_THREADS) die("--channels %d: a GPU's layernorm takes %d", C, LAYERNORM_THREADS * each);
@@ -368,7 +524,7 @@ inline void layernorm_backward(floatX* dstream, float* dw, float* db, float* dbi
     const size_t row = 3 * C * sizeof(floatX) + 16;
     const int rows = rows_for(row, threads / 32), blocks = min(blocks_for(N, rows), SUM_BLOCKS * device().processors());
     launch(C % WIDE ? layernorm_backward_kernel<1, 4> : layernorm_backward_kernel<WIDE, 1>, blocks, threads,
-           max(rows * row + 16, groups * 3 * C * sizeof(float)), dstream, partial, dout, x, w, mean, rstd, N, C, rows,
+           max(rows * row + 16, groups * 3 * C * sizeof(float)), dstream, add, partial, dout, x, w, mean, rstd, N, C, rows,
            groups);
     add_partials({dw, db, dbias}, 3, partial, blocks, C);
 }
@@ -390,8 +546,8 @@ inline void gelu_forward(floatX* out, const floatX* x, size_t n) {
    math     d = d gelu'(x), if x is given;   db += sum_n d
    layout   a block takes 32 W columns and a share of the rows; its 8 warps take rows in turn
    cost     (N,C) once; three times with gelu */
-template <int W, bool GELU>                  // that d is not x tells the compiler to read on before it writes
-__global__ void column_sums_kernel(floatX* __restrict__ d, float* partial, const floatX* __restrict__ x, int N, int C) {
+template <int W, bool GELU, typename D>      // that d is not x tells the compiler to read on before it writes
+__global__ void column_sums_kernel(D* __restrict__ d, float* partial, const floatX* __restrict__ x, int N, int C) {
     SHARED(sums, float[8][32 * W]);
     constexpr int ROWS = GELU ? 2 : 4;       // at once
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = (blockIdx.x * 32 + lane) * W, step = 8 * gridDim.y;
@@ -419,16 +575,16 @@ __global__ void column_sums_kernel(floatX* __restrict__ d, float* partial, const
         if (column < C) partial[(size_t)blockIdx.y * C + column] = total;
     }
 }
-inline void column_sums(floatX* d, float* db, float* partial, const floatX* x, int N, int C) {
+template <bool GELU = false, typename D>
+void column_sums(D* d, float* db, float* partial, int N, int C, const floatX* x = nullptr) {
     const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
     const int down = std::clamp(SUM_BLOCKS * device().processors() / across, 1, blocks_for(N, 8));
-    const auto sums = C % WIDE ? column_sums_kernel<1, false> : column_sums_kernel<WIDE, false>;
-    const auto gelu = C % WIDE ? column_sums_kernel<1, true> : column_sums_kernel<WIDE, true>;
-    launch(x ? gelu : sums, dim3(across, down), 256, 0, d, partial, x, N, C);
+    launch(C % WIDE ? column_sums_kernel<1, GELU, D> : column_sums_kernel<WIDE, GELU, D>, dim3(across, down), 256, 0, d,
+           partial, x, N, C);
     if (db) add_partials({db, nullptr, nullptr}, 1, partial, down, C);
 }
 inline void gelu_backward(floatX* d, float* db, float* partial, const floatX* x, int N, int C) {
-    column_sums(d, db, partial, x, N, C);
+    column_sums<true>(d, db, partial, N, C, x);
 }
 // numbers in `partial`: 3C from each block; or 32 W at most from each, and 4C
 inline size_t partial_size(size_t C) {
@@ -521,32 +677,6 @@ __global__ void attention_backward_plain(floatX* dqkv, const floatX* dout, const
 }
 
 #ifndef TRAIN_FP32
-// The tensor cores' instructions. A warp multiplies A (16,16) by B (16,8) and adds to C (16,8): lane l holds of C the
-// numbers (l / 4 + 8 i, l % 4 * 2 + j) in c[2 i + j], and of A and B pairs of bf16 numbers in registers, which ldmatrix
-// fetches from shared memory, 8 x 8 numbers at a time. (PTX ISA, "Matrix Fragments for mma.m16n8k16")
-DEVICE void load_fragments(unsigned (&r)[4], unsigned from) {
-    EMU(emu::ldmatrix<4, false>(r, from);)
-    ASM("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-DEVICE void load_transposed(unsigned (&r)[4], unsigned from) {
-    EMU(emu::ldmatrix<4, true>(r, from);)
-    ASM("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-DEVICE void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    EMU(unsigned b[2] = {b0, b1}; emu::mma_m16n8k16_bf16(c, a, b);)
-    ASM("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-DEVICE unsigned pair(float low, float high) {
-    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-    unsigned bits;
-    memcpy(&bits, &two, 4);
-    return bits;
-}
-
 // A tile of ROWS rows of HS numbers in shared memory. 16-byte pieces of a row are permuted by the row's number, so that
 // the 8 rows which ldmatrix reads at once lie in different banks.
 template <int HS, int ROWS> struct Tile {
@@ -621,7 +751,6 @@ __global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, floa
     };
     q.fill(row, 3 * C, i0, T), fetch(0), copies_commit();
     float o[HS / 8][4] = {}, highest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-    const float log2e = 1.4426950408889634f;
     for (int j = 0; j <= block; j++) {
         if (j < block) fetch(j + 1);
         copies_commit(), copies_wait<1>();
@@ -632,7 +761,7 @@ __global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, floa
             const int i = i0 + warp * 16 + lane / 4 + 8 * r;
             float high = highest[r];
             for (int n = 0; n < TILE / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) {
-                s[n][e] = j * TILE + n * 8 + lane % 4 * 2 + e % 2 <= i ? s[n][e] * scale * log2e : -INFINITY;
+                s[n][e] = j * TILE + n * 8 + lane % 4 * 2 + e % 2 <= i ? s[n][e] * scale * LOG2E : -INFINITY;
                 high = fmaxf(high, s[n][e]);
             }
             high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
@@ -655,16 +784,15 @@ __global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, floa
             const float two[2] = {o[n][2 * r] / total, o[n][2 * r + 1] / total};
             store(to + n * 8, two);
         }
-        if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = highest[r] / log2e + logf(total);
+        if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = highest[r] / LOG2E + logf(total);
     }
 }
 
 // KEYS: dk and dv of 64 keys, from all queries; else dq of 64 queries, from all keys. `own` are the 64 rows, which lie
 // along A; `other` come in steps of STEP. Scores are then (own, other): transposed, for keys.
 template <int HS, bool KEYS>
-__global__ void __launch_bounds__(128) attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv,
-                                                                const float* lse, const float* D, int T, int C,
-                                                                float scale) {
+__global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
+    floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse, const float* D, int T, int C, float scale) {
     SHARED_DYNAMIC(shared);
     constexpr int STEP = HS > 64 ? 32 : 64;                  // so that all sums fit the registers
     using Own = Tile<HS, TILE>;
@@ -722,11 +850,536 @@ __global__ void __launch_bounds__(128) attention_backward_tiles(floatX* dqkv, co
         }
     }
 }
+inline void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse, const float* D,
+                                     int B, int T, int C, int NH) {
+    const int HS = C / NH, step = HS > 64 ? 32 : 64;
+    const dim3 grid(blocks_for(T, TILE), NH, B);
+    const size_t shared = 2 * (TILE + step) * HS * sizeof(floatX) + 2 * TILE * sizeof(float);
+    for (auto kernel : {HS == 64 ? attention_backward_tiles_kernel<64, true> : attention_backward_tiles_kernel<128, true>,
+                        HS == 64 ? attention_backward_tiles_kernel<64, false> : attention_backward_tiles_kernel<128, false>})
+        launch(kernel, grid, 128, shared, dqkv, dout, qkv, lse, D, T, C, 1 / sqrtf(HS));
+}
 inline bool tiles_fit(int HS) { return HS == 64 || HS == 128; }
+
+/* The same with wgmma and TMA, for heads of 64 and 128 on sm_90a, any T: behind the last token TMA puts zeros, and the
+   causal mask does the rest. What overlaps with what is as in Shah et al. 2024, arXiv:2407.08608, but without warps that
+   only copy. All sums have a fixed order.
+
+   Boxes: 64 columns and so many rows of the first T tokens of x (B,S,columns). */
+inline CUtensorMap boxes(const floatX* x, int B, int T, int S, int columns, int rows) {
+    static const auto encode = [] {
+        void* function = nullptr;
+        cudaDriverEntryPointQueryResult found;
+        CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
+        if (!function) die("the driver has no cuTensorMapEncodeTiled; it must know CUDA 12");
+        return (decltype(&cuTensorMapEncodeTiled))function;
+    }();
+    CUtensorMap map;
+    const cuuint64_t size[] = {(cuuint64_t)columns, (cuuint64_t)T, (cuuint64_t)B};
+    const cuuint64_t stride[] = {2ull * columns, 2ull * columns * S};
+    const cuuint32_t box[] = {64, (cuuint32_t)rows, 1}, element_stride[] = {1, 1, 1};
+    const int error = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<floatX*>(x), size, stride, box,
+                             element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (error) die("a tensor map of (%d,%d,%d) numbers: error %d", B, T, columns, error);
+    return map;
+}
+// d (64,64) times scale, of each of a lane's two rows, as bf16: this warp's 16 rows to shared memory, as TMA expects them
+DEVICE void stage_rows(unsigned to, const float (&d)[32], float scale_0, float scale_1) {
+    const int row = threadIdx.x % 16, right = threadIdx.x / 16 % 2;      // of the 8 x 8 numbers whose row this lane names
+    #pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const unsigned f[4] = {pair(d[8 * k] * scale_0, d[8 * k + 1] * scale_0),
+                               pair(d[8 * k + 2] * scale_1, d[8 * k + 3] * scale_1),
+                               pair(d[8 * k + 4] * scale_0, d[8 * k + 5] * scale_0),
+                               pair(d[8 * k + 6] * scale_1, d[8 * k + 7] * scale_1)};
+        store_fragments(to + row * PANEL_ROW + ((k * 2 + right) ^ row % 8) * 16, f);
+    }
+}
+
+/* layout   a block takes 128 queries of a head, 192 if it has 128 columns, 64 for each warpgroup; 64 keys and values after
+            another come through a ring in shared memory. Four warpgroups fit an SM, or three: while one of them takes
+            exponentials, others multiply.
+   cost     2 B T^2 C FLOPs (and 1 / 16 more at T = 1024, above the diagonal); 4X, if the level-2 cache keeps a head's keys */
+template <int HS> struct ForwardShape {
+    static constexpr int PANELS = HS / 64, WARPGROUPS = HS == 64 ? 2 : 3, THREADS = 128 * WARPGROUPS;
+    static constexpr int QUERIES = 64 * WARPGROUPS, STEP = 64, RING = 4;
+    static constexpr int PANEL = STEP * PANEL_ROW, TILE_BYTES = PANELS * PANEL;          // a panel, a tile: 64 rows
+    static constexpr size_t SHARED_BYTES = (WARPGROUPS + 2 * RING) * TILE_BYTES + 16 * RING + 8;
+};
+template <int HS>
+__global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) attention_forward_wgmma_kernel(
+    const __grid_constant__ CUtensorMap out, float* lse, const __grid_constant__ CUtensorMap qkv, int T, int C, float scale) {
+#ifdef SM90A
+    using S = ForwardShape<HS>;
+    constexpr int STEP = S::STEP, RING = S::RING, PANEL = S::PANEL, BYTES = S::TILE_BYTES;
+    SHARED_DYNAMIC(shared);
+    const unsigned queries = shared_address(shared), ring = queries + S::WARPGROUPS * BYTES;
+    const unsigned full = ring + 2 * RING * BYTES, empty = full + 8 * RING, queries_full = empty + 8 * RING;
+    const int block = gridDim.x - 1 - blockIdx.x, h = blockIdx.y, b = blockIdx.z;        // longest first
+    const int in_block = uniform(threadIdx.x / 32), warpgroup = in_block / 4, lane = threadIdx.x % 32;
+    const int mine = block * S::WARPGROUPS + warpgroup + 1, steps = (block + 1) * S::WARPGROUPS;     // up to the diagonal
+    const int column = h * HS;
+    auto fetch = [&](int j) {
+        const unsigned to = ring + j % RING * 2 * BYTES, ready = full + j % RING * 8;
+        mbarrier_expect(ready, 2 * BYTES);
+        for (int i = 0; i < 2; i++) for (int p = 0; p < S::PANELS; p++)
+            load_box(to + i * BYTES + p * PANEL, &qkv, ready, (i + 1) * C + column + p * 64, j * STEP, b);
+    };
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < RING; i++) mbarrier_init(full + 8 * i, 1), mbarrier_init(empty + 8 * i, 4 * S::WARPGROUPS);
+        mbarrier_init(queries_full, 1);
+        mbarrier_expect(queries_full, S::WARPGROUPS * BYTES);
+        for (int i = 0; i < S::WARPGROUPS; i++) for (int p = 0; p < S::PANELS; p++)
+            load_box(queries + i * BYTES + p * PANEL, &qkv, queries_full, column + p * 64, block * S::QUERIES + i * 64, b);
+        for (int j = 0; j < RING && j < steps; j++) fetch(j);
+    }
+    __syncthreads();
+    float o[S::PANELS][32], highest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    const int row = in_block * 16 + lane / 4;                // and 8 further down
+    const float c = scale * LOG2E;
+    const Operand own(queries + warpgroup * BYTES);
+    mbarrier_wait(queries_full, 0);
+    for (int j = 0; j < mine; j++) {
+        const Operand keys(ring + j % RING * 2 * BYTES), values(ring + (j % RING * 2 + 1) * BYTES);
+        float s[32];
+        mbarrier_wait(full + j % RING * 8, j / RING & 1);
+        products_begin();
+        #pragma unroll
+        for (int k = 0; k < HS / 16; k++)
+            multiply_shared(s, own.after(columns_16(k, 64)), keys.after(columns_16(k, 64)), k > 0);
+        products_commit();
+        products_wait<0>();                                  // also for o
+        if (j > 0 && elected()) mbarrier_arrive(empty + (j - 1) % RING * 8);
+        if (in_block == 0 && j >= 2 && j - 2 + RING < steps && elected())        // by now the others will have left it
+            mbarrier_wait(empty + (j - 2) % RING * 8, (j - 2) / RING & 1), fetch(j - 2 + RING);
+        if (j == mine - 1) {
+            #pragma unroll
+            for (int n = 0; n < 8; n++)
+                #pragma unroll
+                for (int e = 0; e < 4; e++)
+                    if (n * 8 + lane % 4 * 2 + e % 2 > row - warpgroup * 64 + e / 2 * 8) s[4 * n + e] = -INFINITY;
+        }
+        unsigned p[STEP / 16][4];
+        float shrink[2];
+        #pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float high = highest[i];
+            #pragma unroll
+            for (int n = 0; n < 8; n++) high = fmaxf(high, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
+            high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
+            const float shift = high * c;
+            shrink[i] = power_of_2((highest[i] - high) * c), highest[i] = high, sum[i] *= shrink[i];
+            #pragma unroll
+            for (int n = 0; n < 8; n++) {
+                const float p0 = power_of_2(s[4 * n + 2 * i] * c - shift), p1 = power_of_2(s[4 * n + 2 * i + 1] * c - shift);
+                sum[i] += p0 + p1;
+                p[n / 2][n % 2 * 2 + i] = pair(p0, p1);
+            }
+        }
+        if (j > 0) {
+            #pragma unroll
+            for (int e = 0; e < S::PANELS * 32; e++) o[e / 32][e % 32] *= shrink[e / 2 % 2];
+        }
+        products_begin();
+        #pragma unroll
+        for (int k = 0; k < STEP / 16; k++)
+            #pragma unroll
+            for (int n = 0; n < S::PANELS; n++)
+                multiply_registers<true>(o[n], p[k], values.after(n * PANEL + k * 16 * PANEL_ROW), j > 0 || k > 0);
+        products_commit();
+    }
+    products_wait<0>();
+    #pragma unroll
+    for (int i = 0; i < 2; i++) {
+        sum[i] += __shfl_xor_sync(WARP, sum[i], 1), sum[i] += __shfl_xor_sync(WARP, sum[i], 2);
+        const int t = block * S::QUERIES + row + 8 * i;
+        if (lane % 4 == 0 && t < T) lse[((size_t)b * gridDim.y + h) * T + t] = highest[i] * scale + logf(sum[i]);
+    }
+    // a warpgroup's queries make room for what it has found
+    warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : barrier<3>(128);
+    const unsigned room = queries + warpgroup * BYTES + in_block % 4 * 16 * PANEL_ROW;
+    #pragma unroll
+    for (int n = 0; n < S::PANELS; n++) stage_rows(room + n * PANEL, o[n], 1 / sum[0], 1 / sum[1]);
+    stores_visible();
+    __syncwarp();
+    if (!elected()) return;
+    for (int n = 0; n < S::PANELS; n++)
+        store_box(&out, room + n * PANEL, column + n * 64, block * S::QUERIES + in_block * 16, b);
+    bulk_commit(), bulk_wait_read();
+#endif
+}
+template <int HS> void attention_forward_wgmma(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
+    using F = ForwardShape<HS>;
+    const int C = NH * HS;
+    launch(attention_forward_wgmma_kernel<HS>, dim3(blocks_for(T, F::QUERIES), NH, B), F::THREADS, F::SHARED_BYTES,
+           boxes(out, B, T, T, C, 16), lse, boxes(qkv, B, T, S, 3 * C, F::STEP), T, C, 1 / sqrtf(HS));
+}
+
+/* backward: a block takes whole heads, one after another. For each 128 keys it walks over the tiles of 128 queries at and
+   after them, or of 64, if heads have 128 columns. p and ds come transposed, (keys,queries), 64 keys for each of two
+   warpgroups, in registers, where they are operands of dv = p dout and dk = ds q. For dq = ds^T k, ds goes through shared
+   memory, and each warpgroup takes 64 queries, or 64 columns. So one barrier a tile is enough.
+   dq sums up over the keys, in fp32 in `sums`, which stays in the level-2 cache: each warp adds its 4 KB of a tile by a bulk
+   reduction, and waits for these before it goes on to other keys, so that the order is always the same. The sum is complete
+   at the diagonal, the last keys that the queries see.
+   overlap  products run while the warps that asked for them do something else; a turn of the loop, with numbers of tiles:
+              products   dk 0      dq 0, s 1   dp 1                   dv 1
+              else       barrier               dq 0 leaves, exp 1     ds 1
+   shared   keys and values: two buffers, or one of heads of 128; three of queries and dout, two of ds and of rows
+   shapes   rows (B,NH,tiles,2,QUERIES): lse in units of log 2, and D;   sums (blocks,tiles,8192)
+            sums_16 (B, T / 16, 3C): column sums of dqkv over 16 tokens, for the bias of what made qkv; or null
+            T rounded up to 128
+   cost     5 B T^2 C FLOPs (and 1 / 8 more at T = 1024, above the diagonal); 8X, if `sums` and a head's queries stay in the
+            level-2 cache */
+template <int HS> struct BackwardShape {
+    static constexpr int PANELS = HS / 64, KEYS = 128, QUERIES = 8192 / HS, EACH = KEYS / QUERIES;   // query tiles for a key's
+    static constexpr int KEY_BUFFERS = HS == 64 ? 2 : 1, STAGES = 3;
+    static constexpr int KEYS_PANEL = KEYS * PANEL_ROW, KEYS_BYTES = PANELS * KEYS_PANEL;
+    static constexpr int QUERIES_PANEL = QUERIES * PANEL_ROW, QUERIES_BYTES = PANELS * QUERIES_PANEL;
+    static constexpr int DS_BYTES = KEYS * QUERIES * 2, ROWS_BYTES = 2 * QUERIES * 4, DQ_BYTES = HS == 64 ? 0 : 8192 * 4;
+    static constexpr size_t SHARED_BYTES = 2 * KEY_BUFFERS * KEYS_BYTES + 2 * STAGES * QUERIES_BYTES + 2 * DS_BYTES +
+                                           DQ_BYTES + 2 * ROWS_BYTES + 8 * (STAGES + KEY_BUFFERS);
+    static int tiles(int T) { return blocks_for(T, KEYS) * EACH; }
+    static int blocks(int B, int NH) { return min(B * NH, device().processors()); }
+    // numbers
+    static size_t rows(int B, int T, int NH) { return (size_t)B * NH * tiles(T) * 2 * QUERIES; }
+    static size_t sums(int B, int T, int NH) { return (size_t)blocks(B, NH) * tiles(T) * 8192; }
+    static int groups(int B, int T) { return B * blocks_for(T, KEYS) * KEYS / 16; }
+    static size_t scratch(int B, int T, int NH) {
+        return rows(B, T, NH) + sums(B, T, NH) + (size_t)groups(B, T) * 3 * NH * HS;
+    }
+};
+/* rows, as above; behind the last query lse is infinite, so that p = 0
+   layout   a block takes a head's tile, HS / 8 lanes a query, 16 bytes apiece
+   cost     2X */
+template <int HS>
+__global__ void __launch_bounds__(256) attention_rows_kernel(float* rows, const floatX* dout, const floatX* out,
+                                                             const float* lse, int T, int NH) {
+    constexpr int QUERIES = BackwardShape<HS>::QUERIES, LANES = HS / 8, AT_ONCE = 256 / LANES;
+    const int h = blockIdx.x, tile = blockIdx.y, b = blockIdx.z, query = threadIdx.x / LANES;
+    const size_t head = (size_t)b * NH + h;
+    rows += (head * gridDim.y + tile) * 2 * QUERIES;
+    float sum[QUERIES / AT_ONCE] = {};
+    #pragma unroll
+    for (int u = 0; u < QUERIES / AT_ONCE; u++) {
+        const int t = tile * QUERIES + u * AT_ONCE + query;
+        const size_t i = (((size_t)b * T + t) * NH + h) * HS + threadIdx.x % LANES * 8;
+        float x[8] = {}, y[8] = {};
+        if (t < T) load(x, dout + i), load(y, out + i);
+        for (int k = 0; k < 8; k++) sum[u] += x[k] * y[k];
+    }
+    #pragma unroll
+    for (int u = 0; u < QUERIES / AT_ONCE; u++) {
+        for (int o = LANES / 2; o; o >>= 1) sum[u] += __shfl_xor_sync(WARP, sum[u], o);
+        if (threadIdx.x % LANES == 0) rows[QUERIES + u * AT_ONCE + query] = sum[u];
+    }
+    const int t = tile * QUERIES + threadIdx.x;
+    if (threadIdx.x < QUERIES) rows[threadIdx.x] = t < T ? lse[head * T + t] * LOG2E : INFINITY;
+}
+// Sums over this warp's 16 rows of d (64,64), times scale: eight lanes hold a column, and each gives away half of what it has,
+// three times, until lane l has columns 2 l and 2 l + 1.
+DEVICE void sum_rows(float* to, const float (&d)[32], float scale) {
+    float v[8][2];
+    #pragma unroll
+    for (int n = 0; n < 8; n++) v[n][0] = d[4 * n] + d[4 * n + 2], v[n][1] = d[4 * n + 1] + d[4 * n + 3];
+    #pragma unroll
+    for (int half = 4; half; half /= 2) {
+        const bool upper = threadIdx.x % 32 / 4 & half;
+        #pragma unroll
+        for (int n = 0; n < half; n++)
+            #pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float keep = upper ? v[n + half][j] : v[n][j], give = upper ? v[n][j] : v[n + half][j];
+                v[n][j] = keep + __shfl_xor_sync(WARP, give, 4 * half);
+            }
+    }
+    const float two[2] = {v[0][0] * scale, v[0][1] * scale};
+    store(to + threadIdx.x % 32 * 2, two);
+}
+template <int EACH> struct Walk {            // over the tiles of all heads of a block: key counts 128 keys, query a tile
+    int head, b, h, key, query;
+    DEVICE Walk(int head, int NH) : head(head), b(head / NH), h(head % NH), key(0), query(0) {}
+    DEVICE void next(int tiles, int NH) {
+        if (++query < tiles) return;
+        if (++key * EACH == tiles) head += gridDim.x, b = head / NH, h = head % NH, key = 0;
+        query = key * EACH;
+    }
+    DEVICE bool first() const { return query == key * EACH; }            // of these keys
+    DEVICE bool diagonal() const { return query < (key + 1) * EACH; }
+};
+template <int HS>
+__global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
+    const __grid_constant__ CUtensorMap dqkv, float* sums, float* sums_16, const __grid_constant__ CUtensorMap qkv,
+    const __grid_constant__ CUtensorMap dout, const float* rows, int heads, int NH, int T, float scale) {
+#ifdef SM90A
+    using S = BackwardShape<HS>;
+    constexpr int PANELS = S::PANELS, KEYS = S::KEYS, QUERIES = S::QUERIES, STAGES = S::STAGES;
+    constexpr bool ROOMY = S::KEY_BUFFERS == 2;
+    SHARED_DYNAMIC(shared);
+    // products of what nobody wrote come to nothing, below, but the memory sanitizer cannot know
+    EMU(for (size_t i = threadIdx.x; i < S::SHARED_BYTES; i += blockDim.x) shared[i] = 0; emu::fence_proxy_async(); __syncthreads();)
+    const unsigned keys_0 = shared_address(shared), queries_0 = keys_0 + 2 * S::KEY_BUFFERS * S::KEYS_BYTES;
+    const unsigned ds_0 = queries_0 + 2 * STAGES * S::QUERIES_BYTES, dq_0 = ds_0 + 2 * S::DS_BYTES;
+    const unsigned rows_0 = dq_0 + S::DQ_BYTES, queries_full = rows_0 + 2 * S::ROWS_BYTES;
+    const unsigned keys_full = queries_full + 8 * STAGES;
+    const int in_block = uniform(threadIdx.x / 32), warpgroup = in_block / 4, lane = threadIdx.x % 32;
+    const int tiles = (T + KEYS - 1) / KEYS * S::EACH, C = NH * HS;
+    const float c = scale * LOG2E;
+    auto at_address = [&](unsigned a) { return (float*)(shared + (a - keys_0)); };
+
+    using Walk = gpu::Walk<S::EACH>;
+    auto fetch_keys = [&](const Walk& w, int buffer) {
+        if (w.head >= heads) return;
+        const unsigned to = keys_0 + buffer * 2 * S::KEYS_BYTES, ready = keys_full + buffer * 8;
+        mbarrier_expect(ready, 2 * S::KEYS_BYTES);
+        for (int i = 0; i < 2; i++) for (int p = 0; p < PANELS; p++) for (int r = 0; r < KEYS; r += QUERIES)
+            load_box(to + i * S::KEYS_BYTES + p * S::KEYS_PANEL + r * PANEL_ROW, &qkv, ready,
+                     (i + 1) * C + w.h * HS + p * 64, w.key * KEYS + r, w.b);
+    };
+    auto fetch_queries = [&](const Walk& w, int stage) {
+        if (w.head >= heads) return;
+        const unsigned to = queries_0 + stage * 2 * S::QUERIES_BYTES, ready = queries_full + stage * 8;
+        mbarrier_expect(ready, 2 * S::QUERIES_BYTES);
+        for (int i = 0; i < 2; i++) for (int p = 0; p < PANELS; p++)
+            load_box(to + i * S::QUERIES_BYTES + p * S::QUERIES_PANEL, i ? &dout : &qkv, ready, w.h * HS + p * 64,
+                     w.query * QUERIES, w.b);
+    };
+    auto fetch_rows = [&](const Walk& w, int odd) {
+        if (threadIdx.x < S::ROWS_BYTES / 16)
+            copy_16(rows_0 + odd * S::ROWS_BYTES + threadIdx.x * 16,
+                    rows + ((size_t)w.head * tiles + w.query) * 2 * QUERIES + threadIdx.x * 4, w.head < heads);
+        copies_commit();
+    };
+    Walk after(blockIdx.x, NH), at = after;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) mbarrier_init(queries_full + 8 * i, 1);
+        for (int i = 0; i < S::KEY_BUFFERS; i++) mbarrier_init(keys_full + 8 * i, 1);
+        fetch_keys(after, 0), fetch_queries(after, 0);
+    }
+    fetch_rows(after, 0), copies_wait<0>();
+    __syncthreads();
+
+    // Each turn ends what the one before began for the tile `at`, and begins the one after it. So there is a turn more than
+    // tiles: what comes of the tile before the first, and of the one behind the last, is never used.
+    at.head = -1, at.query = tiles - 1;
+    float dk[PANELS][32] = {}, dv[PANELS][32] = {};
+    unsigned ds[QUERIES / 16][4] = {};                       // (64 keys, QUERIES), as s and dp
+    // Where a warp puts what is to leave: its own part of what no product reads any more, once both warpgroups are past the
+    // barrier. For dq that is ds of the tile before, where it is large enough.
+    const unsigned own = in_block * 16 * PANEL_ROW;
+    auto store_keys = [&](unsigned dk_room, unsigned dv_room) {
+        const int column = at.h * HS, row = at.key * KEYS + in_block * 16;
+        const size_t group = (size_t)at.b * tiles / S::EACH * KEYS / 16 + row / 16;
+        #pragma unroll
+        for (int n = 0; n < PANELS; n++) {
+            stage_rows(dk_room + n * S::KEYS_PANEL, dk[n], scale, scale);
+            stage_rows(dv_room + n * S::KEYS_PANEL, dv[n], 1, 1);
+            if (sums_16 && at.head >= 0) {
+                sum_rows(sums_16 + group * 3 * C + C + column + n * 64, dk[n], scale);
+                sum_rows(sums_16 + group * 3 * C + 2 * C + column + n * 64, dv[n], 1);
+            }
+        }
+    };
+    auto send_keys = [&](unsigned dk_room, unsigned dv_room) {           // one thread of each warp
+        for (int n = 0; n < PANELS; n++) {
+            const int column = at.h * HS + n * 64, row = at.key * KEYS + in_block * 16;
+            store_box(&dqkv, dk_room + n * S::KEYS_PANEL, C + column, row, at.b);
+            store_box(&dqkv, dv_room + n * S::KEYS_PANEL, 2 * C + column, row, at.b);
+        }
+    };
+    int stage = STAGES - 1, phase = 1, key_buffer = ROOMY, key_phase = 1, odd = 1;       // where `at` is; odd: its number
+    while (at.head < heads) {
+        const bool first = at.first(), last = at.query == tiles - 1, complete = at.diagonal();
+        const unsigned keys_at = keys_0 + key_buffer * 2 * S::KEYS_BYTES;
+        const Operand keys(keys_at + (ROOMY ? 0 : warpgroup * S::KEYS_PANEL));
+        const Operand queries(queries_0 + stage * 2 * S::QUERIES_BYTES);
+        const Operand ds_queries(ds_0 + odd * S::DS_BYTES + (ROOMY ? warpgroup * 16 * PANEL_ROW : 0));
+        const unsigned dq_room = (ROOMY ? ds_0 + (odd ^ 1) * S::DS_BYTES : dq_0) + in_block * 4096;
+        const unsigned dk_room = keys_at + S::KEYS_BYTES + own;                          // the values
+        const unsigned dv_room = ROOMY ? queries_0 + (stage * 2 + 1) * S::QUERIES_BYTES + own : keys_at + own;
+        auto room = [&](int n) { return dq_room + (n * 32 + lane) * 16; };
+        float* const sum = sums + ((size_t(blockIdx.x) * tiles + at.query) * 8 + in_block) * 1024;
+        const bool add_sum = complete && at.key > 0;
+        products_begin();
+        #pragma unroll
+        for (int k = 0; k < QUERIES / 16; k++)
+            #pragma unroll
+            for (int n = 0; n < PANELS; n++)
+                multiply_registers<true>(dk[n], ds[k], queries.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
+                                         !first || k > 0);
+        products_commit();
+        __syncthreads();                                     // ds is there; and both are done with the tile before
+        Walk second = after;
+        second.next(tiles, NH);
+        if (in_block == 0 && elected()) {
+            fetch_queries(second, (stage + 2) % STAGES);
+            if (ROOMY && first && at.head >= 0) {
+                Walk w = at;
+                w.query = tiles - 1, w.next(tiles, NH), fetch_keys(w, key_buffer ^ 1);
+            }
+        }
+        if (add_sum) {
+            if (elected()) bulk_wait();                      // what the keys before have added is there
+            __syncwarp();
+            #pragma unroll
+            for (int n = 0; n < 8; n++) copy_16(room(n), sum + (n * 32 + lane) * 4, true);
+        }
+        copies_commit();
+        float dq[32];
+        products_begin();
+        #pragma unroll
+        for (int k = 0; k < KEYS / 16; k++)
+            multiply_shared<true, true>(dq, ds_queries.after(k * QUERIES / 4 * PANEL_ROW), keys.after(k * 16 * PANEL_ROW),
+                                        k > 0);
+        products_commit();
+        if (!ROOMY && last && at.head >= 0) {                // keys and values make room for dk and dv, then for other keys
+            products_wait<0>();
+            __syncthreads();
+            store_keys(dk_room, dv_room);
+            stores_visible();
+            __syncwarp();
+            if (elected()) send_keys(dk_room, dv_room), bulk_commit(), bulk_wait_read();
+            __syncthreads();
+            if (in_block == 0 && elected()) fetch_keys(after, 0);
+        }
+        if (last) key_phase ^= key_buffer | !ROOMY, key_buffer ^= ROOMY;
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+        odd ^= 1;
+        if (after.head < heads) {
+            if (after.first()) mbarrier_wait(keys_full + key_buffer * 8, key_phase);
+            mbarrier_wait(queries_full + stage * 8, phase);
+        }
+        const Operand keys_after(keys_0 + key_buffer * 2 * S::KEYS_BYTES + warpgroup * 64 * PANEL_ROW);
+        const Operand values_after(keys_0 + (key_buffer * 2 + 1) * S::KEYS_BYTES + warpgroup * 64 * PANEL_ROW);
+        const Operand queries_after(queries_0 + stage * 2 * S::QUERIES_BYTES);
+        const Operand douts(queries_0 + (stage * 2 + 1) * S::QUERIES_BYTES);
+        float s[QUERIES / 2], dp[QUERIES / 2];
+        products_begin();
+        #pragma unroll
+        for (int k = 0; k < HS / 16; k++)
+            multiply_shared(s, keys_after.after(columns_16(k, KEYS)), queries_after.after(columns_16(k, QUERIES)), k > 0);
+        products_commit();
+        products_wait<1>();                                  // for dk and dq
+        products_begin();
+        #pragma unroll
+        for (int k = 0; k < HS / 16; k++)
+            multiply_shared(dp, values_after.after(columns_16(k, KEYS)), douts.after(columns_16(k, QUERIES)), k > 0);
+        products_commit();
+
+        // dq, dk and dv leave
+        const int dq_column = at.h * HS + (ROOMY ? 0 : warpgroup * 64);
+        const int dq_row = at.query * QUERIES + (ROOMY ? in_block : in_block % 4) * 16;
+        if (add_sum) {
+            copies_wait<0>();
+            #pragma unroll
+            for (int n = 0; n < 8; n++)
+                #pragma unroll
+                for (int e = 0; e < 4; e++) dq[4 * n + e] += at_address(room(n))[e];
+            __syncwarp();
+        }
+        if (complete) {
+            stage_rows(dq_room, dq, scale, scale);
+            if (sums_16 && at.head >= 0) {
+                const size_t group = (size_t)at.b * tiles / S::EACH * KEYS / 16 + dq_row / 16;
+                sum_rows(sums_16 + group * 3 * C + dq_column, dq, scale);
+            }
+        } else {
+            #pragma unroll
+            for (int n = 0; n < 8; n++)
+                *(float4*)at_address(room(n)) = {dq[4 * n], dq[4 * n + 1], dq[4 * n + 2], dq[4 * n + 3]};
+        }
+        if (ROOMY && last) store_keys(dk_room, dv_room);
+        stores_visible();
+        __syncwarp();
+        if (at.head >= 0 && elected()) {
+            if (complete) store_box(&dqkv, dq_room, dq_column, dq_row, at.b);
+            else if (at.key == 0) bulk_store(sum, dq_room, 4096);
+            else bulk_add(sum, dq_room, 4096);
+            if (ROOMY && last) send_keys(dk_room, dv_room);
+            bulk_commit();
+        }
+
+        // dv += p dout, and ds to registers and to shared memory
+        const float *row_lse = at_address(rows_0 + odd * S::ROWS_BYTES), *row_D = row_lse + QUERIES;
+        unsigned p[QUERIES / 16][4];
+        fetch_rows(second, odd ^ 1);
+        products_wait<1>();                                  // for s
+        if (after.diagonal()) {
+            const int ahead = (after.query - after.key * S::EACH) * QUERIES;             // of the first key
+            #pragma unroll
+            for (int n = 0; n < QUERIES / 8; n++)
+                #pragma unroll
+                for (int e = 0; e < 4; e++)
+                    if (ahead + n * 8 + lane % 4 * 2 + e % 2 < in_block * 16 + lane / 4 + e / 2 * 8)
+                        s[4 * n + e] = -INFINITY;
+        }
+        #pragma unroll
+        for (int n = 0; n < QUERIES / 8; n++) {
+            float l[2];
+            load(l, row_lse + n * 8 + lane % 4 * 2);
+            #pragma unroll
+            for (int e = 0; e < 4; e++) s[4 * n + e] = power_of_2(s[4 * n + e] * c - l[e % 2]);
+            p[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), p[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
+        }
+        products_begin();
+        #pragma unroll
+        for (int k = 0; k < QUERIES / 16; k++)
+            #pragma unroll
+            for (int n = 0; n < PANELS; n++)
+                multiply_registers<true>(dv[n], p[k], douts.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
+                                         !after.first() || k > 0);
+        products_commit();
+        products_wait<1>();                                  // for dp
+        #pragma unroll
+        for (int n = 0; n < QUERIES / 8; n++) {
+            float d[2];
+            load(d, row_D + n * 8 + lane % 4 * 2);
+            #pragma unroll
+            for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];        // scale comes with dk and dq
+            ds[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), ds[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
+        }
+        if (elected()) bulk_wait_read();                     // what left has been read
+        __syncwarp();
+        // (8 warps, QUERIES / 64, 16 keys, 64 queries): row and piece of the 8 x 8 numbers whose row this lane names
+        #pragma unroll
+        for (int k = 0; k < QUERIES / 16; k++) {
+            const int row = (in_block * (QUERIES / 64) + k / 4) * 16 + lane % 16, piece = k % 4 * 2 + lane / 16;
+            store_fragments(ds_0 + odd * S::DS_BYTES + row * PANEL_ROW + (piece ^ row % 8) * 16, ds[k]);
+        }
+        copies_wait<0>();
+        stores_visible();
+        products_wait<0>();
+        at = after, after.next(tiles, NH);
+    }
+    bulk_wait();
+#endif
+}
+template <int HS> void attention_backward_wgmma(floatX* dqkv, float* dqkv_b, float* scratch, float* partial,
+                                                const floatX* dout, const floatX* qkv, const floatX* out,
+                                                const float* lse, int B, int T, int NH) {
+    using S = BackwardShape<HS>;
+    const int C = NH * HS;
+    float *const rows = scratch, *const sums = rows + S::rows(B, T, NH), *const sums_16 = sums + S::sums(B, T, NH);
+    launch(attention_rows_kernel<HS>, dim3(NH, S::tiles(T), B), 256, 0, rows, dout, out, lse, T, NH);
+    launch(attention_backward_wgmma_kernel<HS>, S::blocks(B, NH), 256, S::SHARED_BYTES, boxes(dqkv, B, T, T, 3 * C, 16), sums,
+           dqkv_b ? sums_16 : nullptr, boxes(qkv, B, T, T, 3 * C, S::QUERIES), boxes(dout, B, T, T, C, S::QUERIES), rows,
+           B * NH, NH, T, 1 / sqrtf(HS));
+    if (dqkv_b) column_sums(sums_16, dqkv_b, partial, S::groups(B, T), 3 * C);
+}
+// Whether this GPU has the instructions, and the program was built for them: else the kernels are empty, a few registers.
+inline bool wgmma_fits(int HS) {
+    static const bool built = [] {
+        cudaFuncAttributes kernel;
+        CHECK(cudaFuncGetAttributes(&kernel, attention_backward_wgmma_kernel<64>));
+        return device().capability() == 90 && kernel.numRegs > 64;
+    }();
+    return built && (HS == 64 || HS == 128);
+}
 #endif
 
 inline size_t scores_size(int n) {           // bytes of n scores in shared memory
-    const size_t bytes = sizeof(float) * n, limit = device().properties.sharedMemPerBlockOptin - 1024;
+    const size_t bytes = (sizeof(float) * n + 15) / 16 * 16, limit = device().properties.sharedMemPerBlockOptin - 1024;
     if (bytes > limit) die("a row of %d attention scores does not fit the GPU's shared memory; lower --context", n);
     return bytes;
 }
@@ -734,7 +1387,10 @@ inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B,
     const int HS = C / NH;
     const float scale = 1 / sqrtf(HS);
 #ifndef TRAIN_FP32
-    if (t0 == 0 && T > 1 && tiles_fit(HS))
+    const bool all = t0 == 0 && T > 1;
+    if (all && wgmma_fits(HS))
+        return (HS == 64 ? attention_forward_wgmma<64> : attention_forward_wgmma<128>)(out, lse, qkv, B, T, S, NH);
+    if (all && tiles_fit(HS))
         return launch(HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>,
                       dim3(blocks_for(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C,
                       scale);
@@ -742,24 +1398,32 @@ inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B,
     launch(attention_forward_plain, dim3(T, NH, B), threads_for(t0 + T, 128), scores_size(t0 + T), out, lse, qkv, t0, T,
            S, C, HS, scale);
 }
-inline void attention_backward(floatX* dqkv, float* D, const floatX* dout, const floatX* qkv, const floatX* out,
-                               const float* lse, int B, int T, int C, int NH) {
+inline size_t attention_scratch(int B, int T, int NH, int HS) {          // numbers that backward works with
+    size_t D = (size_t)B * NH * T;
+#ifndef TRAIN_FP32
+    if (wgmma_fits(HS)) D = (HS == 64 ? BackwardShape<64>::scratch : BackwardShape<128>::scratch)(B, T, NH);
+#endif
+    return D;
+}
+// dqkv; and its column sums are added to dqkv_b, unless that is null
+inline void attention_backward(floatX* dqkv, float* dqkv_b, float* scratch, float* partial, const floatX* dout,
+                               const floatX* qkv, const floatX* out, const float* lse, int B, int T, int C, int NH) {
     const int HS = C / NH, n = B * T * NH;
     const float scale = 1 / sqrtf(HS);
-    launch(attention_dot_kernel, blocks_for(n, 8), 256, 0, D, dout, out, n, T, NH, HS);
 #ifndef TRAIN_FP32
-    if (tiles_fit(HS)) {
-        const dim3 grid(blocks_for(T, TILE), NH, B);
-        const size_t shared = (2 * TILE + 2 * (HS > 64 ? 32 : 64)) * HS * sizeof(floatX) + 2 * TILE * sizeof(float);
-        launch(HS == 64 ? attention_backward_tiles<64, true> : attention_backward_tiles<128, true>, grid, 128, shared,
-               dqkv, dout, qkv, lse, D, T, C, scale);
-        return launch(HS == 64 ? attention_backward_tiles<64, false> : attention_backward_tiles<128, false>, grid, 128,
-                      shared, dqkv, dout, qkv, lse, D, T, C, scale);
-    }
+    if (wgmma_fits(HS))
+        return (HS == 64 ? attention_backward_wgmma<64> : attention_backward_wgmma<128>)(
+            dqkv, dqkv_b, scratch, partial, dout, qkv, out, lse, B, T, NH);
+#endif
+    launch(attention_dot_kernel, blocks_for(n, 8), 256, 0, scratch, dout, out, n, T, NH, HS);
+#ifndef TRAIN_FP32
+    if (tiles_fit(HS)) attention_backward_tiles(dqkv, dout, qkv, lse, scratch, B, T, C, NH);
+    else
 #endif
     for (auto kernel : {attention_backward_plain<true>, attention_backward_plain<false>})
-        launch(kernel, dim3(T, NH, B), threads_for(T, 128), scores_size(2 * T), dqkv, dout, qkv, lse, D, T, C, HS,
+        launch(kernel, dim3(T, NH, B), threads_for(T, 128), scores_size(2 * T), dqkv, dout, qkv, lse, scratch, T, C, HS,
                scale);
+    if (dqkv_b) column_sums(dqkv, dqkv_b, partial, B * T, 3 * C);
 }
 
 /* softmax and cross-entropy -- a row of logits becomes its gradient, in place
@@ -963,7 +1627,7 @@ __global__ void round_kernel(floatX* rounded, const float* w, size_t n) {
     if (i < n) rounded[i] = floatX(w[i]);
 }
 
-// ---- 3. products ----------------------------------------------------------------------------------------------------
+// ---- 4. products ----------------------------------------------------------------------------------------------------
 // cuBLASLt sees matrices by columns: what is (N,C) by rows here is (C,N) there, so out = x w is computed as
 // out^T = w^T x^T. What a product is made with (descriptors, layouts, the algorithm) is found out once for each kind.
 // d (m,n) by columns = a (m,k) b (k,n) + ..., each with its leading dimension
@@ -1108,7 +1772,7 @@ inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const flo
     multiply(dw, dout, x, {OC, C, N, false, true, OC, C, OC, false, false, true, true}, nullptr, dw);
 }
 
-// ---- 4. model -------------------------------------------------------------------------------------------------------
+// ---- 5. model -------------------------------------------------------------------------------------------------------
 // Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
 #define GPU_ACTIVATIONS(X) \
     X(floatX, embedded, ONCE,  N * C)        /* the residual stream before the first block */ \
@@ -1124,7 +1788,8 @@ inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const flo
     X(floatX, dstream,  ONCE,  training ? N * C : 0)         /* gradient of the residual stream */ \
     X(floatX, dx,       ONCE,  training ? N * C : 0)         /* of what is C wide within a branch */ \
     X(floatX, dwide,    ONCE,  training ? N * 4 * C : 0)     /* of qkv or fc */ \
-    X(float,  D,        ONCE,  training ? N * c.NH : 0)      X(float, partial, ONCE, training ? partial_size(C) : 0) \
+    X(float,  scratch,  ONCE,  training ? attention_scratch(B, T, c.NH, C / c.NH) : 0) \
+    X(float,  partial,  ONCE,  training ? partial_size(C) : 0) \
     X(int,    token,    ONCE,  N)            X(int, target, ONCE, N)       X(float, weight, ONCE, N) \
     X(float,  logprob,  ONCE,  N)            X(int, best, ONCE, N) \
     X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
@@ -1145,8 +1810,8 @@ inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * 
 inline int chunk_rows(size_t N, int V) { return (int)std::min<size_t>(N, std::clamp((1 << 29) / V, 64, 16384)); }
 
 // The arrays in units of 16 bytes, so that Slots aligns each to more than anyone asks for.
-inline std::vector<std::pair<Per, size_t>> activation_arrays(const Config& c, size_t N, bool training) {
-    const size_t C = c.C;
+inline std::vector<std::pair<Per, size_t>> activation_arrays(const Config& c, int B, int T, bool training) {
+    const size_t N = (size_t)B * T, C = c.C;
     const int chunk = chunk_rows(N, c.V);
     const Per KEPT = training ? BLOCK : ONCE;
     std::vector<std::pair<Per, size_t>> v;
@@ -1220,7 +1885,7 @@ struct Model {
     double weight_bytes() const { return layout.slots.size * double(sizeof(float) + (BF16 ? sizeof(floatX) : 0)); }
     double training_bytes() const { return training ? 3.0 * layout.slots.size * sizeof(float) : 0; }
     double activation_bytes(int B) const {
-        return 16.0 * Slots(activation_arrays(c, (size_t)B * T, training), c.L).size + device().workspace_size;
+        return 16.0 * Slots(activation_arrays(c, B, T, training), c.L).size + device().workspace_size;
     }
     double bytes(int B) const { return weight_bytes() + training_bytes() + activation_bytes(B); }
     std::string memory(int B) const {
@@ -1360,7 +2025,7 @@ private:
     }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.
     void place_activations() {
-        const auto arrays = activation_arrays(c, (size_t)B * T, training);
+        const auto arrays = activation_arrays(c, B, T, training);
         const Slots slots(arrays, c.L);
         char* all = nullptr;
 #ifndef CUDA_EMU
@@ -1430,8 +2095,7 @@ private:
         Activations a = activations(c.L - 1);
         Weights w = layout.at(rounded, 0);
         Weights g = layout.at(gradients, 0);
-        CHECK(cudaMemsetAsync(a.dstream, 0, (size_t)N * C * sizeof(floatX), device().stream));
-        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, layout.at(gradients, c.L - 1).fcproj_b, a.partial, a.dx,
+        layernorm_backward(a.dstream, false, g.lnf_w, g.lnf_b, layout.at(gradients, c.L - 1).fcproj_b, a.partial, a.dx,
                            a.stream, w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
         for (int l = c.L - 1; l >= 0; l--) {
             a = activations(l), w = layout.at(rounded, l), g = layout.at(gradients, l);
@@ -1441,14 +2105,13 @@ private:
             linear_backward(a.dwide, g.fcproj_w, a.dstream, a.fc_gelu, w.fcproj_w, N, 4 * C, C);
             gelu_backward(a.dwide, g.fc_b, a.partial, a.fc, N, 4 * C);
             linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, 4 * C);
-            layernorm_backward(a.dstream, g.ln2_w, g.ln2_b, g.proj_b, a.partial, a.dx, a.middle, w.ln2_w, a.ln2_mean,
+            layernorm_backward(a.dstream, true, g.ln2_w, g.ln2_b, g.proj_b, a.partial, a.dx, a.middle, w.ln2_w, a.ln2_mean,
                                a.ln2_rstd, N, C);
             // forward: middle = entered + attention(layernorm(entered) qkv) proj
             linear_backward(a.dx, g.proj_w, a.dstream, a.att, w.proj_w, N, C, C);
-            attention_backward(a.dwide, a.D, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
-            if (g.qkv_b) column_sums(a.dwide, g.qkv_b, a.partial, nullptr, N, 3 * C);
+            attention_backward(a.dwide, g.qkv_b, a.scratch, a.partial, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
             linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, 3 * C);
-            layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, entered_bias, a.partial, a.dx, entered, w.ln1_w, a.ln1_mean,
+            layernorm_backward(a.dstream, true, g.ln1_w, g.ln1_b, entered_bias, a.partial, a.dx, entered, w.ln1_w, a.ln1_mean,
                                a.ln1_rstd, N, C);
         }
         embedding_backward(g.wte, g.wpe, (float*)a.dwide, a.dstream, a.token, {a.order, a.start, a.first, a.tokens}, B, T,
@@ -1491,7 +2154,7 @@ private:
     }
 };
 
-// ---- 5. check -------------------------------------------------------------------------------------------------------
+// ---- 6. check -------------------------------------------------------------------------------------------------------
 /* Small models sample, then take three steps, on CPU and GPU side by side, from the same weights, on the same tokens;
    every tensor is compared. The CPU rounds to bf16 what products read, if the GPU does.
    errors   activations and gradients: |gpu - cpu| / |cpu|, 2-norms;   weights: root mean square of gpu - cpu, over lr
@@ -1603,7 +2266,7 @@ inline int check_program() {
 
 }  // namespace gpu
 
-// ---- 6. main --------------------------------------------------------------------------------------------------------
+// ---- 7. main --------------------------------------------------------------------------------------------------------
 #ifndef NO_GPU_MAIN
 int main(int argc, char** argv) {
     if (argc == 2 && !strcmp(argv[1], "--check")) return gpu::check_program();
