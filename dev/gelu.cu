@@ -8,7 +8,9 @@
    backward  d = d gelu'(x), and db, its column sums: d and x are read, d is written, 12X
      atomics         a thread takes a number and adds it to db with an atomic: N of them meet at every column
      two_passes      d first, then its column sums by gpu::column_sums, in order: d is read once more
-     shipped         gpu::gelu_backward: a block takes 32 W columns and adds up what it writes, as it goes */
+     one_row         a block takes 32 W columns and adds up what it writes, as it goes; but the next row is not asked for
+                     before this one is written, since for all the compiler knows they could be the same
+     shipped         gpu::gelu_backward: d and x are said to be apart (__restrict__), and two rows are under way at once */
 #include "bench.cuh"
 namespace gelu_study {
 
@@ -22,6 +24,25 @@ template <bool SUMS> __global__ void each(floatX* d, float* db, const floatX* x,
     const float v = float(d[i]) * gelu_grad(float(x[i]));
     d[i] = floatX(v);
     if (SUMS) atomicAdd(db + i % C, v);
+}
+
+template <int W> __global__ void one_row(floatX* d, float* partial, const floatX* x, int N, int C) {
+    SHARED(sums, float[8][32 * W]);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = (blockIdx.x * 32 + lane) * W;
+    float sum[W] = {}, v[W], u[W];
+    for (int n = blockIdx.y * 8 + warp; c < C && n < N; n += 8 * gridDim.y) {
+        load(v, d + (size_t)n * C + c), load(u, x + (size_t)n * C + c);
+        for (int i = 0; i < W; i++) sum[i] += v[i] *= gelu_grad(u[i]);
+        store(d + (size_t)n * C + c, v);
+    }
+    for (int i = 0; i < W; i++) sums[warp][lane * W + i] = sum[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < 32 * W; i += blockDim.x) {
+        float total = 0;
+        for (int k = 0; k < 8; k++) total += sums[k][i];
+        const int column = blockIdx.x * 32 * W + i;
+        if (column < C) partial[(size_t)blockIdx.y * C + column] = total;
+    }
 }
 
 static void forward(size_t n) {
@@ -43,8 +64,14 @@ static void backward(int N, int C) {
           {{"atomics", [&] { launch(each<true>, blocks_for(n, 256), 256, 0, d, db, x, n, C); }, true},
            {"two_passes", [&] {
                 launch(each<false>, blocks_for(n, 256), 256, 0, d, db, x, n, C);
-                gpu::column_sums(d, db, partial, nullptr, N, C);
+                gpu::column_sums(d.p, db, partial, N, C);
             }, false, ONE},                  // db is the sum of rounded numbers
+           {"one_row", [&] {
+                const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
+                const int down = std::clamp(gpu::SUM_BLOCKS * gpu::device().processors() / across, 1, blocks_for(N, 8));
+                launch(WIDTH(C, one_row), dim3(across, down), 256, 0, d, partial, x, N, C);
+                gpu::add_partials({db, nullptr, nullptr}, 1, partial, down, C);
+            }},
            {"shipped", [&] { gpu::gelu_backward(d, db, partial, x, N, C); }}});
 }
 
@@ -55,7 +82,7 @@ static void column_sums(int N, int C) {
     cpu::bias_backward(db.cpu(), d.cpu(), N, C);
     climb("column sums", format("N=%d C=%d", N, C), {1.0 * d.n, 1.0 * d.n * sizeof(floatX), FP32, READ},
           {written("db", db, 1e-5)},
-          {{"shipped", [&] { gpu::column_sums(d, db, partial, nullptr, N, C); }}});
+          {{"shipped", [&] { gpu::column_sums(d.p, db, partial, N, C); }}});
 }
 
 static const Study study([] {

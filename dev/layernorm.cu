@@ -6,13 +6,17 @@
      warp_per_row    a warp takes a row: its lanes read neighbours. But x is read three times, 2 bytes at a time: from
                      the level-1 cache at best, and always through the load units
      wide            16 bytes at a time: an eighth of the instructions, and more bytes under way for each
-     shipped         gpu::layernorm_forward: the row stays in shared memory after the first read
+     registers       the row stays in registers after the first read; their number must be known when this is compiled, so
+                     a kernel for each width (heads of 64: twelve of them in 768, twenty-five in 1600)
+     shipped         gpu::layernorm_forward: the row stays in shared memory, of any width
 
    backward  dstream += ..., and the column sums dw, db, dbias: x, dout and dstream are read, dstream is written, 4X
      atomics         a warp takes a row, and adds to dw, db and dbias with atomics: all rows add to the same 3C numbers,
                      one after another, in any order
      two_passes      one kernel for dstream, one for the sums, where a block of 32 columns runs down all rows: in order,
                      but x, dout and dstream are read again, and C / 32 blocks are too few to fill the GPU
+     sums_in_shared  one kernel: a warp takes rows, and adds to its own sums of all columns in shared memory, six accesses a
+                     number; and it waits for a row before it asks for the next
      shipped         gpu::layernorm_backward: some rows of all three arrays are asked for at once and come to shared memory;
                      warps go along them for the means, then threads down them, with the columns' sums in registers */
 #include "bench.cuh"
@@ -52,6 +56,30 @@ __global__ void warp_per_row(floatX* out, float* mean, float* rstd, const floatX
         for (int i = 0; i < W; i++) v[i] = (v[i] - m) * r * weight[i] + bias[i];
         store(out + c, v);
     }
+    if (lane == 0) mean[n] = m, rstd[n] = r;
+}
+
+template <int K>                             // C <= 32 WIDE K
+__global__ void registers(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N,
+                          int C, float eps) {
+    const int n = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (n >= N) return;
+    float v[K][WIDE] = {}, sum = 0, squares = 0, weight[WIDE], bias[WIDE];
+    auto each = [&](auto f) {                // of the K pieces of the row that this lane has, those that are there
+        for (int k = 0; k < K; k++) if (const int c = (k * 32 + lane) * WIDE; c < C) f(k, c);
+    };
+    each([&](int k, int c) {
+        load(v[k], x + (size_t)n * C + c);
+        for (float f : v[k]) sum += f;
+    });
+    const float m = warp_sum(sum) / C;
+    each([&](int k, int) { for (float f : v[k]) squares += (f - m) * (f - m); });
+    const float r = rsqrtf(warp_sum(squares) / C + eps);
+    each([&](int k, int c) {
+        load(weight, w + c), load(bias, b + c);
+        for (int i = 0; i < WIDE; i++) v[k][i] = (v[k][i] - m) * r * weight[i] + bias[i];
+        store(out + (size_t)n * C + c, v[k]);
+    });
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
 
@@ -95,6 +123,43 @@ __global__ void columns(float* dw, float* db, float* dbias, const floatX* dstrea
     }
 }
 
+template <int W>
+__global__ void sums_in_shared(floatX* dstream, float* partial, const floatX* dout, const floatX* x, const floatX* w,
+                               const float* mean, const float* rstd, int N, int C) {
+    SHARED_DYNAMIC(shared);
+    const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = gpu::banked(C);
+    float* const sums = (float*)shared + warp * 3 * row;     // dw, db, dbias; W neighbours lie 32 apart
+    for (int c = lane; c < 3 * row; c += 32) sums[c] = 0;
+    __syncwarp();
+    for (int n = blockIdx.x * warps + warp; n < N; n += gridDim.x * warps) {
+        const size_t at = (size_t)n * C;
+        const float m = mean[n], r = rstd[n];
+        float sum = 0, dot = 0, d[W], v[W], weight[W], g[W];
+        for (int c = lane * W; c < C; c += 32 * W) {
+            load(d, dout + at + c), load(v, x + at + c), load(weight, w + c);
+            for (int i = 0; i < W; i++) sum += d[i] * weight[i], dot += d[i] * weight[i] * (v[i] - m) * r;
+        }
+        sum = warp_sum(sum) / C, dot = warp_sum(dot) / C;
+        for (int c = lane * W; c < C; c += 32 * W) {
+            load(d, dout + at + c), load(v, x + at + c), load(weight, w + c), load(g, dstream + at + c);
+            for (int i = 0; i < W; i++) {
+                const float xhat = (v[i] - m) * r;
+                g[i] += r * (d[i] * weight[i] - sum - xhat * dot);
+                float* s = sums + c - lane * W + lane + 32 * i;
+                s[0] += d[i] * xhat, s[row] += d[i], s[2 * row] += g[i];
+            }
+            store(dstream + at + c, g);
+        }
+    }
+    __syncthreads();
+    for (int k = 0; k < 3; k++) for (int c = threadIdx.x; c < C; c += blockDim.x) {
+        const int place = k * row + c / (32 * W) * 32 * W + c % W * 32 + c % (32 * W) / W;
+        float sum = 0;
+        for (int i = 0; i < warps; i++) sum += ((float*)shared)[i * 3 * row + place];
+        partial[((size_t)blockIdx.x * 3 + k) * C + c] = sum;
+    }
+}
+
 static void forward(int N, int C) {
     Array<floatX> x(numbers((size_t)N * C, 2)), w(numbers(C)), b(numbers(C)), out(x.n);
     Array<float> mean(N), rstd(N);
@@ -104,12 +169,16 @@ static void forward(int N, int C) {
             launch(kernel, blocks_for(N, 8), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f);
         };
     };
+    std::vector<Rung> rungs = {
+        {"naive", [&] { launch(naive, blocks_for(N, 256), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f); }},
+        {"warp_per_row", warps(warp_per_row<1>)},
+        {"wide", warps(WIDTH(C, warp_per_row))}};
+    const int pieces = blocks_for(C, 32 * WIDE);
+    if (C % WIDE == 0 && pieces <= 14)
+        rungs.push_back({"registers", warps(pieces <= 3 ? registers<3> : pieces <= 7 ? registers<7> : registers<14>)});
+    rungs.push_back({"shipped", [&] { gpu::layernorm_forward(out, mean, rstd, x, w, b, N, C, 1e-5); }});
     climb("layernorm forward", format("N=%d C=%d", N, C), {7.0 * x.n, 2.0 * x.n * sizeof(floatX)},
-          {written("out", out, ONE), written("mean", mean, 1e-5), written("rstd", rstd, 1e-5)},
-          {{"naive", [&] { launch(naive, blocks_for(N, 256), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f); }},
-           {"warp_per_row", warps(warp_per_row<1>)},
-           {"wide", warps(WIDTH(C, warp_per_row))},
-           {"shipped", [&] { gpu::layernorm_forward(out, mean, rstd, x, w, b, N, C, 1e-5); }}});
+          {written("out", out, ONE), written("mean", mean, 1e-5), written("rstd", rstd, 1e-5)}, rungs);
 }
 
 static void backward(int N, int C) {
@@ -130,8 +199,16 @@ static void backward(int N, int C) {
                 launch(row_backward<false>, blocks_for(N, 8), 256, 0, dstream, dw, db, dbias, dout, x, w, mean, rstd, N, C);
                 launch(columns, blocks_for(C, 32), 256, 0, dw, db, dbias, dstream, dout, x, mean, rstd, N, C);
             }, false, ONE},                  // dbias is the sum of rounded numbers
+           {"sums_in_shared", [&] {
+                const size_t row = 3 * sizeof(float) * gpu::banked(C);
+                const int each = gpu::rows_for(row, 8);
+                const int blocks = std::min(blocks_for(N, each), gpu::SUM_BLOCKS * gpu::device().processors());
+                launch(WIDTH(C, sums_in_shared), blocks, 32 * each, each * row, dstream, partial, dout, x, w, mean, rstd, N,
+                       C);
+                gpu::add_partials({dw, db, dbias}, 3, partial, blocks, C);
+            }},
            {"shipped", [&] {
-                gpu::layernorm_backward(dstream, dw, db, dbias, partial, dout, x, w, mean, rstd, N, C);
+                gpu::layernorm_backward(dstream, true, dw, db, dbias, partial, dout, x, w, mean, rstd, N, C);
             }}});
 }
 
