@@ -192,7 +192,7 @@ struct Fiber;
 struct Bulk {                                // cp.async.bulk from shared to global memory: reads, then writes or adds
     const Fiber* by;
     size_t group;                            // number of the thread's group that it belongs to
-    bool add, has_read;
+    bool add, has_read, released = false;    // released: its thread has waited until it had read
     std::vector<Copy> pieces;
     std::vector<char> data;                  // what it has read
 };

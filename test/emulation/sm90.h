@@ -210,7 +210,7 @@ inline void bulk(std::vector<Copy> pieces, bool add) {
     }
     Unseen unseen;
     Gang& gang = *current->gang;
-    gang.bulks.push_back({current, current->bulk_groups, add, false, std::move(pieces), {}});
+    gang.bulks.push_back({current, current->bulk_groups, add, false, false, std::move(pieces), {}});
     for (unsigned steps = settings.seed ? gang.random.below(3) : 0; steps; steps--) gang.advance(gang.bulks.size() - 1);
 }
 inline void bulk(void* to, uint32_t from, int bytes, bool add) {
@@ -235,23 +235,26 @@ inline void bulk_commit() {
 }
 // Until all but the last `left` groups of this thread are done, or have at least read.
 inline void bulk_wait_for(size_t left, bool written) {
-    std::vector<Copy> done;
+    std::vector<Copy> read, wrote;
     {
         Unseen unseen;
         Gang& gang = *current->gang;
         for (std::vector<size_t> open;; open.clear()) {
             for (size_t i = 0; i < gang.bulks.size(); i++)
-                if (const Bulk& b = gang.bulks[i]; b.by == current && b.group + left < current->bulk_groups &&
-                    (written || !b.has_read)) open.push_back(i);
+                if (Bulk& b = gang.bulks[i]; b.by == current && b.group + left < current->bulk_groups) {
+                    if (!b.released) read.insert(read.end(), b.pieces.begin(), b.pieces.end());
+                    b.released = true;
+                    if (written || !b.has_read) open.push_back(i);
+                }
             if (open.empty()) break;
             const size_t i = open[settings.seed ? gang.random.below(open.size()) : 0];
-            if (written == gang.bulks[i].has_read)           // its last step here
-                done.insert(done.end(), gang.bulks[i].pieces.begin(), gang.bulks[i].pieces.end());
+            const Bulk& b = gang.bulks[i];
+            if (b.has_read) wrote.insert(wrote.end(), b.pieces.begin(), b.pieces.end());         // its last step
             gang.advance(i);
         }
     }
-    for (const Copy& c : done) reads(c.from, c.bytes);       // until here nobody else may have touched it
-    for (const Copy& c : done) if (written) writes(c.to, c.bytes);
+    for (const Copy& c : read) reads(c.from, c.bytes);       // until here nobody else may have touched it
+    for (const Copy& c : wrote) writes(c.to, c.bytes);
 }
 template <int LEFT> void bulk_wait() { bulk_wait_for(LEFT, true); }
 template <int LEFT = 0> void bulk_wait_read() { bulk_wait_for(LEFT, false); }
