@@ -465,11 +465,8 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
             const size_t at = (size_t)n0 * C + i;
             if constexpr (W == WIDE) {
                 copy_16(shared_address(xs + i), x + at, true), copy_16(shared_address(ds + i), dout + at, true);
-                if (add) copy_16(shared_address(gs + i), dstream + at, true);
-            } else {
-                xs[i] = x[at], ds[i] = dout[at];
-                if (add) gs[i] = dstream[at];
-            }
+                copy_16(shared_address(gs + i), dstream + at, add);
+            } else xs[i] = x[at], ds[i] = dout[at], gs[i] = add ? dstream[at] : floatX(0);
         }
         copies_commit(), copies_wait<0>();
         __syncthreads();
@@ -487,14 +484,13 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
         for (int j = 0; j < K; j++) {
             const int c = c0 + j * across * W;
             if (group >= groups || c >= C) continue;
-            float d[W], v[W], g[W] = {};
+            float d[W], v[W], g[W];
             for (int k = group; k < here; k += groups) {
                 const Row r = row[k];
-                load(d, ds + k * C + c), load(v, xs + k * C + c);
-                if (add) load(g, gs + k * C + c);
+                load(d, ds + k * C + c), load(v, xs + k * C + c), load(g, gs + k * C + c);
                 for (int i = 0; i < W; i++) {
                     const float xhat = (v[i] - r.mean) * r.rstd;
-                    g[i] = (add ? g[i] : 0) + r.rstd * (d[i] * weight[j][i] - r.sum - xhat * r.dot);
+                    g[i] += r.rstd * (d[i] * weight[j][i] - r.sum - xhat * r.dot);
                     sums[0][j][i] += d[i] * xhat, sums[1][j][i] += d[i], sums[2][j][i] += g[i];
                 }
                 store(dstream + (size_t)(n0 + k) * C + c, g);
