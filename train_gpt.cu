@@ -1641,9 +1641,11 @@ struct Plan {
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t a, b, d;
     cublasLtMatmulAlgo_t algorithm;
+    bool splits;                             // the sum over k into parts
 };
 
-// What cuBLASLt proposes for p, the fastest by its own reckoning first: `most`, up to 16, or none if it cannot do it.
+// What cuBLASLt proposes for p, the fastest by its own reckoning first: up to `most`, or none if it cannot do it.
+constexpr int MOST_PROPOSALS = 16;
 inline std::vector<Plan> proposals(const Product& p, const floatX* bias, const floatX* before_gelu, int most) {
     const cudaDataType_t type = BF16 ? CUDA_R_16BF : CUDA_R_32F, out = p.fp32 ? CUDA_R_32F : type;
     Plan q;
@@ -1672,65 +1674,97 @@ inline std::vector<Plan> proposals(const Product& p, const floatX* bias, const f
         prefer(attribute, uint32_t(p.alignment));
     // where a sum over k is cut into parts, these are added up in fp32
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-    cublasLtMatmulHeuristicResult_t found[16];
+    cublasLtMatmulHeuristicResult_t found[MOST_PROPOSALS];
     int n = 0;
     const auto status = cublasLtMatmulAlgoGetHeuristic(device().cublas, q.operation, q.a, q.b, q.d, q.d, preference,
-                                                       min(most, 16), found, &n);
+                                                       min(most, MOST_PROPOSALS), found, &n);
     cublasLtMatmulPreferenceDestroy(preference);
     std::vector<Plan> plans;
-    for (int i = 0; i < n && status == CUBLAS_STATUS_SUCCESS; i++) q.algorithm = found[i].algo, plans.push_back(q);
+    for (int i = 0; i < n && status == CUBLAS_STATUS_SUCCESS; i++) {
+        if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
+        auto ask = [&](cublasLtMatmulAlgoConfigAttributes_t attribute, auto value) {
+            size_t written;
+            CHECK(cublasLtMatmulAlgoConfigGetAttribute(&found[i].algo, attribute, &value, sizeof value, &written));
+            return value;
+        };
+        q.algorithm = found[i].algo;
+        q.splits = ask(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, int32_t()) > 1 ||
+                   ask(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, uint32_t()) != CUBLASLT_REDUCTION_SCHEME_NONE;
+        plans.push_back(q);
+    }
     return plans;
 }
-inline void multiply_by(const Plan& q, void* d, const floatX* a, const floatX* b, const Product& p, const floatX* bias,
-                        const void* c, const floatX* before_gelu) {
+inline cublasStatus_t multiply_by(const Plan& q, void* d, const floatX* a, const floatX* b, const Product& p,
+                                  const floatX* bias, const void* c, const floatX* before_gelu) {
     auto point = [&](cublasLtMatmulDescAttributes_t attribute, const floatX* p) {
         CHECK(cublasLtMatmulDescSetAttribute(q.operation, attribute, &p, sizeof p));
     };
     if (p.bias) point(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     if (p.gelu) point(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before_gelu);
     const float one = 1, beta = p.plus ? 1 : 0;
-    CHECK(cublasLtMatmul(device().cublas, q.operation, &one, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
-                         device().workspace, device().workspace_size, device().stream));
+    return cublasLtMatmul(device().cublas, q.operation, &one, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
+                          device().workspace, device().workspace_size, device().stream);
 }
 
-// Of cuBLASLt's proposals, the fastest by the clock among those that give the bits of the first, on these operands: most sum up
-// in the same order, and then the clock, which never says the same twice, decides about nothing but time. Nothing, if there
-// is no proposal; the first, where time or memory for trying is too short.
+/* Which proposal is taken. If the first splits its sum, that one: a long sum of few tiles needs it. Else the fastest by
+   the clock of those that do not split it and give the bits of the first, the input of gelu included, on random numbers:
+   they sum up in one order, so the clock, which never says the same twice, decides about nothing but time. Where time or
+   memory for trying is too short, the first.
+   cost     at a product's first use, up to 4 products for each proposal, and memory for operands and two results */
+__global__ void random_kernel(floatX* p, size_t n) {         // u^3, u in [-1,1): of many sizes, so that sums must round
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
+        uint64_t x = (i + 1) * 0x9E3779B97F4A7C15ull;
+        x = (x ^ x >> 32) * 0xD6E8FEB86659FD93ull;
+        const float u = int32_t(x >> 32) * 0x1p-31f;
+        p[i] = floatX(u * u * u);
+    }
+}
 __global__ void differ_kernel(const uint16_t* a, const uint16_t* b, size_t n, int* found) {
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x)
         if (a[i] != b[i]) *found = 1;
 }
-inline std::optional<Plan> fastest(const Product& p, const floatX* a, const floatX* b, const floatX* bias, const void* c,
-                                   const floatX* before_gelu) {
-    const std::vector<Plan> plans = proposals(p, bias, before_gelu, 16);
+inline std::optional<Plan> fastest(const Product& p, const floatX* bias, const floatX* before_gelu,
+                                   double least = 1e10) {
+    const std::vector<Plan> plans = proposals(p, bias, before_gelu, 2.0 * p.m * p.n * p.k < least ? 1 : MOST_PROPOSALS);
     if (plans.empty()) return {};
-    if (plans.size() == 1 || 2.0 * p.m * p.n * p.k < 1e10) return plans[0];
-    const size_t bytes = ((p.n - 1) * p.ldd + p.m) * (p.fp32 ? sizeof(float) : sizeof(floatX));
-    void *results[2] = {}, *found = nullptr;                 // of the first proposal, and of another
+    if (plans.size() == 1 || plans[0].splits) return plans[0];
+    size_t bytes = 0;
+    auto room = [&](size_t n) { return std::exchange(bytes, bytes + (n + 255) / 256 * 256); };
+    const size_t size = sizeof(floatX), d_size = (size_t)p.n * p.ldd * (p.fp32 ? sizeof(float) : size);
+    const size_t a = room((p.a_turned ? p.m : p.k) * p.lda * size), b = room((p.b_turned ? p.k : p.n) * p.ldb * size);
+    const size_t with = room(p.bias ? p.m * size : 0), c = room(p.plus ? d_size : 0), given = bytes;
+    const size_t d = room(d_size), before = room(p.gelu ? (size_t)p.n * p.m * size : 0), result = bytes - given;
+    const size_t other = room(result), found = room(sizeof(int));        // one after another to `other`, the first to d
+    char* all;
+    if (cudaMalloc(&all, bytes) != cudaSuccess) return cudaGetLastError(), plans[0];
     cudaEvent_t begin, end;
-    CHECK(cudaEventCreate(&begin)), CHECK(cudaEventCreate(&end)), CHECK(cudaMalloc(&found, sizeof(int)));
-    size_t best = 0;
-    if (cudaMalloc(&results[0], bytes) == cudaSuccess && cudaMalloc(&results[1], bytes) == cudaSuccess) {
-        std::vector<float> times(plans.size());
-        for (size_t i = 0; i < plans.size(); i++) {
-            auto run = [&] { multiply_by(plans[i], results[i > 0], a, b, p, bias, c, before_gelu); };
-            int differs = 0;
-            CHECK(cudaMemsetAsync(found, 0, sizeof differs, device().stream));
-            run();
-            launch(differ_kernel, 8 * device().processors(), 256, 0, (uint16_t*)results[0], (uint16_t*)results[i > 0],
-                   bytes / 2, (int*)found);
-            CHECK(cudaMemcpyAsync(&differs, found, sizeof differs, cudaMemcpyDeviceToHost, device().stream));
-            CHECK(cudaEventRecord(begin, device().stream));
-            for (int r = 0; r < 5; r++) run();
-            CHECK(cudaEventRecord(end, device().stream)), CHECK(cudaEventSynchronize(end));
-            CHECK(cudaEventElapsedTime(&times[i], begin, end));
-            if (!differs && times[i] < 0.99f * times[best]) best = i;
-        }
+    CHECK(cudaEventCreate(&begin)), CHECK(cudaEventCreate(&end));
+    const cudaStream_t s = device().stream;
+    const int blocks = 8 * device().processors();
+    launch(random_kernel, blocks, 256, 0, (floatX*)all, given / size);
+    const Plan* best = nullptr;
+    float least_time = INFINITY;
+    for (const Plan& q : plans) {
+        if (q.splits) continue;
+        char* const to = all + (best ? other : d);
+        auto run = [&] {
+            return multiply_by(q, to, (floatX*)(all + a), (floatX*)(all + b), p, (floatX*)(all + with),
+                               p.plus ? all + c : to, (floatX*)(to + before - d));
+        };
+        int differs = 0;
+        float time = INFINITY;
+        CHECK(cudaMemsetAsync(all + found, 0, sizeof differs, s)), CHECK(cudaMemsetAsync(to, 0xff, result, s));
+        if (run() != CUBLAS_STATUS_SUCCESS) continue;
+        launch(differ_kernel, blocks, 256, 0, (uint16_t*)(all + d), (uint16_t*)to, result / 2, (int*)(all + found));
+        CHECK(cudaMemcpyAsync(&differs, all + found, sizeof differs, cudaMemcpyDeviceToHost, s));
+        CHECK(cudaEventRecord(begin, s));
+        for (int r = 0; r < 3; r++) CHECK(run());
+        CHECK(cudaEventRecord(end, s)), CHECK(cudaEventSynchronize(end));
+        CHECK(cudaEventElapsedTime(&time, begin, end));
+        if (!differs && time < least_time) best = &q, least_time = time;
     }
-    cudaGetLastError();                                      // if there was no memory
-    for (void* m : {results[0], results[1], found}) cudaFree(m);
-    cudaEventDestroy(begin), cudaEventDestroy(end);
-    return plans[best];
+    CHECK(cudaFree(all)), CHECK(cudaEventDestroy(begin)), CHECK(cudaEventDestroy(end));
+    return best ? *best : plans[0];
 }
 
 // Whether cuBLASLt can do it with gelu; without, it must.
@@ -1741,10 +1775,10 @@ inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const
     const uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 256;
     p.alignment = unsigned(all & -all);
     auto it = std::find_if(plans.begin(), plans.end(), [&](auto& known) { return known.first == p; });
-    if (it == plans.end()) it = plans.insert(it, {p, fastest(p, a, b, bias, c, before_gelu)});
+    if (it == plans.end()) it = plans.insert(it, {p, fastest(p, bias, before_gelu)});
     if (!it->second && p.gelu) return false;
     if (!it->second) die("cuBLASLt has no product (%d,%d) (%d,%d) for this GPU", p.n, p.k, p.k, p.m);
-    multiply_by(*it->second, d, a, b, p, bias, c, before_gelu);
+    CHECK(multiply_by(*it->second, d, a, b, p, bias, c, before_gelu));
     return true;
 }
 

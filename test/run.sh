@@ -33,6 +33,7 @@ run build/emulated_golden test/golden/*/
 run build/emulated_golden_fp32 test/golden/*/
 run build/emulated_kernels ${STRESS:+1}4 ${STRESS:+large}      # orders of the threads; in make stress 14, and larger shapes
 run build/emulated_kernels_fp32 ${STRESS:+1}2 ${STRESS:+large}
+run build/emulated_proposals
 run build/emulated_broken
 run test/gpu.sh build/train_gpt_emulated
 run test/sanitizers.sh

@@ -1,7 +1,7 @@
 /* cublasLt.h -- cuBLASLt's matrix product with the epilogues that a GPT needs, on matrices that lie column by column:
      D = epilogue(alpha op(A) op(B) + beta C)
    It refuses what cuBLASLt refuses, and ends the program where operands are less aligned than the algorithm was asked
-   for, which cuBLASLt would not tell. */
+   for, which cuBLASLt would not tell. What it proposes for a product is emu::proposals, one unless a test wants more. */
 #pragma once
 #include "cuda_runtime.h"
 
@@ -25,6 +25,9 @@ enum cublasLtMatmulPreferenceAttributes_t {
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8
 };
+enum cublasLtMatmulAlgoConfigAttributes_t {
+    CUBLASLT_ALGO_CONFIG_SPLITK_NUM = 2, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME = 3
+};
 enum cublasLtReductionScheme_t { CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
 
 namespace emu {
@@ -41,13 +44,22 @@ struct Layout {                              // of a matrix: columns are `leadin
     int64_t leading;
     size_t bytes() const { return ((columns - 1) * leading + rows) * (type == CUDA_R_32F ? 4 : 2); }
 };
+// A way to compute a product: the sum over k in `parts`, or from its end; what is kept for gelu rounded down, not to
+// nearest; not at all; refused when it is to run; and how long it takes, by the device's clock, whatever the emulator took.
+struct Proposal {
+    int parts = 1;
+    bool backwards = false, rounds_down = false, idle = false, refused = false;
+    double seconds = 0;
+    bool operator==(const Proposal&) const = default;
+};
+inline std::vector<Proposal> proposals{{}};
 struct Preference { uint64_t workspace = 0; uint32_t alignment[4] = {256, 256, 256, 256}; };     // of A, B, C, D
 }  // namespace emu
 using cublasLtHandle_t = void*;
 using cublasLtMatmulDesc_t = emu::Product*;
 using cublasLtMatrixLayout_t = emu::Layout*;
 using cublasLtMatmulPreference_t = emu::Preference*;
-struct cublasLtMatmulAlgo_t { uint32_t alignment[4]; };
+struct cublasLtMatmulAlgo_t { uint32_t alignment[4]; emu::Proposal way; };
 struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state; };
 
 inline cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) { return *handle = nullptr, CUBLAS_STATUS_SUCCESS; }
@@ -97,10 +109,23 @@ inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPrefere
 }
 inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-    cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t* result, int* found) {
-    *result = {}, *found = 1;
-    memcpy(result->algo.alignment, p->alignment, sizeof p->alignment);
+    cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int most, cublasLtMatmulHeuristicResult_t* results,
+    int* found) {
+    *found = std::min(most, (int)emu::proposals.size());
+    for (int i = 0; i < *found; i++) {
+        results[i] = {};
+        memcpy(results[i].algo.alignment, p->alignment, sizeof p->alignment), results[i].algo.way = emu::proposals[i];
+    }
     return CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algorithm,
+                                                           cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
+                                                           size_t size, size_t* written) {
+    const int parts = algorithm->way.parts;
+    const int is = attribute == CUBLASLT_ALGO_CONFIG_SPLITK_NUM ? parts
+                 : parts > 1 ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
+    if (size != sizeof is) return CUBLAS_STATUS_INVALID_VALUE;
+    return memcpy(value, &is, size), *written = size, CUBLAS_STATUS_SUCCESS;
 }
 
 namespace emu {
@@ -117,7 +142,7 @@ inline float gelu_derivative(float x) {
     const float s = 0.7978845608f, t = std::tanh(s * (x + 0.044715f * x * x * x));
     return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * s * (1 + 3 * 0.044715f * x * x);
 }
-inline void multiply(const Product& p, float alpha, const void* A, const Layout& la, const void* B, const Layout& lb,
+inline void multiply(const Proposal& way, const Product& p, float alpha, const void* A, const Layout& la, const void* B, const Layout& lb,
                      float beta, const void* C, const Layout& lc, void* D, const Layout& ld) {
     const size_t m = ld.rows, n = ld.columns, k = p.a_transposed ? la.rows : la.columns;
     const int bias_type = p.bias_type < 0 ? ld.type : p.bias_type, aux_type = p.aux_type < 0 ? ld.type : p.aux_type;
@@ -133,16 +158,22 @@ inline void multiply(const Product& p, float alpha, const void* A, const Layout&
 #pragma omp parallel for if (!TSAN && m * n * k > 200000)
     for (size_t j = 0; j < n; j++) {
         float* column = &d[j * m];
-        for (size_t l = 0; l < k; l++) {
+        std::vector<float> part(way.parts > 1 ? m : 0);
+        const size_t each = (k + way.parts - 1) / way.parts;
+        for (size_t n = 0; n < k; n++) {
+            const size_t l = way.backwards ? k - 1 - n : n;
+            float* const sum = way.parts > 1 ? part.data() : column;
             const float x = b[j * k + l];
 #pragma omp simd
-            for (size_t i = 0; i < m; i++) column[i] += x * a[l * m + i];
+            for (size_t i = 0; i < m; i++) sum[i] += x * a[l * m + i];
+            if (way.parts == 1 || ((n + 1) % each && n + 1 < k)) continue;
+            for (size_t i = 0; i < m; i++) column[i] += std::exchange(part[i], 0.0f);
         }
         for (size_t i = 0; i < m; i++) {
             float x = alpha * column[i];
             if (beta != 0) x += beta * get(C, lc.type, j * lc.leading + i);
             if (p.epilogue & CUBLASLT_EPILOGUE_BIAS) x += get(p.bias, bias_type, i);
-            if (activation && aux) set(p.aux, aux_type, j * p.aux_leading + i, x);
+            if (activation && aux) set(p.aux, aux_type, j * p.aux_leading + i, way.rounds_down ? x - 0.004f * fabsf(x) : x);
             if (activation) x = gelu(x);
             if (derivative) x *= gelu_derivative(get(p.aux, aux_type, j * p.aux_leading + i));
             column[i] = x, set(D, ld.type, j * ld.leading + i, x);
@@ -170,6 +201,7 @@ inline cublasStatus_t cublasLtMatmul(
     const bool bias = p->epilogue & (CUBLASLT_EPILOGUE_BIAS | emu::Product::BIAS_GRADIENT);
     if (kb != k || ld->rows != m || ld->columns != n || lc->rows != m || lc->columns != n || (bias && !p->bias))
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (algorithm->way.refused) return CUBLAS_STATUS_NOT_SUPPORTED;
     if ((p->epilogue & 128) && (!p->aux || p->aux_leading < (int64_t)m || p->aux_leading % 8))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     const struct { const char* name; const void* p; const emu::Layout* layout; uint32_t alignment; } operands[] = {
@@ -186,8 +218,9 @@ inline cublasStatus_t cublasLtMatmul(
     emu::Operation o;
     o.library = true;
     const float by = *(const float*)alpha, and_by = *(const float*)beta;
-    o.run = [=, p = *p, la = *la, lb = *lb, lc = *lc, ld = *ld] {
-        emu::multiply(p, by, A, la, B, lb, and_by, C, lc, D, ld);
+    o.run = [=, way = algorithm->way, p = *p, la = *la, lb = *lb, lc = *lc, ld = *ld] {
+        emu::clock_ahead += way.seconds;
+        if (!way.idle) emu::multiply(way, p, by, A, la, B, lb, and_by, C, lc, D, ld);
     };
     return emu::streams().push(s, std::move(o)), CUBLAS_STATUS_SUCCESS;
 }

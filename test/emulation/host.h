@@ -25,6 +25,7 @@ inline double now() {                        // seconds
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+inline double clock_ahead = 0;               // seconds that operations claim beyond what they took
 // ---- device memory --------------------------------------------------------------------------------------------------
 struct Allocation {
     char* p;
@@ -281,7 +282,7 @@ struct Streams {
     void run_next(Stream* s) {
         Operation o = std::move(s->queue.front());
         s->queue.pop_front();
-        if (o.record) o.record->done = std::max(o.record->done, o.event_number), o.record->time = now();
+        if (o.record) o.record->done = std::max(o.record->done, o.event_number), o.record->time = now() + clock_ahead;
         start(o);
         if ((o.launch || o.library) && settings.seed && !s->queue.empty() && s->queue.front().launch) {
             start(s->queue.front());
