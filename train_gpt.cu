@@ -1637,6 +1637,10 @@ struct Product {
     unsigned alignment = 256;                // of a, b, c and d, in bytes
     bool operator==(const Product&) const = default;
 };
+template <typename... P> unsigned alignment_of(P*... operands) {
+    const uintptr_t all = ((uintptr_t)operands | ... | 256);
+    return unsigned(all & -all);
+}
 struct Plan {
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t a, b, d;
@@ -1707,8 +1711,8 @@ inline cublasStatus_t multiply_by(const Plan& q, void* d, const floatX* a, const
 }
 
 /* Which proposal is taken. If the first splits its sum, that one: a long sum of few tiles needs it. Else the fastest by
-   the clock of those that do not split it and give the bits of the first, the input of gelu included, on random numbers:
-   they sum up in one order, so the clock, which never says the same twice, decides about nothing but time. Where time or
+   the clock of those that do not split it and give the bits of the first, gelu's input included, on random numbers: they
+   sum up in one order, so the clock, which never says the same twice, decides about nothing but time. Where time or
    memory for trying is too short, the first.
    cost     at a product's first use, up to 4 products for each proposal, and memory for operands and two results */
 __global__ void random_kernel(floatX* p, size_t n) {         // u^3, u in [-1,1): of many sizes, so that sums must round
@@ -1772,8 +1776,7 @@ inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const
                      const void* c = nullptr, const floatX* before_gelu = nullptr) {
     static std::vector<std::pair<Product, std::optional<Plan>>> plans;
     if (!c) c = d;
-    const uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 256;
-    p.alignment = unsigned(all & -all);
+    p.alignment = alignment_of(a, b, c, d);
     auto it = std::find_if(plans.begin(), plans.end(), [&](auto& known) { return known.first == p; });
     if (it == plans.end()) it = plans.insert(it, {p, fastest(p, bias, before_gelu)});
     if (!it->second && p.gelu) return false;

@@ -123,12 +123,14 @@ static void ladder(int N, int C, int OC) {
 }
 
 // What cuBLASLt proposes first, and the best of all on the clock.
-static void add_proposals(std::vector<Rung>& rungs, const gpu::Product& p, void* to, const floatX* a, const floatX* b,
+static void add_proposals(std::vector<Rung>& rungs, gpu::Product p, void* to, const floatX* a, const floatX* b,
                           const floatX* bias = nullptr, const void* plus = nullptr, const floatX* before = nullptr) {
     double best = INFINITY;
+    if (!plus) plus = to;
+    p.alignment = gpu::alignment_of(a, b, plus, to);
     const std::vector<gpu::Plan> plans = gpu::proposals(p, bias, before, timed ? gpu::MOST_PROPOSALS : 1);
     for (const gpu::Plan& plan : plans) {
-        auto run = [=] { return gpu::multiply_by(plan, to, a, b, p, bias, plus ? plus : to, before); };
+        auto run = [=] { return gpu::multiply_by(plan, to, a, b, p, bias, plus, before); };
         auto must = [=] { if (run() != CUBLAS_STATUS_SUCCESS) die("cuBLASLt fails at what it proposes"); };
         if (&plan == &plans[0]) rungs.push_back({"first", must});
         if (!timed || run() != CUBLAS_STATUS_SUCCESS) continue;
@@ -169,7 +171,7 @@ static void layer(const std::string& name, int N, int C, int OC, Ending ending, 
         else launch(add, blocks_for(out.n, 256), 256, 0, out, stream, out.n);
     }, false, 2 * ONE});
     gpu::Product p{OC, N, C, false, false, OC, C, OC};
-    p.bias = biased, p.plus = plus, p.gelu = ending == GELU && gpu::FUSED_GELU;
+    p.bias = biased, p.plus = plus, p.gelu = ending == GELU && gpu::FUSED_GELU && OC % 8 == 0;
     if (ending != GELU || p.gelu) add_proposals(rungs, p, out, w, x, bias, plus, before);
     climb(name + ENDINGS[ending], shape, work(N, C, OC, ending == PLAIN ? 0 : out.n), results, rungs);
 
