@@ -22,6 +22,7 @@
 
 #include <chrono>
 #include <climits>
+#include <future>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -1876,7 +1877,7 @@ template <typename Model> void load_tensors(Model& model, Which which, const std
 }
 
 // Writes tensors of one or more kinds, in layout order, as float32 safetensors.
-template <typename Model> void save_tensors(const std::string& path, Model& model,
+template <typename Model> void save_tensors(const std::string& path, const Model& model,
                                             const std::vector<std::pair<std::string, Which>>& kinds) {
     std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
     std::vector<std::pair<Which, size_t>> items;
@@ -1906,6 +1907,28 @@ template <typename Model> void save_tensors(const std::string& path, Model& mode
     w.finish();
 }
 
+// Weights and moments as they stand now: all that save_checkpoint() asks of a model, while the model itself goes on.
+struct Snapshot {
+    const Config c;
+    const Layout layout;
+    Buffer<float> arenas[4];                 // by Which; that of gradients stays empty
+
+    template <typename Model> explicit Snapshot(const Model& model) : c(model.c), layout(model.layout) {
+        for (Which which : {WEIGHT, MOMENT1, MOMENT2}) {
+            arenas[which] = Buffer<float>(layout.slots.size);
+            for (size_t i = 0; i < layout.tensors.size(); i++)
+                if (layout.tensors[i].present) model.get(which, i, arenas[which].data() + layout.tensors[i].offset);
+        }
+    }
+    // Leaves as much again to others: a process that takes more than there is would be killed, and the run with it.
+    static bool fits(const Layout& layout) { return 3 * layout.slots.size * sizeof(float) <= available_memory() / 2; }
+    void get(Which which, size_t i, float* out) const {
+        const Tensor& t = layout.tensors[i];
+        if (t.present) std::copy_n(arenas[which].data() + t.offset, t.count(), out);
+        else std::fill_n(out, t.count(), 0.0f);
+    }
+};
+
 inline void sync_directory(const std::string& dir) {
     int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) fsync(fd), close(fd);
@@ -1932,7 +1955,7 @@ inline std::string options_json(const Options& o) {
 }
 
 template <typename Model>
-std::string save_checkpoint(Model& model, const Options& o, const Position& p, const Tokenizer* tokenizer) {
+std::string save_checkpoint(const Model& model, const Options& o, const Position& p, const Tokenizer* tokenizer) {
     const std::string dir = o.out + format("/step_%08lld", p.step), partial = dir + ".partial";
     std::error_code error;
     fs::remove_all(partial, error);
@@ -2493,27 +2516,42 @@ template <typename Model> void train(Options o) {
     if (!from.empty()) display.say("resumed from %s", from.c_str());
     else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
     run->rewind_log(position.step, steps);
-    auto log = [&](const char* event, const std::vector<std::pair<const char*, std::string>>& fields) {
-        std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, position.step);
+    auto log = [&](const char* event, integer step, const std::vector<std::pair<const char*, std::string>>& fields) {
+        std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, step);
         for (auto& [name, value] : fields) line += format(", \"%s\": %s", name, value.c_str());
         run->put(line + "}");
     };
     if (position.step == 0)
-        log("run", {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
-                    {"floor", json_number(floor)}, {"options", options_json(o)}});
+        log("run", 0, {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
+                       {"floor", json_number(floor)}, {"options", options_json(o)}});
 
-    std::string saved = from;
+    // A checkpoint is a copy that another thread writes while training goes on; without memory for one, training waits.
+    std::string saved = from;                // the newest that is whole
+    std::future<std::string> writing;        // the next; every way out of here waits for it, if only in the destructor
+    integer writing_step = 0;
+    double stood_ms = 0;                     // while it was begun
+    auto finish = [&] {
+        if (!writing.valid()) return;
+        saved = writing.get();               // or dies of what the thread died of
+        log("checkpoint", writing_step, {{"path", json_quote(saved)}, {"ms", format("%.3f", stood_ms)}});
+    };
     auto save = [&] {
-        saved = save_checkpoint(model, o, position, tokenizer.get());
-        log("checkpoint", {{"path", json_quote(saved)}});
+        const double start = seconds();
+        finish();
+        auto write = [&, at = position](auto& source) { return save_checkpoint(source, o, at, tokenizer.get()); };
+        if (Snapshot::fits(model.layout))
+            writing = std::async(std::launch::async, [write, copy = Snapshot(model)] { return write(copy); });
+        else
+            (writing = std::async(std::launch::deferred, [&] { return write(model); })).wait();
+        writing_step = position.step, stood_ms = (seconds() - start) * 1e3;
     };
     auto evaluate = [&] {
         Validation v = validate(model, B, *held_out.val, tokenizer.get());
         display.val_loss = v.loss();
         display.say("%s", v.line().c_str());
         const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
-        log("eval", {{"val_loss", json_number(v.loss())}, {"bits_per_byte", json_number(bits)},
-                     {"floor", json_number(floor)}});
+        log("eval", position.step, {{"val_loss", json_number(v.loss())}, {"bits_per_byte", json_number(bits)},
+                                    {"floor", json_number(floor)}});
         return v;
     };
     auto sample = [&](int samples) {
@@ -2522,7 +2560,7 @@ template <typename Model> void train(Options o) {
         std::vector<std::string> texts = sample_texts(model, s, {eot >= 0 ? eot : 0}, eot, tokenizer.get());
         for (size_t i = 0; i < texts.size(); i++) {
             display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
-            log("sample", {{"text", json_quote(valid_utf8(texts[i]))}});
+            log("sample", position.step, {{"text", json_quote(valid_utf8(texts[i]))}});
         }
     };
 
@@ -2552,10 +2590,12 @@ template <typename Model> void train(Options o) {
         model.update(now, o.clip, step);
         batches = read(step + 1);                            // a GPU is still at work meanwhile
         const auto [loss, norm] = model.result();
-        if (!std::isfinite(loss) || !std::isfinite(norm))
+        if (!std::isfinite(loss) || !std::isfinite(norm)) {
+            finish();
             die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step,
                 loss, norm, std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss",
                 saved.empty() ? "none" : saved.c_str());
+        }
         position.step = step;
         const double ms = (seconds() - began) * 1e3, tokens = std::min<double>(step * (double)per_step, end) * T;
         const Speed speed = model.speed(there * T, ms / 1e3);
@@ -2565,14 +2605,16 @@ template <typename Model> void train(Options o) {
             {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", there * T / ms * 1e3)},
             {"tokens", format("%.0f", tokens)}};
         fields.insert(fields.end(), speed.log.begin(), speed.log.end());
-        log("step", fields);
+        log("step", step, fields);
         auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
         if (held_out.val && due(o.eval_every)) evaluate();
         if (due(o.sample_every)) sample(1);
         if (due(o.save_every)) save();
+        if (writing.valid() && writing.wait_for(std::chrono::seconds(0)) == std::future_status::ready) finish();
         began = seconds();
     }
-    if (saved != o.out + format("/step_%08lld", position.step)) save();
+    finish();
+    if (saved != o.out + format("/step_%08lld", position.step)) save(), finish();
     if (position.step < steps)
         return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s",
                            position.step, o.out.c_str());

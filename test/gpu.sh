@@ -30,6 +30,7 @@ close() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > 0 && b > 0 && a - b < 0.02
 expect "a run" $gpu $train --out $dir/whole
 expect "a run again" $gpu $train --out $dir/again
 expect "the same bits again" same $dir/whole $dir/again
+expect "training goes on while a checkpoint is written" awk '/"step", "step": 4,/ { later = 1 } /"checkpoint", "step": 3,/ { late = later } END { exit !late }' $dir/whole/log.jsonl
 mkdir -p $dir/resumed && cp -r $dir/whole/step_00000003 $dir/resumed && sed '/"step": [456],/d' $dir/whole/log.jsonl > $dir/resumed/log.jsonl
 expect "resumed" $gpu train --resume --out $dir/resumed
 expect "the same bits after a stop" same $dir/whole $dir/resumed

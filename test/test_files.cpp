@@ -1,5 +1,6 @@
 /* test/test_files.cpp -- what must hold when files are wrong and runs are cut short. Part one reads damaged files in
-   this process: each must end in one line. Part two runs ./train_gpt: killed, interrupted, out of disk, twice at once.
+   this process: each must end in one line. Part two runs ./train_gpt: killed, interrupted, out of disk, twice at once,
+   and while a checkpoint is being written.
    STRESS=1 runs the full counts. */
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
@@ -133,12 +134,12 @@ static std::string last_line() {
     return all.substr(all.rfind('\n') + 1);
 }
 static std::string newest(const std::string& out) { auto found = checkpoints_in(out); return found.empty() ? "" : found.back(); }
-static bool same_model(const std::string& a, const std::string& b) {
-    if (newest(a).empty() || newest(b).empty()) return false;
+static bool same_checkpoint(const std::string& a, const std::string& b) {
     for (const char* file : {"/model.safetensors", "/optimizer.safetensors"})
-        if (read_file(newest(a) + file) != read_file(newest(b) + file)) return false;
+        if (!exists(a + file) || !exists(b + file) || read_file(a + file) != read_file(b + file)) return false;
     return true;
 }
+static bool same_model(const std::string& a, const std::string& b) { return same_checkpoint(newest(a), newest(b)); }
 // Steps and losses of a log, times left out.
 static std::string losses(const std::string& out) {
     std::string log = read_file(out + "/log.jsonl"), s;
@@ -149,6 +150,19 @@ static std::string losses(const std::string& out) {
             if (j[key]) s += format("%s %.17g ", key, j[key].number);
     }
     return s;
+}
+
+// How many checkpoints the log tells of, and how many only after a later step.
+static std::pair<int, int> logged(const std::string& out) {
+    int all = 0, late = 0;
+    double step = 0;
+    std::string log = read_file(out + "/log.jsonl");
+    for (size_t begin = 0, end; (end = log.find('\n', begin)) != log.npos; begin = end + 1) {
+        Json j = parse_json(log.substr(begin, end - begin), "log");
+        if (j["event"].string == "step") step = j["step"].number;
+        if (j["event"].string == "checkpoint") all++, late += j["step"].number < step;
+    }
+    return {all, late};
 }
 
 static void runs() {
@@ -194,7 +208,7 @@ static void runs() {
         code = finish(pid);
         std::string line = last_line();
         bool told = line.rfind("stopped after step ", 0) == 0 && line.find("./train_gpt train --resume --out " + out) != line.npos;
-        check(code == 0 && told, "run/signal %d: exit %d, %s", signal, code, line.c_str());
+        check(code == 0 && told && logged(out).first == 1, "run/signal %d: exit %d, %s", signal, code, line.c_str());
         code = execute({"./train_gpt", "train", "--resume", "--out", out});
         check(code == 0 && same_model(whole, out), "run/resumed after signal %d with nothing but --out", signal);
     }
@@ -259,6 +273,82 @@ static void runs() {
     std::string output = read_file(DIR + "output");
     if (output.find("error: ") == output.npos && output.find("step ") == output.npos) skip("run/a full tmpfs: no user namespaces here");
     else check(output.find("No space left on device") != output.npos && last_line() == "exit 1", "run/a full tmpfs: %s", output.substr(output.find("error: ")).c_str());
+}
+
+// ---- checkpoints that are written while training goes on ----
+// A step on two tokens of a model like this takes far less time than its checkpoint does.
+static std::vector<std::string> overlapping(const std::string& out, int steps, int save_every, std::vector<std::string> more = {"--keep", "9"}) {
+    std::vector<std::string> words = {"./train_gpt", "train", "--train", DIR + "train.bin", "--init", "custom", "--layers", "4", "--heads", "2", "--channels", "192",
+        "--vocab", "50", "--context", "2", "--batch", "1", "--steps", std::to_string(steps), "--save-every", std::to_string(save_every),
+        "--schedule", "constant", "--eval-every", "0", "--sample-every", "0", "--threads", "2", "--out", out};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+}
+static bool partial_in(const std::string& out) {
+    for (auto& entry : entries_of(out)) if (is_step(entry, ".partial")) return true;
+    return false;
+}
+
+static void checkpoints() {
+    const std::string one = DIR + "one", out = DIR + "overlapping", eighth = out + "/step_00000008";
+    int code = execute(overlapping(one, 8, 0));
+    check(code == 0 && logged(one) == std::pair(1, 0), "checkpoints/one, at the end: exit %d, %s", code, last_line().c_str());
+    code = execute(overlapping(out, 40, 8));
+    auto [all, late] = logged(out);
+    check(code == 0 && all == 5 && late > 0 && same_checkpoint(newest(one), eighth), "checkpoints/what is written is the state of its step: of %d, %d were whole after later steps", all, late);
+
+    // killed while one is written and training goes on
+    fs::remove_all(out);
+    bool caught = false;
+    integer last = 0;
+    for (int tries = 0; tries < 20 && !caught; tries++) {
+        fs::remove_all(out);
+        const pid_t pid = start(overlapping(out, 100000, 8, {"--keep", "1"}));
+        const double began = seconds();
+        for (bool midway = false; !midway && seconds() - began < 10; usleep(300)) {
+            const std::string log = fs::exists(out + "/log.jsonl") ? read_file(out + "/log.jsonl") : "";
+            const size_t at = log.rfind("\"step\": ", log.rfind('\n'));
+            last = at == log.npos ? 0 : atoll(&log[at + 8]);
+            midway = last > 16 && last % 8 > 0 && partial_in(out);
+        }
+        kill(pid, SIGKILL), finish(pid);
+        caught = partial_in(out) && !newest(out).empty();
+    }
+    const std::string kept = newest(out), error = error_of([&] { verify_checkpoint(kept); });
+    check(caught && error.empty(), "checkpoints/killed in step %lld while one was written, %s is whole", last, kept.c_str());
+    const int goal = int(last) + 3;
+    fs::remove_all(one);
+    bool good = execute(overlapping(out, goal, 0, {"--resume"})) == 0 && !partial_in(out);
+    good = good && execute(overlapping(one, goal, 0)) == 0 && same_model(one, out) && losses(one) == losses(out);
+    check(good, "checkpoints/resumed after it, to the same bits: %s", last_line().c_str());
+
+    // a disk that fills while training goes on
+    fs::remove_all(out);
+    execute(overlapping(out, 4, 0));
+    const std::string before = newest(out);
+    code = execute(overlapping(out, 40, 8, {"--resume"}), 1 << 20);
+    std::string line = last_line();
+    const std::string want = "error: " + eighth + ".partial/model.safetensors: cannot write: File too large";
+    check(code == 1 && line == want && newest(out) == before && !partial_in(out) && logged(out).first == 1, "checkpoints/a disk that fills: exit %d, %s", code, line.c_str());
+
+    // numbers that overflow while one is written: it is waited for, and named. Decay makes weights -1000 times as large a step.
+    fs::remove_all(out);
+    code = execute(overlapping(out, 40, 1, {"--lr", "1", "--weight-decay", "1000", "--clip", "0"}));
+    line = last_line();
+    const std::string whole = newest(out);
+    check(code == 1 && !whole.empty() && line.find(" is not finite; last good checkpoint: " + whole) != line.npos &&
+              line.find(format("error: step %d: ", atoi(&whole[whole.size() - 8]) + 1)) == 0,
+          "checkpoints/a loss that is not finite: exit %d, %s", code, line.c_str());
+
+    // no memory for a copy: training waits, to the same bits
+    fs::remove_all(out), fs::remove_all(one);
+    execute(overlapping(one, 8, 0));
+    write_file(DIR + "meminfo", "MemAvailable: 36000 kB\n");
+    std::string words;
+    for (const std::string& word : overlapping(out, 40, 8)) words += word + " ";
+    code = execute({"/bin/sh", "-c", "exec unshare -rm sh -c 'mount --bind " + DIR + "meminfo /proc/meminfo && exec " + words + "'"});
+    if (!fs::exists(out)) return skip("checkpoints/without memory for a copy: no user namespaces here");
+    check(code == 0 && logged(out) == std::pair(5, 0) && same_checkpoint(newest(one), eighth), "checkpoints/without memory for a copy: exit %d, %s", code, last_line().c_str());
 }
 
 // ---- numbers that are not finite, and a file that shrinks ----
@@ -385,6 +475,7 @@ int main() {
     try {
         wrong_files();
         runs();
+        checkpoints();
         broken();
         damage();
     } catch (const Error& e) { check(false, "files: %s", e.line.c_str()); }
