@@ -2283,11 +2283,12 @@ inline Comparison check_model(const Config& c, int B, int T) {
 inline int check_program() {
     return run_main([] {
         int compared = 0, failed = 0;
-        Config tiles, plain, odd;
+        Config tiles, plain, wide, odd;
         tiles.L = 2, tiles.NH = 2, tiles.C = 128, tiles.V = 512, tiles.T = 96;
         plain = tiles, plain.L = 1, plain.bias = false;
+        wide = tiles, wide.L = wide.NH = 1, wide.V = 64, wide.T = 140;
         odd.L = 2, odd.NH = 3, odd.C = 21, odd.V = 101, odd.T = 33, odd.bias = odd.tied = false;
-        for (const Config& c : {tiles, plain, odd}) {
+        for (const Config& c : {tiles, plain, wide, odd}) {
             const Comparison result = check_model(c, 2, c.T);
             compared += result.compared, failed += result.failed;
         }

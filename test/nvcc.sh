@@ -1,5 +1,5 @@
 #!/bin/sh
-# test/nvcc.sh [--write] -- compiles every kernel, those of dev/ too, for three generations of GPUs and looks at what ptxas
+# test/nvcc.sh [--write] -- compiles every kernel, those of dev/ too, for generations of GPUs and looks at what ptxas
 # says: a spilled register, or a tensor core instruction that waits for another, fails. Registers of every kernel are compared
 # with test/nvcc.txt, where this nvcc is the one that made it; --write makes it anew.
 if ! command -v ${NVCC:-nvcc} > /dev/null; then echo "skip nvcc: not installed"; exit 0; fi
@@ -20,7 +20,7 @@ compile() {                                  # ARCH FORMAT: lines "arch format k
         /Used [0-9]+ registers/ { for (i = 1; i < NF; i++) if ($i == "Used") registers = $(i + 1); gsub(/ /, "", kernel)
                                   print arch, format, kernel, registers, spill }' | LC_ALL=C sort > $name.txt
 }
-for arch in 80 90a 100; do
+for arch in 80 90a 100 ${STRESS:+89 120}; do
     echo "$known" | grep -q "compute_$arch\$\|compute_${arch%a}\$" || { echo "skip nvcc/sm_$arch: nvcc $version does not know it"; continue; }
     compile $arch bf16 &
     compile $arch fp32
@@ -38,14 +38,14 @@ done
 # As programs, which run, or say that there is no GPU.
 program() {                                  # FILE
     name=$dir/$(basename ${1%.*})
-    if ! ${NVCC:-nvcc} $options -O0 -arch=sm_90 -x cu $1 -o $name -lcublasLt > $name.log 2>&1; then echo "FAIL nvcc/$1: $(grep -m 1 error $name.log)"
+    if ! ${NVCC:-nvcc} $options -O0 -arch=sm_90a -x cu $1 -o $name -lcublasLt > $name.log 2>&1; then echo "FAIL nvcc/$1: $(grep -m 1 error $name.log)"
     elif $name --check > $name.log 2>&1 || grep -q 'no NVIDIA GPU' $name.log; then echo "ok nvcc/$1 runs: $(tail -1 $name.log)"
     else echo "FAIL nvcc/$1: $(tail -1 $name.log)"; fi
 }
 program train_gpt.cu &
 program test/kernels.cpp
 wait
-{ echo "nvcc $version"; cat $dir/*.txt | cut -d' ' -f1-4; } > $dir/table
+{ echo "nvcc $version"; cat $dir/80_*.txt $dir/90a_*.txt $dir/100_*.txt | cut -d' ' -f1-4; } > $dir/table
 if [ "$1" = --write ]; then cp $dir/table test/nvcc.txt
 elif [ "$(head -1 test/nvcc.txt)" != "nvcc $version" ]; then echo "skip nvcc/registers: test/nvcc.txt is of $(head -1 test/nvcc.txt), this is $version"
 elif diff test/nvcc.txt $dir/table > $dir/diff; then echo "ok nvcc/registers of $(($(wc -l < test/nvcc.txt) - 1)) kernels as in test/nvcc.txt"
