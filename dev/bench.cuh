@@ -180,13 +180,15 @@ int main(int argc, char** argv) {
     timed = false, largest = SMALL;
     if (runs < 1 || argc > 3 || (argc > 2 && !size_is(argv[2])))
         return fprintf(stderr, "usage: %s [RUNS [tiny|small|large]]\n", argv[0]), 2;
-    for (int run = 0; run < runs; run++) {   // the first in natural order, others in adversarial ones
-        emu::settings.seed = run, numbers_seed = 0, report = run == 0;
-        emu::settings.fence = run % 2 && !emu::ASAN;         // in turn: a forbidden page before the arrays, and behind
-        const int before = failed;
-        studies();
-        if (run) check(failed == before, "study/run %d gives the bits of the first", run + 1);
-    }
-    return failed > 0;
+    const int code = run_main([&] {
+        for (int run = 0; run < runs; run++) {               // the first in natural order, others in adversarial ones
+            emu::settings.seed = run, numbers_seed = 0, report = run == 0;
+            emu::settings.fence = run % 2 && !emu::ASAN;     // in turn: a forbidden page before the arrays, and behind
+            const int before = failed;
+            studies();
+            if (run) check(failed == before, "study/run %d gives the bits of the first", run + 1);
+        }
+    });
+    return code ? code : failed > 0;
 #endif
 }

@@ -456,6 +456,12 @@ static const Defect DEFECTS[] = {
         cudaLaunchConfig_t c = {};
         c.gridDim = dim3(1), c.blockDim = dim3(64), c.dynamicSmemBytes = broken ? 60 << 10 : 40 << 10, c.stream = stream();
         ok(cudaLaunchKernelEx(&c, missing_barrier<false>, out.p)), result(out.get(), reversed(count_up(64))); }},
+    {"more_shared_than_the_card_has", "sm_89 refuses 120 KB", [](bool broken) {
+        emu::settings.capability = broken ? 89 : 80;
+        Floats out(64);
+        if (cudaFuncSetAttribute(missing_barrier<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, 120 << 10) != cudaSuccess)
+            printf("sm_%d refuses 120 KB\n", gpu::device().capability()), exit(1);
+        launch(missing_barrier<false>, 1, 64, 120 << 10, out.p), result(out.get(), reversed(count_up(64))); }},
     {"too_many_threads", "bad grid", [](bool broken) {
         Floats out(64);
         launch(missing_barrier<false>, 1, broken ? 2048 : 64, 0, out.p), result(out.get(), reversed(count_up(64))); }},
@@ -486,6 +492,12 @@ static const Defect DEFECTS[] = {
     {"tensor_past_end", "overrun", [](bool broken) { load_box(box<SOUND>, 8, broken ? 17 : 16); }},
     {"wgmma_not_fenced", "wgmma without a wgmma.fence", [](bool broken) { multiply(broken ? product<true, false> : product<false, false>); }},
     {"wgmma_not_awaited", "wrong result", [](bool broken) { multiply(broken ? product<false, true> : product<false, false>); }},
+    {"wgmma_elsewhere", "wgmma: this GPU, of compute capability 10.0,", [](bool broken) {
+        emu::settings.capability = broken ? 100 : 90;
+        multiply(product<false, false>); }},
+    {"box_before_sm_90", "of compute capability 8.9,", [](bool broken) {
+        emu::settings.capability = broken ? 89 : 120;
+        load_box(box<SOUND>); }},
     {"wgmma_of_unfenced", "wgmma: reads what thread", [](bool broken) { multiply(broken ? product<false, false, true> : product<false, false>); }},
     {"bulk_source_reused", "wrong result", [](bool broken) { broken ? store<REUSED>() : store<STORED>(); }},
     {"bulk_not_committed", "before a bulk copy of thread 0 has read", [](bool broken) { broken ? store<NOT_COMMITTED>() : store<STORED>(); }},

@@ -150,10 +150,17 @@ struct Settings {                            // cuda_runtime.h says what they do
     bool fence = environment("EMU_FENCE", 0), hostcheck = environment("EMU_HOSTCHECK", 1);
     bool stats = environment("EMU_STATS", 0);
     int processors = environment("EMU_SMS", 4), devices = environment("EMU_DEVICES", 1);
+    int capability = environment("EMU_CAPABILITY", 90);
     size_t memory = (size_t)environment("EMU_MEM_MB", 8192) << 20;
     long spin_timeout = environment("EMU_SPIN_TIMEOUT", 10);
     size_t stack = (size_t)environment("EMU_STACK_KB", TSAN ? 64 : ASAN || MSAN ? 256 : 128) << 10;
     bool lazy() const { return lazy_asked < 0 ? seed != 0 : lazy_asked; }
+    // bytes of shared memory: of a multiprocessor, and of a block, which has a KB less
+    size_t shared() const {
+        const bool large = capability >= 90 && capability < 120, less = capability == 80 || capability == 87;
+        return (large ? 228 : less ? 164 : 100) << 10;
+    }
+    size_t shared_of_block() const { return shared() - (1 << 10); }
     int gang() const { return gang_asked ? (int)gang_asked : seed ? 1 + seed % 4 : 1; }
 };
 inline Settings settings;
@@ -248,8 +255,7 @@ struct Barrier {
     char sync[2];                            // for generations in turn: a slow thread must not learn of later arrivals
     EMU_UNSEEN void* sync_now() { return &sync[generation % 2]; }
 };
-constexpr size_t SHARED_MAX = 227 << 10;     // bytes of a block
-constexpr size_t WINDOW = 256 << 10;         // and of its addresses, of which the first SHARED_BEGIN are not used
+constexpr size_t WINDOW = 256 << 10;         // bytes of a block's addresses, of which the first SHARED_BEGIN are not used
 constexpr size_t SHARED_BEGIN = 1024, RED_ZONE = 16;
 constexpr size_t SHARED_UNASKED = 48 << 10;  // bytes that a kernel has without having asked for more
 constexpr unsigned char CANARY = 0x7F;       // fills what lies behind an array and must not change: 3.4e38, 2139062143
@@ -308,6 +314,13 @@ const void* current_kernel();
     fprintf(stderr, "error: emulated %s, EMU_SEED=%llu: %s\n", who, (unsigned long long)settings.seed, text);
     EMU_ASAN(__sanitizer_print_stack_trace();)
     _exit(1);
+}
+
+// What the card must be to have an instruction; wgmma is Hopper's alone.
+inline void needs(const char* instruction, int least, int most = 999) {
+    if (settings.capability < least || settings.capability > most)
+        fail("%s: this GPU, of compute capability %d.%d, does not have it", instruction, settings.capability / 10,
+             settings.capability % 10);
 }
 
 // ---- 6. switching stacks --------------------------------------------------------------------------------------------
@@ -878,7 +891,8 @@ inline char* shared_array(const void* key, size_t size, size_t align, const char
     for (const Array& a : block.arrays) if (a.key == key) return a.p;
     size_t at = (block.used + align - 1) / align * align;
     if (barely && at / align % 2 == 0) at += align;
-    if (at + size > SHARED_BEGIN + SHARED_MAX + 1024) fail("more than %zu bytes of shared memory", SHARED_MAX);
+    if (at + size > SHARED_BEGIN + settings.shared())
+        fail("more than %zu bytes of shared memory", settings.shared_of_block());
     block.used = at + size + RED_ZONE, block.bytes += size;
     if (const size_t limit = key ? SHARED_UNASKED : current->gang->grid.limit; size > limit)
         fail("shared array %s of %zu bytes, more than %zu", name, size, limit);

@@ -502,13 +502,15 @@ inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
     return emu::streams().wait_for_all(), delete exec, cudaSuccess;
 }
 
-// The device claims compute capability 9.0.
 struct cudaDeviceProp {
     char name[256] = "CUDA emulator";
     size_t totalGlobalMem = emu::settings.memory, sharedMemPerBlock = 48 << 10;
-    size_t sharedMemPerBlockOptin = emu::SHARED_MAX, sharedMemPerMultiprocessor = 228 << 10;
-    int major = 9, minor = 0, multiProcessorCount = emu::settings.processors, warpSize = 32, maxThreadsPerBlock = 1024;
-    int maxThreadsPerMultiProcessor = 2048, regsPerBlock = 65536, regsPerMultiprocessor = 65536, l2CacheSize = 50 << 20;
+    size_t sharedMemPerBlockOptin = emu::settings.shared_of_block();
+    size_t sharedMemPerMultiprocessor = emu::settings.shared();
+    int major = emu::settings.capability / 10, minor = emu::settings.capability % 10;
+    int multiProcessorCount = emu::settings.processors, warpSize = 32, maxThreadsPerBlock = 1024;
+    int maxThreadsPerMultiProcessor = emu::settings.shared() == 100 << 10 ? 1536 : 2048;
+    int regsPerBlock = 65536, regsPerMultiprocessor = 65536, l2CacheSize = 50 << 20;
 };
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMemoryClockRate = 36, cudaDevAttrGlobalMemoryBusWidth = 37,
@@ -536,7 +538,7 @@ inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess;
 // ---- launches -------------------------------------------------------------------------------------------------------
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaFuncAttributes {
-    int binaryVersion = 90, numRegs = 128, maxThreadsPerBlock = 1024;
+    int binaryVersion = emu::settings.capability, numRegs = 128, maxThreadsPerBlock = 1024;
     size_t localSizeBytes = 0, sharedSizeBytes = 0;
 };
 template <typename F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, F*) { return *a = {}, cudaSuccess; }
@@ -552,7 +554,7 @@ inline size_t& dynamic_limit(const void* kernel) {           // of its shared me
 }
 }  // namespace emu
 template <typename F> cudaError_t cudaFuncSetAttribute(F* kernel, cudaFuncAttribute attribute, int value) {
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || (size_t)value > emu::SHARED_MAX)
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || (size_t)value > emu::settings.shared_of_block())
         return emu::answer(cudaErrorInvalidValue);
     return emu::dynamic_limit((const void*)kernel) = value, cudaSuccess;
 }
@@ -589,7 +591,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     emu::Grid grid;
     grid.grid = config->gridDim, grid.block = config->blockDim, grid.dynamic = config->dynamicSmemBytes;
     grid.kernel = (const void*)kernel;
-    if (emu::dynamic_limit(grid.kernel) > emu::SHARED_UNASKED) grid.limit = emu::SHARED_MAX;
+    if (emu::dynamic_limit(grid.kernel) > emu::SHARED_UNASKED) grid.limit = emu::settings.shared_of_block();
     for (unsigned i = 0; i < config->numAttrs; i++) {
         const cudaLaunchAttributeValue& v = config->attrs[i].val;
         const cudaLaunchAttributeID id = config->attrs[i].id;
@@ -598,6 +600,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
             grid.cluster = dim3(v.clusterDim.x, v.clusterDim.y, v.clusterDim.z);
         else grid.dependent = v.programmaticStreamSerializationAllowed;
     }
+    if (grid.cluster_size() > 1) emu::needs("a launch of clusters", 90);
     const dim3 g = grid.grid, b = grid.block, c = grid.cluster;
     const size_t limit = emu::dynamic_limit(grid.kernel);
     char wrong[256] = "";

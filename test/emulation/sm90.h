@@ -86,6 +86,7 @@ inline void update(Gang& gang, MBarrier& m, int arrivals, int bytes) {
     m.phase ^= 1, m.pending = m.count;
 }
 inline void mbarrier_init(uint32_t address, unsigned count) {
+    needs("mbarrier.init, as it is used here,", 90);
     if (address % 8) fail("mbarrier.init: shared address %08x is not a multiple of 8", address);
     writes(shared_pointer(address), 8);
     Unseen unseen;
@@ -200,6 +201,7 @@ void tma_load(uint32_t to, const CUtensorMap* map, uint32_t mbarrier, const int 
 // They read their source and write, or add, late and in any order, but for what their thread waits for: groups of them,
 // until they have read, or until they have written.
 inline void bulk(std::vector<Copy> pieces, bool add) {
+    needs("cp.async.bulk", 90);
     Watch& watch = current->gang->watch;
     if (Unseen unseen; watch.found(current)) for (const Copy& c : pieces) watch.check(c.from, c.bytes, "bulk copy");
     for (const Copy& c : pieces) {
@@ -341,6 +343,7 @@ void each_row(const Operand* A, const Operand& B, bool a_transposed, bool b_tran
 template <int N, bool A_SHARED>
 void wgmma(float (&d)[N / 2], const uint32_t* registers, uint64_t a, uint64_t b, int scale_d, bool a_transposed,
            bool b_transposed, Place place) {
+    needs("wgmma", 90, 90);
     const int threads = current->block->threads, first = current->warp->index % 4 * 16;
     if (threads % 128) fail("wgmma: a block of %d threads is not whole warpgroups", threads);
     WarpgroupLane lane = {d, {}, a, b, scale_d};
