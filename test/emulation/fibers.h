@@ -423,9 +423,9 @@ inline std::vector<std::unique_ptr<Ground>>& grounds() {
     return free;
 }
 
-// What one thread of a gang, drawn by the seed, has stored to shared memory since its last fence.proxy.async: what changes
-// there while it runs. Where products or copies from shared memory find such a number, a fence is missing. So it is looked
-// for in a kernel's first gang, and in later ones if the kernel has such products or copies: they cost nobody else.
+// What one thread of a gang, drawn by the seed, has stored to shared memory since its last fence.proxy.async: what has
+// changed there while it ran. Where a product or a copy from shared memory finds such a word, a fence is missing. Only a
+// kernel's first gang is watched, unless that has such products or copies: the other kernels are to stay as fast.
 struct Watch {
     static constexpr bool POSSIBLE = !ASAN && !MSAN && !TSAN;
     const Fiber* thread = nullptr;           // null: nobody
@@ -433,11 +433,11 @@ struct Watch {
     std::map<const char*, uint32_t> stored;  // what is not fenced: words, and where
     bool asked = false;                      // whether the kernel has products or copies from shared memory
 
-    static bool wanted(const void* kernel, const bool* found = nullptr) {            // found: what its gang has found out
+    static bool wanted(const void* kernel, const bool* asked = nullptr) {            // asked: of a gang that has ended
         static std::map<const void*, bool> known;
         static std::mutex mutex;
         std::lock_guard lock(mutex);
-        if (found) known[kernel] |= *found;
+        if (asked) known[kernel] |= *asked;
         const auto it = known.find(kernel);
         return it == known.end() || it->second;
     }
@@ -462,6 +462,7 @@ struct Watch {
         }
     }
     void fence(const Fiber* current) { if (thread == current) stored.clear(), goes_on(); }
+    void forget(const char* p, size_t n) { stored.erase(stored.lower_bound(p), stored.lower_bound(p + n)); }
     bool found(const Fiber* current) {       // whether there is anything that is not fenced, for a product or copy to find
         asked = true;
         if (thread && thread == current) stops(), goes_on();
@@ -531,7 +532,7 @@ struct Gang {
                 EMU_TSAN(f.context.tsan = __tsan_create_fiber(0);)       // it has seen what its creator has, the host
             }
         }
-        if (Watch::POSSIBLE && Watch::wanted(grid.kernel))
+        if (Watch::POSSIBLE && settings.poison && Watch::wanted(grid.kernel))
             watch.thread = &fibers[Random(settings.seed * 31 + grid.number * 7919 + first).below(live)];
     }
     ~Gang() {
@@ -618,7 +619,11 @@ struct Gang {
         Fiber* me = current;
         if (me == watch.thread) watch.stops();
         Fiber* next = pick();
-        if (next == me) return void((me->state = State::READY, me == watch.thread ? watch.goes_on() : void()));
+        if (next == me) {
+            me->state = State::READY;
+            if (me == watch.thread) watch.goes_on();
+            return;
+        }
         if (next) enter(next);
         switch_context(me->context, next ? next->context : outside, false);
     }

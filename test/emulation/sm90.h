@@ -193,6 +193,7 @@ void tma_load(uint32_t to, const CUtensorMap* map, uint32_t mbarrier, const int 
                 if (n) memcpy(to, from, n);
                 memset(to + n, 0, 16 - n);
             });
+            gang->watch.forget(p, bytes);    // what threads had stored there is gone
             update(*gang, m, 0, -(int)bytes);
         });
     }
