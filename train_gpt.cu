@@ -1711,9 +1711,9 @@ inline cublasStatus_t multiply_by(const Plan& q, void* d, const floatX* a, const
 }
 
 /* Which proposal is taken. If the first splits its sum, that one: a long sum of few tiles needs it. Else the fastest by
-   the clock of those that do not split it and give the bits of the first, gelu's input included, on random numbers: they
-   sum up in one order, so the clock, which never says the same twice, decides about nothing but time. Where time or
-   memory for trying is too short, the first.
+   the clock of those that do not split it and give the bits of the first, gelu's input included, on random numbers:
+   they sum up in one order, so the clock, which never says the same twice, decides about nothing but time. Where time
+   or memory for trying is too short, the first.
    cost     at a product's first use, up to 4 products for each proposal, and memory for operands and two results */
 __global__ void random_kernel(floatX* p, size_t n) {         // u^3, u in [-1,1): of many sizes, so that sums must round
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {

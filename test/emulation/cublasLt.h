@@ -1,7 +1,7 @@
 /* cublasLt.h -- cuBLASLt's matrix product with the epilogues that a GPT needs, on matrices that lie column by column:
      D = epilogue(alpha op(A) op(B) + beta C)
    It refuses what cuBLASLt refuses, and ends the program where operands are less aligned than the algorithm was asked
-   for, which cuBLASLt would not tell. What it proposes for a product is emu::proposals, one unless a test wants more. */
+   for, which cuBLASLt would not tell. It proposes emu::proposals: one way, unless a test wants more. */
 #pragma once
 #include "cuda_runtime.h"
 
@@ -45,7 +45,7 @@ struct Layout {                              // of a matrix: columns are `leadin
     size_t bytes() const { return ((columns - 1) * leading + rows) * (type == CUDA_R_32F ? 4 : 2); }
 };
 // A way to compute a product: the sum over k in `parts`, or from its end; what is kept for gelu rounded down, not to
-// nearest; not at all; refused when it is to run; and how long it takes, by the device's clock, whatever the emulator took.
+// nearest; not at all; refused when it is to run; and the time it takes by the device's clock, whatever it really took.
 struct Proposal {
     int parts = 1;
     bool backwards = false, rounds_down = false, idle = false, refused = false;
@@ -142,8 +142,8 @@ inline float gelu_derivative(float x) {
     const float s = 0.7978845608f, t = std::tanh(s * (x + 0.044715f * x * x * x));
     return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * s * (1 + 3 * 0.044715f * x * x);
 }
-inline void multiply(const Proposal& way, const Product& p, float alpha, const void* A, const Layout& la, const void* B, const Layout& lb,
-                     float beta, const void* C, const Layout& lc, void* D, const Layout& ld) {
+inline void multiply(const Proposal& way, const Product& p, float alpha, const void* A, const Layout& la,
+                     const void* B, const Layout& lb, float beta, const void* C, const Layout& lc, void* D, const Layout& ld) {
     const size_t m = ld.rows, n = ld.columns, k = p.a_transposed ? la.rows : la.columns;
     const int bias_type = p.bias_type < 0 ? ld.type : p.bias_type, aux_type = p.aux_type < 0 ? ld.type : p.aux_type;
     std::vector<float> a(k * m), b(n * k), d(n * m);         // op(A), op(B) and D, column by column
@@ -173,7 +173,8 @@ inline void multiply(const Proposal& way, const Product& p, float alpha, const v
             float x = alpha * column[i];
             if (beta != 0) x += beta * get(C, lc.type, j * lc.leading + i);
             if (p.epilogue & CUBLASLT_EPILOGUE_BIAS) x += get(p.bias, bias_type, i);
-            if (activation && aux) set(p.aux, aux_type, j * p.aux_leading + i, way.rounds_down ? x - 0.004f * fabsf(x) : x);
+            const float kept = way.rounds_down ? x - 0.004f * std::fabs(x) : x;
+            if (activation && aux) set(p.aux, aux_type, j * p.aux_leading + i, kept);
             if (activation) x = gelu(x);
             if (derivative) x *= gelu_derivative(get(p.aux, aux_type, j * p.aux_leading + i));
             column[i] = x, set(D, ld.type, j * ld.leading + i, x);

@@ -255,7 +255,7 @@ struct Barrier {
     char sync[2];                            // for generations in turn: a slow thread must not learn of later arrivals
     EMU_UNSEEN void* sync_now() { return &sync[generation % 2]; }
 };
-constexpr size_t WINDOW = 256 << 10;         // bytes of a block's addresses, of which the first SHARED_BEGIN are not used
+constexpr size_t WINDOW = 256 << 10;         // bytes of a block's addresses, the first SHARED_BEGIN not used
 constexpr size_t SHARED_BEGIN = 1024, RED_ZONE = 16;
 constexpr size_t SHARED_UNASKED = 48 << 10;  // bytes that a kernel has without having asked for more
 constexpr unsigned char CANARY = 0x7F;       // fills what lies behind an array and must not change: 3.4e38, 2139062143
@@ -424,8 +424,8 @@ inline std::vector<std::unique_ptr<Ground>>& grounds() {
 }
 
 // What one thread of a gang, drawn by the seed, has stored to shared memory since its last fence.proxy.async: what has
-// changed there while it ran. Where a product or a copy from shared memory finds such a word, a fence is missing. Only a
-// kernel's first gang is watched, unless that has such products or copies: the other kernels are to stay as fast.
+// changed there while it ran. Where a product or a copy from shared memory finds such a word, a fence is missing. Only
+// a kernel's first gang is watched, unless that has such products or copies: the other kernels are to stay as fast.
 struct Watch {
     static constexpr bool POSSIBLE = !ASAN && !MSAN && !TSAN;
     const Fiber* thread = nullptr;           // null: nobody
@@ -463,7 +463,7 @@ struct Watch {
     }
     void fence(const Fiber* current) { if (thread == current) stored.clear(), goes_on(); }
     void forget(const char* p, size_t n) { stored.erase(stored.lower_bound(p), stored.lower_bound(p + n)); }
-    bool found(const Fiber* current) {       // whether there is anything that is not fenced, for a product or copy to find
+    bool found(const Fiber* current) {       // whether there is anything not fenced for a product or copy to find
         asked = true;
         if (thread && thread == current) stops(), goes_on();
         return !stored.empty();
@@ -472,8 +472,8 @@ struct Watch {
         const char* p = (const char*)from;
         for (auto it = stored.lower_bound(p); it != stored.end() && it->first < p + n; ++it)
             if (word(it->first) == it->second)               // and nobody has stored something else since
-                fail("%s: reads what thread %u of the block stored to shared memory, with no fence.proxy.async since", what,
-                     thread->index);
+                fail("%s: reads what thread %u of the block stored to shared memory, with no fence.proxy.async since",
+                     what, thread->index);
     }
     static uint32_t word(const char* p) { uint32_t x; memcpy(&x, p, 4); return x; }
 };
@@ -545,7 +545,7 @@ struct Gang {
         for (Fiber* f : all) make_ready(f);
         all.clear();
     }
-    // A copy of bulks[i] reads its source; next time, it writes what it has read, or adds it number by number, and is done.
+    // bulks[i] reads its source; the next time, it writes what it has read, or adds it number by number, and is done.
     void advance(size_t i) {
         Bulk& b = bulks[i];
         char* data = b.data.data();
@@ -642,7 +642,7 @@ struct Gang {
             else if (now - spins_since > std::chrono::seconds(settings.spin_timeout))
                 fail("waits in a loop for more than %ld s; for a block that does not run? Cooperative launches run all",
                      settings.spin_timeout);
-        } else if (ready.size() == head && later.empty() && copies.empty() && bulks.empty()) return;      // there are no others
+        } else if (ready.size() == head && later.empty() && copies.empty() && bulks.empty()) return;     // no others
         current->state = State::READY, later.push_back(current);
         leave();
     }

@@ -332,7 +332,7 @@ template <typename F>
 void each_row(const Operand* A, const Operand& B, bool a_transposed, bool b_transposed, int first, int N, int lane,
               int lanes, F f) {
     const auto rows = [&](const Operand& o, bool mn_major, int begin, int size) {
-        const int across = mn_major ? 16 : size, along = mn_major ? size / 8 : 2;        // pieces lie along mn, or along k
+        const int across = mn_major ? 16 : size, along = mn_major ? size / 8 : 2;        // pieces lie along mn, or k
         for (int i = lane; i < across * along; i += lanes) {
             const int piece = i / across * 8, row = i % across;
             f(shared_pointer(mn_major ? o.at(true, begin + piece, row) : o.at(false, begin + row, piece)));
