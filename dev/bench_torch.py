@@ -4,17 +4,21 @@
     python3 dev/bench_torch.py [--device cuda] [--model d12] [--batch 64] [--context 1024] [--steps 20] [--tokens SHARD]
                                [--dtype bf16] [--compile 1]
 
-                               [--sdpa any|flash|cudnn] [--kernels 1]
+                               [--sdpa any|flash|cudnn] [--kernels 1] [--learn OUT/log.jsonl --init CHECKPOINT]
 
 Weights are fp32; bf16 is autocast. Attention is scaled_dot_product_attention, the optimizer fused AdamW, gradients are
 clipped to a norm of 1. On a GPU the vocabulary is padded to 50304, so that rows of logits are aligned, and nothing waits for
 the GPU after the first steps, in which PyTorch compiles: the rest are timed as a whole. On a CPU each step is. Several
 batches, as in --batch 32,64,128, are tried in turn; one that does not fit is passed over; results stand at the end. Without
-a shard, tokens are random. --kernels 1 times single functions instead, at the shapes of dev/*.cu. Needs torch and numpy."""
+a shard, tokens are random. --model may also be layers,heads,channels. --kernels 1 times single functions instead, at the
+shapes of dev/*.cu. --learn takes the first 40 steps of train_gpt's log again with transformers, in fp32 and bf16, from the
+same checkpoint on one batch, the shard's first B T + 1 tokens, and compares losses and norms. Needs torch and numpy."""
 import argparse
 import contextlib
 import gc
+import json
 import statistics
+import sys
 import time
 
 import numpy
@@ -24,6 +28,9 @@ from torch.nn import functional as F
 
 MODELS = {"d12": (12, 12, 768), "d24": (24, 16, 1024), "d36": (36, 20, 1280), "d48": (48, 25, 1600)}
 V, WARM = 50257, 5
+# How far loss and norm (relatively) may lie from fp32's at a step of a run on one batch: rounding to bf16 alone moves them
+# apart, the norm of a batch that is learned by heart most of all. Wrong mathematics shows in the first steps.
+LIMITS = {1: (0.003, 0.01), 5: (0.02, 0.03), 20: (0.02, 0.1), 40: (0.02, 0.3)}
 
 
 class Block(nn.Module):
@@ -63,12 +70,21 @@ def attention_of(name):
     return sdpa_kernel(backends[name]) if name in backends else contextlib.nullcontext()
 
 
+def clipped_step(model, optimizer):
+    """The gradients' norm, of which 1 is used."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
 def train(a, data, B):
     """Milliseconds a step."""
     torch.manual_seed(1)
     torch._dynamo.reset()                                     # or it makes code for any batch from the second on
     T, gpu = a.context, a.device.startswith("cuda")
-    model = GPT(*MODELS[a.model], 50304 if gpu else V).to(a.device)
+    sizes = MODELS[a.model] if a.model in MODELS else map(int, a.model.split(","))
+    model = GPT(*sizes, 50304 if gpu else V).to(a.device)
     run = torch.compile(model, dynamic=False) if a.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     times, start = [], time.perf_counter()
@@ -84,9 +100,7 @@ def train(a, data, B):
         with torch.autocast(a.device, torch.bfloat16, enabled=a.dtype == "bf16"), attention_of(a.sdpa):
             loss = run(x, y)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        clipped_step(model, optimizer)
         if not gpu or step < WARM:
             value = loss.item()                               # waits for the device
             print(f"step {step} loss {value:.4f} {1e3 * (time.perf_counter() - begin):.1f} ms", flush=True)
@@ -95,6 +109,38 @@ def train(a, data, B):
         return statistics.median(times)
     torch.cuda.synchronize()
     return 1e3 * (time.perf_counter() - start) / len(times)
+
+
+def learn(a, data):
+    """Whether a run that the log a.learn tells of learned as transformers does, from a.init on the same batch."""
+    from transformers import GPT2LMHeadModel, logging
+    logging.disable_progress_bar()
+    with open(a.learn) as f:
+        events = [json.loads(line) for line in f]
+    lr = float(events[0]["options"]["lr"])
+    runs = [{e["step"]: (e["loss"], e["norm"]) for e in events if e["event"] == "step"}]
+    x, y = (data[i:i + int(a.batch) * a.context].view(-1, a.context).to(a.device) for i in (0, 1))
+    for bf16 in (True, False):
+        model = GPT2LMHeadModel.from_pretrained(a.init, dtype=torch.float32).to(a.device)
+        decayed = [[p for p in model.parameters() if (p.dim() > 1) == matrix] for matrix in (True, False)]
+        optimizer = torch.optim.AdamW([{"params": decayed[0], "weight_decay": 0.1}, {"params": decayed[1], "weight_decay": 0}],
+                                      lr=lr, betas=(0.9, 0.95), eps=1e-8)
+        runs.append({})
+        for step in range(1, max(LIMITS) + 1):
+            with torch.autocast(a.device, torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(model(x).logits.float().flatten(0, 1), y.flatten())
+            loss.backward()
+            runs[-1][step] = loss.item(), clipped_step(model, optimizer).item()
+    good = True
+    print("| step | train_gpt: loss, norm | transformers, bf16 autocast | transformers, fp32 | limits |\n|--:|--:|--:|--:|--:|")
+    for step, (limit, relative) in LIMITS.items():
+        (loss, norm), (want_loss, want_norm) = runs[0].get(step, (None, None)), runs[2][step]
+        near = None not in (loss, norm) and abs(loss - want_loss) <= limit and abs(norm / want_norm - 1) <= relative
+        good = good and near                                  # a NaN is not near
+        cells = " | ".join("none" if None in run.get(step, (None,)) else f"{run[step][0]:.4f}, {run[step][1]:.4f}" for run in runs)
+        print(f"| {step} | {cells} | {limit}, {100 * relative:.0f} %{'' if near else ': FAIL'} |")
+    print("ok" if good else "FAIL: not as transformers learns")
+    return 0 if good else 1
 
 
 def time_kernels():
@@ -134,7 +180,7 @@ def time_kernels():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
-    parser.add_argument("--model", default="d12", choices=MODELS)
+    parser.add_argument("--model", default="d12")
     parser.add_argument("--batch", default="64")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=20)
@@ -143,6 +189,8 @@ def main():
     parser.add_argument("--compile", type=int, default=1)
     parser.add_argument("--sdpa", default="any", choices=("any", "flash", "cudnn"))
     parser.add_argument("--kernels", type=int, default=0)
+    parser.add_argument("--learn")
+    parser.add_argument("--init")
     a = parser.parse_args()
     if a.kernels:
         return time_kernels()
@@ -151,6 +199,8 @@ def main():
         data = torch.from_numpy(numpy.fromfile(a.tokens, dtype="<u2", offset=1024).astype(numpy.int64))
     else:
         data = torch.randint(V, (2 * max(batches) * a.context + 1,), generator=torch.Generator().manual_seed(1))
+    if a.learn:
+        sys.exit(learn(a, data))
     results = []
     for B in batches:
         name = f"PyTorch {torch.__version__}, {a.model}, {a.dtype}, attention {a.sdpa}, {B} x {a.context}: "

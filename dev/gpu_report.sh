@@ -1,44 +1,69 @@
 #!/bin/bash
-# dev/gpu_report.sh [STAGE...] -- everything to be known of the CUDA program on this machine's GPU, in stages that end within 9
+# dev/gpu_report.sh [STAGE...] -- everything to be known of the CUDA program on this machine's GPU, in stages that end within 4
 # minutes each, in this order where none are named:
 #
 #   build        the programs and all ladders of dev/
 #   check        --check in bf16 and fp32, the program's promises (test/gpu.sh), the golden cases, all rungs at small shapes
-#   train        GPT-2 124M at 64 x 1024 and 1.5B at 16 x 1024: step time, tokens/s, MFU, share of speed of light
-#   torch        124M in PyTorch at the same batch and at others, and its functions one by one (dev/bench_torch.py)
-#   torch48      1.5B in PyTorch
+#   peers        llm.c, from a checkout named by LLMC=, with and without cuDNN; what torch.compile can prepare for race and race48
+#   train        GPT-2 124M at 64 x 1024 and 1.5B at 16 x 1024: medians of the step time, the clock, the power; joules a step
+#   race         124M by turns: this program, compiled PyTorch, llm.c with cuDNN and without; medians of the turns, and ratios
+#   race48       1.5B, the same
+#   learning     loss and norm beside those of transformers, from one checkpoint on one batch
+#   sampling     tokens/s of 1 and of 64 texts by 124M, and for how long a checkpoint holds up training
+#   torch        124M in PyTorch at other batches and with cuDNN's attention, and its functions one by one
 #   kernels      all ladders timed: a table. LADDERS="attention products" does some of them again
 #   determinism  hashes of the checkpoints of 20 small runs, and of 3 of 124M
-#   sanitizer    compute-sanitizer's four tools on all rungs at tiny shapes, where the machine permits it
-#   report       one Markdown file of all that, and a picture
+#   memcheck racecheck initcheck synccheck       compute-sanitizer on --check and on all rungs at tiny shapes
+#   report       one Markdown file of all that was run, and a picture
 #
 # What a stage printed stays in build/report (or in $REPORT), with date and commit, until the stage runs again; whole logs in
-# its folder logs. A stage goes on after a failure; the exit code then is 1.
+# its folder logs. A stage goes on after a failure, after which the exit code is 1; it skips aloud what it has no tools for, and
+# what its time ($LIMIT s) no longer suffices for has failed. PYTHON= names another python3. For trials without a GPU there are
+# PROGRAM=, D12=layers,heads,channels, D48=, BATCH=, BATCH48= and CONTEXT=.
 set -u -o pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 out=${REPORT:-build/report}
 mkdir -p "$out/logs"
-STAGES="build check train torch torch48 kernels determinism sanitizer report"
+STAGES="build check peers train race race48 learning sampling torch kernels determinism memcheck racecheck initcheck synccheck report"
 all_ladders=$(ls dev/*.cu | sed 's|dev/||; s|\.cu||')
 ladders=${LADDERS:-$all_ladders}
+program=${PROGRAM:-./train_gpt_cuda} python=${PYTHON:-python3} LIMIT=${LIMIT:-240}
+D12=${D12:-d12} D48=${D48:-d48} BATCH=${BATCH:-64} BATCH48=${BATCH48:-16} CONTEXT=${CONTEXT:-1024}
 
 smi() { nvidia-smi --query-gpu="$1" --format=csv,noheader | head -1; }
+left() { echo $((LIMIT - (SECONDS - begun))); }             # seconds of the stage
+median() { sort -g | awk '{ v[NR] = $1 } END { if (!NR) exit 1; print v[int((NR + 1) / 2)] }'; }
+range() { sort -g | sed -n '1p; $p' | paste -sd' ' | sed 's/ / to /'; }
 # Runs a command for at most so many seconds; shows the end of what it printed, or what failed.
 try() {                                      # SECONDS LINES COMMAND...
-    local limit=$1 lines=$2 start=$SECONDS log code
+    local limit=$1 lines=$2 start=$SECONDS code
     shift 2
-    log=$out/logs/$(echo "$*" | tr -c 'A-Za-z0-9\n' _ | cut -c1-80).log
-    timeout -k 10 "$limit" "$@" > "$log" 2>&1
-    code=$?
+    log=$out/logs/$(echo "$*" | tr -c 'A-Za-z0-9\n' _ | cut -c1-120).log
     printf '\n$ %s\n' "$*"
+    [ "$limit" -lt "$(left)" ] || limit=$(left)
+    [ "$limit" -gt 0 ] || { echo "FAILED: not run, the stage's $LIMIT s are over"; return 1; }
+    timeout -k 5 "$limit" "$@" > "$log" 2>&1
+    code=$?
     [ $code -eq 0 ] || grep -m 20 -E '^FAIL|rror' "$log"
     tail -n "$lines" "$log"
     [ $code -eq 0 ] && echo "ok, $((SECONDS - start)) s" || echo "FAILED with exit code $code, $((SECONDS - start)) s"
     return $code
 }
+together() {                                 # COMMAND...: each a word, all at once, on two threads each
+    local i=0 command
+    for command in "$@"; do
+        i=$((i + 1))
+        OMP_NUM_THREADS=2 try "$LIMIT" 1 $command > "$out/logs/together_$i" 2>&1 &
+    done
+    wait
+    for i in $(seq $i); do cat "$out/logs/together_$i"; done
+}
+have() {                                     # MODULE...: whether Python does
+    "$python" -c "import $(echo "$*" | tr ' ' ,)" 2> /dev/null || { echo "skip: $python without $*"; return 1; }
+}
 
-tokens() {                                   # a shard of tokens as frequent as in text: the k-th as often as 1 / k
-    [ -s build/tokens.bin ] || python3 - build/tokens.bin 20000000 50257 <<'END'
+tokens() {                                   # FILE COUNT: a shard of tokens as frequent as in text: the k-th as often as 1 / k
+    [ -s "$1" ] || "$python" - "$1" "$2" 50257 <<'END'
 import array, math, os, random, struct, sys
 path, n, V = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rng = random.Random(1)
@@ -53,108 +78,259 @@ with open(path + ".part", "wb") as f:
 os.rename(path + ".part", path)
 END
 }
-run_of() { echo "./train_gpt_cuda train --train build/tokens.bin --sample-every 0 --eval-every 0 --save-every 0 --lr 6e-4 $*"; }
+many=build/tokens.bin
+shape() {                                    # d12, or layers,heads,channels: as options
+    case $1 in *,*) echo "$1" | sed 's/\(.*\),\(.*\),\(.*\)/--init custom --layers \1 --heads \2 --channels \3/' ;; *) echo "--init $1" ;; esac
+}
+run_of() { echo "$program train --train $many --sample-every 0 --eval-every 0 $*"; }
 
+# The card at work: a sample every 0.1 s while it is watched, and of these the ones at 80 % of the highest power or more.
+watch() {
+    stdbuf -oL nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader -lms 100 > "$out/logs/samples" 2> /dev/null &
+    watcher=$!
+}
+seen() {                                     # sets clock, clocks, watts, degrees
+    kill $watcher 2> /dev/null
+    wait $watcher 2> /dev/null
+    local most
+    most=$(cut -d, -f2 "$out/logs/samples" | tr -cd '0-9.\n' | sort -g | tail -1)
+    awk -F, -v most="${most:-0}" 'NF == 3 && $2 + 0 >= 0.8 * most { print $1 + 0, $2 + 0, $3 + 0 }' "$out/logs/samples" > "$out/logs/busy"
+    clock=$(cut -d' ' -f1 "$out/logs/busy" | median) clocks=$(cut -d' ' -f1 "$out/logs/busy" | range)
+    watts=$(cut -d' ' -f2 "$out/logs/busy" | median) degrees=$(cut -d' ' -f3 "$out/logs/busy" | median)
+}
+energy() {                                   # millijoules since the driver was loaded, by NVML; nothing where it does not count
+    "$python" - 2> /dev/null <<'END'
+import ctypes
+nvml, card, total = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p(), ctypes.c_ulonglong()
+if not (nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(card)) or
+        nvml.nvmlDeviceGetTotalEnergyConsumption(card, ctypes.byref(total))):
+    print(total.value)
+END
+}
+
+logged() { cat build/measured/log.jsonl 2> /dev/null | grep -c '^{"event": "step"'; }      # steps
 # Trains until the log holds so many steps, then kills the program, so that it saves nothing (1.5B parameters are 19 GB).
-measure() {                                  # STEPS TOKENS-A-STEP OPTIONS...
-    local steps=$1 tokens=$2 command pid start=$SECONDS
+# The first five, in which kernels are loaded and graphs recorded, do not count. Sets ms, or says FAILED.
+ours() {                                     # STEPS TOKENS-A-STEP OPTIONS...
+    local steps=$1 tokens=$2 command pid first before after joules
     shift 2
-    command="$(run_of "$@") --steps $((steps + 1000))"
+    command="$(run_of "$@") --save-every 0 --steps $((steps + 1000))"
     printf '\n$ %s\n' "$command"
     rm -rf build/measured
     $command --out build/measured > "$out/logs/train.log" 2>&1 &
     pid=$!
-    while kill -0 $pid 2> /dev/null && [ $((SECONDS - start)) -lt 240 ]; do
-        [ "$(grep -c '^{"event": "step"' build/measured/log.jsonl 2> /dev/null)" -ge "$steps" ] 2> /dev/null && break
-        sleep 0.2
-    done
-    smi clocks.sm,clocks.mem,power.draw,temperature.gpu      # still under load
+    until_logged() { while kill -0 $pid 2> /dev/null && [ "$(left)" -gt 0 ] && [ "$(logged)" -lt "$1" ]; do sleep 0.05; done; }
+    until_logged 5
+    watch
+    before=$(energy) first=$(logged)
+    until_logged "$steps"
+    after=$(energy) steps=$(logged)
+    seen
     kill -KILL $pid 2> /dev/null
     wait $pid 2> /dev/null
     grep ' parameters, ' "$out/logs/train.log"
-    tail -2 "$out/logs/train.log"
-    # the median without the first five steps, in which kernels are loaded and graphs recorded
-    grep '^{"event": "step"' build/measured/log.jsonl | tail -n +6 | sed 's/.*"ms": \([0-9.]*\).*/\1/' | sort -n |
-        awk -v tokens="$tokens" '{ ms[NR] = $1 }
-            END { if (!NR) exit 1; m = ms[int((NR + 1) / 2)]; printf "median of %d steps: %.1f ms/step, %.0f tok/s\n", NR, m, tokens / m * 1000 }' ||
-        echo FAILED
+    tail -1 "$out/logs/train.log"
+    grep '^{"event": "step"' build/measured/log.jsonl 2> /dev/null | tail -n +6 | sed 's/.*"ms": \([0-9.]*\).*/\1/' > "$out/logs/ms"
     rm -rf build/measured
+    ms=$(median < "$out/logs/ms") || { echo "FAILED: no step was measured"; return 1; }
+    joules=$(awk -v a="$before" -v b="$after" -v n="$((steps - first))" -v watts="$watts" -v ms="$ms" 'BEGIN {
+        if (a != "" && b > a && n > 0) printf "%.1f J a step by the counter of NVML", (b - a) / 1e3 / n
+        else printf "%.1f J a step, power x time", watts * ms / 1e3 }')
+    echo "median of $(wc -l < "$out/logs/ms") steps: $ms ms/step ($(range < "$out/logs/ms")), $(rate "$tokens" "$ms") tok/s;" \
+        "$clock MHz ($clocks), $watts W, $degrees C; $joules"
 }
+rate() { awk -v n="$1" -v ms="$2" 'BEGIN { printf "%.0f", n / ms * 1e3 }'; }
+
+torch_turn() {                               # MODEL BATCH STEPS: sets ms
+    try "$LIMIT" 1 "$python" dev/bench_torch.py --tokens $many --model "$1" --batch "$2" --context "$CONTEXT" --steps "$3" || return 1
+    ms=$(sed -n 's|.* \([0-9.]*\) ms/step.*|\1|p' "$log" | tail -1)
+    [ -n "$ms" ]
+}
+llmc_turn() {                                # PROGRAM MODEL BATCH STEPS: sets ms
+    try "$LIMIT" 1 "$1" -i $many -j $many -e "$2" -b "$3" -t "$CONTEXT" -d $(($3 * CONTEXT)) -r 0 -l 6e-4 -c 0.1 -v 1000 -m 1 -s 0 -h 0 -x "$4" || return 1
+    ms=$(sed -n 's/^step .*| *\([0-9.]*\) ms .*/\1/p' "$log" | tail -n +6 | median)
+}
+# Turns of all that is there, as many as fit (5 at most): the card's clock and temperature drift, and so does each alone.
+race() {                                     # MODEL BATCH STEPS
+    local turn started longest=0 who="" variant name code mine label
+    rm -f "$out"/logs/turns_*
+    tokens $many 20000000 || { echo "FAILED: no tokens"; return; }
+    have torch numpy && who=torch_turn
+    for variant in cudnn plain; do
+        [ -x "build/llmc_$variant/train_gpt2cu" ] && who="$who llmc_$variant" || echo "skip: no llm.c ($variant); LLMC=checkout $0 peers builds it"
+    done
+    for turn in 1 2 3 4 5; do
+        [ "$(left)" -gt "$longest" ] || break
+        started=$SECONDS
+        for name in ours $who; do
+            ms=
+            case $name in
+                ours) ours "$3" $(($2 * CONTEXT)) $(shape "$1") --batch "$2" --context "$CONTEXT" ;;
+                torch_turn) watch; torch_turn "$1" "$2" "$3"; code=$?; seen; (exit $code) ;;
+                *) watch; llmc_turn "build/$name/train_gpt2cu" "$1" "$2" "$3"; code=$?; seen; (exit $code) ;;
+            esac && [ -n "$ms" ] && echo "$ms $clock $watts" >> "$out/logs/turns_$name"
+        done
+        [ $((SECONDS - started)) -le $longest ] || longest=$((SECONDS - started))
+    done
+    [ -s "$out/logs/turns_ours" ] || return
+    printf '\n| %s, %s x %s | turns | ms/step, median (range) | tok/s | times ours | MHz | W | J a step, power x time |\n' "$1" "$2" "$CONTEXT"
+    echo "|---|--:|--:|--:|--:|--:|--:|--:|"
+    mine=$(cut -d' ' -f1 "$out/logs/turns_ours" | median)
+    for name in ours $who; do
+        [ -s "$out/logs/turns_$name" ] || { echo "FAILED: no turn of $name"; continue; }
+        case $name in ours) label=$program ;; torch_turn) label="PyTorch, compiled" ;; llmc_cudnn) label="llm.c, cuDNN" ;; *) label=llm.c ;; esac
+        ms=$(cut -d' ' -f1 "$out/logs/turns_$name" | median) watts=$(cut -d' ' -f3 "$out/logs/turns_$name" | median)
+        echo "| $label | $(wc -l < "$out/logs/turns_$name") | $ms ($(cut -d' ' -f1 "$out/logs/turns_$name" | range)) | $(rate $(($2 * CONTEXT)) "$ms") |" \
+            "$(awk -v a="$ms" -v b="$mine" 'BEGIN { printf "%.3f", a / b }') | $(cut -d' ' -f2 "$out/logs/turns_$name" | median) | $watts |" \
+            "$(awk -v w="$watts" -v ms="$ms" 'BEGIN { printf "%.1f", w * ms / 1e3 }') |"
+    done
+}
+
 same_hash() {                                # TIMES OPTIONS... : of the last checkpoint's weights and moments
     local times=$1 command
     shift
-    command=$(run_of "$@")
+    command="$(run_of "$@") --save-every 0"
     printf '\n$ %s   # %s times\n' "$command" "$times"
     for _ in $(seq "$times"); do
+        [ "$(left)" -gt 0 ] || { echo "error: the stage's $LIMIT s are over"; break; }
         rm -rf build/hashed
-        timeout -k 10 60 $command --out build/hashed > "$out/logs/hashed.log" 2>&1 || { tail -1 "$out/logs/hashed.log"; continue; }
+        timeout -k 5 "$(left)" $command --out build/hashed > "$out/logs/hashed.log" 2>&1 || { tail -1 "$out/logs/hashed.log"; continue; }
         cat build/hashed/step_*/*.safetensors | sha256sum | cut -c1-16
     done | sort | uniq -c | tee "$out/logs/hashes"
     rm -rf build/hashed
     [ "$(awk '{ print $1 }' "$out/logs/hashes")" = "$times" ] && ! grep -q error "$out/logs/hashes" && echo ok || echo FAILED
 }
+sanitize() {                                 # TOOL
+    command -v compute-sanitizer > /dev/null || { echo "skip: no compute-sanitizer"; return; }
+    local probe
+    probe=$(timeout -k 5 60 compute-sanitizer --tool "$1" "build/bench_${ladders%%[[:space:]]*}" --check tiny 2>&1)
+    case $probe in
+        *"not supported"* | *"ot permitted"*) echo "skip: not possible on this machine: $(echo "$probe" | grep -m 1 -E 'ot (supported|permitted)')"; return ;;
+    esac
+    local with="compute-sanitizer --tool $1 --error-exitcode 1"
+    local commands=("$with $program --check" "$with ${program}_fp32 --check")
+    for ladder in $ladders; do commands+=("$with build/bench_$ladder --check tiny"); done
+    together "${commands[@]}"
+}
 
 stage_build() {
-    try 520 1 make -k -j"$(nproc)" train_gpt train_gpt_cuda train_gpt_cuda_fp32 $(printf 'build/bench_%s ' $all_ladders) build/gpu_golden
+    try "$LIMIT" 1 make -k -j"$(nproc)" train_gpt train_gpt_cuda train_gpt_cuda_fp32 $(printf 'build/bench_%s ' $all_ladders) build/gpu_golden
 }
 stage_check() {
-    try 60 1 ./train_gpt_cuda --check
-    try 60 1 ./train_gpt_cuda_fp32 --check
-    try 120 20 test/gpu.sh ./train_gpt_cuda
+    local commands=()
+    try 60 1 "$program" --check
+    try 60 1 "${program}_fp32" --check
+    try 90 20 test/gpu.sh "$program"
     try 60 1 build/gpu_golden test/golden/*/
-    for ladder in $ladders; do try 30 1 "build/bench_$ladder" --check; done
+    for ladder in $ladders; do commands+=("build/bench_$ladder --check"); done
+    together "${commands[@]}"
+}
+stage_peers() {                              # all of it at work on the CPU, so at once
+    local commands=() torch="$python dev/bench_torch.py --context $CONTEXT --steps 1"
+    for variant in cudnn plain; do
+        [ -e "${LLMC:-}/train_gpt2.cu" ] || { echo "skip: no llm.c ($variant); LLMC= names a checkout"; continue; }
+        rm -rf "build/llmc_$variant"
+        cp -r "$LLMC" "build/llmc_$variant"  # with cuDNN it wants CUDNN_FRONTEND_PATH, or ~/cudnn-frontend
+        commands+=("make -C build/llmc_$variant train_gpt2cu NO_MULTI_GPU=1 USE_CUDNN=$([ $variant = cudnn ] && echo 1 || echo 0)")
+    done
+    have torch numpy && commands+=("$torch --model $D12 --batch $BATCH" "$torch --model $D48 --batch $BATCH48")
+    together "${commands[@]}"
 }
 stage_train() {
-    tokens
-    measure 60 65536 --init d12 --batch 64 --context 1024
-    measure 20 16384 --init d48 --batch 16 --context 1024
+    tokens $many 20000000
+    ours 60 $((BATCH * CONTEXT)) $(shape "$D12") --batch "$BATCH" --context "$CONTEXT"
+    ours 20 $((BATCH48 * CONTEXT)) $(shape "$D48") --batch "$BATCH48" --context "$CONTEXT"
+}
+stage_race() { race "$D12" "$BATCH" 40; }
+stage_race48() { race "$D48" "$BATCH48" 20; }
+stage_learning() {                           # of B T + 1 tokens every order is the same batch
+    local rows=$(((BATCH + 3) / 4)) many=build/one_batch.bin
+    have torch transformers numpy || return
+    rm -rf $many build/learning build/learned
+    tokens $many $((rows * CONTEXT + 1))
+    try 60 1 $(run_of $(shape "$D12") --context "$CONTEXT" --batch 1 --steps 1 --lr 0) --out build/learning || return
+    try 120 1 $(run_of --init build/learning/step_00000001 --context "$CONTEXT" --batch $rows --steps 40 --lr 3e-4 --schedule constant) \
+        --out build/learned || return
+    try "$LIMIT" 9 "$python" dev/bench_torch.py --learn build/learned/log.jsonl --init build/learning/step_00000001 --tokens $many \
+        --batch $rows --context "$CONTEXT"
+    rm -rf build/learning build/learned
+}
+stage_sampling() {
+    local rows length start ns=() words=()
+    tokens $many 20000000
+    rm -rf build/sampled
+    try 150 1 $(run_of $(shape "$D12") --batch "$BATCH" --context "$CONTEXT" --steps 90 --save-every 30 --keep 1) --out build/sampled || return
+    rm -f "$out/logs/beside" "$out/logs/alone"
+    # Steps that ended after a checkpoint's own, but before the line that says it is whole, are those beside its writer.
+    awk -F'"ms": ' -v beside="$out/logs/beside" -v alone="$out/logs/alone" '
+        { split($0, words, /[:,] */); step = words[4] + 0 }
+        /"event": "step"/ && step > 5 { ms[step] = $2 + 0 }
+        /"event": "checkpoint"/ {
+            late = 0
+            for (s in ms) if (s + 0 > step) { late++; near[s] = 1 }
+            printf "checkpoint of step %d: training stood still for %.1f ms, and took %d more steps until it was whole\n", step, $2, late }
+        END { for (s in ms) if (near[s]) print ms[s] > beside; else print ms[s] > alone }' build/sampled/log.jsonl
+    echo "median step alone $(median < "$out/logs/alone") ms," \
+        "beside the writer $([ -s "$out/logs/beside" ] && median < "$out/logs/beside" || echo "none: 0") ms"
+    for rows in 1 64; do
+        for length in $((CONTEXT / 5)) $((CONTEXT - 24)); do                     # what both take is loading, not sampling
+            start=$(date +%s%N)
+            try 60 0 "$program" sample --model build/sampled --prompt 0 --tokens $length --samples $rows || continue 2
+            ns+=($(($(date +%s%N) - start))) words+=($(grep -v -e '^---' "$log" | wc -w))
+        done
+        awk -v rows=$rows -v ns=$((ns[-1] - ns[-2])) -v n=$((words[-1] - words[-2])) 'BEGIN {
+            printf "sampling, batch %d: %.0f tokens/s, %.3f ms a token of each text\n", rows, n / ns * 1e9, ns / 1e6 / n * rows }'
+    done
+    rm -rf build/sampled
 }
 stage_torch() {
-    tokens
-    try 150 1 python3 dev/bench_torch.py --tokens build/tokens.bin --model d12 --batch 64 --steps 40
-    try 200 3 python3 dev/bench_torch.py --tokens build/tokens.bin --model d12 --batch 32,96,128 --steps 20
-    try 100 1 python3 dev/bench_torch.py --tokens build/tokens.bin --model d12 --batch 64 --steps 40 --sdpa cudnn
-    try 60 9 python3 dev/bench_torch.py --kernels 1
-}
-stage_torch48() {
-    tokens
-    try 520 1 python3 dev/bench_torch.py --tokens build/tokens.bin --model d48 --batch 16 --steps 15
+    local with="$python dev/bench_torch.py --tokens $many --model $D12 --context $CONTEXT"
+    have torch numpy || return
+    tokens $many 20000000
+    try 60 9 "$python" dev/bench_torch.py --kernels 1
+    try 100 1 $with --batch "$BATCH" --steps 40 --sdpa cudnn
+    for batch in $((BATCH / 2)) $((BATCH * 3 / 2)) $((BATCH * 2)); do try 100 1 $with --batch $batch --steps 20; done
 }
 stage_kernels() {
     for ladder in $ladders; do
         rm -f "$out/kernels_$ladder".*
-        try 200 200 "build/bench_$ladder" --write "$out/kernels_$ladder"
+        try "$LIMIT" 200 "build/bench_$ladder" --write "$out/kernels_$ladder"
     done
 }
 stage_determinism() {
-    tokens
+    tokens $many 20000000
     same_hash 20 --init custom --layers 2 --heads 2 --channels 128 --context 128 --batch 4 --steps 20
-    same_hash 3 --init d12 --batch 16 --context 1024 --steps 5
+    same_hash 3 $(shape "$D12") --batch $(((BATCH + 3) / 4)) --context "$CONTEXT" --steps 5
 }
-stage_sanitizer() {
-    compute-sanitizer ./train_gpt_cuda --check > "$out/logs/sanitizer.log" 2>&1
-    if ! grep -q 'ERROR SUMMARY' "$out/logs/sanitizer.log" || grep -qi 'not supported' "$out/logs/sanitizer.log"; then
-        echo "not possible on this machine: $(tail -1 "$out/logs/sanitizer.log")"
-        return
-    fi
-    for tool in memcheck racecheck initcheck synccheck; do
-        for ladder in $ladders; do try 18 1 compute-sanitizer --tool $tool --error-exitcode 1 "build/bench_$ladder" --check tiny; done
-    done
-}
+stage_memcheck() { sanitize memcheck; }
+stage_racecheck() { sanitize racecheck; }
+stage_initcheck() { sanitize initcheck; }
+stage_synccheck() { sanitize synccheck; }
 stage_report() {
-    awk 'FNR > 1 || NR == 1' "$out"/kernels_*.csv > "$out/kernels.csv"        # the ladders' tables as one
-    awk 'FNR > 2 || NR == FNR' "$out"/kernels_*.md > "$out/kernels.md"
+    local cuda tables=("$out"/kernels_*.csv)
+    rm -f "$out/kernels.csv" "$out/kernels.md"
+    if [ -e "${tables[0]}" ]; then
+        awk 'FNR > 1 || NR == 1' "$out"/kernels_*.csv > "$out/kernels.csv"   # the ladders' tables as one
+        awk 'FNR > 2 || NR == FNR' "$out"/kernels_*.md > "$out/kernels.md"
+        try 60 1 "$python" dev/plot.py "$out/kernels.csv" -o "$out/kernels.png"
+    fi
     {
         printf '# train_gpt_cuda on %s\n\n' "$(smi name)"
-        echo "CUDA $(${NVCC:-nvcc} --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'), driver $(smi driver_version). Command: dev/gpu_report.sh"
-        for stage in train torch torch48 check determinism sanitizer; do
-            [ -s "$out/$stage.log" ] && printf '\n## %s\n\n```\n%s\n```\n' $stage "$(cat "$out/$stage.log")"
+        cuda=$("${NVCC:-nvcc}" --version 2> /dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+        echo "CUDA ${cuda:-unknown}, driver $(smi driver_version). Command: dev/gpu_report.sh"
+        for stage in $STAGES; do
+            case $stage in report | kernels) continue ;; esac
+            [ -s "$out/$stage.log" ] || { printf '\n## %s\n\nnot run\n' "$stage"; continue; }
+            printf '\n## %s\n\n```\n' "$stage"
+            grep -v '^|' "$out/$stage.log"
+            printf '```\n'
+            grep -q '^|' "$out/$stage.log" && echo && grep '^|' "$out/$stage.log"
         done
-        printf '\n## kernels\n\n![time beside floor, and the roofline](kernels.png)\n\n```\n'
-        [ -s "$out/kernels.log" ] && grep -E '^==|TB/s|^FAIL' "$out/kernels.log"
-        printf '```\n\n%s\n' "$(cat "$out/kernels.md")"
+        printf '\n## kernels\n\n'
+        [ -s "$out/kernels.png" ] && printf '![time beside floor, and the roofline](kernels.png)\n\n'
+        [ -s "$out/kernels.log" ] && { echo '```'; grep -E '^==|TB/s|^FAIL' "$out/kernels.log"; printf '```\n\n'; }
+        [ -s "$out/kernels.md" ] && cat "$out/kernels.md" || echo "not run"
     } > "$out/report.md"
-    python3 dev/plot.py "$out/kernels.csv" -o "$out/kernels.png"
     echo "wrote $out/report.md"
 }
 
@@ -164,7 +340,12 @@ for stage in ${@:-$STAGES}; do
 done
 failed=0
 for stage in ${@:-$STAGES}; do
-    { echo "== $stage, $(date -u '+%F %H:%M'), commit $(git rev-parse --short HEAD 2> /dev/null || echo unknown)"; "stage_$stage" 2>&1; } | tee "$out/$stage.log"
+    begun=$SECONDS
+    {
+        echo "== $stage, $(date -u '+%F %H:%M'), commit $(git rev-parse --short HEAD 2> /dev/null || echo unknown), $(smi name)"
+        "stage_$stage" 2>&1
+        echo "$stage: $((SECONDS - begun)) s"
+    } | tee "$out/$stage.log"
     grep -q '^FAIL' "$out/$stage.log" && failed=1
 done
 exit $failed
