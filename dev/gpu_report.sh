@@ -31,6 +31,7 @@ program=${PROGRAM:-./train_gpt_cuda} python=${PYTHON:-python3} LIMIT=${LIMIT:-24
 D12=${D12:-d12} D48=${D48:-d48} BATCH=${BATCH:-64} BATCH48=${BATCH48:-16} CONTEXT=${CONTEXT:-1024}
 
 smi() { nvidia-smi --query-gpu="$1" --format=csv,noheader | head -1; }
+cuda() { "${NVCC:-nvcc}" --version 2> /dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p' | grep . || echo 0; }
 left() { echo $((LIMIT - (SECONDS - begun))); }             # seconds of the stage
 median() { sort -g | awk '{ v[NR] = $1 } END { if (!NR) exit 1; print v[int((NR + 1) / 2)] }'; }
 range() { sort -g | sed -n '1p; $p' | paste -sd' ' | sed 's/ / to /'; }
@@ -44,7 +45,7 @@ try() {                                      # SECONDS LINES COMMAND...
     [ "$limit" -gt 0 ] || { echo "FAILED: not run, the stage's $LIMIT s are over"; return 1; }
     timeout -k 5 "$limit" "$@" > "$log" 2>&1
     code=$?
-    [ $code -eq 0 ] || grep -m 20 -E '^FAIL|rror' "$log"
+    [ $code -eq 0 ] || grep -m 20 -E '^FAIL|rror|\*\*\*' "$log"
     tail -n "$lines" "$log"
     [ $code -eq 0 ] && echo "ok, $((SECONDS - start)) s" || echo "FAILED with exit code $code, $((SECONDS - start)) s"
     return $code
@@ -226,12 +227,19 @@ stage_check() {
     together "${commands[@]}"
 }
 stage_peers() {                              # all of it at work on the CPU, so at once
-    local commands=() torch="$python dev/bench_torch.py --context $CONTEXT --steps 1"
+    local copy library commands=() torch="$python dev/bench_torch.py --context $CONTEXT --steps 1"
     for variant in cudnn plain; do
         [ -e "${LLMC:-}/train_gpt2.cu" ] || { echo "skip: no llm.c ($variant); LLMC= names a checkout"; continue; }
-        rm -rf "build/llmc_$variant"
-        cp -r "$LLMC" "build/llmc_$variant"  # with cuDNN it wants CUDNN_FRONTEND_PATH, or ~/cudnn-frontend
-        commands+=("make -C build/llmc_$variant train_gpt2cu NO_MULTI_GPU=1 USE_CUDNN=$([ $variant = cudnn ] && echo 1 || echo 0)")
+        copy=$PWD/build/llmc_$variant
+        rm -rf "$copy"
+        cp -r "$LLMC" "$copy"                # with cuDNN it wants CUDNN_FRONTEND_PATH, or ~/cudnn-frontend
+        # what its Makefile does not find: the card, NVML where only the driver has it, and the type that CUDA 13 asks for
+        library=$(ldconfig -p | awk '/libnvidia-ml\.so\.1/ { print $NF; exit }')
+        [ -z "$library" ] || ln -s "$library" "$copy/libnvidia-ml.so"
+        [ "$(cuda | cut -d. -f1)" -lt 13 ] ||
+            sed -i 's/PreferredLocation, cudaCpuDeviceId/PreferredLocation, cudaMemLocation{cudaMemLocationTypeHost, 0}/' "$copy/llmc/cuda_utils.cuh"
+        commands+=("env LIBRARY_PATH=$copy:${LIBRARY_PATH:-} make -C $copy train_gpt2cu NO_MULTI_GPU=1 USE_CUDNN=$([ $variant = cudnn ] && echo 1 || echo 0)
+            GPU_COMPUTE_CAPABILITY=$(smi compute_cap | tr -d .)")
     done
     have torch numpy && commands+=("$torch --model $D12 --batch $BATCH" "$torch --model $D48 --batch $BATCH48")
     together "${commands[@]}"
@@ -307,7 +315,7 @@ stage_racecheck() { sanitize racecheck; }
 stage_initcheck() { sanitize initcheck; }
 stage_synccheck() { sanitize synccheck; }
 stage_report() {
-    local cuda tables=("$out"/kernels_*.csv)
+    local tables=("$out"/kernels_*.csv)
     rm -f "$out/kernels.csv" "$out/kernels.md"
     if [ -e "${tables[0]}" ]; then
         awk 'FNR > 1 || NR == 1' "$out"/kernels_*.csv > "$out/kernels.csv"   # the ladders' tables as one
@@ -316,8 +324,7 @@ stage_report() {
     fi
     {
         printf '# train_gpt_cuda on %s\n\n' "$(smi name)"
-        cuda=$("${NVCC:-nvcc}" --version 2> /dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
-        echo "CUDA ${cuda:-unknown}, driver $(smi driver_version). Command: dev/gpu_report.sh"
+        echo "CUDA $(cuda), driver $(smi driver_version). Command: dev/gpu_report.sh"
         for stage in $STAGES; do
             case $stage in report | kernels) continue ;; esac
             [ -s "$out/$stage.log" ] || { printf '\n## %s\n\nnot run\n' "$stage"; continue; }
