@@ -125,8 +125,8 @@ inline void climb(const std::string& kernel, const std::string& shape, const Wor
     if (timed)
         printf("\n%-44s %10s %9s %9s %9s %10s\n", (kernel + ", " + shape).c_str(), "ms", "GB/s", "TFLOP/s", "of roof",
                "rel. error");
-    if (!timed && report)                    // what runs again and again, as it is timed, must not change what is checked
-        for (const Rung& rung : rungs) if (work.flops <= rung.slowest) rung.run(), rung.run();
+    if (!timed && report)                    // what has run before, as where it is timed, must not change what is checked
+        for (const Rung& rung : rungs) if (work.flops <= rung.slowest) rung.run();
     for (const Rung& rung : rungs) {
         if (work.flops > rung.slowest) continue;
         const std::string name = format("%s, %s, %s", kernel.c_str(), shape.c_str(), rung.name);

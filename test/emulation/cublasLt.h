@@ -143,7 +143,8 @@ inline float gelu_derivative(float x) {
     return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * s * (1 + 3 * 0.044715f * x * x);
 }
 inline void multiply(const Proposal& way, const Product& p, float alpha, const void* A, const Layout& la,
-                     const void* B, const Layout& lb, float beta, const void* C, const Layout& lc, void* D, const Layout& ld) {
+                     const void* B, const Layout& lb, float beta, const void* C, const Layout& lc, void* D,
+                     const Layout& ld) {
     const size_t m = ld.rows, n = ld.columns, k = p.a_transposed ? la.rows : la.columns;
     const int bias_type = p.bias_type < 0 ? ld.type : p.bias_type, aux_type = p.aux_type < 0 ? ld.type : p.aux_type;
     std::vector<float> a(k * m), b(n * k), d(n * m);         // op(A), op(B) and D, column by column
