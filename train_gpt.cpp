@@ -615,6 +615,40 @@ struct bfloat16 {
     operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
 };
 
+// How a token is drawn, and the weight of one whose logit lies `below` the highest: e^(-below / temperature) as an
+// integer, so that sums of weights have no order, and any machine draws the same token from the same logits.
+struct Sampling {
+    float scale;                             // 2^25 log2(e) / temperature
+    int top_k;                               // temperature 0 is top_k 1
+    uint64_t top_p;                          // in units of 2^-64; 0: all
+    explicit Sampling(const Options& o)
+        : scale(std::min(0x1p25 * 1.4426950408889634 / o.temperature, 3e38)),
+          top_k(o.temperature == 0 ? 1 : o.top_k ? o.top_k : INT_MAX), top_p(o.top_p < 1 ? o.top_p * 0x1p64 : 0) {}
+};
+/* math     2^40 2^-(n + f),   n + f = below scale 2^-25;   2^-f by a polynomial in units of 2^-32
+   errors   below 2^-23 (1 + n) of the weight, and 1; less than 2^24 of them add up in 64 bits
+   here     a product of floats is rounded alike everywhere, as long as nothing is added to it */
+HD uint64_t weight_of(float below, float scale) {
+    const float y = below * scale, most = 63 << 25;
+    const uint32_t x = int(y < most ? y : most), f = x << 7;
+    auto times_f = [f](uint32_t a) { return uint32_t(uint64_t(f) * a >> 32); };
+    uint32_t p = 0x003d8641;                 // minimax, by Remez's exchange
+    p = 0x025a2f53 - times_f(p);
+    p = 0x0e26cfd9 - times_f(p);
+    p = 0x3d7becb2 - times_f(p);
+    p = 0xb171c54a - times_f(p);
+    p = 0xfffffebe - times_f(p);
+    return (uint64_t)p << 8 >> (x >> 25);
+}
+
+// The bits of a float as an integer that is greater where the float is; 0 and -0 are equal.
+HD uint32_t ordered(float x) {
+    x += 0.0f;
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits ^ (bits >> 31 ? 0xffffffff : 0x80000000);
+}
+
 struct AdamW { double lr, beta1, beta2, eps, weight_decay; };
 
 /* AdamW, one weight. m and v are the running means of g and g^2.
@@ -1362,6 +1396,46 @@ inline double sum_of_squares(const real* x, size_t n) {
     return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
+/* pick -- draws a token from softmax(logits / temperature), cut to the top_k likeliest, the lower number first where
+   two are equal, and then to the fewest of them whose weights reach top_p of their sum
+   math     the first v whose sum over u <= v of weight_u exceeds rng.below(sum over all)
+   source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
+inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
+    static thread_local std::vector<uint64_t> weight, order;
+    float highest = -INFINITY;
+    for (int v = 0; v < V; v++)
+        if (!std::isfinite(logits[v])) die("a logit is %g; are the model's weights finite?", logits[v]);
+    #pragma omp simd reduction(max : highest)
+    for (int v = 0; v < V; v++) highest = logits[v] > highest ? logits[v] : highest;
+    if (s.top_k == 1) return int(std::find(logits, logits + V, highest) - logits);
+    auto weigh = [&](int v) { return weight_of(highest - logits[v], s.scale); };
+    weight.resize(V);
+    if (s.top_k < V || s.top_p) {
+        order.resize(V);                     // the likelier, the greater
+        for (int v = 0; v < V; v++) order[v] = (uint64_t)ordered(logits[v]) << 32 | ~(uint32_t)v;
+        auto id = [](uint64_t place) { return ~(uint32_t)place; };
+        if (s.top_k < V) {
+            std::nth_element(order.begin(), order.begin() + s.top_k - 1, order.end(), std::greater());
+            order.resize(s.top_k);
+        }
+        if (s.top_p) {
+            std::sort(order.begin(), order.end(), std::greater());
+            uint64_t sum = 0, kept = 0;
+            for (uint64_t place : order) sum += weigh(id(place));
+            size_t n = 0;
+            for (const uint64_t least = multiply_high(sum, s.top_p); kept < least;) kept += weigh(id(order[n++]));
+            order.resize(n);
+        }
+        std::fill(weight.begin(), weight.end(), 0);
+        for (uint64_t place : order) weight[id(place)] = weigh(id(place));
+    } else
+        for (int v = 0; v < V; v++) weight[v] = weigh(v);
+    uint64_t left = rng.below(std::accumulate(weight.begin(), weight.end(), uint64_t(0)));
+    int v = 0;
+    while (left >= weight[v]) left -= weight[v++];
+    return v;
+}
+
 }  // namespace cpu
 
 // ---- 6. model -------------------------------------------------------------------------------------------------------
@@ -1381,6 +1455,9 @@ inline double sum_of_squares(const real* x, size_t n) {
 //                                      likeliest token, of the last forward are then there for every y[n] >= 0
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
+//   draw(x, B, t0, T, sampling, rng, token)
+//                                      extend, and then a token for each of at most 64 rows, with its own random number.
+//                                      With t0 > 0, x is what the last draw gave: tokens may be made ahead of time
 //   describe()                         one line about the machine and the memory in use
 //   speed(tokens, seconds)             of a step: for its line, and for the log
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
@@ -1504,6 +1581,12 @@ struct Model {
     }
     void logits(int n, int step, int count, float* out) {
         bf16 ? logits_in<bfloat16>(n, step, count, out) : logits_in<real>(n, step, count, out);
+    }
+
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, Rng* rng, int* token) {
+        std::vector<float> z((size_t)B * c.V);
+        extend(x, B, t0, T), logits(T - 1, T, B, z.data());
+        for (int b = 0; b < B; b++) token[b] = pick(&z[(size_t)b * c.V], c.V, s, rng[b]);
     }
 
     void update(const AdamW& o, double clip, integer step) {
@@ -2129,47 +2212,19 @@ struct HeldOut {
     }
 };
 
-/* Draws a token from softmax(logits / temperature), cut to the top_k likeliest and then to the fewest of them whose
-   probabilities reach top_p of their sum.     source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
-inline int pick(const float* logits, int V, const Options& o, Rng& rng) {
-    for (int v = 0; v < V; v++)
-        if (!std::isfinite(logits[v])) die("a logit is %g; are the model's weights finite?", logits[v]);
-    std::vector<int> ids(V);
-    std::iota(ids.begin(), ids.end(), 0);
-    auto likelier = [&](int a, int b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-    if (o.temperature == 0) return *std::min_element(ids.begin(), ids.end(), likelier);
-    if (o.top_k && (size_t)o.top_k < ids.size()) {
-        std::nth_element(ids.begin(), ids.begin() + o.top_k - 1, ids.end(), likelier);
-        ids.resize(o.top_k);
-    }
-    if (o.top_p < 1) std::sort(ids.begin(), ids.end(), likelier);
-    float highest = logits[*std::min_element(ids.begin(), ids.end(), likelier)];
-    std::vector<double> p(ids.size());
-    for (size_t i = 0; i < ids.size(); i++) p[i] = std::exp((logits[ids[i]] - highest) / o.temperature);
-    double total = std::accumulate(p.begin(), p.end(), 0.0), kept = total;
-    if (o.top_p < 1) {
-        size_t n = 0;
-        for (kept = 0; n < ids.size() && kept < o.top_p * total;) kept += p[n++];
-        ids.resize(n);
-    }
-    double u = rng.uniform() * kept;
-    for (size_t i = 0; i + 1 < ids.size(); i++) if ((u -= p[i]) < 0) return ids[i];
-    return ids.back();
-}
-
 /* Writes up to o.tokens tokens after the prompt, in o.samples texts; emit(sample, token) sees them as they come. An end
    of text ends a sample. When the context is full, its later half becomes the prompt again. A sample depends on the
    seed and its number, not on how many are made beside it. */
 template <typename Model, typename Emit>
 void generate(Model& model, const Options& o, const std::vector<int>& prompt, int eot, Emit emit) {
-    const int V = model.c.V;
+    const Sampling sampling(o);
     for (int first = 0; first < o.samples; first += model.B) {
         const int B = std::min<int>(model.B, o.samples - first);
         std::vector<std::vector<int>> rows(B, prompt);
         std::vector<bool> ended(B, false);
         std::vector<Rng> rng;
         for (int b = 0; b < B; b++) rng.emplace_back(o.seed, first + b + 1);
-        std::vector<float> logits((size_t)B * V);
+        std::vector<int> tokens(B);
         int held = 0;                                                        // tokens of each row that the model holds
         for (integer made = 0; made < o.tokens && std::count(ended.begin(), ended.end(), false); made++) {
             int length = rows[0].size();
@@ -2178,13 +2233,11 @@ void generate(Model& model, const Options& o, const std::vector<int>& prompt, in
                     row.erase(row.begin(), row.end() - std::max(1, model.T / 2)), length = row.size(), held = 0;
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + held, row.end());
-            model.extend(x.data(), B, held, length - held);
-            model.logits(length - held - 1, length - held, B, logits.data());
+            model.draw(x.data(), B, held, length - held, sampling, rng.data(), tokens.data());
             for (int b = 0; b < B; b++) {
-                int token = pick(&logits[(size_t)b * V], V, o, rng[b]);
-                if (!ended[b] && token == eot) ended[b] = true;
-                if (!ended[b]) emit(first + b, token);
-                rows[b].push_back(token);
+                if (!ended[b] && tokens[b] == eot) ended[b] = true;
+                if (!ended[b]) emit(first + b, tokens[b]);
+                rows[b].push_back(tokens[b]);
             }
             held = length;
         }

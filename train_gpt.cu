@@ -12,7 +12,7 @@
    reads the next batch, and only then waits for loss and gradient norm.
 
    Sections
-      1 what kernels stand on    2 instructions    3 layers    4 products    5 model    6 check    7 main
+      1 what kernels stand on    2 instructions    3 layers    4 products    5 decoding    6 model    7 check    8 main
    A kernel's comment gives its maths, shapes, and the bytes it moves: what bounds all kernels but attention and the
    products. X stands for the bytes of one (B,T,C) activation.                                                       */
 
@@ -29,6 +29,7 @@
     "A step's MFU is the share of the card's peak (data sheet: bf16, dense) that 6 P + 6 L C T operations a\n" \
     "token make, of P parameters. SOL is the time that the step would take at 80 % of that peak and 90 % of\n" \
     "the memory's, over the time it took.\n"
+#include <cfloat>
 #include <cublasLt.h>
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -140,9 +141,12 @@ inline int threads_for(size_t n, int most) { return (int)std::min<size_t>(most, 
 // W neighbours at once, as float. Kernels are made for W = 16 bytes and, for sizes that are no multiple of it, W = 1.
 constexpr int WIDE = 16 / sizeof(floatX);
 template <typename T, int W> struct alignas(sizeof(T) * W) Pack { T v[W]; };
-template <int W, typename T> DEVICE void load(float (&x)[W], const T* p) {
+template <int W, typename T> DEVICE Pack<T, W> fetch(const T* p) {
     EMU(emu::aligned<sizeof(T) * W>(p);)
-    const Pack<T, W> pack = *reinterpret_cast<const Pack<T, W>*>(p);
+    return *reinterpret_cast<const Pack<T, W>*>(p);
+}
+template <int W, typename T> DEVICE void load(float (&x)[W], const T* p) {
+    const Pack<T, W> pack = fetch<W>(p);
     for (int i = 0; i < W; i++) x[i] = float(pack.v[i]);
 }
 template <int W, typename T> DEVICE void store(T* p, const float (&x)[W]) {
@@ -1805,7 +1809,346 @@ inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const flo
     multiply(dw, dout, x, {OC, C, N, false, true, OC, C, OC, false, false, true, true}, nullptr, dw);
 }
 
-// ---- 5. model -------------------------------------------------------------------------------------------------------
+// Products of a size that is no multiple of 8 run at an eighth of the speed. So the device's tables have rows, and rows of
+// logits columns, for this vocabulary. Rows beyond V are zero and stay so: cross_entropy() leaves them no gradient.
+constexpr int VOCABULARY_TILE = 64;
+inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * VOCABULARY_TILE; }
+
+// ---- 5. decoding ----------------------------------------------------------------------------------------------------
+// One token more for each of a few rows. All that changes from step to step is on the device (position, token, random
+// state of each row), so that one recording of these kernels serves every step.
+
+/* products of few rows, bound by reading the weights: once, 16 bytes a load, many under way; what comes in may be
+   normalized first, by every block for itself
+   math     out = f(x) w + b (+ plus), then gelu if asked;   f: layernorm, if norm has weights
+   shapes   x (N,C), N <= FEW   w (C,OC)   b (OC) or null   out, plus (N,OC);   C and OC are multiples of WIDE
+   layout   `across` lanes side by side take WIDE columns each; threads above each other take rows of w in turn. A row's
+            sums have the same order however many rows there are.
+   cost     w */
+constexpr int FEW = 8;
+struct Norm {
+    const floatX *w = nullptr, *b = nullptr;
+    float eps = 0;
+};
+// x in shared memory, as layernorm_forward() leaves it; a warp takes a row
+template <int N> DEVICE void bring(floatX* to, const floatX* x, Norm norm, int rows, int C) {
+    const int lane = threadIdx.x % 32 * WIDE;
+    for (int n = threadIdx.x / 32; n < N; n += blockDim.x / 32) {
+        floatX* const row = to + n * C;
+        float sum = 0, squares = 0, v[WIDE] = {}, weight[WIDE], bias[WIDE];
+        for (int c = lane; c < C; c += 32 * WIDE) {
+            if (n < rows) load(v, x + (size_t)n * C + c);
+            store(row + c, v);
+            for (float f : v) sum += f;
+        }
+        if (!norm.w) continue;
+        const float mean = warp_sum(sum) / C;
+        for (int c = lane; c < C; c += 32 * WIDE) {
+            load(v, row + c);
+            for (float f : v) squares += (f - mean) * (f - mean);
+        }
+        const float rstd = rsqrtf(warp_sum(squares) / C + norm.eps);
+        for (int c = lane; c < C; c += 32 * WIDE) {
+            load(v, row + c), load(weight, norm.w + c), load(bias, norm.b + c);
+            for (int i = 0; i < WIDE; i++) v[i] = (v[i] - mean) * rstd * weight[i] + bias[i];
+            store(row + c, v);
+        }
+    }
+    __syncthreads();
+}
+template <int N>
+__global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, const floatX* x, Norm norm, const floatX* w,
+                                                       const floatX* b, const floatX* plus, bool gelu, int rows, int C,
+                                                       int OC, int across) {
+    SHARED_DYNAMIC(shared);
+    constexpr int AHEAD = 8;                 // rows of w that a thread has asked for
+    floatX* const xs = (floatX*)shared;
+    float* const parts = (float*)(xs + N * C);               // of each warp: (N, columns)
+    const int columns = across * WIDE, c = blockIdx.x * columns + threadIdx.x % across * WIDE;
+    const int first = threadIdx.x / across, step = blockDim.x / across, end = c < OC ? C : 0;
+    Pack<floatX, WIDE> ahead[AHEAD];
+    auto ask = [&](int i, int k) { if (k < end) ahead[i] = fetch<WIDE>(w + (size_t)k * OC + c); };
+    for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
+    bring<N>(xs, x, norm, rows, C);
+    float sum[N][WIDE] = {};
+    for (int k0 = first; k0 < end; k0 += AHEAD * step)
+        for (int i = 0; i < AHEAD; i++) {
+            const int k = k0 + i * step;
+            if (k >= end) break;
+            for (int n = 0; n < N; n++) {
+                const float u = xs[n * C + k];
+                for (int j = 0; j < WIDE; j++) sum[n][j] += u * float(ahead[i].v[j]);
+            }
+            ask(i, k + AHEAD * step);
+        }
+    for (int n = 0; n < N; n++) for (int j = 0; j < WIDE; j++) {
+        for (int o = 16; o >= across; o /= 2) sum[n][j] += __shfl_xor_sync(WARP, sum[n][j], o);
+        const int lane = threadIdx.x % 32;
+        if (lane < across) parts[(threadIdx.x / 32 * N + n) * columns + lane * WIDE + j] = sum[n][j];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < rows * columns; i += blockDim.x) {
+        const int column = blockIdx.x * columns + i % columns;
+        if (column >= OC) continue;
+        const size_t at = (size_t)(i / columns) * OC + column;
+        float total = b ? float(b[column]) : 0;
+        for (int k = 0; k < 8; k++) total += parts[k * N * columns + i];
+        out[at] = floatX((gelu ? ::gelu(total) : total) + (plus ? float(plus[at]) : 0));
+    }
+}
+// logits (N,V), rows `stride` apart = f(x) table^T; a warp takes four rows of the table, which has rows for all columns
+template <int N>
+__global__ void __launch_bounds__(256) few_logits_kernel(floatX* out, const floatX* x, Norm norm, const floatX* table,
+                                                         int rows, int C, int V, int stride) {
+    SHARED_DYNAMIC(shared);
+    floatX* const xs = (floatX*)shared;
+    bring<N>(xs, x, norm, rows, C);
+    const int lane = threadIdx.x % 32;
+    for (int v = (blockIdx.x * 8 + threadIdx.x / 32) * 4; v < V; v += gridDim.x * 32) {
+        float sum[4][N] = {}, t[4][WIDE], u[WIDE];
+        for (int c = lane * WIDE; c < C; c += 32 * WIDE) {
+            for (int r = 0; r < 4; r++) load(t[r], table + (size_t)(v + r) * C + c);
+            for (int n = 0; n < N; n++) {
+                load(u, xs + n * C + c);
+                for (int r = 0; r < 4; r++) for (int i = 0; i < WIDE; i++) sum[r][n] += u[i] * t[r][i];
+            }
+        }
+        for (int r = 0; r < 4; r++) for (int n = 0; n < N; n++) {
+            const float z = warp_sum(sum[r][n]);
+            if (lane == 0 && n < rows) out[(size_t)n * stride + v + r] = floatX(z);
+        }
+    }
+}
+inline size_t few_size(int N, int C) { return std::bit_ceil((unsigned)N) * C * sizeof(floatX); }     // bytes of x
+inline bool few(int N, int C) {
+    const size_t sums = FEW * 8 * 8 * WIDE * sizeof(float);
+    return N <= FEW && few_size(N, C) + sums <= device().properties.sharedMemPerBlockOptin;
+}
+#define FEW_ROWS(N, kernel) ((N) == 1 ? kernel<1> : (N) == 2 ? kernel<2> : (N) <= 4 ? kernel<4> : kernel<8>)
+inline void few_rows(floatX* out, const floatX* x, Norm norm, const floatX* w, const floatX* b, const floatX* plus,
+                     bool gelu, int N, int C, int OC) {
+    int across = 2;                          // 32 bytes, a sector; up to 128, a line, if there are blocks enough
+    while (across < 8 && OC / (2 * across * WIDE) >= 2 * device().processors()) across *= 2;
+    launch(FEW_ROWS(N, few_rows_kernel), blocks_for(OC, across * WIDE), 256,
+           few_size(N, C) + std::bit_ceil((unsigned)N) * 8 * across * WIDE * sizeof(float), out, x, norm, w, b, plus,
+           gelu, N, C, OC, across);
+}
+inline void few_logits(floatX* out, const floatX* x, Norm norm, const floatX* table, int N, int C, int V) {
+    launch(FEW_ROWS(N, few_logits_kernel), 2 * device().processors(), 256, few_size(N, C), out, x, norm, table, N, C, V,
+           padded(V));
+}
+
+// embedded (B,C) = wte[token] + wpe[position]
+__global__ void embedding_step_kernel(floatX* embedded, const int* token, const int* position, const floatX* wte,
+                                      const floatX* wpe, int C) {
+    embedded += (size_t)blockIdx.x * C, wte += (size_t)token[blockIdx.x] * C, wpe += (size_t)position[blockIdx.x] * C;
+    for (int c = threadIdx.x; c < C; c += blockDim.x) embedded[c] = floatX(float(wte[c]) + float(wpe[c]));
+}
+
+/* attention of one query a row, whose key and value join the cache
+   math     s_j = q . k_j / sqrt(HS) for j <= position;   out = sum_j e^s_j v_j / sum_j e^s_j
+   shapes   fresh (B,3C): q, k, v of the new token   cache (B,S,3C): of the others, its q is never read   out (B,C)
+   layout   a block takes a head of a row. `lanes` lanes side by side take a key and its value, 16 bytes each, and four
+            keys at once, with a maximum and sums of their own, which shrink as the maximum rises; these are joined at
+            the end, in order. HS is a multiple of WIDE and at most 32 WIDE.
+   cost     2 C numbers a key */
+constexpr int DECODERS = 512;                // threads
+__global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
+    floatX* out, floatX* cache, const floatX* fresh, const int* position, int S, int C, int HS, int lanes, float scale) {
+    constexpr int W = WIDE, AT_ONCE = 4, WARPS = DECODERS / 32;
+    SHARED(sums, float[WARPS]);
+    SHARED(highs, float[WARPS]);
+    SHARED(outs, float[WARPS][32 * W]);
+    const int h = blockIdx.x, b = blockIdx.y, keys = position[b] + 1, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int first = threadIdx.x / lanes, step = DECODERS / lanes, c = threadIdx.x % lanes * W;
+    const bool mine = c < HS;
+    floatX* const row = cache + (size_t)b * S * 3 * C + h * HS + c;
+    const floatX* const now = fresh + (size_t)b * 3 * C + h * HS + c;
+    float q[W] = {}, o[W] = {}, highest = -FLT_MAX, sum = 0;
+    if (mine) load(q, now);
+    for (int j0 = 0; j0 < keys; j0 += AT_ONCE * step) {      // all threads alike: lanes meet in the shuffles
+        Pack<floatX, W> k[AT_ONCE] = {}, v[AT_ONCE] = {};
+        float s[AT_ONCE] = {}, high = highest;
+        for (int i = 0; i < AT_ONCE; i++)
+            if (const int j = j0 + first + i * step; mine && j < keys) {
+                const floatX* const at = j + 1 < keys ? row + (size_t)j * 3 * C : now;
+                k[i] = fetch<W>(at + C), v[i] = fetch<W>(at + 2 * C);
+            }
+        for (int i = 0; i < AT_ONCE; i++) {
+            for (int w = 0; w < W; w++) s[i] += q[w] * float(k[i].v[w]);
+            for (int l = lanes / 2; l; l /= 2) s[i] += __shfl_xor_sync(WARP, s[i], l);
+            s[i] *= scale * LOG2E;
+            if (j0 + first + i * step < keys) high = fmaxf(high, s[i]);
+        }
+        const float shrink = exp2f(highest - high);
+        highest = high, sum *= shrink;
+        for (float& f : o) f *= shrink;
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float p = j0 + first + i * step < keys ? exp2f(s[i] - high) : 0;
+            sum += p;
+            for (int w = 0; w < W; w++) o[w] += p * float(v[i].v[w]);
+        }
+    }
+    for (int l = lanes; l < 32; l *= 2) {    // a warp's keys
+        const float high = fmaxf(highest, __shfl_xor_sync(WARP, highest, l)), shrink = exp2f(highest - high);
+        highest = high, sum *= shrink, sum += __shfl_xor_sync(WARP, sum, l);
+        for (float& f : o) f *= shrink, f += __shfl_xor_sync(WARP, f, l);
+    }
+    if (lane == 0) highs[warp] = highest, sums[warp] = sum;
+    if (lane < lanes) for (int w = 0; w < W; w++) outs[warp][c + w] = o[w];
+    if (first == 0 && mine)
+        for (int part : {C, 2 * C}) load(q, now + part), store(row + (size_t)(keys - 1) * 3 * C + part, q);
+    __syncthreads();
+    for (int i = threadIdx.x; i < HS; i += DECODERS) {
+        float high = highs[0], total = 0, all = 0;
+        for (float f : highs) high = fmaxf(high, f);
+        for (int w = 0; w < WARPS; w++) {
+            const float share = exp2f(highs[w] - high);
+            total += share * sums[w], all += share * outs[w][i];
+        }
+        out[(size_t)b * C + h * HS + i] = floatX(all / total);
+    }
+}
+inline bool steps_fit(int C, int NH) { return C % WIDE == 0 && C / NH % WIDE == 0 && C / NH <= 32 * WIDE; }
+inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, const int* position, int B, int S, int C,
+                           int NH) {
+    const int HS = C / NH;
+    launch(attention_step_kernel, dim3(NH, B), DECODERS, 0, out, cache, fresh, position, S, C, HS,
+           (int)std::bit_ceil(unsigned(HS / WIDE)), 1 / sqrtf(HS));
+}
+
+/* pick -- as in cpu::pick, the same token from the same logits: all sums are of integers
+   layout   a block takes a row, each thread a range of it. Where tokens are left out, the last that is kept is found
+            digit by digit, from the highest: what each digit adds to the sum is counted, by each warp for itself. */
+struct Pickers {                             // of each row
+    int *token, *position;                   // the last, and where it stands
+    Rng* rng;
+    int* drawn;                              // (DRAWN,B), for the host: tokens, or the bits of a logit that is not finite
+};
+constexpr int DRAWN = 4, PICKERS = 512, KEY_BITS = 8 * sizeof(floatX);
+using wide = unsigned long long;
+DEVICE unsigned key_of(float x) { return ordered(x) >> (32 - KEY_BITS); }
+DEVICE float number_of(unsigned key) {
+    return __uint_as_float((key >> (KEY_BITS - 1) ? key : ~key) << (32 - KEY_BITS) ^ (key >> (KEY_BITS - 1) << 31));
+}
+// The sum of x over all threads before this one; and over all.
+DEVICE wide sum_before(wide x, wide& all) {
+    SHARED(parts, wide[32]);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    wide sum = x, before = 0;
+    for (int o = 1; o < 32; o *= 2) {
+        const wide other = __shfl_up_sync(WARP, sum, o);
+        if (lane >= o) sum += other;
+    }
+    __syncthreads();                         // parts may still be read from the last time
+    if (lane == 31) parts[warp] = sum;
+    __syncthreads();
+    all = 0;
+    for (int w = 0; w < (int)blockDim.x / 32; w++) {
+        if (w < warp) before += parts[w];
+        all += parts[w];
+    }
+    return before + sum - x;
+}
+// The key at which amount(key), summed up from the greatest key downwards, reaches `least`; and the sum above it.
+struct Cut { unsigned key; wide above; };
+template <typename Each, typename F>
+DEVICE Cut find_cut(wide (*counts)[256], Each each, wide least, F amount) {
+    SHARED(found, Cut);
+    Cut cut = {0, 0};
+    const int warp = threadIdx.x / 32, last = 255 - threadIdx.x;
+    for (int shift = KEY_BITS - 8; shift >= 0; shift -= 8) {
+        for (int i = threadIdx.x; i < PICKERS / 32 * 256; i += PICKERS) counts[i / 256][i % 256] = 0;
+        __syncthreads();
+        unsigned digit = 0;
+        wide sum = 0, mine = 0, all;         // neighbours often have a digit in common
+        each([&](int, float x) {
+            const unsigned key = key_of(x);
+            if (key >> shift >> 8 != cut.key) return;
+            if (const unsigned other = key >> shift & 255; other != digit) {
+                if (sum) atomicAdd(&counts[warp][digit], sum);
+                digit = other, sum = 0;
+            }
+            sum += amount(key);
+        });
+        if (sum) atomicAdd(&counts[warp][digit], sum);
+        __syncthreads();
+        for (int w = 0; w < PICKERS / 32 && last >= 0; w++) mine += counts[w][last];
+        const wide before = cut.above + sum_before(mine, all);
+        if (before < least && least <= before + mine) found = {cut.key << 8 | last, before};
+        __syncthreads();
+        cut = found;
+    }
+    return cut;
+}
+__global__ void __launch_bounds__(PICKERS) pick_kernel(Pickers p, const floatX* logits, const Sampling* sampling, int V,
+                                                       int stride, int B) {
+    SHARED(counts, wide[PICKERS / 32][256]);
+    const int b = blockIdx.x, range = (V + PICKERS * WIDE - 1) / (PICKERS * WIDE) * WIDE;
+    const int from = threadIdx.x * range, to = ::min(V, from + range), at = p.position[b] + 1;
+    const floatX* const z = logits + (size_t)b * stride;
+    const Sampling s = *sampling;
+    Rng rng = p.rng[b];
+    auto each = [&](auto f) {
+        for (int v = from; v < to; v += WIDE) {
+            float x[WIDE];
+            load(x, z + v);
+            for (int i = 0; i < WIDE; i++) if (v + i < to) f(v + i, x[i]);
+        }
+    };
+    auto finish = [&](int token, int drawn) {                // by one thread, when all have read
+        p.token[b] = token, p.position[b] = at, p.rng[b] = rng, p.drawn[at % DRAWN * B + b] = drawn;
+    };
+    float highest = -INFINITY;
+    int bad = V;                             // the first that is not finite; V < 2^24, so a float can hold it
+    each([&](int v, float x) { highest = fmaxf(highest, x), bad = isfinite(x) ? bad : ::min(bad, v); });
+    highest = block_max(highest), bad = -(int)block_max(-bad);
+    if (bad < V) {
+        if (threadIdx.x == 0) finish(0, __float_as_int(z[bad]));
+        return;
+    }
+    auto weigh = [&](unsigned key) { return weight_of(highest - number_of(key), s.scale); };
+    unsigned cut = 0;                        // kept: what is greater, and the first `ties` of what is equal
+    wide ties = 0, rank = 0, mine = 0, all;
+    if (s.top_k < V) {
+        const Cut c = find_cut(counts, each, s.top_k, [](unsigned) { return wide(1); });
+        cut = c.key, ties = s.top_k - c.above;
+    }
+    if (s.top_p) {
+        each([&](int, float x) { if (key_of(x) > cut) mine += weigh(key_of(x)); });
+        sum_before(mine, all);
+        all += ties * weigh(cut);
+        const Cut c = find_cut(counts, each, multiply_high(all, s.top_p),
+                               [&](unsigned key) { return wide(key < cut ? 0 : weigh(key)); });
+        cut = c.key, ties = (multiply_high(all, s.top_p) - c.above + weigh(cut) - 1) / weigh(cut);
+    }
+    if (cut) {
+        each([&](int, float x) { rank += key_of(x) == cut; });
+        rank = sum_before(rank, all);
+    }
+    auto kept = [&](float x, wide& rank) {                   // its weight, or 0
+        const unsigned key = key_of(x);
+        return key > cut || (key == cut && rank++ < ties) ? weigh(key) : 0;
+    };
+    wide ranked = rank;
+    int token = -1;
+    mine = 0;
+    each([&](int, float x) { mine += kept(x, ranked); });
+    const wide before = sum_before(mine, all);
+    wide left = rng.below(all) - before;                     // huge, if the place is before what is mine
+    if (left >= mine) return;
+    each([&](int v, float x) {
+        const wide w = kept(x, rank);
+        if (token < 0 && left < w) token = v;
+        left -= w;
+    });
+    finish(token, token);
+}
+inline void pick(Pickers p, const floatX* logits, const Sampling* sampling, int rows, int V, int B) {
+    launch(pick_kernel, rows, PICKERS, 0, p, logits, sampling, V, padded(V), B);
+}
+
+// ---- 6. model -------------------------------------------------------------------------------------------------------
 // Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
 #define GPU_ACTIVATIONS(X) \
     X(floatX, embedded, ONCE,  N * C)        /* the residual stream before the first block */ \
@@ -1828,6 +2171,7 @@ inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const flo
     X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
     X(int,    first,    ONCE,  training ? N + 1 : 0)         /* these three: for embedding_backward() */ \
     X(int,    tokens,   ONCE,  1)            X(float, squares, ONCE, NORM_BLOCKS) \
+    X(int,    position, ONCE,  N)            X(Rng, rng, ONCE, N)            X(Sampling, sampling, ONCE, 1) \
     X(Outcome, outcome, ONCE,  1)
 
 struct Activations {
@@ -1836,10 +2180,6 @@ struct Activations {
 #undef X
 };
 
-// Products of a size that is no multiple of 8 run at an eighth of the speed. So the device's tables have rows, and rows of
-// logits columns, for this vocabulary. Rows beyond V are zero and stay so: cross_entropy() leaves them no gradient.
-constexpr int VOCABULARY_TILE = 64;
-inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * VOCABULARY_TILE; }
 inline int chunk_rows(size_t N, int V) { return (int)std::min<size_t>(N, std::clamp((1 << 29) / V, 64, 16384)); }
 
 // The arrays in units of 16 bytes, so that Slots aligns each to more than anyone asks for.
@@ -1895,6 +2235,8 @@ struct Model {
             CHECK(cudaMallocHost(&s.memory, sizeof(int) * (6 * (size_t)B * T + 3)));
             CHECK(cudaEventCreateWithFlags(&s.copied, cudaEventDisableTiming));
         }
+        CHECK(cudaMallocHost(&drawn, sizeof(int) * DRAWN * B));
+        for (cudaEvent_t& e : ready) CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
         std::vector<unsigned char> flags(n / 128);
         for (const Tensor& t : layout.tensors)
@@ -1911,6 +2253,8 @@ struct Model {
         cudaFree(decays);
         for (void* p : owned) cudaFree(p);
         for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
+        for (cudaEvent_t e : ready) cudaEventDestroy(e);
+        cudaFreeHost(drawn);
         for (auto& [key, graph] : graphs) if (graph) cudaGraphExecDestroy(graph);
     }
 
@@ -2016,6 +2360,30 @@ struct Model {
         }
     }
 
+    // The device goes on with what it has drawn before the host has seen it; what follows an end of text is made in vain.
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, Rng* rng, int* token) {
+        const Activations a = activations(0);
+        const int at = t0 + T;               // where the new tokens will stand
+        if (t0 == 0 || !steps_fit(c.C, c.NH)) {
+            extend(x, B, t0, T);
+            logits_of(a.logits, a.lnf + (size_t)(T - 1) * c.C, (long)T * c.C, B);
+            const std::vector<int> positions(B, at - 1);
+            upload(a.position, positions.data(), B), upload(a.rng, rng, B), upload(a.sampling, &s, 1);
+            pick(B);
+            CHECK(cudaEventRecord(ready[(made = at) % DRAWN], device().stream));
+        }
+        while (steps_fit(c.C, c.NH) && made < std::min(at + DRAWN - 1, this->T)) {
+            play(STEP, B, 1, [&] { step_kernels(B); });
+            CHECK(cudaEventRecord(ready[++made % DRAWN], device().stream));
+        }
+        CHECK(cudaEventSynchronize(ready[at % DRAWN]));
+        for (int b = 0; b < B; b++) {
+            token[b] = drawn[at % DRAWN * this->B + b], rng[b].next();
+            if ((unsigned)token[b] >= (unsigned)c.V)
+                die("a logit is %g; are the model's weights finite?", std::bit_cast<float>(token[b]));
+        }
+    }
+
     void get(Which which, size_t i, float* out) const {
         const Tensor& t = layout.tensors[i];
         if (!t.present) return (void)std::fill_n(out, t.count(), 0.0f);
@@ -2050,6 +2418,8 @@ private:
     std::vector<float> weight;
     int rows = 0, columns = 0, scored = 0, turn = 0;
     struct Staged { int* memory; cudaEvent_t copied; } staged[2];
+    int *drawn = nullptr, made = 0;          // tokens, in pinned memory; the position of the last that was asked for
+    cudaEvent_t ready[DRAWN];                // when they are there
 
     float* arena(Which which) const {
         float* const arenas[] = {weights, gradients, moment1, moment2};
@@ -2076,7 +2446,7 @@ private:
     // A sequence of kernels, recorded when it is asked for a second time (in the first, kernels are loaded and cuBLASLt
     // is asked for its algorithms, which a recording must not do), and from then on launched as one. Not those of
     // validation, whose rows may have any length.
-    enum Sequence { FORWARD, BACKWARD };
+    enum Sequence { FORWARD, BACKWARD, STEP };
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
         auto [it, first] = graphs.try_emplace({sequence, B, T}, nullptr);
@@ -2150,6 +2520,42 @@ private:
                            C);
     }
 
+    // What draw() has recorded: B tokens through all blocks, to the next ones.
+    void step_kernels(int B) {
+        const int C = c.C;
+        Activations a = activations(0);
+        Weights w = layout.at(rounded, 0);
+        const floatX* stream = a.embedded;
+        auto linear = [&](floatX* out, const floatX* x, Norm norm, const floatX* w, const floatX* b, const floatX* plus,
+                          floatX* before_gelu, int C, int OC) {
+            if (few(B, C)) return few_rows(out, x, norm, w, b, plus, before_gelu, B, C, OC);
+            if (norm.w) layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, x, norm.w, norm.b, B, C, c.eps);
+            linear_forward(out, norm.w ? a.ln1 : x, w, b, plus, before_gelu, B, C, OC);
+        };
+        launch(embedding_step_kernel, B, threads_for(C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, C);
+        for (int l = 0; l < c.L; l++) {
+            a = activations(l), w = layout.at(rounded, l);
+            const float eps = c.eps;
+            linear(a.fc, stream, {w.ln1_w, w.ln1_b, eps}, w.qkv_w, w.qkv_b, nullptr, nullptr, C, 3 * C);
+            attention_step(a.att, a.qkv, a.fc, a.position, B, T, C, c.NH);
+            linear(a.middle, a.att, {}, w.proj_w, w.proj_b, stream, nullptr, C, C);
+            linear(a.fc_gelu, a.middle, {w.ln2_w, w.ln2_b, eps}, w.fc_w, w.fc_b, nullptr, a.fc, C, 4 * C);
+            linear(a.stream, a.fc_gelu, {}, w.fcproj_w, w.fcproj_b, a.middle, nullptr, 4 * C, C);
+            stream = a.stream;
+        }
+        const floatX* table = c.tied ? w.wte : w.head_w;
+        if (few(B, C)) few_logits(a.logits, stream, {w.lnf_w, w.lnf_b, (float)c.eps}, table, B, C, c.V);
+        else {
+            layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, stream, w.lnf_w, w.lnf_b, B, C, c.eps);
+            logits_of(a.logits, a.lnf, C, B);
+        }
+        pick(B);
+    }
+    void pick(int B) {
+        const Activations a = activations(0);
+        gpu::pick({a.token, a.position, a.rng, drawn}, a.logits, a.sampling, B, c.V, this->B);
+    }
+
     // logits (rows, padded V) = x wte^T; rows of x lie `stride` apart
     void logits_of(floatX* out, const floatX* x, long stride, int rows) {
         const Weights w = layout.at(rounded, 0);
@@ -2186,9 +2592,9 @@ private:
     }
 };
 
-// ---- 6. check -------------------------------------------------------------------------------------------------------
-/* Small models sample, then take three steps, on CPU and GPU side by side, from the same weights, on the same tokens;
-   every tensor is compared. The CPU rounds to bf16 what products read, if the GPU does.
+// ---- 7. check -------------------------------------------------------------------------------------------------------
+/* Small models draw texts, then take three steps, on CPU and GPU side by side, from the same weights, on the same
+   tokens; every tensor is compared. The CPU rounds to bf16 what products read, if the GPU does.
    errors   activations and gradients: |gpu - cpu| / |cpu|, 2-norms;   weights: root mean square of gpu - cpu, over lr
    limits   fp32: sums of other orders. bf16: the GPU also rounds activations and their gradients, 2^-9 each at random,
             some 20 times on the way through 2 layers and back: 2^-9 sqrt(20) = 0.009, and a factor of 3. A weight's
@@ -2219,6 +2625,39 @@ template <typename T> std::vector<float> host_copy(const T* p, size_t n) {
     CHECK(cudaStreamSynchronize(device().stream));
     return std::vector<float>(values.begin(), values.end());
 }
+// Texts drawn up to the end of the context: the last step's logits, which hang on all before, and what it drew from them.
+inline void check_drawing(Comparison& compare, const Config& c, int B, double limit) {
+    cpu::Model there(c, B, c.T, false, BF16);
+    Model here(c, B, c.T, false);
+    there.initialize(1), here.initialize(1);
+    Options o;
+    o.temperature = 0.7, o.top_k = c.V / 2, o.top_p = 0.9;
+    const Sampling sampling(o);
+    const int V = c.V, first = c.T - 2 * DRAWN;              // so many tokens are given
+    std::vector<int> x((size_t)B * c.T), piece, token(B);
+    std::vector<Rng> rng, before;
+    for (int& t : x) t = Rng(&t - x.data()).below(V);
+    for (int b = 0; b < B; b++) rng.emplace_back(3, b + 1);
+    for (int t0 = 0, n = first; t0 < c.T; t0 += n, n = 1) {
+        piece.clear(), before = rng;
+        for (int b = 0; b < B; b++) {
+            int* const at = &x[b * c.T + t0];
+            if (t0) *at = token[b];
+            piece.insert(piece.end(), at, at + n);
+        }
+        here.draw(piece.data(), B, t0, n, sampling, rng.data(), token.data());
+    }
+    std::vector<float> want((size_t)B * V);
+    const std::vector<float> got = host_copy(here.activations(0).logits, (size_t)B * padded(V));
+    there.extend(x.data(), B, 0, c.T), there.logits(c.T - 1, c.T, B, want.data());
+    for (int b = 0; b < B; b++) {
+        const std::vector<float> z(&got[(size_t)b * padded(V)], &got[(size_t)b * padded(V)] + V);
+        const std::vector<real> wanted(&want[b * V], &want[b * V] + V);
+        const real drawn = cpu::pick(z.data(), V, sampling, before[b]);
+        const std::string row = format("row %d of %d, heads of %d", b, B, c.C / c.NH);
+        compare("logits of " + row, z, wanted.data(), limit), compare("token of " + row, {(float)token[b]}, &drawn, 0);
+    }
+}
 inline Comparison check_model(const Config& c, int B, int T) {
     cpu::Model there(c, B, T, true, BF16);
     Model here(c, B, T, true);
@@ -2228,17 +2667,7 @@ inline Comparison check_model(const Config& c, int B, int T) {
     const double limit = BF16 ? 0.03 : 2e-5, lr = 1e-3;
     Comparison compare{0};
     Rng rng(2);
-    // as when sampling: some tokens of each row at once, then one by one
-    std::vector<float> got(c.V), want(c.V);
-    for (int t0 = 0, n = T / 2; t0 < T / 2 + 3; t0 += n, n = 1) {
-        std::vector<int> x(B * n);
-        for (int& token : x) token = rng.below(c.V);
-        there.extend(x.data(), B, t0, n), here.extend(x.data(), B, t0, n);
-        for (int b = 0; b < B; b++) {
-            there.logits(b * n + n - 1, n, 1, want.data()), here.logits(b * n + n - 1, n, 1, got.data());
-            compare(format("logits of row %d after %d tokens", b, t0 + n), got, want.data(), limit);
-        }
-    }
+    for (int rows : {1, 3, FEW + 1}) check_drawing(compare, c, rows, limit);
     const int N = B * T;
     for (compare.step = 1; compare.step <= 3; compare.step++) {
         std::vector<int> x(N), y(N);
@@ -2285,7 +2714,7 @@ inline int check_program() {
         int compared = 0, failed = 0;
         Config tiles, plain, wide, odd;
         tiles.L = 2, tiles.NH = 2, tiles.C = 128, tiles.V = 512, tiles.T = 96;
-        plain = tiles, plain.L = 1, plain.bias = false;
+        plain = tiles, plain.L = 1, plain.NH = 4, plain.bias = false;
         wide = tiles, wide.L = wide.NH = 1, wide.V = 64, wide.T = 140;
         odd.L = 2, odd.NH = 3, odd.C = 21, odd.V = 101, odd.T = 33, odd.bias = odd.tied = false;
         for (const Config& c : {tiles, plain, wide, odd}) {
@@ -2299,7 +2728,7 @@ inline int check_program() {
 
 }  // namespace gpu
 
-// ---- 7. main --------------------------------------------------------------------------------------------------------
+// ---- 8. main --------------------------------------------------------------------------------------------------------
 #ifndef NO_GPU_MAIN
 int main(int argc, char** argv) {
     if (argc == 2 && !strcmp(argv[1], "--check")) return gpu::check_program();

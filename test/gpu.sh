@@ -25,6 +25,10 @@ refused() {                                  # NAME CODE TEXT COMMAND...: one li
 }
 same() { cmp "$1/step_00000006/model.safetensors" "$2/step_00000006/model.safetensors" && cmp "$1/step_00000006/optimizer.safetensors" "$2/step_00000006/optimizer.safetensors"; }
 val_loss() { "$1" eval --model "$2" --val $dir/train.u16 --raw u16 --rows packed | sed -n 's/^val loss \([0-9.]*\).*/\1/p'; }
+sample() { program=$1; shift; "$program" sample --model $dir/whole --prompt "5 7 9" "$@"; }
+same_text() { sample "${gpu}_fp32" "$@" > $dir/text && sample ./train_gpt "$@" > $dir/text_cpu && cmp $dir/text $dir/text_cpu; }
+second_of() { sample $gpu --tokens 90 --samples $1 | sed -n '/sample 2$/{n;p}'; }
+same_among() { [ "$(second_of $1)" = "$(second_of $2)" ] && [ -n "$(second_of $1)" ]; }
 close() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > 0 && b > 0 && a - b < 0.02 && b - a < 0.02) }'; }
 
 expect "a run" $gpu $train --out $dir/whole
@@ -44,11 +48,18 @@ case $gpu in *emulated*)
         expect "a run, order $seed of the threads" env EMU_SEED=$seed $gpu $train --out $dir/order$seed
         expect "the same bits in order $seed" same $dir/whole $dir/order$seed
     done
+    for how in "" "--samples 3 --top-k 20 --temperature 0.8" "--samples 11 --top-p 0.7" "--temperature 0"; do
+        expect "the CPU's text, twice around a full context: ${how:-one sample}" same_text --tokens 150 $how
+    done
+    expect "the same text, one of 2 or of 7" same_among 2 7
     expect "all tensors agree with the CPU's in fp32" ${gpu}_fp32 --check
     expect "all tensors agree with the CPU's on an A100" env EMU_CAPABILITY=80 $gpu --check
     expect "all tensors agree with the CPU's on an RTX 4090" env EMU_CAPABILITY=89 $gpu --check
     refused "a batch beyond the memory" 1 "not enough memory on the GPU: .*--batch [0-9]* fits" env EMU_MEM_MB=64 $gpu $large --out $dir/none
     refused "no GPU" 1 "no NVIDIA GPU" env EMU_DEVICES=0 $gpu $train --out $dir/none ;;
 esac
+mkdir $dir/nan && cp $dir/whole/step_00000006/config.json $dir/whole/step_00000006/model.safetensors $dir/nan &&
+    printf '\377\377\377\377' | dd of=$dir/nan/model.safetensors bs=1 conv=notrunc seek=$(($(wc -c < $dir/nan/model.safetensors) - 4)) 2> /dev/null
+refused "a weight that is NaN" 1 "a logit is nan; are the model's weights finite?" $gpu sample --model $dir/nan --tokens 9
 refused "another format" 2 "dtype fp32: must be one of bf16" $gpu $train --dtype fp32 --out $dir/none
 exit $failed

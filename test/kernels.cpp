@@ -3,6 +3,7 @@
 #include "../dev/adamw.cu"
 #include "../dev/attention.cu"
 #include "../dev/cross_entropy.cu"
+#include "../dev/decoding.cu"
 #include "../dev/embedding.cu"
 #include "../dev/gelu.cu"
 #include "../dev/layernorm.cu"

@@ -219,10 +219,76 @@ static void promises() {
     check(same, "cache: 70 tokens at once, then one by one, give the logits of one pass, bit for bit");
 }
 
+// The token to be drawn with this random number: a plain sort, and sums that hold every bit.
+static int drawn(const std::vector<float>& z, const Options& o, uint64_t random) {
+    using exact = unsigned __int128;
+    const float highest = *std::max_element(z.begin(), z.end());
+    std::vector<std::pair<int, uint64_t>> tokens;                   // with their weights
+    for (int v = 0; v < (int)z.size(); v++) tokens.push_back({v, weight_of(highest - z[v], Sampling(o).scale)});
+    auto sum = [&](size_t n) { return std::accumulate(tokens.begin(), tokens.begin() + n, exact(0), [](exact s, auto& t) { return s + t.second; }); };
+    std::stable_sort(tokens.begin(), tokens.end(), [&](auto& a, auto& b) { return z[a.first] > z[b.first]; });
+    if (o.temperature == 0) return tokens[0].first;
+    if (o.top_k) tokens.resize(std::min<size_t>(o.top_k, tokens.size()));
+    if (o.top_p < 1) {
+        const exact least = sum(tokens.size()) * exact(std::ldexp(o.top_p, 64)) >> 64;
+        size_t n = 1;
+        while (sum(n) < least) n++;
+        tokens.resize(n);
+    }
+    std::sort(tokens.begin(), tokens.end());
+    const exact place = sum(tokens.size()) * random >> 64;
+    size_t n = 1;
+    while (sum(n) <= place) n++;
+    return tokens[n - 1].first;
+}
+static void drawing() {
+    double worst = 0;
+    for (double temperature : {0.1, 0.7, 1.0, 3.0})
+        for (float below = 0; below < 30 * temperature; below += 0.00137f) {
+            Options o;
+            o.temperature = temperature;
+            const double n = below / temperature / std::log(2.0), want = 0x1p40 * std::exp2(-n);
+            keep_worst(worst, std::abs(weight_of(below, Sampling(o).scale) - want) / (0x1p-23 * (1 + n) * want + 1));
+        }
+    check(worst <= 1, "drawing: weights against 2^40 e^-x: %.2f of the limit", worst);
+    Options cold, hot;
+    cold.temperature = 1e-300, hot.temperature = 1000;
+    check(weight_of(0, Sampling(cold).scale) == weight_of(0, 1) && weight_of(1e-20f, Sampling(cold).scale) == 0 &&
+              weight_of(INFINITY, Sampling(hot).scale) == 0, "drawing: weights at the ends");
+    int wrong = 0, draws = 0;
+    for (int V : {1, 2, 3, 50, 201})
+        for (double temperature : {0.0, 1e-9, 0.3, 1.0, 1000.0}) for (int top_k : {0, 1, 2, 40, V}) for (double top_p : {1e-6, 0.3, 0.9, 0.999999, 1.0})
+            for (int equal = 0; equal < 3; equal++) {               // none; many, 0 and -0 among them; all
+                Options o;
+                o.temperature = temperature, o.top_k = top_k, o.top_p = top_p;
+                std::vector<float> z(V);
+                for (float& f : z) f = equal == 2 ? 3 : equal ? std::round(rng.normal()) * (rng.below(2) ? 1.0f : -1.0f) : 3 * rng.normal();
+                Rng one(V, ++draws), other = one;
+                wrong += cpu::pick(z.data(), V, Sampling(o), one) != drawn(z, o, other.next());
+            }
+    check(wrong == 0, "drawing: %d of %d tokens are others than those of a plain sort and exact sums", wrong, draws);
+    // frequencies, in standard deviations: 5 are exceeded once in 10^6
+    const std::vector<float> z = {1, -2, 0.5f, 3, 2};
+    Options o;
+    o.temperature = 1.5, o.top_k = 4;
+    double all = 0;
+    std::vector<double> p, count(z.size());
+    for (float f : z) p.push_back(f == -2 ? 0 : std::exp(f / 1.5)), all += p.back();
+    const int n = 20000;
+    for (int i = 0; i < n; i++) count[cpu::pick(z.data(), z.size(), Sampling(o), rng)]++;
+    worst = 0;
+    for (size_t v = 0; v < z.size(); v++) {
+        p[v] /= all;
+        keep_worst(worst, std::abs(count[v] - n * p[v]) / std::sqrt(n * p[v] * (1 - p[v]) + 1e-9));
+    }
+    check(worst <= 5, "drawing: %d tokens are as frequent as they should be: off by %.1f standard deviations", n, worst);
+}
+
 int main() {
     layers();
     for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied);
     scalars();
+    drawing();
     promises();
     return failed > 0;
 }

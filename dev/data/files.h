@@ -192,18 +192,20 @@ inline std::string directory_of(const std::string& path) {
 
 /* SplitMix64 -- output number n is a fixed function of (seed, n), so any number of a stream can be made alone.
    source   Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", doi:10.1145/2660193.2660195 */
-inline uint64_t mix64(uint64_t z) {
+constexpr uint64_t mix64(uint64_t z) {
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
     return z ^ (z >> 31);
 }
 
+constexpr uint64_t multiply_high(uint64_t x, uint64_t y) { return (unsigned __int128)x * y >> 64; }
+
 struct Rng {
     uint64_t state;
     explicit Rng(uint64_t seed, uint64_t stream = 0) : state(stream ? mix64(seed + mix64(stream)) : seed) {}
-    uint64_t next() { return mix64(state += 0x9E3779B97F4A7C15ull); }
+    constexpr uint64_t next() { return mix64(state += 0x9E3779B97F4A7C15ull); }
     double uniform() { return (next() >> 11) * 0x1p-53; }                                  // [0,1)
-    uint64_t below(uint64_t n) { return (uint64_t)((unsigned __int128)next() * n >> 64); }   // bias below n / 2^64
+    constexpr uint64_t below(uint64_t n) { return multiply_high(next(), n); }                // bias below n / 2^64
     double normal() {                                                                        // Box-Muller
         double r = std::sqrt(-2 * std::log(1 - uniform()));
         return r * std::cos(2 * M_PI * uniform());

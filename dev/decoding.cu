@@ -1,0 +1,166 @@
+/* dev/decoding.cu -- one token more for each of a few rows, in steps.     make build/bench_decoding && build/bench_decoding
+
+   What limits it is reading: all weights once, and the cache of keys and values. At GPT-2 124M and 4.3 TB/s the weights take
+   0.058 ms, and at 1024 tokens a row's cache 0.0088; 63 kernels a step must not add more than a few microseconds each.
+
+   product       out = f(x) w + b, f a layernorm or nothing: w is read once, C OC numbers
+     library         a kernel for the layernorm, then cuBLASLt
+     shipped         gpu::few_rows: the weights are asked for before the layernorm has begun, which every block makes for itself
+   head          logits = f(x) table^T: V C numbers
+     library, shipped   as above: gpu::few_logits
+   attention     of one query over a cache: 2 C numbers a key
+     plain           the new key and value are copied to the cache, then a block takes a head and holds its row of scores; a
+                     thread takes a key, so that neighbours read 2 bytes each, rows apart
+     shipped         gpu::attention_step: lanes side by side take a key, 16 bytes each
+   pick          a token from logits: V numbers
+     download        the host picks: cpu::pick
+     shipped         gpu::pick
+
+   Predicted for an H200, in microseconds, before a first run: products of one row 3 (proj) to 4.5 (fc, fcproj), of 8 rows half
+   as much again; head 24; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick 18, with top_k and top_p 45. */
+#include "bench.cuh"
+namespace decoding_study {
+using gpu::Norm;
+
+static void product(int N, int C, int OC, bool norm, bool gelu, bool plus) {
+    Array<floatX> x(numbers((size_t)N * C)), w(numbers((size_t)C * OC, 1 / std::sqrt((double)C))), b(numbers(OC)), lw(numbers(C));
+    Array<floatX> lb(numbers(C)), stream(numbers((size_t)N * OC)), out(stream.n), normed(x.n), before(stream.n);
+    Array<float> mean(N), rstd(N);
+    const Norm f = norm ? Norm{lw, lb, 1e-5f} : Norm{};
+    std::vector<float> in(x.host);
+    if (norm) cpu::layernorm_forward(in.data(), mean.cpu(), rstd.cpu(), x.cpu(), lw.cpu(), lb.cpu(), N, C, 1e-5), in = rounded(in);
+    cpu::linear_forward(out.cpu(), in.data(), w.cpu(), b.cpu(), plus ? stream.cpu() : nullptr, N, C, OC);
+    if (gelu) cpu::gelu_forward(out.cpu(), out.cpu(), out.n);
+    climb("step's product", format("N=%d C=%d OC=%d%s%s%s", N, C, OC, norm ? ", normalized" : "", gelu ? ", gelu" : "", plus ? ", plus" : ""),
+          {.flops = 2.0 * N * C * OC, .bytes = (double)w.n * sizeof(floatX), .compute = BFLOAT16, .memory = READ},
+          {written("out", out, ONE)},
+          {{"library", [&] {
+                if (norm) gpu::layernorm_forward(normed, mean, rstd, x, lw, lb, N, C, 1e-5);
+                gpu::linear_forward(out, norm ? normed : x, w, b, plus ? stream.p : nullptr, gelu ? before.p : nullptr, N, C, OC);
+            }},
+           {"shipped", [&] { gpu::few_rows(out, x, f, w, b, plus ? stream.p : nullptr, gelu, N, C, OC); }}});
+}
+
+static void head(int N, int C, int vocabulary) {
+    const int V = gpu::padded(vocabulary);
+    std::vector<float> rows = numbers((size_t)V * C, 1 / std::sqrt((double)C));
+    std::fill(rows.begin() + (size_t)vocabulary * C, rows.end(), 0.0f);
+    Array<floatX> x(numbers((size_t)N * C)), table(rows), lw(numbers(C)), lb(numbers(C)), normed(x.n), logits((size_t)N * V);
+    Array<float> mean(N), rstd(N);
+    std::vector<float> in(x.n);
+    cpu::layernorm_forward(in.data(), mean.cpu(), rstd.cpu(), x.cpu(), lw.cpu(), lb.cpu(), N, C, 1e-5), in = rounded(in);
+    cpu::gemm<float>({logits.cpu(), V}, {in.data(), C, 1}, {table.cpu(), 1, C}, N, V, C);
+    // columns beyond the vocabulary are written by whom it suits: compare those before
+    const Result result = {"logits", [&] {
+        const std::vector<floatX> got = logits.get();
+        double worst = 0;
+        for (int n = 0; n < N; n++) {
+            const double e = relative_error(&got[(size_t)n * V], logits.cpu() + (size_t)n * V, vocabulary);
+            if (!(e <= worst)) worst = e;
+        }
+        return worst;
+    }, gpu::BF16 ? ONE : 1e-5, [&] { logits.reset(); }, [&] { return logits.bits(); }};
+    climb("step's head", format("N=%d C=%d V=%d", N, C, vocabulary),
+          {.flops = 2.0 * N * C * vocabulary, .bytes = (double)vocabulary * C * sizeof(floatX), .compute = BFLOAT16, .memory = READ},
+          {result},
+          {{"library", [&] {
+                gpu::layernorm_forward(normed, mean, rstd, x, lw, lb, N, C, 1e-5);
+                gpu::multiply(logits, table, normed, {V, N, C, true, false, C, C, V});
+            }},
+           {"shipped", [&] { gpu::few_logits(logits, x, {lw, lb, 1e-5f}, table, N, C, vocabulary); }}});
+}
+
+// `keys` of each row, with the new one, in a cache for S
+static void attention(int B, int keys, int S, int NH, int HS) {
+    const int C = NH * HS, at = keys - 1;
+    const size_t row = 3 * C * sizeof(floatX);
+    std::vector<float> all = numbers((size_t)B * S * 3 * C), now;
+    for (int b = 0; b < B; b++) now.insert(now.end(), &all[((size_t)b * S + at) * 3 * C], &all[((size_t)b * S + at) * 3 * C] + 3 * C);
+    std::vector<float> known(all);           // of the new token nothing; q may stay as it is
+    for (int b = 0; b < B; b++) std::fill_n(&known[((size_t)b * S + at) * 3 * C + C], 2 * C, NAN);
+    Array<floatX> cache(known), fresh(now), out((size_t)B * C);
+    Array<int> position(std::vector<int>(B, at));
+    std::vector<float> lse(B * NH);
+    cpu::attention_forward(out.cpu(), lse.data(), all.data(), B, at, 1, S, C, NH);
+    cache.host = all;
+    climb("step's attention", format("B=%d, %d keys of %d, %d heads of %d", B, keys, S, NH, HS),
+          {.flops = 4.0 * B * keys * C, .bytes = 2.0 * B * keys * C * sizeof(floatX), .memory = READ},
+          {written("out", out, 1.5 * ONE), written("cache", cache, 0, 0)},
+          {{"plain", [&] {
+                ok(cudaMemcpy2DAsync(cache.p + (size_t)at * 3 * C, S * row, fresh.p, row, row, B, cudaMemcpyDeviceToDevice, stream()));
+                launch(gpu::attention_forward_plain, dim3(1, NH, B), gpu::threads_for(keys, 128), gpu::scores_size(keys), out,
+                       nullptr, cache, at, 1, S, C, HS, 1 / std::sqrt((float)HS));
+            }},
+           {"shipped", [&] { gpu::attention_step(out, cache, fresh, position, B, S, C, NH); }}});
+}
+
+// Logits with many that are equal, 0 and -0 among them, or as a model's; a row in five has one that is not finite.
+static void pick(int B, int V, double temperature, int top_k, double top_p, bool equal) {
+    const int stride = gpu::padded(V);
+    std::vector<float> logits = numbers((size_t)B * stride, 3);
+    if (equal) for (size_t i = 0; i < logits.size(); i++) logits[i] = std::round(logits[i] / 4) * (i % 2 ? 1.0f : -1.0f);
+    for (int b = 4; b < B; b += 5) logits[(size_t)b * stride + b % V] = b % 2 ? NAN : -INFINITY;
+    logits = rounded(logits);                // NaN has other bits in bf16
+    Options o;
+    o.temperature = temperature, o.top_k = top_k, o.top_p = top_p;
+    Array<floatX> z(logits);
+    Array<Rng> rng([&] {
+        std::vector<Rng> v;
+        for (int b = 0; b < B; b++) v.emplace_back(V, b + 1);
+        return v;
+    }());
+    Array<Sampling> sampling(std::vector<Sampling>(1, Sampling(o)));
+    Array<int> token(B), drawn(gpu::DRAWN * B), position(std::vector<int>(B, 5));
+    const int slot = 6 % gpu::DRAWN * B;     // of the position after that
+    auto host = [&](const float* z, int b) {
+        Rng random = rng.host[b];
+        for (int v = 0; v < V; v++) if (!std::isfinite(z[v])) return std::bit_cast<int>(z[v]);
+        return cpu::pick(z, V, sampling.host[0], random);
+    };
+    std::vector<int> want;
+    for (int b = 0; b < B; b++) want.push_back(host(&logits[(size_t)b * stride], b));
+    const Result result = {"token", [&] {
+        const std::vector<int> got = drawn.get();
+        return double(std::count_if(want.begin(), want.end(), [&](int& w) { return got[slot + (&w - want.data())] != w; }));
+    }, 0, [&] { drawn.reset(), position.reset(), rng.reset(); }, [&] { return drawn.bits(); }};
+    std::vector<floatX> values(z.n);
+    std::vector<float> row(V);
+    std::vector<int> picked(B);
+    climb("step's pick", format("B=%d V=%d temperature %g top_k %d top_p %g%s", B, V, temperature, top_k, top_p, equal ? ", many equal" : ""),
+          {.bytes = (double)B * V * sizeof(floatX), .memory = READ}, {result},
+          {{"download", [&] {
+                ok(cudaMemcpyAsync(values.data(), z.p, z.bytes(), cudaMemcpyDeviceToHost, stream())), ok(cudaStreamSynchronize(stream()));
+                for (int b = 0; b < B; b++) {
+                    std::copy_n(&values[(size_t)b * stride], V, row.begin());
+                    picked[b] = host(row.data(), b);
+                }
+                ok(cudaMemcpyAsync(drawn.p + slot, picked.data(), B * sizeof(int), cudaMemcpyHostToDevice, stream()));
+            }},
+           {"shipped", [&] { gpu::pick({token, position, rng, drawn}, z, sampling, B, V, B); }}});
+}
+
+static const Study study([] {
+    const struct { Size size; int N, C, OC; bool norm, gelu, plus; } products[] = {
+        {TINY, 1, 8, 16, false, false, false}, {TINY, 3, 24, 8, true, false, true}, {TINY, 8, 64, 200, true, true, false},
+        {SMALL, 1, 768, 768, true, false, false}, {SMALL, 2, 3072, 64, false, false, true}, {SMALL, 5, 64, 3072, true, true, false},
+        {TRAINING, 1, 768, 2304, true, false, false}, {TRAINING, 1, 768, 768, false, false, true}, {TRAINING, 1, 768, 3072, true, true, false},
+        {TRAINING, 1, 3072, 768, false, false, true}, {TRAINING, 8, 768, 2304, true, false, false}, {TRAINING, 8, 3072, 768, false, false, true},
+        {TRAINING, 1, 1600, 6400, true, true, false}, {TRAINING, 8, 6400, 1600, false, false, true}};
+    const struct { Size size; int N, C, V; } heads[] = {{TINY, 1, 8, 2}, {TINY, 3, 24, 101}, {SMALL, 8, 768, 333},
+                                                        {TRAINING, 1, 768, 50257}, {TRAINING, 8, 768, 50257}};
+    const struct { Size size; int B, keys, S, NH, HS; } attentions[] = {
+        {TINY, 1, 1, 1, 1, 8}, {TINY, 2, 7, 20, 3, 24}, {TINY, 1, 20, 20, 2, 64}, {SMALL, 3, 300, 333, 2, 64}, {SMALL, 2, 130, 200, 1, 128},
+        {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64}, {TRAINING, 8, 1024, 1024, 12, 64},
+        {TRAINING, 64, 1024, 1024, 12, 64}};
+    const struct { Size size; int B, V; double temperature; int top_k; double top_p; bool equal; } picks[] = {
+        {TINY, 40, 2, 1, 0, 1, false}, {TINY, 40, 101, 0.8, 0, 1, false}, {TINY, 40, 101, 1, 13, 1, true}, {TINY, 40, 2, 1, 1, 0.5, true},
+        {TINY, 40, 517, 1e-9, 0, 0.3, true}, {TINY, 40, 517, 0, 0, 1, true}, {TINY, 40, 517, 1, 0, 0.9, true}, {TINY, 40, 517, 2, 50, 0.9, true},
+        {SMALL, 7, 4999, 1, 0, 0.95, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, false}, {SMALL, 7, 4999, 1000, 600, 0.5, false},
+        {SMALL, 3, 50257, 0.8, 50, 0.95, false}, {SMALL, 1, 50257, 1, 0, 1, false}, {TRAINING, 1, 50257, 1, 0, 1, false},
+        {TRAINING, 1, 50257, 0.8, 50, 0.95, false}, {TRAINING, 1, 50257, 1, 0, 0.95, false}, {TRAINING, 64, 50257, 1, 0, 1, false}};
+    for (auto& s : products) if (s.size <= largest) product(s.N, s.C, s.OC, s.norm, s.gelu, s.plus);
+    for (auto& s : heads) if (s.size <= largest) head(s.N, s.C, s.V);
+    for (auto& s : attentions) if (s.size <= largest) attention(s.B, s.keys, s.S, s.NH, s.HS);
+    for (auto& s : picks) if (s.size <= largest) pick(s.B, s.V, s.temperature, s.top_k, s.top_p, s.equal);
+});
+}  // namespace decoding_study
