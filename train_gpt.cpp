@@ -1115,13 +1115,12 @@ inline void bias_backward(real* db, const real* dout, int N, int OC) {
     }
 }
 
-// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout,   db += column sums of dout
+// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout;   db is bias_backward()'s
 template <typename P>
-void linear_backward(real* dx, real* dw, real* db, const real* dout, const real* x, const P* w, int N, int C, int OC) {
+void linear_backward(real* dx, real* dw, const real* dout, const real* x, const P* w, int N, int C, int OC) {
     const Matrix d = {dout, OC, 1};
     gemm<P>({dx, C}, d, Matrix{w, OC, 1}.t(), N, C, OC);
     gemm<P>({dw, OC, dw}, Matrix{x, C, 1}.t(), d, C, OC, N);
-    if (db) bias_backward(db, dout, N, OC);
 }
 
 /* embedding -- what the token is plus where it stands
@@ -1481,6 +1480,59 @@ inline size_t available_memory() {
     return std::min(machine, limit == SIZE_MAX || used == SIZE_MAX ? limit : limit - std::min(limit, used));
 }
 
+/* The network, for both programs. m has the layers: cpu::Model below calls section 5's functions, gpu::Model its kernels.
+   norm_forward() returns what a linear layer reads: the normalized numbers, or what they will be made of there. */
+
+// Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm, which it returns. qkv holds S tokens
+// a row; those of one row only are neighbours there, so with T < S they are made in fc, and then join the others.
+template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
+    const int N = B * T, C = m.c.C;
+    auto stream = m.activations(0).embedded;
+    for (int l = 0; l < m.c.L; l++) {
+        const auto a = m.activations(l);
+        const auto w = m.weights_of(l);
+        const auto qkv = T == S ? a.qkv : a.fc;
+        const auto ln1 = l == 0 ? m.embedding_norm_forward(a, w, B, t0, T)
+                                : m.norm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N);
+        m.linear_forward(qkv, ln1, w.qkv_w, w.qkv_b, nullptr, nullptr, N, C, 3 * C);
+        m.attention_forward(a, qkv, B, t0, T, S);
+        m.linear_forward(a.middle, a.att, w.proj_w, w.proj_b, stream, nullptr, N, C, C);
+        const auto ln2 = m.norm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N);
+        m.linear_forward(a.fc_gelu, ln2, w.fc_w, w.fc_b, nullptr, a.fc, N, C, 4 * C);
+        m.linear_forward(a.stream, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, nullptr, N, 4 * C, C);
+        stream = a.stream;
+    }
+    const auto a = m.activations(0);
+    const auto w = m.weights_of(0);
+    return m.norm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, stream, w.lnf_w, w.lnf_b, N);
+}
+
+// The head has left d(loss)/d(lnf) in dx. A bias's gradient is summed up where the gradient of what it is added to is made.
+template <typename M> void network_backward(M& m, int B, int T) {
+    const int N = B * T, C = m.c.C, L = m.c.L;
+    const auto end = m.activations(L - 1);
+    m.norm_backward(end.dstream, false, m.gradients_of(0).lnf_w, m.gradients_of(0).lnf_b, m.gradients_of(L - 1).fcproj_b,
+                    end.dx, end.stream, m.weights_of(0).lnf_w, end.lnf_mean, end.lnf_rstd, N);
+    for (int l = L - 1; l >= 0; l--) {
+        const auto a = m.activations(l);
+        const auto w = m.weights_of(l);
+        const auto g = m.gradients_of(l);
+        const auto entered = l ? m.activations(l - 1).stream : a.embedded;
+        const auto entered_b = l ? m.gradients_of(l - 1).fcproj_b : nullptr;
+        // forward: stream = middle + gelu(norm(middle) fc) fcproj
+        m.linear_backward(a.dwide, g.fcproj_w, a.dstream, a.fc_gelu, w.fcproj_w, N, 4 * C, C);
+        m.gelu_backward(a.dwide, g.fc_b, a.fc, N, 4 * C);
+        m.linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, 4 * C);
+        m.norm_backward(a.dstream, true, g.ln2_w, g.ln2_b, g.proj_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N);
+        // forward: middle = entered + attention(norm(entered) qkv) proj
+        m.linear_backward(a.dx, g.proj_w, a.dstream, a.att, w.proj_w, N, C, C);
+        m.attention_backward(a, g.qkv_b, B, T);
+        m.linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, 3 * C);
+        m.norm_backward(a.dstream, true, g.ln1_w, g.ln1_b, entered_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N);
+    }
+    m.embedding_backward(m.gradients_of(0), end.dstream, B, T);
+}
+
 namespace cpu {
 
 // Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
@@ -1572,17 +1624,30 @@ struct Model {
     }
 
     void forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
-        loss += bf16 ? forward_in<bfloat16>(x, y, weights_bt, denominator, B, T, backward)
-                     : forward_in<real>(x, y, weights_bt, denominator, B, T, backward);
+        const int N = B * T;
+        tokens.assign(x, x + N), rows = B, columns = T;
+        for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
+        const Activations a = activations(0);
+        const Weights g = gradients_of(0);
+        const real* lnf = network_forward(*this, B, 0, T, T);
+        with_matrix(table(), [&](auto table) {
+            loss += head(a.logits, logprob.data(), best.data(), backward ? a.dx : nullptr, c.tied ? g.wte : g.head_w, lnf,
+                         table, y, weight.data(), N, c.C, c.V);
+        });
     }
-    void backward() { bf16 ? backward_in<bfloat16>() : backward_in<real>(); }
+    void backward() { network_backward(*this, rows, columns); }
     void extend(const int* x, int B, int t0, int T) {
-        bf16 ? blocks<bfloat16>(x, B, t0, T, this->T) : blocks<real>(x, B, t0, T, this->T);
+        tokens.assign(x, x + B * T);
+        network_forward(*this, B, t0, T, this->T);
     }
     void logits(int n, int step, int count, float* out) {
-        bf16 ? logits_in<bfloat16>(n, step, count, out) : logits_in<real>(n, step, count, out);
+        std::vector<real> z((size_t)count * c.V);
+        const real* lnf = activations(0).lnf + (size_t)n * c.C;
+        with_matrix(table(), [&]<typename P>(const P* table) {
+            gemm<P>({z.data(), c.V}, {lnf, (long)step * c.C, 1}, Matrix{table, c.C, 1}.t(), count, c.V, c.C);
+        });
+        std::copy(z.begin(), z.end(), out);
     }
-
     void draw(const int* x, int B, int t0, int T, const Sampling& s, Rng* rng, int* token) {
         std::vector<float> z((size_t)B * c.V);
         extend(x, B, t0, T), logits(T - 1, T, B, z.data());
@@ -1622,8 +1687,50 @@ struct Model {
         return a;
     }
 
+    // The layers, as the network calls them.
+    Weights<real> weights_of(int l) const { return layout.at(weights.data(), l); }
+    Weights<real> gradients_of(int l) const { return layout.at(gradients.data(), l); }
+    const real* embedding_norm_forward(const Activations& a, const Weights<real>& w, int B, int t0, int T) {
+        embedding_forward(a.embedded, tokens.data(), w.wte, w.wpe, B, t0, T, c.C);
+        return norm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.embedded, w.ln1_w, w.ln1_b, B * T);
+    }
+    const real* norm_forward(real* out, real* mean, real* rstd, const real* x, const real* w, const real* b, int N) {
+        return layernorm_forward(out, mean, rstd, x, w, b, N, c.C, c.eps), out;
+    }
+    void norm_backward(real* dstream, bool add, real* dw, real* db, real* dbias, const real* dout, const real* x,
+                       const real* w, const real* mean, const real* rstd, int N) {
+        if (!add) std::fill_n(dstream, (size_t)N * c.C, real(0));
+        layernorm_backward(dstream, dw, db, dout, x, w, mean, rstd, N, c.C);
+        if (dbias) bias_backward(dbias, dstream, N, c.C);
+    }
+    void linear_forward(real* out, const real* x, const real* w, const real* b, const real* plus, real* before_gelu, int N,
+                        int C, int OC) {
+        real* const to = before_gelu ? before_gelu : out;
+        with_matrix(w, [&](auto w) { cpu::linear_forward(to, x, w, b, plus, N, C, OC); });
+        if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
+    }
+    void linear_backward(real* dx, real* dw, const real* dout, const real* x, const real* w, int N, int C, int OC) {
+        with_matrix(w, [&](auto w) { cpu::linear_backward(dx, dw, dout, x, w, N, C, OC); });
+    }
+    void gelu_backward(real* d, real* db, const real* x, int N, int C) {
+        cpu::gelu_backward(d, d, x, (size_t)N * C);
+        if (db) bias_backward(db, d, N, C);
+    }
+    void attention_forward(const Activations& a, const real* qkv, int B, int t0, int T, int S) {
+        const size_t row = 3 * c.C;
+        for (int b = 0; b < B && T != S; b++) std::copy_n(qkv + b * T * row, T * row, a.qkv + ((size_t)b * S + t0) * row);
+        cpu::attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
+    }
+    void attention_backward(const Activations& a, real* db, int B, int T) {
+        cpu::attention_backward(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.C, c.NH);
+        if (db) bias_backward(db, a.dwide, B * T, 3 * c.C);
+    }
+    void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
+        cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C);
+    }
+
 private:
-    std::vector<int> tokens;                 // of the last forward, for embedding_backward
+    std::vector<int> tokens;                 // of the last forward or extend
     std::vector<double> weight;
     int rows = 0, columns = 0;
     double loss = 0, norm = 0, peak = 0;
@@ -1632,87 +1739,11 @@ private:
         const Buffer<>* arenas[] = {&weights, &gradients, &moment1, &moment2};
         return arenas[which]->data();
     }
-
-    // The weights of a layer as products read them
-    template <typename P> Weights<P> factors(int l) const {
-        if constexpr (std::is_same_v<P, real>) return layout.at(weights.data(), l);
-        else return layout.at(rounded.data(), l);
-    }
-
-    template <typename P>
-    double forward_in(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T,
-                      bool backward) {
-        const int N = B * T;
-        tokens.assign(x, x + N), rows = B, columns = T;
-        for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
-        blocks<P>(x, B, 0, T, T);
-        Activations a = activations(0);
-        const Weights<P> f = factors<P>(0);
-        const Weights g = layout.at(gradients.data(), 0);
-        return head(a.logits, logprob.data(), best.data(), backward ? a.dx : nullptr, c.tied ? g.wte : g.head_w, a.lnf,
-                    c.tied ? f.wte : f.head_w, y, weight.data(), N, c.C, c.V);
-    }
-
-    // forward() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
-    template <typename P> void backward_in() {
-        const int B = rows, T = columns, N = B * T, C = c.C;
-        Activations a = activations(c.L - 1);
-        Weights w = layout.at(weights.data(), 0), g = layout.at(gradients.data(), 0);
-        Weights<P> f;
-        std::fill_n(a.dstream, (size_t)N * C, real(0));
-        layernorm_backward(a.dstream, g.lnf_w, g.lnf_b, a.dx, a.stream, w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
-        for (int l = c.L - 1; l >= 0; l--) {
-            a = activations(l);
-            w = layout.at(weights.data(), l), f = factors<P>(l), g = layout.at(gradients.data(), l);
-            const real* entered = l ? activations(l - 1).stream : a.embedded;
-            // forward: stream = middle + gelu(layernorm(middle) fc) fcproj
-            linear_backward(a.dwide, g.fcproj_w, g.fcproj_b, a.dstream, a.fc_gelu, f.fcproj_w, N, 4 * C, C);
-            gelu_backward(a.dwide, a.dwide, a.fc, (size_t)N * 4 * C);
-            linear_backward(a.dx, g.fc_w, g.fc_b, a.dwide, a.ln2, f.fc_w, N, C, 4 * C);
-            layernorm_backward(a.dstream, g.ln2_w, g.ln2_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N, C);
-            // forward: middle = entered + attention(layernorm(entered) qkv) proj
-            linear_backward(a.dx, g.proj_w, g.proj_b, a.dstream, a.att, f.proj_w, N, C, C);
-            attention_backward(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
-            linear_backward(a.dx, g.qkv_w, g.qkv_b, a.dwide, a.ln1, f.qkv_w, N, C, 3 * C);
-            layernorm_backward(a.dstream, g.ln1_w, g.ln1_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N, C);
-        }
-        embedding_backward(g.wte, g.wpe, a.dstream, tokens.data(), B, T, C);
-    }
-
-    template <typename P> void logits_in(int n, int step, int count, float* out) {
-        std::vector<real> z((size_t)count * c.V);
-        const Weights<P> f = factors<P>(0);
-        gemm<P>({z.data(), c.V}, {activations(0).lnf + (size_t)n * c.C, (long)step * c.C, 1},
-             Matrix{c.tied ? f.wte : f.head_w, c.C, 1}.t(), count, c.V, c.C);
-        std::copy(z.begin(), z.end(), out);
-    }
-
-    // Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm. qkv holds S tokens a row.
-    template <typename P> void blocks(const int* x, int B, int t0, int T, int S) {
-        const int N = B * T, C = c.C;
-        Weights w = layout.at(weights.data(), 0);
-        embedding_forward(activations(0).embedded, x, w.wte, w.wpe, B, t0, T, C);
-        const real* stream = activations(0).embedded;
-        for (int l = 0; l < c.L; l++) {
-            Activations a = activations(l);
-            w = layout.at(weights.data(), l);
-            const Weights<P> f = factors<P>(l);
-            layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N, C, c.eps);
-            real* qkv = T == S ? a.qkv : a.fc;               // T < S: rows of one b only are neighbours there, so copy
-            linear_forward(qkv, a.ln1, f.qkv_w, w.qkv_b, nullptr, N, C, 3 * C);
-            for (int b = 0; b < B && T != S; b++)
-                memcpy(a.qkv + ((size_t)b * S + t0) * 3 * C, qkv + (size_t)b * T * 3 * C, sizeof(real) * T * 3 * C);
-            attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, C, c.NH);
-            linear_forward(a.middle, a.att, f.proj_w, w.proj_b, stream, N, C, C);
-            layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N, C, c.eps);
-            linear_forward(a.fc, a.ln2, f.fc_w, w.fc_b, nullptr, N, C, 4 * C);
-            gelu_forward(a.fc_gelu, a.fc, (size_t)N * 4 * C);
-            linear_forward(a.stream, a.fc_gelu, f.fcproj_w, w.fcproj_b, a.middle, N, 4 * C, C);
-            stream = a.stream;
-        }
-        Activations a = activations(0);
-        w = layout.at(weights.data(), 0);
-        layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, stream, w.lnf_w, w.lnf_b, N, C, c.eps);
+    const real* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
+    // f(w) as products read the matrix w
+    template <typename F> void with_matrix(const real* w, F f) const {
+        if (bf16) f((const bfloat16*)rounded.data() + (w - weights.data()));
+        else f(w);
     }
 };
 

@@ -1826,30 +1826,32 @@ inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * 
             sums have the same order however many rows there are.
    cost     w */
 constexpr int FEW = 8;
-struct Norm {
-    const floatX *w = nullptr, *b = nullptr;
+struct Normed {                              // x, which is to be normalized first if there are weights for it
+    const floatX *x, *w = nullptr, *b = nullptr;
     float eps = 0;
+    Normed(const floatX* x, const floatX* w = nullptr, const floatX* b = nullptr, float eps = 0)
+        : x(x), w(w), b(b), eps(eps) {}
 };
 // x in shared memory, as layernorm_forward() leaves it; a warp takes a row
-template <int N> DEVICE void bring(floatX* to, const floatX* x, Norm norm, int rows, int C) {
+template <int N> DEVICE void bring(floatX* to, Normed x, int rows, int C) {
     const int lane = threadIdx.x % 32 * WIDE;
     for (int n = threadIdx.x / 32; n < N; n += blockDim.x / 32) {
         floatX* const row = to + n * C;
         float sum = 0, squares = 0, v[WIDE] = {}, weight[WIDE], bias[WIDE];
         for (int c = lane; c < C; c += 32 * WIDE) {
-            if (n < rows) load(v, x + (size_t)n * C + c);
+            if (n < rows) load(v, x.x + (size_t)n * C + c);
             store(row + c, v);
             for (float f : v) sum += f;
         }
-        if (!norm.w) continue;
+        if (!x.w) continue;
         const float mean = warp_sum(sum) / C;
         for (int c = lane; c < C; c += 32 * WIDE) {
             load(v, row + c);
             for (float f : v) squares += (f - mean) * (f - mean);
         }
-        const float rstd = rsqrtf(warp_sum(squares) / C + norm.eps);
+        const float rstd = rsqrtf(warp_sum(squares) / C + x.eps);
         for (int c = lane; c < C; c += 32 * WIDE) {
-            load(v, row + c), load(weight, norm.w + c), load(bias, norm.b + c);
+            load(v, row + c), load(weight, x.w + c), load(bias, x.b + c);
             for (int i = 0; i < WIDE; i++) v[i] = (v[i] - mean) * rstd * weight[i] + bias[i];
             store(row + c, v);
         }
@@ -1857,7 +1859,7 @@ template <int N> DEVICE void bring(floatX* to, const floatX* x, Norm norm, int r
     __syncthreads();
 }
 template <int N>
-__global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, const floatX* x, Norm norm, const floatX* w,
+__global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, Normed x, const floatX* w,
                                                        const floatX* b, const floatX* plus, bool gelu, int rows, int C,
                                                        int OC, int across) {
     SHARED_DYNAMIC(shared);
@@ -1869,7 +1871,7 @@ __global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, const floatX
     Pack<floatX, WIDE> ahead[AHEAD];
     auto ask = [&](int i, int k) { if (k < end) ahead[i] = fetch<WIDE>(w + (size_t)k * OC + c); };
     for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
-    bring<N>(xs, x, norm, rows, C);
+    bring<N>(xs, x, rows, C);
     float sum[N][WIDE] = {};
     for (int k0 = first; k0 < end; k0 += AHEAD * step)
         for (int i = 0; i < AHEAD; i++) {
@@ -1898,11 +1900,11 @@ __global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, const floatX
 }
 // logits (N,V), rows `stride` apart = f(x) table^T; a warp takes four rows of the table, which has rows for all columns
 template <int N>
-__global__ void __launch_bounds__(256) few_logits_kernel(floatX* out, const floatX* x, Norm norm, const floatX* table,
+__global__ void __launch_bounds__(256) few_logits_kernel(floatX* out, Normed x, const floatX* table,
                                                          int rows, int C, int V, int stride) {
     SHARED_DYNAMIC(shared);
     floatX* const xs = (floatX*)shared;
-    bring<N>(xs, x, norm, rows, C);
+    bring<N>(xs, x, rows, C);
     const int lane = threadIdx.x % 32;
     for (int v = (blockIdx.x * 8 + threadIdx.x / 32) * 4; v < V; v += gridDim.x * 32) {
         float sum[4][N] = {}, t[4][WIDE], u[WIDE];
@@ -1925,16 +1927,16 @@ inline bool few(int N, int C) {
     return N <= FEW && few_size(N, C) + sums <= device().properties.sharedMemPerBlockOptin;
 }
 #define FEW_ROWS(N, kernel) ((N) == 1 ? kernel<1> : (N) == 2 ? kernel<2> : (N) <= 4 ? kernel<4> : kernel<8>)
-inline void few_rows(floatX* out, const floatX* x, Norm norm, const floatX* w, const floatX* b, const floatX* plus,
+inline void few_rows(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus,
                      bool gelu, int N, int C, int OC) {
     int across = 2;                          // 32 bytes, a sector; up to 128, a line, if there are blocks enough
     while (across < 8 && OC / (2 * across * WIDE) >= 2 * device().processors()) across *= 2;
     launch(FEW_ROWS(N, few_rows_kernel), blocks_for(OC, across * WIDE), 256,
-           few_size(N, C) + std::bit_ceil((unsigned)N) * 8 * across * WIDE * sizeof(float), out, x, norm, w, b, plus,
+           few_size(N, C) + std::bit_ceil((unsigned)N) * 8 * across * WIDE * sizeof(float), out, x, w, b, plus,
            gelu, N, C, OC, across);
 }
-inline void few_logits(floatX* out, const floatX* x, Norm norm, const floatX* table, int N, int C, int V) {
-    launch(FEW_ROWS(N, few_logits_kernel), 2 * device().processors(), 256, few_size(N, C), out, x, norm, table, N, C, V,
+inline void few_logits(floatX* out, Normed x, const floatX* table, int N, int C, int V) {
+    launch(FEW_ROWS(N, few_logits_kernel), 2 * device().processors(), 256, few_size(N, C), out, x, table, N, C, V,
            padded(V));
 }
 
@@ -2324,7 +2326,7 @@ struct Model {
         }
         CHECK(cudaEventRecord(s.copied, device().stream));
     }
-    void backward() { play(BACKWARD, rows, columns, [&] { backward_kernels(rows, columns); }); }
+    void backward() { play(BACKWARD, rows, columns, [&] { network_backward(*this, rows, columns); }); }
 
     void update(const AdamW& o, double clip, integer step) {
         const Activations a = activations(0);
@@ -2344,7 +2346,7 @@ struct Model {
 
     void extend(const int* x, int B, int t0, int T) {
         upload(activations(0).token, x, B * T);
-        blocks(B, t0, T, this->T);
+        network_forward(*this, B, t0, T, this->T);
     }
     void logits(int n, int step, int count, float* out) {
         const Activations a = activations(0);
@@ -2352,7 +2354,7 @@ struct Model {
         std::vector<floatX> z;
         for (int i = 0; i < count; i += chunk) {
             const int some = std::min(chunk, count - i);
-            logits_of(a.logits, a.lnf + (size_t)(n + i * step) * c.C, (long)step * c.C, some);
+            logits_of(a.lnf + (size_t)(n + i * step) * c.C, (long)step * c.C, some);
             z.resize((size_t)some * row);
             download(z.data(), a.logits, z.size() - (row - c.V));
             CHECK(cudaStreamSynchronize(device().stream));
@@ -2366,7 +2368,7 @@ struct Model {
         const int at = t0 + T;               // where the new tokens will stand
         if (t0 == 0 || !steps_fit(c.C, c.NH)) {
             extend(x, B, t0, T);
-            logits_of(a.logits, a.lnf + (size_t)(T - 1) * c.C, (long)T * c.C, B);
+            logits_of(a.lnf + (size_t)(T - 1) * c.C, (long)T * c.C, B);
             const std::vector<int> positions(B, at - 1);
             upload(a.position, positions.data(), B), upload(a.rng, rng, B), upload(a.sampling, &s, 1);
             pick(B);
@@ -2409,6 +2411,56 @@ struct Model {
         return a;
     }
 
+    // The layers, as the network calls them. While decoding, tokens stand where the device knows, a row each; and if rows
+    // are few, a norm is left to the product that reads it.
+    Weights<floatX> weights_of(int l) const { return layout.at(rounded, l); }
+    Weights<float> gradients_of(int l) const { return layout.at(gradients, l); }
+    Normed embedding_norm_forward(const Activations& a, const Weights<floatX>& w, int B, int t0, int T) {
+        if (decoding) {
+            launch(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
+            return norm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.embedded, w.ln1_w, w.ln1_b, B);
+        }
+        layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.embedded, w.ln1_w, w.ln1_b, B * T, c.C, c.eps,
+                          {a.embedded, a.token, w.wte, w.wpe, t0, T});
+        return a.ln1;
+    }
+    Normed norm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N) {
+        if (decoding && few(N, c.C)) return {x, w, b, (float)c.eps};
+        layernorm_forward(out, mean, rstd, x, w, b, N, c.C, c.eps);
+        return out;
+    }
+    void norm_backward(floatX* dstream, bool add, float* dw, float* db, float* dbias, const floatX* dout, const floatX* x,
+                       const floatX* w, const float* mean, const float* rstd, int N) {
+        layernorm_backward(dstream, add, dw, db, dbias, activations(0).partial, dout, x, w, mean, rstd, N, c.C);
+    }
+    void linear_forward(floatX* out, const Normed& x, const floatX* w, const floatX* b, const floatX* plus,
+                        floatX* before_gelu, int N, int C, int OC) {
+        if (decoding && few(N, C)) few_rows(out, x, w, b, plus, before_gelu, N, C, OC);
+        else gpu::linear_forward(out, x.x, w, b, plus, before_gelu, N, C, OC);
+    }
+    void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C, int OC) {
+        gpu::linear_backward(dx, dw, dout, x, w, N, C, OC);
+    }
+    void gelu_backward(floatX* d, float* db, const floatX* x, int N, int C) {
+        gpu::gelu_backward(d, db, activations(0).partial, x, N, C);
+    }
+    void attention_forward(const Activations& a, const floatX* qkv, int B, int t0, int T, int S) {
+        if (decoding) return attention_step(a.att, a.qkv, qkv, a.position, B, S, c.C, c.NH);
+        const size_t row = 3 * c.C * sizeof(floatX);
+        if (T != S)
+            CHECK(cudaMemcpy2DAsync(a.qkv + (size_t)t0 * 3 * c.C, S * row, qkv, T * row, T * row, B,
+                                    cudaMemcpyDeviceToDevice, device().stream));
+        gpu::attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
+    }
+    void attention_backward(const Activations& a, float* db, int B, int T) {
+        gpu::attention_backward(a.dwide, db, a.scratch, a.partial, a.dx, a.qkv, a.att, a.lse, B, T, c.C, c.NH);
+    }
+    void embedding_backward(const Weights<float>& g, const floatX* dout, int B, int T) {
+        const Activations a = activations(0);
+        gpu::embedding_backward(g.wte, g.wpe, (float*)a.dwide, dout, a.token, {a.order, a.start, a.first, a.tokens}, B, T,
+                                c.C);
+    }
+
 private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
     floatX* rounded = nullptr;               // the weights as kernels read them
@@ -2417,10 +2469,12 @@ private:
     std::vector<void*> owned;                // the memory they lie in
     std::vector<float> weight;
     int rows = 0, columns = 0, scored = 0, turn = 0;
+    bool decoding = false;
     struct Staged { int* memory; cudaEvent_t copied; } staged[2];
     int *drawn = nullptr, made = 0;          // tokens, in pinned memory; the position of the last that was asked for
     cudaEvent_t ready[DRAWN];                // when they are there
 
+    const floatX* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     float* arena(Which which) const {
         float* const arenas[] = {weights, gradients, moment1, moment2};
         return arenas[which];
@@ -2472,18 +2526,16 @@ private:
     void forward_kernels(int B, int T, bool backward) {
         const int N = B * T;
         const Activations a = activations(0);
-        blocks(B, 0, T, T);
-        const Weights w = layout.at(rounded, 0);
-        const Weights g = layout.at(gradients, 0);
-        const floatX* table = c.tied ? w.wte : w.head_w;
+        const Weights g = gradients_of(0);
         const int V = padded(c.V), chunk = chunk_rows((size_t)this->B * this->T, c.V);
+        network_forward(*this, B, 0, T, T);
         for (int n0 = 0; n0 < N; n0 += chunk) {
             const int n = std::min(chunk, N - n0);
             const floatX* lnf = a.lnf + (size_t)n0 * c.C;
-            logits_of(a.logits, lnf, c.C, n);
+            logits_of(lnf, c.C, n);
             cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, a.weight + n0, n, c.V, V, backward);
             if (!backward) continue;
-            multiply(a.dx + (size_t)n0 * c.C, table, a.logits, {c.C, n, V, false, false, c.C, V, c.C});
+            multiply(a.dx + (size_t)n0 * c.C, table(), a.logits, {c.C, n, V, false, false, c.C, V, c.C});
             float* dtable = c.tied ? g.wte : g.head_w;
             multiply(dtable, lnf, a.logits, {c.C, V, n, false, true, c.C, V, c.C, false, false, true, true}, nullptr,
                      dtable);
@@ -2491,64 +2543,11 @@ private:
         launch(add_loss_kernel, 1, threads_for(N, 1024), 0, a.outcome, a.logprob, a.weight, a.target, N);
     }
 
-    // forward_kernels() left d(loss)/d(lnf) in dx, and added the head's part to the gradients of its weights.
-    void backward_kernels(int B, int T) {
-        const int N = B * T, C = c.C;
-        Activations a = activations(c.L - 1);
-        Weights w = layout.at(rounded, 0);
-        Weights g = layout.at(gradients, 0);
-        layernorm_backward(a.dstream, false, g.lnf_w, g.lnf_b, layout.at(gradients, c.L - 1).fcproj_b, a.partial, a.dx,
-                           a.stream, w.lnf_w, a.lnf_mean, a.lnf_rstd, N, C);
-        for (int l = c.L - 1; l >= 0; l--) {
-            a = activations(l), w = layout.at(rounded, l), g = layout.at(gradients, l);
-            const floatX* entered = l ? activations(l - 1).stream : a.embedded;
-            float* entered_bias = l ? layout.at(gradients, l - 1).fcproj_b : nullptr;
-            // forward: stream = middle + gelu(layernorm(middle) fc) fcproj
-            linear_backward(a.dwide, g.fcproj_w, a.dstream, a.fc_gelu, w.fcproj_w, N, 4 * C, C);
-            gelu_backward(a.dwide, g.fc_b, a.partial, a.fc, N, 4 * C);
-            linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, 4 * C);
-            layernorm_backward(a.dstream, true, g.ln2_w, g.ln2_b, g.proj_b, a.partial, a.dx, a.middle, w.ln2_w, a.ln2_mean,
-                               a.ln2_rstd, N, C);
-            // forward: middle = entered + attention(layernorm(entered) qkv) proj
-            linear_backward(a.dx, g.proj_w, a.dstream, a.att, w.proj_w, N, C, C);
-            attention_backward(a.dwide, g.qkv_b, a.scratch, a.partial, a.dx, a.qkv, a.att, a.lse, B, T, C, c.NH);
-            linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, 3 * C);
-            layernorm_backward(a.dstream, true, g.ln1_w, g.ln1_b, entered_bias, a.partial, a.dx, entered, w.ln1_w, a.ln1_mean,
-                               a.ln1_rstd, N, C);
-        }
-        embedding_backward(g.wte, g.wpe, (float*)a.dwide, a.dstream, a.token, {a.order, a.start, a.first, a.tokens}, B, T,
-                           C);
-    }
-
-    // What draw() has recorded: B tokens through all blocks, to the next ones.
+    // What draw() has recorded: a token more for each of B rows.
     void step_kernels(int B) {
-        const int C = c.C;
-        Activations a = activations(0);
-        Weights w = layout.at(rounded, 0);
-        const floatX* stream = a.embedded;
-        auto linear = [&](floatX* out, const floatX* x, Norm norm, const floatX* w, const floatX* b, const floatX* plus,
-                          floatX* before_gelu, int C, int OC) {
-            if (few(B, C)) return few_rows(out, x, norm, w, b, plus, before_gelu, B, C, OC);
-            if (norm.w) layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, x, norm.w, norm.b, B, C, c.eps);
-            linear_forward(out, norm.w ? a.ln1 : x, w, b, plus, before_gelu, B, C, OC);
-        };
-        launch(embedding_step_kernel, B, threads_for(C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, C);
-        for (int l = 0; l < c.L; l++) {
-            a = activations(l), w = layout.at(rounded, l);
-            const float eps = c.eps;
-            linear(a.fc, stream, {w.ln1_w, w.ln1_b, eps}, w.qkv_w, w.qkv_b, nullptr, nullptr, C, 3 * C);
-            attention_step(a.att, a.qkv, a.fc, a.position, B, T, C, c.NH);
-            linear(a.middle, a.att, {}, w.proj_w, w.proj_b, stream, nullptr, C, C);
-            linear(a.fc_gelu, a.middle, {w.ln2_w, w.ln2_b, eps}, w.fc_w, w.fc_b, nullptr, a.fc, C, 4 * C);
-            linear(a.stream, a.fc_gelu, {}, w.fcproj_w, w.fcproj_b, a.middle, nullptr, 4 * C, C);
-            stream = a.stream;
-        }
-        const floatX* table = c.tied ? w.wte : w.head_w;
-        if (few(B, C)) few_logits(a.logits, stream, {w.lnf_w, w.lnf_b, (float)c.eps}, table, B, C, c.V);
-        else {
-            layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, stream, w.lnf_w, w.lnf_b, B, C, c.eps);
-            logits_of(a.logits, a.lnf, C, B);
-        }
+        decoding = true;
+        logits_of(network_forward(*this, B, 0, 1, T), c.C, B);
+        decoding = false;
         pick(B);
     }
     void pick(int B) {
@@ -2556,39 +2555,12 @@ private:
         gpu::pick({a.token, a.position, a.rng, drawn}, a.logits, a.sampling, B, c.V, this->B);
     }
 
-    // logits (rows, padded V) = x wte^T; rows of x lie `stride` apart
-    void logits_of(floatX* out, const floatX* x, long stride, int rows) {
-        const Weights w = layout.at(rounded, 0);
+    // logits (rows, padded V) = x table^T; rows of x lie `stride` apart
+    void logits_of(const Normed& x, long stride, int rows) {
+        floatX* const out = activations(0).logits;
+        if (decoding && few(rows, c.C)) return few_logits(out, x, table(), rows, c.C, c.V);
         const int V = padded(c.V);
-        multiply(out, c.tied ? w.wte : w.head_w, x, {V, rows, c.C, true, false, c.C, stride, V});
-    }
-
-    // The tokens at activations(0).token, t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm.
-    // qkv holds S tokens a row.
-    void blocks(int B, int t0, int T, int S) {
-        const int N = B * T, C = c.C;
-        Activations a = activations(0);
-        Weights w = layout.at(rounded, 0);
-        const floatX* stream = a.embedded;
-        for (int l = 0; l < c.L; l++) {
-            a = activations(l), w = layout.at(rounded, l);
-            const Embedding e = {a.embedded, a.token, w.wte, w.wpe, t0, T};
-            layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N, C, c.eps,
-                              l ? Embedding() : e);
-            floatX* qkv = T == S ? a.qkv : a.fc;             // T < S: rows of one b only are neighbours there, so copy
-            linear_forward(qkv, a.ln1, w.qkv_w, w.qkv_b, nullptr, nullptr, N, C, 3 * C);
-            const size_t row = 3 * C * sizeof(floatX);
-            if (T != S)
-                CHECK(cudaMemcpy2DAsync(a.qkv + (size_t)t0 * 3 * C, S * row, qkv, T * row, T * row, B,
-                                        cudaMemcpyDeviceToDevice, device().stream));
-            attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, C, c.NH);
-            linear_forward(a.middle, a.att, w.proj_w, w.proj_b, stream, nullptr, N, C, C);
-            layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N, C, c.eps);
-            linear_forward(a.fc_gelu, a.ln2, w.fc_w, w.fc_b, nullptr, a.fc, N, C, 4 * C);
-            linear_forward(a.stream, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, nullptr, N, 4 * C, C);
-            stream = a.stream;
-        }
-        layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, stream, w.lnf_w, w.lnf_b, N, C, c.eps);
+        multiply(out, table(), x.x, {V, rows, c.C, true, false, c.C, stride, V});
     }
 };
 

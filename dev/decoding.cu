@@ -20,13 +20,13 @@
    as much again; head 24; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick 18, with top_k and top_p 45. */
 #include "bench.cuh"
 namespace decoding_study {
-using gpu::Norm;
+using gpu::Normed;
 
 static void product(int N, int C, int OC, bool norm, bool gelu, bool plus) {
     Array<floatX> x(numbers((size_t)N * C)), w(numbers((size_t)C * OC, 1 / std::sqrt((double)C))), b(numbers(OC)), lw(numbers(C));
     Array<floatX> lb(numbers(C)), stream(numbers((size_t)N * OC)), out(stream.n), normed(x.n), before(stream.n);
     Array<float> mean(N), rstd(N);
-    const Norm f = norm ? Norm{lw, lb, 1e-5f} : Norm{};
+    const Normed f = norm ? Normed(x, lw, lb, 1e-5f) : Normed(x);
     std::vector<float> in(x.host);
     if (norm) cpu::layernorm_forward(in.data(), mean.cpu(), rstd.cpu(), x.cpu(), lw.cpu(), lb.cpu(), N, C, 1e-5), in = rounded(in);
     cpu::linear_forward(out.cpu(), in.data(), w.cpu(), b.cpu(), plus ? stream.cpu() : nullptr, N, C, OC);
@@ -38,7 +38,7 @@ static void product(int N, int C, int OC, bool norm, bool gelu, bool plus) {
                 if (norm) gpu::layernorm_forward(normed, mean, rstd, x, lw, lb, N, C, 1e-5);
                 gpu::linear_forward(out, norm ? normed : x, w, b, plus ? stream.p : nullptr, gelu ? before.p : nullptr, N, C, OC);
             }},
-           {"shipped", [&] { gpu::few_rows(out, x, f, w, b, plus ? stream.p : nullptr, gelu, N, C, OC); }}});
+           {"shipped", [&] { gpu::few_rows(out, f, w, b, plus ? stream.p : nullptr, gelu, N, C, OC); }}});
 }
 
 static void head(int N, int C, int vocabulary) {
@@ -67,7 +67,7 @@ static void head(int N, int C, int vocabulary) {
                 gpu::layernorm_forward(normed, mean, rstd, x, lw, lb, N, C, 1e-5);
                 gpu::multiply(logits, table, normed, {V, N, C, true, false, C, C, V});
             }},
-           {"shipped", [&] { gpu::few_logits(logits, x, {lw, lb, 1e-5f}, table, N, C, vocabulary); }}});
+           {"shipped", [&] { gpu::few_logits(logits, {x, lw, lb, 1e-5f}, table, N, C, vocabulary); }}});
 }
 
 // `keys` of each row, with the new one, in a cache for S

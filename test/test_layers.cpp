@@ -44,7 +44,8 @@ static void layers() {
         std::vector<real> dx(N * C), dw(C * OC), db(OC);
         auto f = [&] { cpu::linear_forward(out.data(), x.data(), w.data(), b.data(), plus.data(), N, C, OC); return dot(out, dout); };
         f();
-        cpu::linear_backward(dx.data(), dw.data(), db.data(), dout.data(), x.data(), w.data(), N, C, OC);
+        cpu::linear_backward(dx.data(), dw.data(), dout.data(), x.data(), w.data(), N, C, OC);
+        cpu::bias_backward(db.data(), dout.data(), N, OC);
         differentiate("linear dx", x.data(), x.size(), dx.data(), f);
         differentiate("linear dw", w.data(), w.size(), dw.data(), f);
         differentiate("linear db", b.data(), b.size(), db.data(), f);
