@@ -1832,46 +1832,40 @@ struct Normed {                              // x, which is to be normalized fir
     Normed(const floatX* x, const floatX* w = nullptr, const floatX* b = nullptr, float eps = 0)
         : x(x), w(w), b(b), eps(eps) {}
 };
-// x in shared memory, as layernorm_forward() leaves it; a warp takes a row
-template <int N> DEVICE void bring(floatX* to, Normed x, int rows, int C) {
-    const int lane = threadIdx.x % 32 * WIDE;
-    for (int n = threadIdx.x / 32; n < N; n += blockDim.x / 32) {
-        floatX* const row = to + n * C;
-        float sum = 0, squares = 0, v[WIDE] = {}, weight[WIDE], bias[WIDE];
-        for (int c = lane; c < C; c += 32 * WIDE) {
-            if (n < rows) load(v, x.x + (size_t)n * C + c);
-            store(row + c, v);
-            for (float f : v) sum += f;
-        }
-        if (!x.w) continue;
-        const float mean = warp_sum(sum) / C;
-        for (int c = lane; c < C; c += 32 * WIDE) {
-            load(v, row + c);
-            for (float f : v) squares += (f - mean) * (f - mean);
-        }
-        const float rstd = rsqrtf(warp_sum(squares) / C + x.eps);
-        for (int c = lane; c < C; c += 32 * WIDE) {
-            load(v, row + c), load(weight, x.w + c), load(bias, x.b + c);
-            for (int i = 0; i < WIDE; i++) v[i] = (v[i] - mean) * rstd * weight[i] + bias[i];
-            store(row + c, v);
-        }
-    }
-    __syncthreads();
-}
-template <int N>
-__global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, Normed x, const floatX* w,
-                                                       const floatX* b, const floatX* plus, bool gelu, int rows, int C,
-                                                       int OC, int across) {
+template <int N>                             // 1, or for up to N rows
+__global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, Normed x, const floatX* w, const floatX* b,
+                                                       const floatX* plus, bool gelu, int rows, int C, int OC, int across) {
     SHARED_DYNAMIC(shared);
     constexpr int AHEAD = 8;                 // rows of w that a thread has asked for
-    floatX* const xs = (floatX*)shared;
+    floatX* const xs = (floatX*)shared;      // x, as layernorm_forward() leaves it
     float* const parts = (float*)(xs + N * C);               // of each warp: (N, columns)
-    const int columns = across * WIDE, c = blockIdx.x * columns + threadIdx.x % across * WIDE;
+    const int columns = across * WIDE, c = blockIdx.x * columns + threadIdx.x % across * WIDE, lane = threadIdx.x % 32;
     const int first = threadIdx.x / across, step = blockDim.x / across, end = c < OC ? C : 0;
     Pack<floatX, WIDE> ahead[AHEAD];
     auto ask = [&](int i, int k) { if (k < end) ahead[i] = fetch<WIDE>(w + (size_t)k * OC + c); };
     for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
-    bring<N>(xs, x, rows, C);
+    for (int n = threadIdx.x / 32; n < N; n += blockDim.x / 32) {        // a warp takes a row of x
+        float sum = 0, squares = 0, v[WIDE] = {}, weight[WIDE], bias[WIDE];
+        auto each = [&](auto f) { for (int c = lane * WIDE; c < C; c += 32 * WIDE) f(xs + n * C + c, c); };
+        each([&](floatX* at, int c) {
+            if (n < rows) load(v, x.x + (size_t)n * C + c);
+            store(at, v);
+            for (float f : v) sum += f;
+        });
+        if (!x.w) continue;
+        const float mean = warp_sum(sum) / C;
+        each([&](floatX* at, int) {
+            load(v, at);
+            for (float f : v) squares += (f - mean) * (f - mean);
+        });
+        const float rstd = rsqrtf(warp_sum(squares) / C + x.eps);
+        each([&](floatX* at, int c) {
+            load(v, at), load(weight, x.w + c), load(bias, x.b + c);
+            for (int i = 0; i < WIDE; i++) v[i] = (v[i] - mean) * rstd * weight[i] + bias[i];
+            store(at, v);
+        });
+    }
+    __syncthreads();
     float sum[N][WIDE] = {};
     for (int k0 = first; k0 < end; k0 += AHEAD * step)
         for (int i = 0; i < AHEAD; i++) {
@@ -1885,7 +1879,6 @@ __global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, Normed x, co
         }
     for (int n = 0; n < N; n++) for (int j = 0; j < WIDE; j++) {
         for (int o = 16; o >= across; o /= 2) sum[n][j] += __shfl_xor_sync(WARP, sum[n][j], o);
-        const int lane = threadIdx.x % 32;
         if (lane < across) parts[(threadIdx.x / 32 * N + n) * columns + lane * WIDE + j] = sum[n][j];
     }
     __syncthreads();
@@ -1898,46 +1891,16 @@ __global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, Normed x, co
         out[at] = floatX((gelu ? ::gelu(total) : total) + (plus ? float(plus[at]) : 0));
     }
 }
-// logits (N,V), rows `stride` apart = f(x) table^T; a warp takes four rows of the table, which has rows for all columns
-template <int N>
-__global__ void __launch_bounds__(256) few_logits_kernel(floatX* out, Normed x, const floatX* table,
-                                                         int rows, int C, int V, int stride) {
-    SHARED_DYNAMIC(shared);
-    floatX* const xs = (floatX*)shared;
-    bring<N>(xs, x, rows, C);
-    const int lane = threadIdx.x % 32;
-    for (int v = (blockIdx.x * 8 + threadIdx.x / 32) * 4; v < V; v += gridDim.x * 32) {
-        float sum[4][N] = {}, t[4][WIDE], u[WIDE];
-        for (int c = lane * WIDE; c < C; c += 32 * WIDE) {
-            for (int r = 0; r < 4; r++) load(t[r], table + (size_t)(v + r) * C + c);
-            for (int n = 0; n < N; n++) {
-                load(u, xs + n * C + c);
-                for (int r = 0; r < 4; r++) for (int i = 0; i < WIDE; i++) sum[r][n] += u[i] * t[r][i];
-            }
-        }
-        for (int r = 0; r < 4; r++) for (int n = 0; n < N; n++) {
-            const float z = warp_sum(sum[r][n]);
-            if (lane == 0 && n < rows) out[(size_t)n * stride + v + r] = floatX(z);
-        }
-    }
+inline size_t few_bytes(int N, int C, int across) {          // of shared memory: x, and the warps' sums
+    return (N > 1 ? FEW : 1) * (C * sizeof(floatX) + 8 * across * WIDE * sizeof(float));
 }
-inline size_t few_size(int N, int C) { return std::bit_ceil((unsigned)N) * C * sizeof(floatX); }     // bytes of x
-inline bool few(int N, int C) {
-    const size_t sums = FEW * 8 * 8 * WIDE * sizeof(float);
-    return N <= FEW && few_size(N, C) + sums <= device().properties.sharedMemPerBlockOptin;
-}
-#define FEW_ROWS(N, kernel) ((N) == 1 ? kernel<1> : (N) == 2 ? kernel<2> : (N) <= 4 ? kernel<4> : kernel<8>)
-inline void few_rows(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus,
-                     bool gelu, int N, int C, int OC) {
+inline bool few(int N, int C) { return N <= FEW && few_bytes(N, C, 8) <= device().properties.sharedMemPerBlockOptin; }
+inline void few_rows(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus, bool gelu, int N, int C,
+                     int OC) {
     int across = 2;                          // 32 bytes, a sector; up to 128, a line, if there are blocks enough
     while (across < 8 && OC / (2 * across * WIDE) >= 2 * device().processors()) across *= 2;
-    launch(FEW_ROWS(N, few_rows_kernel), blocks_for(OC, across * WIDE), 256,
-           few_size(N, C) + std::bit_ceil((unsigned)N) * 8 * across * WIDE * sizeof(float), out, x, w, b, plus,
-           gelu, N, C, OC, across);
-}
-inline void few_logits(floatX* out, Normed x, const floatX* table, int N, int C, int V) {
-    launch(FEW_ROWS(N, few_logits_kernel), 2 * device().processors(), 256, few_size(N, C), out, x, table, N, C, V,
-           padded(V));
+    launch(N > 1 ? few_rows_kernel<FEW> : few_rows_kernel<1>, blocks_for(OC, across * WIDE), 256, few_bytes(N, C, across),
+           out, x, w, b, plus, gelu, N, C, OC, across);
 }
 
 // embedded (B,C) = wte[token] + wpe[position]
@@ -2021,7 +1984,7 @@ inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, cons
 
 /* pick -- as in cpu::pick, the same token from the same logits: all sums are of integers
    layout   a block takes a row, each thread a range of it. Where tokens are left out, the last that is kept is found
-            digit by digit, from the highest: what each digit adds to the sum is counted, by each warp for itself. */
+            bit by bit, from the highest. */
 struct Pickers {                             // of each row
     int *token, *position;                   // the last, and where it stands
     Rng* rng;
@@ -2052,40 +2015,21 @@ DEVICE wide sum_before(wide x, wide& all) {
     }
     return before + sum - x;
 }
-// The key at which amount(key), summed up from the greatest key downwards, reaches `least`; and the sum above it.
+// The greatest key for which amount(), summed up over it and all greater ones, reaches `least`; and the sum without it.
 struct Cut { unsigned key; wide above; };
-template <typename Each, typename F>
-DEVICE Cut find_cut(wide (*counts)[256], Each each, wide least, F amount) {
-    SHARED(found, Cut);
+template <typename Each, typename F> DEVICE Cut find_cut(Each each, wide least, F amount) {
     Cut cut = {0, 0};
-    const int warp = threadIdx.x / 32, last = 255 - threadIdx.x;
-    for (int shift = KEY_BITS - 8; shift >= 0; shift -= 8) {
-        for (int i = threadIdx.x; i < PICKERS / 32 * 256; i += PICKERS) counts[i / 256][i % 256] = 0;
-        __syncthreads();
-        unsigned digit = 0;
-        wide sum = 0, mine = 0, all;         // neighbours often have a digit in common
-        each([&](int, float x) {
-            const unsigned key = key_of(x);
-            if (key >> shift >> 8 != cut.key) return;
-            if (const unsigned other = key >> shift & 255; other != digit) {
-                if (sum) atomicAdd(&counts[warp][digit], sum);
-                digit = other, sum = 0;
-            }
-            sum += amount(key);
-        });
-        if (sum) atomicAdd(&counts[warp][digit], sum);
-        __syncthreads();
-        for (int w = 0; w < PICKERS / 32 && last >= 0; w++) mine += counts[w][last];
-        const wide before = cut.above + sum_before(mine, all);
-        if (before < least && least <= before + mine) found = {cut.key << 8 | last, before};
-        __syncthreads();
-        cut = found;
+    for (unsigned bit = 1u << (KEY_BITS - 1); bit; bit >>= 1) {
+        wide mine = 0, all;
+        each([&](int, float x) { if (const unsigned key = key_of(x); key >= (cut.key | bit)) mine += amount(key); });
+        sum_before(mine, all);
+        if (all >= least) cut.key |= bit;
+        else cut.above = all;
     }
     return cut;
 }
 __global__ void __launch_bounds__(PICKERS) pick_kernel(Pickers p, const floatX* logits, const Sampling* sampling, int V,
                                                        int stride, int B) {
-    SHARED(counts, wide[PICKERS / 32][256]);
     const int b = blockIdx.x, range = (V + PICKERS * WIDE - 1) / (PICKERS * WIDE) * WIDE;
     const int from = threadIdx.x * range, to = ::min(V, from + range), at = p.position[b] + 1;
     const floatX* const z = logits + (size_t)b * stride;
@@ -2113,14 +2057,14 @@ __global__ void __launch_bounds__(PICKERS) pick_kernel(Pickers p, const floatX* 
     unsigned cut = 0;                        // kept: what is greater, and the first `ties` of what is equal
     wide ties = 0, rank = 0, mine = 0, all;
     if (s.top_k < V) {
-        const Cut c = find_cut(counts, each, s.top_k, [](unsigned) { return wide(1); });
+        const Cut c = find_cut(each, s.top_k, [](unsigned) { return wide(1); });
         cut = c.key, ties = s.top_k - c.above;
     }
     if (s.top_p) {
         each([&](int, float x) { if (key_of(x) > cut) mine += weigh(key_of(x)); });
         sum_before(mine, all);
         all += ties * weigh(cut);
-        const Cut c = find_cut(counts, each, multiply_high(all, s.top_p),
+        const Cut c = find_cut(each, multiply_high(all, s.top_p),
                                [&](unsigned key) { return wide(key < cut ? 0 : weigh(key)); });
         cut = c.key, ties = (multiply_high(all, s.top_p) - c.above + weigh(cut) - 1) / weigh(cut);
     }
@@ -2557,10 +2501,10 @@ private:
 
     // logits (rows, padded V) = x table^T; rows of x lie `stride` apart
     void logits_of(const Normed& x, long stride, int rows) {
-        floatX* const out = activations(0).logits;
-        if (decoding && few(rows, c.C)) return few_logits(out, x, table(), rows, c.C, c.V);
+        const Activations a = activations(0);
         const int V = padded(c.V);
-        multiply(out, table(), x.x, {V, rows, c.C, true, false, c.C, stride, V});
+        if (x.w) layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, x.x, x.w, x.b, rows, c.C, x.eps);
+        multiply(a.logits, table(), x.w ? a.lnf : x.x, {V, rows, c.C, true, false, c.C, stride, V});
     }
 };
 

@@ -6,8 +6,6 @@
    product       out = f(x) w + b, f a layernorm or nothing: w is read once, C OC numbers
      library         a kernel for the layernorm, then cuBLASLt
      shipped         gpu::few_rows: the weights are asked for before the layernorm has begun, which every block makes for itself
-   head          logits = f(x) table^T: V C numbers
-     library, shipped   as above: gpu::few_logits
    attention     of one query over a cache: 2 C numbers a key
      plain           the new key and value are copied to the cache, then a block takes a head and holds its row of scores; a
                      thread takes a key, so that neighbours read 2 bytes each, rows apart
@@ -17,7 +15,7 @@
      shipped         gpu::pick
 
    Predicted for an H200, in microseconds, before a first run: products of one row 3 (proj) to 4.5 (fc, fcproj), of 8 rows half
-   as much again; head 24; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick 18, with top_k and top_p 45. */
+   as much again; the head, cuBLASLt's, 25; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick 18, with top_k and top_p 45. */
 #include "bench.cuh"
 namespace decoding_study {
 using gpu::Normed;
@@ -39,35 +37,6 @@ static void product(int N, int C, int OC, bool norm, bool gelu, bool plus) {
                 gpu::linear_forward(out, norm ? normed : x, w, b, plus ? stream.p : nullptr, gelu ? before.p : nullptr, N, C, OC);
             }},
            {"shipped", [&] { gpu::few_rows(out, f, w, b, plus ? stream.p : nullptr, gelu, N, C, OC); }}});
-}
-
-static void head(int N, int C, int vocabulary) {
-    const int V = gpu::padded(vocabulary);
-    std::vector<float> rows = numbers((size_t)V * C, 1 / std::sqrt((double)C));
-    std::fill(rows.begin() + (size_t)vocabulary * C, rows.end(), 0.0f);
-    Array<floatX> x(numbers((size_t)N * C)), table(rows), lw(numbers(C)), lb(numbers(C)), normed(x.n), logits((size_t)N * V);
-    Array<float> mean(N), rstd(N);
-    std::vector<float> in(x.n);
-    cpu::layernorm_forward(in.data(), mean.cpu(), rstd.cpu(), x.cpu(), lw.cpu(), lb.cpu(), N, C, 1e-5), in = rounded(in);
-    cpu::gemm<float>({logits.cpu(), V}, {in.data(), C, 1}, {table.cpu(), 1, C}, N, V, C);
-    // columns beyond the vocabulary are written by whom it suits: compare those before
-    const Result result = {"logits", [&] {
-        const std::vector<floatX> got = logits.get();
-        double worst = 0;
-        for (int n = 0; n < N; n++) {
-            const double e = relative_error(&got[(size_t)n * V], logits.cpu() + (size_t)n * V, vocabulary);
-            if (!(e <= worst)) worst = e;
-        }
-        return worst;
-    }, gpu::BF16 ? ONE : 1e-5, [&] { logits.reset(); }, [&] { return logits.bits(); }};
-    climb("step's head", format("N=%d C=%d V=%d", N, C, vocabulary),
-          {.flops = 2.0 * N * C * vocabulary, .bytes = (double)vocabulary * C * sizeof(floatX), .compute = BFLOAT16, .memory = READ},
-          {result},
-          {{"library", [&] {
-                gpu::layernorm_forward(normed, mean, rstd, x, lw, lb, N, C, 1e-5);
-                gpu::multiply(logits, table, normed, {V, N, C, true, false, C, C, V});
-            }},
-           {"shipped", [&] { gpu::few_logits(logits, {x, lw, lb, 1e-5f}, table, N, C, vocabulary); }}});
 }
 
 // `keys` of each row, with the new one, in a cache for S
@@ -111,6 +80,7 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, bool
     }());
     Array<Sampling> sampling(std::vector<Sampling>(1, Sampling(o)));
     Array<int> token(B), drawn(gpu::DRAWN * B), position(std::vector<int>(B, 5));
+    position.reset(), rng.reset();           // keep what they start from, as written() does
     const int slot = 6 % gpu::DRAWN * B;     // of the position after that
     auto host = [&](const float* z, int b) {
         Rng random = rng.host[b];
@@ -146,8 +116,6 @@ static const Study study([] {
         {TRAINING, 1, 768, 2304, true, false, false}, {TRAINING, 1, 768, 768, false, false, true}, {TRAINING, 1, 768, 3072, true, true, false},
         {TRAINING, 1, 3072, 768, false, false, true}, {TRAINING, 8, 768, 2304, true, false, false}, {TRAINING, 8, 3072, 768, false, false, true},
         {TRAINING, 1, 1600, 6400, true, true, false}, {TRAINING, 8, 6400, 1600, false, false, true}};
-    const struct { Size size; int N, C, V; } heads[] = {{TINY, 1, 8, 2}, {TINY, 3, 24, 101}, {SMALL, 8, 768, 333},
-                                                        {TRAINING, 1, 768, 50257}, {TRAINING, 8, 768, 50257}};
     const struct { Size size; int B, keys, S, NH, HS; } attentions[] = {
         {TINY, 1, 1, 1, 1, 8}, {TINY, 2, 7, 20, 3, 24}, {TINY, 1, 20, 20, 2, 64}, {SMALL, 3, 300, 333, 2, 64}, {SMALL, 2, 130, 200, 1, 128},
         {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64}, {TRAINING, 8, 1024, 1024, 12, 64},
@@ -159,7 +127,6 @@ static const Study study([] {
         {SMALL, 3, 50257, 0.8, 50, 0.95, false}, {SMALL, 1, 50257, 1, 0, 1, false}, {TRAINING, 1, 50257, 1, 0, 1, false},
         {TRAINING, 1, 50257, 0.8, 50, 0.95, false}, {TRAINING, 1, 50257, 1, 0, 0.95, false}, {TRAINING, 64, 50257, 1, 0, 1, false}};
     for (auto& s : products) if (s.size <= largest) product(s.N, s.C, s.OC, s.norm, s.gelu, s.plus);
-    for (auto& s : heads) if (s.size <= largest) head(s.N, s.C, s.V);
     for (auto& s : attentions) if (s.size <= largest) attention(s.B, s.keys, s.S, s.NH, s.HS);
     for (auto& s : picks) if (s.size <= largest) pick(s.B, s.V, s.temperature, s.top_k, s.top_p, s.equal);
 });
