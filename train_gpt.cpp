@@ -18,7 +18,7 @@
    Top to bottom, nothing is used before it is defined:
       1 options            2 config and tensors     3 order of the data            4 scalar maths     5 layers
       6 model              7 checkpoints            8 evaluate, sample, graph      9 train           10 main
-   Files, shards and the tokenizer, which the data tools share, are the three headers of dev/data.                  */
+   Files, shards, the tokenizer, which the data tools share, and run directories are the four headers of dev/data.  */
 
 #include <chrono>
 #include <climits>
@@ -26,21 +26,24 @@
 #include <numeric>
 #include <optional>
 #include <set>
-#include <sys/file.h>
 #include <utility>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
 #if defined(__AMX_BF16__)
 #include <asm/prctl.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #endif
 #include "dev/data/files.h"
+#include "dev/data/runs.h"
 #include "dev/data/shards.h"
 #include "dev/data/tokenizer.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.
 // To add one, add a row. "allowed" is a list a|b|c or a range lo..hi; verbs are t(rain), s(ample), e(val), g(raph); R
-// marks what may differ when a run is resumed. A help text that ends in [...] says what its default stands for;
+// marks what may differ when a run is resumed, D what may then lie elsewhere. A help text that ends in [...] says what its default stands for;
 // otherwise the default itself is shown.
 using text = std::string;
 using integer = long long;
@@ -58,10 +61,10 @@ using flag = bool;
 
 //    type     name             default       allowed                         verbs  help
 #define OPTIONS(X) \
-    X(text,    train,           "",           "",                             "t",   "token shards to train on: a glob, in quotes [required]") \
-    X(text,    val,             "",           "",                             "te",  "token shards to validate on: a glob [none]") \
+    X(text,    train,           "",           "",                             "tD",  "token shards to train on: a glob, in quotes [required]") \
+    X(text,    val,             "",           "",                             "teD", "token shards to validate on: a glob [none]") \
     X(text,    raw,             "",           "u16",                          "te",  "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
-    X(text,    tokenizer,       "",           "",                             "tseg","GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
+    X(text,    tokenizer,       "",           "",                             "tsegD","GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
     X(text,    init,            "d12",        "",                             "t",   "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
     X(text,    model,           "",           "",                             "seg", "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin [required]") \
     X(integer, layers,          0,            "1..1000",                      "t",   "layers [from --init]") \
@@ -90,11 +93,12 @@ using flag = bool;
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",  "rows of a validation; 0 = all [64; eval: all]") \
     X(text,    rows,            "packed",     "packed|documents|sliding",     "te",  "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
-    X(text,    answers,         "",           "",                             "te",  "example shard of (prompt, response): count the responses that greedy decoding gets right [none]") \
+    X(text,    answers,         "",           "",                             "teD", "example shard of (prompt, response): count the responses that greedy decoding gets right [none]") \
     X(text,    choices,         "",           "",                             "e",   "multiple choice questions in llm.c's HellaSwag format [none]") \
     X(integer, sample_every,    100,          "0..1000000000000",             "tR",  "steps between samples; 0 = never") \
-    X(integer, save_every,      0,            "0..1000000000000",             "tR",  "steps between checkpoints; 0 = at the end only") \
-    X(integer, keep,            2,            "1..1000000",                   "tR",  "checkpoints to keep") \
+    X(integer, save_every,      0,            "0..1000000000000",             "tR",  "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
+    X(number,  save_minutes,    5,            "0..1000000",                   "tR",  "minutes between checkpoints, more where they take over 2 % of the time; 0 = by steps alone") \
+    X(integer, keep,            2,            "1..1000000",                   "tR",  "checkpoints to keep, beside the best in OUT/best") \
     X(text,    out,             "",           "",                             "t",   "directory of the run: log.jsonl and checkpoints [required]") \
     X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
     X(text,    prompt,          "",           "",                             "s",   "text to continue; without a tokenizer, token ids [end of text]") \
@@ -181,8 +185,25 @@ inline void print_help() {
                    shown || takes.empty() ? "" : (" [" + show(v) + "]").c_str());
         });
     }
-    fputs("\nA first SIGINT or SIGTERM saves after the step, a second ends at once. Exit 0: done; 1: data, files or\n"
+    fputs("\nA first SIGINT, SIGTERM or SIGHUP saves after the step, a second ends at once. Exit 0: done; 1: data, files or\n"
           "memory; 2: command line.\n" PROGRAM_HELP, stdout);
+}
+
+// The command that has these options, those left out that only say "not given".
+inline std::string command_line(const Options& o) {
+    std::string line = "./" PROGRAM " " + o.verb;
+    for_each_option(o, [&](std::string name, auto v, const char* allowed, const char* verbs, const char*) {
+        if (!strchr(verbs, o.verb[0]) || show(v).empty() || (name == "epochs" && o.steps)) return;
+        if constexpr (std::is_same_v<decltype(v), flag>) {
+            if (v) line += " " + dashed(name);
+        } else {
+            try {
+                parse_value(name, show(v).c_str(), allowed, v);
+                line += " " + dashed(name) + " " + shell_quote(show(v));
+            } catch (const Error&) {}
+        }
+    });
+    return line;
 }
 
 // Fills o from the words after the program's name. Dies with exit 2 on anything unknown, repeated or out of range.
@@ -198,6 +219,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
         size_t equals = word.find('=');
         bool joined = word.rfind("--", 0) == 0 && equals != word.npos;
         if (joined) value = word.substr(equals + 1), word.resize(equals);
+        if (word.rfind("--", 0) == 0) std::replace(word.begin(), word.end(), '_', '-');
         bool found = false;
         for_each_option(o, [&](std::string name, auto& v, const char* allowed, const char* verbs, const char*) {
             if (found || word != dashed(name)) return;
@@ -213,7 +235,12 @@ inline Options parse_options(const std::vector<std::string>& words) {
             if (value.empty() && name != "prompt") die_usage("%s: needs a value", word.c_str());
             parse_value(name, value.c_str(), allowed, v);
         });
-        if (!found) die_usage("%s: unknown option; " PROGRAM " --help lists them", word.c_str());
+        if (found) continue;
+        std::vector<std::string> names;
+        for_each_option(o, [&](std::string name, auto&, const char*, const char* verbs, const char*) {
+            if (strchr(verbs, o.verb[0])) names.push_back(dashed(name));
+        });
+        die_usage("%s: unknown option%s; " PROGRAM " --help lists them", word.c_str(), nearest(word, names).c_str());
     }
     auto need = [&](const char* name, const text& v) {
         if (v.empty()) die_usage("%s: %s is missing", o.verb.c_str(), dashed(name).c_str());
@@ -452,6 +479,7 @@ struct Windows {
     std::vector<std::unique_ptr<Shard>> shards;
     std::vector<size_t> windows;             // of each shard
     size_t total = 0;                        // of an epoch
+    Identity identity;
     int T;
     bool sliding;
     uint64_t seed;
@@ -462,6 +490,7 @@ struct Windows {
         for (const std::string& path : glob_files(pattern, "--train")) {
             shards.push_back(std::make_unique<Shard>(path, raw));
             shards.back()->check_tokens(V);
+            identity.add(shards.back()->file);
             const size_t n = shards.back()->count;
             windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0);
             if (windows.back() > UINT32_MAX) die("%s: more than 2^32 windows; split it", path.c_str());
@@ -510,6 +539,7 @@ struct ValidationRows {
     std::vector<std::unique_ptr<Shard>> shards;
     struct Span { int shard; size_t begin; int length; };    // inputs begin .. begin + length - 1
     std::vector<Span> spans;
+    Identity identity;
     int eot;
     bool sliding;
 
@@ -518,6 +548,7 @@ struct ValidationRows {
         for (const std::string& path : glob_files(pattern, "--val")) {
             shards.push_back(std::make_unique<Shard>(path, raw));
             shards.back()->check_tokens(V);
+            identity.add(shards.back()->file);
             if (rows == "documents") split_documents(T);
             else for (size_t i = 0, n = shards.back()->count; i + 1 < n; i += sliding ? 1 : T) {
                 if ((sliding && i + T >= n) || (limit && spans.size() == limit)) break;
@@ -1848,52 +1879,6 @@ inline ModelFile read_llmc(const std::string& path) {
     return m;
 }
 
-// The last line of state.json vouches for all before it.
-inline std::string checksum_line(const std::string& body) {
-    return "  \"checksum\": \"" + hex(checksum(body)) + "\"\n}\n";
-}
-
-// Checks a checkpoint of ours against its state.json, which it returns.
-inline Json verify_checkpoint(const std::string& dir) {
-    const std::string path = dir + "/state.json", text = read_file(path);
-    const size_t end = text.rfind("  \"checksum\"");
-    if (end == text.npos || text.substr(end) != checksum_line(text.substr(0, end)))
-        die("%s: damaged: its checksum does not fit; remove this checkpoint to use the one before", path.c_str());
-    Json state = parse_json(text, path);
-    if (!state["files"]) die("%s: 'files' is missing", path.c_str());
-    for (auto& [name, entry] : state["files"].members) {
-        Mapped file(dir + "/" + name);
-        if ((double)file.size != entry["size"].number || entry["checksum"].string != hex(checksum(file.text())))
-            die("%s: damaged: size or checksum differ from state.json; remove this checkpoint to use the one before",
-                file.path.c_str());
-    }
-    return state;
-}
-
-// "step_", at least eight digits, and the ending given
-inline bool is_step(const std::string& name, const std::string& ending) {
-    const size_t digits = std::min(name.find_first_not_of("0123456789", 5), name.size());
-    return name.rfind("step_", 0) == 0 && digits >= 13 && name.substr(digits) == ending;
-}
-
-inline std::vector<std::string> entries_of(const std::string& dir) {
-    std::vector<std::string> names;
-    std::error_code error;
-    for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error))
-        names.push_back(it->path().filename().string());
-    if (error && exists(dir, true)) die("%s: cannot list: %s", dir.c_str(), error.message().c_str());
-    return names;
-}
-
-inline std::vector<std::string> checkpoints_in(const std::string& run) {     // whole ones, oldest first
-    std::vector<std::string> found;
-    for (const std::string& name : entries_of(run))
-        if (is_step(name, "") && exists(run + "/" + name + "/state.json")) found.push_back(run + "/" + name);
-    auto older = [](auto& a, auto& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; };
-    std::sort(found.begin(), found.end(), older);
-    return found;
-}
-
 inline ModelFile open_model(std::string path) {
     if (exists(path, true)) {
         if (!exists(path + "/config.json")) {
@@ -2043,11 +2028,6 @@ struct Snapshot {
     }
 };
 
-inline void sync_directory(const std::string& dir) {
-    int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0) fsync(fd), close(fd);
-}
-
 // The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
 inline int end_of_text(const Tokenizer* tokenizer, int V) {
     return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1;
@@ -2056,7 +2036,11 @@ inline int end_of_text(const Tokenizer* tokenizer, int V) {
 // Where a run stands, apart from tensors. Orders and samples are functions of seed and step, so nothing else is random.
 struct Position {
     integer step = 0;
-    size_t windows = 0;                      // of the training data, to notice when it is no longer the same
+    size_t window = 0;                       // the next one of the training data
+    size_t windows = 0;                      // of an epoch
+    double lowest = INFINITY;                // validation loss so far,
+    integer lowest_step = -1;                // and where it was
+    std::map<std::string, std::string> data = {};            // what the run was given to read, by option
 };
 
 inline std::string options_json(const Options& o) {
@@ -2065,7 +2049,8 @@ inline std::string options_json(const Options& o) {
         if (strchr(verbs, 't') && name != "resume")
             s += (s.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(show(v));
     });
-    return "{" + s + "}";
+    std::error_code none;
+    return "{\"directory\": " + json_quote(fs::current_path(none).string()) + ", " + s + "}";
 }
 
 template <typename Model>
@@ -2081,9 +2066,14 @@ std::string save_checkpoint(const Model& model, const Options& o, const Position
         write_file(partial + "/config.json", config_json(model.c, end_of_text(tokenizer, model.c.V)));
         if (tokenizer) write_file(partial + "/merges.txt", tokenizer->merges_txt());
         if (tokenizer) write_file(partial + "/vocab.json", tokenizer->vocab_json());
-        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"windows\": %zu,\n  \"options\": %s,\n"
-                                   "  \"files\": {", p.step, p.windows, options_json(o).c_str());
-        const char* comma = "";
+        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"window\": %zu,\n  \"windows\": %zu,\n"
+                                   "  \"options\": %s,\n", p.step, p.window, p.windows, options_json(o).c_str());
+        if (p.lowest_step >= 0)
+            state += format("  \"lowest\": {\"step\": %lld, \"val_loss\": %s},\n", p.lowest_step, show(p.lowest).c_str());
+        const char* comma = "  \"data\": {";
+        for (auto& [name, identity] : p.data)
+            state += comma + json_quote(name) + ": " + json_quote(identity), comma = ", ";
+        state += "},\n  \"files\": {", comma = "";
         for (const char* name :
              {"config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
             if (!exists(partial + "/" + name)) continue;
@@ -2103,11 +2093,8 @@ std::string save_checkpoint(const Model& model, const Options& o, const Position
         fs::remove_all(partial, error);
         throw;
     }
-    std::vector<std::string> found = checkpoints_in(o.out);
-    for (size_t i = 0; i + o.keep < found.size(); i++) {
-        fs::rename(found[i], found[i] + ".partial", error);          // from here on it is not whole
-        fs::remove_all(found[i] + ".partial", error);
-    }
+    if (p.lowest_step == p.step) make_best(o.out, dir);
+    remove_old(o.out, o.keep);
     return dir;
 }
 
@@ -2231,15 +2218,19 @@ struct HeldOut {
     std::optional<ValidationRows> val;
     std::optional<Choices> choices;
     std::optional<Examples> answers;
+    std::map<std::string, std::string> data;                 // what tells it from other data
     double floor = NAN;
 
     HeldOut(const Options& o, int V, int T, int eot) {
         if (o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
         if (!o.answers.empty() && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
         const size_t rows = o.verb == "train" || o.has("eval_rows") ? o.eval_rows : 0;
-        if (!o.val.empty()) val.emplace(o.val, o.rows, !o.raw.empty(), T, V, eot, rows), floor = known_floor(o);
+        if (!o.val.empty()) {
+            val.emplace(o.val, o.rows, !o.raw.empty(), T, V, eot, rows), floor = known_floor(o);
+            data["val"] = val->identity.text();
+        }
         if (!o.choices.empty()) choices.emplace(o.choices, V, T);
-        if (!o.answers.empty()) answers.emplace(o.answers, V, T);
+        if (!o.answers.empty()) answers.emplace(o.answers, V, T), data["answers"] = Identity(o.answers).text();
     }
 };
 
@@ -2324,73 +2315,19 @@ template <typename Model> void graph(Model& model) {
 }
 
 // ---- 9. train -------------------------------------------------------------------------------------------------------
-// The loop, and what a user sees of it. OUT/log.jsonl has one JSON object a line; on resume it is rewound to the
-// checkpoint's step. Everything random is a function of the seed and the step.
+// The loop, and what a user sees of it. Everything random is a function of the seed and the step.
 inline volatile sig_atomic_t stop_signal = 0;
 inline void on_signal(int signal) {
     if (stop_signal) _exit(128 + signal);
     stop_signal = signal;
+    ::signal(SIGPIPE, SIG_IGN);                              // who reads our output may be gone by now
 }
-
-// The run's directory, held against a second writer for as long as this object lives.
-struct RunDirectory {
-    std::string path;
-    int lock = -1;
-    FILE* log = nullptr;
-
-    RunDirectory(const std::string& path, bool resume) : path(path) {
-        const char* name = path.c_str();
-        std::error_code error;
-        fs::create_directories(path, error);
-        if (error) die("%s: cannot create: %s", name, error.message().c_str());
-        lock = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (lock < 0) die("%s: cannot open: %s", name, strerror(errno));
-        if (flock(lock, LOCK_EX | LOCK_NB) != 0)
-            die("%s: %s", name, errno == EWOULDBLOCK ? "another train_gpt is writing there" : strerror(errno));
-        if (!resume && !fs::is_empty(path, error))
-            die("%s: is not empty; choose another --out, or go on with --resume", name);
-        for (const std::string& entry : entries_of(path))                                // left by a killed run
-            if (is_step(entry, ".partial")) fs::remove_all(path + "/" + entry, error);
-    }
-    ~RunDirectory() {
-        if (log) fclose(log);
-        if (lock >= 0) close(lock);
-    }
-    RunDirectory(const RunDirectory&) = delete;
-    RunDirectory& operator=(const RunDirectory&) = delete;
-
-    std::string log_path() const { return path + "/log.jsonl"; }
-
-    // Keeps what the log says of steps up to `step`, and opens it for more. What follows the last step is made again.
-    void rewind_log(integer step, integer last) {
-        std::string kept;
-        if (step > 0 && exists(log_path())) {
-            std::string all = read_file(log_path());
-            for (size_t begin = 0, end; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
-                const std::string line = all.substr(begin, end + 1 - begin);
-                char event[16];
-                integer at;
-                if (sscanf(line.c_str(), "{\"event\": \"%15[a-z]\", \"step\": %lld", event, &at) != 2) continue;
-                const bool again = at == last && (!strcmp(event, "eval") || !strcmp(event, "sample"));
-                if (at <= step && !again) kept += line;
-            }
-        }
-        write_file(log_path() + ".new", kept);
-        std::error_code error;
-        fs::rename(log_path() + ".new", log_path(), error);
-        if (error || !(log = fopen(log_path().c_str(), "a"))) die("%s: cannot write", log_path().c_str());
-    }
-    void put(const std::string& line) {
-        if (fprintf(log, "%s\n", line.c_str()) < 0 || fflush(log) != 0)
-            die("%s: cannot write: %s", log_path().c_str(), strerror(errno));
-    }
-};
 
 // JSON has no nan and no infinity.
 inline std::string json_number(double v) { return std::isfinite(v) ? show(number(v)) : "null"; }
 
 // Options of a run that is resumed: those it had, and those on the command line that may differ.
-inline Options resumed_options(const Options& given, const Json& stored, const std::string& where) {
+inline Options resumed_options(const Options& given, const Json& stored, bool known_data, const std::string& where) {
     Options o = given;
     const Options fresh;
     std::map<std::string, std::string> defaults;             // may lie outside of what is allowed: "not given"
@@ -2399,7 +2336,8 @@ inline Options resumed_options(const Options& given, const Json& stored, const s
         const Json& old = stored[name];
         const bool is_given = given.has(name.c_str());
         const bool instead = (name == "steps" && given.has("epochs")) || (name == "epochs" && given.has("steps"));
-        if (!old || name == "out" || instead || (is_given && strchr(verbs, 'R'))) return;
+        const bool elsewhere = strchr(verbs, 'D') && known_data && !old.string.empty();
+        if (!old || name == "out" || instead || (is_given && (strchr(verbs, 'R') || elsewhere))) return;
         // A run of the other program goes on in the format that this one has.
         const std::string bars = "|";
         if (name == "dtype" && (bars + allowed + bars).find(bars + old.string + bars) == bars.npos) return;
@@ -2500,6 +2438,12 @@ inline bool is_preset(const std::string& init) {
            std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
 }
 
+inline std::string presets() {
+    std::string names;
+    for (const Preset& p : PRESETS) names += std::string(p.name) + ", ";
+    return names + "custom";
+}
+
 // Says which gradient went wrong first. Backward runs from the last tensor to the first, and spreads it to all before.
 template <typename Model> std::string first_bad_gradient(const Model& model) {
     std::vector<float> g;
@@ -2515,21 +2459,34 @@ template <typename Model> std::string first_bad_gradient(const Model& model) {
 // its log began with.
 inline Position resume_position(Options& o, const std::string& from) {
     const std::string where = from.empty() ? o.out + "/log.jsonl" : from + "/state.json";
-    Position position;
-    Json stored;
+    Position p;
+    Json state, stored;
     if (!from.empty()) {
-        const Json state = verify_checkpoint(from);
-        const Json &step = state["step"], &windows = state["windows"];
+        state = verify_checkpoint(from);
+        const Json &step = state["step"], &windows = state["windows"], &window = state["window"], &lowest = state["lowest"];
         stored = state["options"];
         if (!step || !windows || !stored) die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
-        position = {(integer)step.number, (size_t)windows.number};
+        p.step = step.number, p.windows = windows.number;
+        for (auto& [name, identity] : state["data"].members) p.data[name] = identity.string;
+        if (lowest) p.lowest = lowest["val_loss"].number, p.lowest_step = lowest["step"].number;
+        auto of = [&](const char* name) { return strtod(stored[name].string.c_str(), nullptr); };
+        if (window) p.window = window.number;
+        else                                                 // older ones: the last step of the last epoch may be partial
+            p.window = std::min(p.step * std::floor(of("tokens_per_step") / of("context")),
+                                of("steps") ? INFINITY : std::round(std::max(1.0, of("epochs") * p.windows)));
     } else if (exists(where)) {
         const std::string log = read_file(where);
         if (log.find('\n') != log.npos) stored = parse_json(log.substr(0, log.find('\n')), where)["options"];
     }
-    if (stored.kind == Json::OBJECT) o = resumed_options(o, stored, where);
+    if (stored.kind == Json::OBJECT) o = resumed_options(o, stored, bool(state["data"]), where);
+    const bool path = !is_preset(o.init);
+    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, text>)
+            if (!o.has(name.c_str()) && (strchr(verbs, 'D') || (path && name == "init")))
+                v = given_in(stored["directory"].string, v);
+    });
     if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
-    return position;
+    return p;
 }
 
 template <typename Model> void train(Options o) {
@@ -2544,16 +2501,24 @@ template <typename Model> void train(Options o) {
 
     // The model's shape: of the checkpoint, of the weights to start from, or of the options.
     std::optional<ModelFile> start;
-    if (!from.empty() || !is_preset(o.init)) start = open_model(from.empty() ? o.init : from);
+    std::string init = from.empty() ? o.init : from;
+    if (from.empty() && !is_preset(init) && !exists(init))
+        die_usage("--init %s: no such file or directory, and no size of a model: those are %s", init.c_str(), presets().c_str());
+    std::optional<Held> held;
+    if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_model(init);
     std::vector<std::string> beside;
     if (!from.empty()) beside.push_back(from);
     beside.push_back(directory_of(glob_files(o.train, "--train")[0]));
     if (start) beside.push_back(start->directory);
-    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, beside);
-    if (from.empty() && start && o.tokenizer.empty())
-        if (auto own = find_tokenizer("", {start->directory}); own && own->merges_txt() != tokenizer->merges_txt())
+    const bool own = !from.empty() && !o.has("tokenizer");   // a checkpoint has its tokenizer
+    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(own ? "" : o.tokenizer, beside);
+    if (start && from.empty() == o.tokenizer.empty())
+        if (auto its = find_tokenizer("", {start->directory}); its && its->merges_txt() != tokenizer->merges_txt()) {
+            if (!from.empty())
+                die_usage("--tokenizer %s: is not that of the run in %s", o.tokenizer.c_str(), o.out.c_str());
             die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right "
                 "with --tokenizer", beside[0].c_str(), start->directory.c_str());
+        }
     const Config c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
     const int B = o.batch, T = o.context, eot = end_of_text(tokenizer.get(), c.V);
     const int known = tokenizer ? tokenizer->vocab() : c.V;          // tokens of the data must be below
@@ -2567,14 +2532,22 @@ template <typename Model> void train(Options o) {
     Windows windows(o.train, o.rows, !o.raw.empty(), T, known, o.seed);
     const size_t per_step = o.tokens_per_step / T,
                  end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows.total));
-    const integer steps = o.steps ? o.steps : (end + per_step - 1) / per_step;
+    if (position.window > end)
+        die_usage("--epochs %s: the run in %s has done more already", show(o.epochs).c_str(), o.out.c_str());
+    const integer steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
+    const HeldOut held_out(o, known, T, eot);
+    std::map<std::string, std::string> data = held_out.data;
+    data["train"] = windows.identity.text();
+    for (auto& [name, was] : position.data)
+        if (const text& path = name == "train" ? o.train : name == "val" ? o.val : o.answers; data[name] != was)
+            die("%s %s: %s, but the run in %s was given other data: %s", dashed(name).c_str(), path.c_str(),
+                data[name].c_str(), o.out.c_str(), was.c_str());
     if (!from.empty() && position.windows != windows.total)
         die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
             windows.total, o.out.c_str(), position.windows);
     if (position.step > steps)
         die_usage("--steps %lld: the run in %s has done %lld already", steps, o.out.c_str(), position.step);
-    position.windows = windows.total;
-    const HeldOut held_out(o, known, T, eot);
+    position.windows = windows.total, position.data = data;
     const double floor = held_out.floor;
 
     Model model(c, B, T, true, o.dtype == "bf16");
@@ -2586,16 +2559,13 @@ template <typename Model> void train(Options o) {
         load_tensors(model, MOMENT1, moments.tensors, moments.file.path, "m.");
         load_tensors(model, MOMENT2, moments.tensors, moments.file.path, "v.");
     }
-    start.reset();
+    start.reset(), held.reset();
     const AdamW adamw{o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
     const Schedule schedule{o.schedule, o.lr, o.min_lr, o.warmup, steps};
 
     Display display;
     display.steps = steps, display.floor = floor;
-    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
-        if (strchr(verbs, 't') && !show(v).empty()) printf("%s %s  ", dashed(name).c_str(), show(v).c_str());
-    });
-    display.say("\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", model.layout.parameters,
+    display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", command_line(o).c_str(), model.layout.parameters,
                 steps, o.tokens_per_step, windows.total, model.describe().c_str());
     if (!from.empty()) display.say("resumed from %s", from.c_str());
     else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
@@ -2613,7 +2583,9 @@ template <typename Model> void train(Options o) {
     std::string saved = from;                // the newest that is whole
     std::future<std::string> writing;        // the next; every way out of here waits for it, if only in the destructor
     integer writing_step = 0;
-    double stood_ms = 0;                     // while it was begun
+    double stood_ms = 0, last_save = seconds();              // while it was begun; when that was
+    integer best = position.lowest_step;     // of the checkpoint in OUT/best
+    if (best >= 0 && best == position.step) make_best(o.out, from);      // a kill may have come between the two
     auto finish = [&] {
         if (!writing.valid()) return;
         saved = writing.get();               // or dies of what the thread died of
@@ -2627,11 +2599,13 @@ template <typename Model> void train(Options o) {
             writing = std::async(std::launch::async, [write, copy = Snapshot(model)] { return write(copy); });
         else
             (writing = std::async(std::launch::deferred, [&] { return write(model); })).wait();
-        writing_step = position.step, stood_ms = (seconds() - start) * 1e3;
+        writing_step = position.step, best = position.lowest_step;
+        last_save = seconds(), stood_ms = (last_save - start) * 1e3;
     };
     auto evaluate = [&] {
         Validation v = validate(model, B, *held_out.val, tokenizer.get());
         display.val_loss = v.loss();
+        if (v.loss() < position.lowest) position.lowest = v.loss(), position.lowest_step = position.step;
         display.say("%s", v.line().c_str());
         const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
         log("eval", position.step, {{"val_loss", json_number(v.loss())}, {"bits_per_byte", json_number(bits)},
@@ -2648,22 +2622,20 @@ template <typename Model> void train(Options o) {
         }
     };
 
-    auto rows_of = [&](integer step) { return std::min<size_t>(per_step, end - (step - 1) * per_step); };
-    auto read = [&](integer step) {                          // the micro-batches of a step
+    auto read = [&](size_t g) {                              // the micro-batches of the step that begins with window g
         std::vector<Batch> batches;
-        for (size_t i = 0; step <= steps && i < rows_of(step); i += B) {
+        for (const size_t last = std::min(g + per_step, end); g < last; g += B) {
             std::vector<Row> rows;
-            for (size_t k = i; k < std::min(i + B, rows_of(step)); k++)
-                rows.push_back(windows.row((step - 1) * per_step + k));
+            for (size_t k = g; k < std::min(g + B, last); k++) rows.push_back(windows.row(k));
             batches.emplace_back(rows);
         }
         return batches;
     };
-    std::vector<Batch> batches = read(position.step + 1);
+    std::vector<Batch> batches = read(position.window);
     double began = seconds();
     while (position.step < steps && !stop_signal) {
         const integer step = position.step + 1;
-        const size_t there = rows_of(step);
+        const size_t there = std::min(per_step, end - position.window);
         const double targets = (double)there * (windows.sliding ? 1 : T), lr = lr_at(schedule, position.step);
         for (const Batch& b : batches) {
             model.forward(b.x.data(), b.y.data(), nullptr, targets, b.B, b.T, true);
@@ -2672,7 +2644,7 @@ template <typename Model> void train(Options o) {
         AdamW now = adamw;
         now.lr = lr;
         model.update(now, o.clip, step);
-        batches = read(step + 1);                            // a GPU is still at work meanwhile
+        batches = read(position.window + there);             // a GPU is still at work meanwhile
         const auto [loss, norm] = model.result();
         if (!std::isfinite(loss) || !std::isfinite(norm)) {
             finish();
@@ -2680,32 +2652,35 @@ template <typename Model> void train(Options o) {
                 loss, norm, std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss",
                 saved.empty() ? "none" : saved.c_str());
         }
-        position.step = step;
-        const double ms = (seconds() - began) * 1e3, tokens = std::min<double>(step * (double)per_step, end) * T;
+        position.step = step, position.window += there;
+        const double ms = (seconds() - began) * 1e3;
         const Speed speed = model.speed(there * T, ms / 1e3);
         display.step(step, loss, norm, lr, ms, there * T, speed.text);
         std::vector<std::pair<const char*, std::string>> fields = {
             {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
             {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", there * T / ms * 1e3)},
-            {"tokens", format("%.0f", tokens)}};
+            {"tokens", format("%.0f", (double)position.window * T)}};
         fields.insert(fields.end(), speed.log.begin(), speed.log.end());
         log("step", step, fields);
         auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
         if (held_out.val && due(o.eval_every)) evaluate();
         if (due(o.sample_every)) sample(1);
-        if (due(o.save_every)) save();
+        const double since = seconds() - last_save;
+        const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * stood_ms / 1e3;
+        if (due(o.save_every) || position.lowest_step != best || (by_time && step < steps)) save();
         if (writing.valid() && writing.wait_for(std::chrono::seconds(0)) == std::future_status::ready) finish();
         began = seconds();
     }
     finish();
-    if (saved != o.out + format("/step_%08lld", position.step)) save(), finish();
-    if (position.step < steps)
-        return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s",
-                           position.step, o.out.c_str());
-    if (held_out.val) {
+    const bool ended = position.step == steps;
+    if (ended && held_out.val) {
         Validation v = evaluate();
         if (std::isfinite(floor)) display.say("val loss %.4f nats/token, floor %.4f", v.loss(), floor);
     }
+    if (saved != o.out + format("/step_%08lld", position.step) || position.lowest_step != best) save(), finish();
+    if (!ended)
+        return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s",
+                           position.step, shell_quote(o.out).c_str());
     if (auto& answers = held_out.answers)
         display.say("answers right %zu of %zu", right_answers(model, B, *answers, eot), answers->size());
     if (o.sample_every) sample(3);
@@ -2715,7 +2690,9 @@ template <typename Model> void train(Options o) {
 // ---- 10. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return train<Model>(o);
-    ModelFile file = open_model(o.model);
+    std::string path = o.model;
+    std::optional<Held> held(hold_newest(path));
+    ModelFile file = open_model(path);
     const Config c = config_of(file, o.heads);
     std::vector<std::string> beside = {file.directory};
     if (!o.val.empty()) beside.push_back(directory_of(glob_files(o.val, "--val")[0]));
@@ -2747,10 +2724,11 @@ template <typename Model> void run_verb(Options o) {
         T = std::min<integer>(T, prompt.size() + o.tokens);                 // no larger a cache than needed
     }
     const HeldOut held_out(o, known, T, eot);
-    auto& [val, choices, answers, floor] = held_out;
+    auto& [val, choices, answers, data, floor] = held_out;
 
     Model model(c, B, T, false, o.dtype == "bf16");
     load_tensors(model, WEIGHT, file.tensors, file.path);
+    held.reset();
     if (o.verb == "graph") graph(model);
     if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
@@ -2775,21 +2753,28 @@ template <typename Model> void run_verb(Options o) {
 // runtime reads its environment before main(), so the program starts itself again with a short spin.
 inline void spin_briefly(char** argv) {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
-    setenv("GOMP_SPINCOUNT", "10000", 1), setenv("KMP_BLOCKTIME", "1", 1);
     std::error_code none;
+#ifdef __linux__
+    if (getauxval(AT_BASE) == 0) return;                     // started through the loader: that is what would start
+#endif
+    setenv("GOMP_SPINCOUNT", "10000", 1), setenv("KMP_BLOCKTIME", "1", 1);
     execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
 }
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.
 template <typename Model> int run_program(int argc, char** argv) {
     spin_briefly(argv);
-    const std::vector<std::string> words(argv + 1, argv + argc);
+    const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
     if (words.empty()) return fputs(USAGE, stderr), 2;
+    auto asked = [&](const char* word) { return std::count(words.begin(), words.end(), word) > 0; };
     return run_main([&] {
-        if (std::count(words.begin(), words.end(), "--help")) return print_help();
+        if (asked("--help") || asked("-h")) return print_help();
+        if (words[0] == "--version") return (void)puts(PROGRAM " " VERSION);
         Options o = parse_options(words);
         if (o.threads) omp_set_num_threads(o.threads);
-        if (o.verb == "train") signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
+        if (o.verb == "train")
+            for (int number : {SIGINT, SIGTERM, SIGHUP})     // under nohup the last is ignored, and remains so
+                if (signal(number, on_signal) == SIG_IGN && number == SIGHUP) signal(number, SIG_IGN);
         run_verb<Model>(o);
     });
 }

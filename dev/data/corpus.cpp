@@ -454,6 +454,8 @@ std::array<double, 5> ngrams(const std::vector<std::string>& train, const std::v
 // ---- 5. files -------------------------------------------------------------------------------------------------------
 constexpr int VAL_DOCUMENTS = 512, HELD_OUT_QUESTIONS = 128, NGRAM_DOCUMENTS = 4096;
 
+constexpr char HELP[] = "usage: corpus --out DIR [--documents N] [--seed N]";
+
 struct Settings {
     std::string out;
     uint64_t documents = 40000, seed = 1;
@@ -464,7 +466,8 @@ Settings settings(int argc, char** argv) {
     for (int i = 1; i < argc; i += 2) {
         std::string name = argv[i];
         if (name != "--out" && name != "--documents" && name != "--seed")
-            die_usage("%s: unknown option; usage: corpus --out DIR [--documents N] [--seed N]", name.c_str());
+            die_usage("%s: unknown option%s; %s", name.c_str(),
+                      nearest(name, {"--out", "--documents", "--seed"}).c_str(), HELP);
         if (given.count(name)) die_usage("%s: given twice", name.c_str());
         if (i + 1 == argc || !*argv[i + 1]) die_usage("%s: its value is missing", name.c_str());
         given[name] = argv[i + 1];
@@ -579,6 +582,11 @@ std::string write_corpus(const Settings& o) {
 
 #ifndef NO_CORPUS_MAIN
 int main(int argc, char** argv) {
-    return run_main([&] { fputs(corpus::write_corpus(corpus::settings(argc, argv)).c_str(), stdout); });
+    return run_main([&] {
+        const std::string word = argc > 1 ? argv[1] : "";
+        if (word == "--help" || word == "-h") return (void)puts(corpus::HELP);
+        if (word == "--version") return (void)puts("corpus " VERSION);
+        fputs(corpus::write_corpus(corpus::settings(argc, argv)).c_str(), stdout);
+    });
 }
 #endif

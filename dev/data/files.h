@@ -31,6 +31,10 @@ inline void omp_set_num_threads(int) {}
 
 namespace fs = std::filesystem;
 
+#ifndef VERSION                  // the Makefile asks git
+#define VERSION "of no known commit"
+#endif
+
 // Everything that is wrong with what the user gave us ends here: one line on stderr, and exit 1 (data, files, memory)
 // or 2 (command line). It is thrown, not exited, so that tests and fuzzers can read the line. Nothing throws inside an
 // OpenMP region, unless memory runs out.
@@ -59,6 +63,39 @@ inline std::string printable(const std::string& s) {
         else out += (char)c;
     }
     return out;
+}
+
+// A word as a shell reads it back.
+inline std::string shell_quote(const std::string& word) {
+    const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%";
+    if (!word.empty() && word.find_first_not_of(plain) == word.npos) return word;
+    std::string quoted = "'";
+    for (char c : word) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+    return quoted + "'";
+}
+
+// ", nearest is NAME", of the names that take few changes, insertions and deletions, or that hold the word or stand in
+// it; "" if none is near.
+inline std::string nearest(const std::string& word, const std::vector<std::string>& names) {
+    std::string best;
+    size_t least = word.size() / 3 + 1;
+    auto bare = [](const std::string& s) { return s.substr(std::min(s.find_first_not_of('-'), s.size())); };
+    auto holds = [&](const std::string& a, const std::string& b) { return bare(b).size() >= 4 && a.find(bare(b)) != a.npos; };
+    for (const std::string& name : names) {
+        std::vector<size_t> cost(name.size() + 1);           // of turning what was read of the word into j characters
+        for (size_t j = 0; j < cost.size(); j++) cost[j] = j;
+        for (size_t i = 0; i < word.size(); i++) {
+            size_t diagonal = cost[0]++;
+            for (size_t j = 0; j < name.size(); j++) {
+                const size_t changed = diagonal + (word[i] != name[j]);
+                diagonal = cost[j + 1];
+                cost[j + 1] = std::min({changed, diagonal + 1, cost[j] + 1});
+            }
+        }
+        if (holds(word, name) || holds(name, word)) cost.back() = 1;
+        if (cost.back() < least) least = cost.back(), best = name;
+    }
+    return best.empty() ? "" : ", nearest is " + best;
 }
 
 #define FORMAT_INTO(s) va_list args; va_start(args, fmt); s = vformat(fmt, args); va_end(args)

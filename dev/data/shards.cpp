@@ -76,12 +76,18 @@ inline Arguments parse_arguments(int argc, char** argv) {
         die_usage("%s: not a verb, expected one of %s; see --help", json_quote(word).c_str(), names.c_str());
     for (int i = 2; i < argc; i++) {
         std::string name = argv[i], value;
-        size_t equals = name.find('=');
+        size_t equals = std::min(name.find('='), name.size());
+        std::replace(name.begin(), name.begin() + equals, '_', '-');
         const Flag* flag = nullptr;
+        std::vector<std::string> known;
         for (const Flag& f : FLAGS)
-            if (name.substr(0, equals) == std::string("--") + f.name && strstr(f.verbs, word.c_str())) flag = &f;
-        if (!flag) die_usage("%s: not an option of %s; see --help", json_quote(name).c_str(), word.c_str());
-        if (equals != name.npos) value = name.substr(equals + 1);
+            if (strstr(f.verbs, word.c_str())) {
+                known.push_back(std::string("--") + f.name);
+                if (name.substr(0, equals) == known.back()) flag = &f;
+            }
+        if (!flag) die_usage("%s: not an option of %s%s; see --help", json_quote(name).c_str(), word.c_str(),
+                             nearest(name.substr(0, equals), known).c_str());
+        if (equals < name.size()) value = name.substr(equals + 1);
         else if (i + 1 < argc) value = argv[++i];
         else die_usage("--%s: expected %s after it", flag->name, flag->argument);
         if (!a.values.emplace(flag->name, value).second) die_usage("--%s: given twice", flag->name);
@@ -529,6 +535,7 @@ int main(int argc, char** argv) {
     return run_main([&] {
         for (int i = 1; i < argc; i++)
             if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return shards::print_help();
+        if (argc > 1 && !strcmp(argv[1], "--version")) return (void)puts("shards " VERSION);
         const shards::Arguments a = shards::parse_arguments(argc, argv);
         fputs(shards::RUN[a.verb](a).c_str(), stdout);
     });

@@ -1,0 +1,203 @@
+/* dev/data/runs.h -- the directory of a run: its checkpoints step_N, of which the best is in best, too; its log; and
+   what tells its data from other data. Checkpoints are written by train_gpt.cpp, whole ones are known by state.json. */
+#pragma once
+#include "shards.h"
+#include <sys/file.h>
+
+// Tells whether files hold the bytes that others held, whatever they are called. Pieces of 1 MB have checksums of their
+// own, which all threads compute; call it while the file is still in the memory of the system.
+struct Identity {
+    size_t files = 0, bytes = 0;
+    uint64_t sum = 0;
+
+    Identity() = default;
+    explicit Identity(const std::string& path) { add(Mapped(path)); }
+    void add(const Mapped& file) {
+        const size_t piece = 1 << 20;
+        std::vector<uint64_t> sums((file.size + piece - 1) / piece);
+        #pragma omp parallel for schedule(static)
+        for (size_t i = 0; i < sums.size(); i++) sums[i] = checksum(file.text().substr(i * piece, piece));
+        files++, bytes += file.size;
+        sum = mix64(sum ^ checksum({(const char*)sums.data(), 8 * sums.size()}));
+    }
+    std::string text() const { return format("%zu bytes in %zu files, checksum %s", bytes, files, hex(sum).c_str()); }
+};
+
+// A path that was given in another directory, as it is seen from here, if it leads anywhere there.
+inline std::string given_in(const std::string& directory, const std::string& path) {
+    std::error_code none;
+    if (path.empty() || directory.empty() || directory == fs::current_path(none)) return path;
+    const std::string there = (fs::path(directory) / path).string();
+    try {
+        glob_files(there, "");
+        return there;
+    } catch (const Error&) { return path; }
+}
+
+// The last line of state.json vouches for all before it.
+inline std::string checksum_line(const std::string& body) {
+    return "  \"checksum\": \"" + hex(checksum(body)) + "\"\n}\n";
+}
+
+// Checks a checkpoint of ours against its state.json, which it returns.
+inline Json verify_checkpoint(const std::string& dir) {
+    const std::string path = dir + "/state.json", text = read_file(path);
+    const size_t end = text.rfind("  \"checksum\"");
+    if (end == text.npos || text.substr(end) != checksum_line(text.substr(0, end)))
+        die("%s: damaged: its checksum does not fit; remove this checkpoint to use the one before", path.c_str());
+    Json state = parse_json(text, path);
+    if (!state["files"]) die("%s: 'files' is missing", path.c_str());
+    for (auto& [name, entry] : state["files"].members) {
+        Mapped file(dir + "/" + name);
+        if ((double)file.size != entry["size"].number || entry["checksum"].string != hex(checksum(file.text())))
+            die("%s: damaged: size or checksum differ from state.json; remove this checkpoint to use the one before",
+                file.path.c_str());
+    }
+    return state;
+}
+
+// "step_", at least eight digits, and the ending given
+inline bool is_step(const std::string& name, const std::string& ending) {
+    const size_t digits = std::min(name.find_first_not_of("0123456789", 5), name.size());
+    return name.rfind("step_", 0) == 0 && digits >= 13 && name.substr(digits) == ending;
+}
+
+inline std::vector<std::string> entries_of(const std::string& dir) {
+    std::vector<std::string> names;
+    std::error_code error;
+    for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error))
+        names.push_back(it->path().filename().string());
+    if (error && exists(dir, true)) die("%s: cannot list: %s", dir.c_str(), error.message().c_str());
+    return names;
+}
+
+inline std::vector<std::string> checkpoints_in(const std::string& run) {     // whole ones, oldest first
+    std::vector<std::string> found;
+    for (const std::string& name : entries_of(run))
+        if (is_step(name, "") && exists(run + "/" + name + "/state.json")) found.push_back(run + "/" + name);
+    auto older = [](auto& a, auto& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; };
+    std::sort(found.begin(), found.end(), older);
+    return found;
+}
+
+inline void sync_directory(const std::string& dir) {
+    int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) fsync(fd), close(fd);
+}
+
+// A directory that is held: shared by those who read a checkpoint, alone by who would remove it. Others are not waited
+// for longer than asked.
+struct Held {
+    int fd = -1;
+    bool all = false;                        // of it is ours
+
+    Held(const std::string& dir, int how, double seconds = 0) : fd(open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+        for (; fd >= 0 && !(all = flock(fd, how | LOCK_NB) == 0) && errno == EWOULDBLOCK && seconds > 0; seconds -= 0.01)
+            usleep(10000);
+    }
+    ~Held() { if (fd >= 0) close(fd); }
+    Held(Held&& other) : fd(std::exchange(other.fd, -1)), all(other.all) {}
+    bool still(const std::string& dir) const {               // whether it has that name, and no other took its place
+        struct stat a, b;
+        return fd >= 0 && fstat(fd, &a) == 0 && stat(dir.c_str(), &b) == 0 && a.st_ino == b.st_ino;
+    }
+};
+
+// Makes `path` the newest checkpoint if it is a run's directory, and holds it: a run under way removes old ones.
+inline Held hold_newest(std::string& path) {
+    for (const std::string given = path;;) {
+        const bool run = exists(given, true) && !exists(given + "/config.json");
+        const std::vector<std::string> found = run ? checkpoints_in(given) : std::vector<std::string>();
+        if (!found.empty()) path = found.back();
+        Held held(path, LOCK_SH, 1);
+        if (held.still(path) || (held.fd < 0 && (found.empty() || exists(path)))) return held;
+    }
+}
+
+// Removes all but the newest `keep`, and none that is being read.
+inline void remove_old(const std::string& run, size_t keep) {
+    std::vector<std::string> found = checkpoints_in(run);
+    std::error_code error;
+    for (size_t i = 0; i + keep < found.size(); i++) {
+        const Held held(found[i], LOCK_EX);
+        if (!held.all) continue;
+        fs::rename(found[i], found[i] + ".partial", error);              // from here on it is not whole
+        fs::remove_all(found[i] + ".partial", error);
+    }
+}
+
+// Makes RUN/best a second name of a checkpoint's files, or a copy where the file system has no such names. A kill
+// between the two renames leaves none: the newest checkpoint is then the best, and its state.json says so.
+inline void make_best(const std::string& run, const std::string& checkpoint) {
+    const std::string best = run + "/best", partial = best + ".partial", old = best + ".old";
+    std::error_code error;
+    fs::remove_all(partial, error), fs::remove_all(old, error);
+    if (!fs::create_directory(partial, error)) die("%s: cannot create: %s", partial.c_str(), error.message().c_str());
+    for (const std::string& name : entries_of(checkpoint)) {
+        fs::create_hard_link(checkpoint + "/" + name, partial + "/" + name, error);
+        if (error) write_file(partial + "/" + name, Mapped(checkpoint + "/" + name).text());
+    }
+    sync_directory(partial);
+    const Held held(best, LOCK_EX, 60);
+    fs::rename(best, old, error);
+    fs::rename(partial, best, error);
+    if (error) die("%s: cannot rename to %s: %s", partial.c_str(), best.c_str(), error.message().c_str());
+    sync_directory(run);
+    fs::remove_all(old, error);
+}
+
+// The run's directory, held against a second writer for as long as this object lives. OUT/log.jsonl has one JSON object
+// a line; on resume it is rewound to the checkpoint's step.
+struct RunDirectory {
+    std::string path;
+    int lock = -1;
+    FILE* log = nullptr;
+
+    RunDirectory(const std::string& path, bool resume) : path(path) {
+        const char* name = path.c_str();
+        std::error_code error;
+        fs::create_directories(path, error);
+        if (error) die("%s: cannot create: %s", name, error.message().c_str());
+        lock = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (lock < 0) die("%s: cannot open: %s", name, strerror(errno));
+        if (flock(lock, LOCK_EX | LOCK_NB) != 0)
+            die("%s: %s", name, errno == EWOULDBLOCK ? "another train_gpt is writing there" : strerror(errno));
+        if (!resume && !fs::is_empty(path, error))
+            die("%s: is not empty; choose another --out, or go on with --resume", name);
+        for (const std::string& entry : entries_of(path))                                // left by a killed run
+            if (is_step(entry, ".partial") || entry == "best.partial" || entry == "best.old")
+                fs::remove_all(path + "/" + entry, error);
+    }
+    ~RunDirectory() {
+        if (log) fclose(log);
+        if (lock >= 0) close(lock);
+    }
+    RunDirectory(const RunDirectory&) = delete;
+    RunDirectory& operator=(const RunDirectory&) = delete;
+
+    std::string log_path() const { return path + "/log.jsonl"; }
+
+    // Keeps what the log says of steps up to `step`, and opens it for more. What follows the last step is made again.
+    void rewind_log(long long step, long long last) {
+        std::string kept;
+        if (step > 0 && exists(log_path())) {
+            std::string all = read_file(log_path());
+            for (size_t begin = 0, end; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
+                const std::string line = all.substr(begin, end + 1 - begin);
+                char event[16];
+                long long at;
+                if (sscanf(line.c_str(), "{\"event\": \"%15[a-z]\", \"step\": %lld", event, &at) != 2) continue;
+                const bool again = at == last && (!strcmp(event, "eval") || !strcmp(event, "sample"));
+                if (at <= step && !again) kept += line;
+            }
+        }
+        write_file(log_path() + ".new", kept);
+        std::error_code error;
+        fs::rename(log_path() + ".new", log_path(), error);
+        if (error || !(log = fopen(log_path().c_str(), "a"))) die("%s: cannot write", log_path().c_str());
+    }
+    void put(const std::string& line) {
+        if (fprintf(log, "%s\n", line.c_str()) < 0 || fflush(log) != 0)
+            die("%s: cannot write: %s", log_path().c_str(), strerror(errno));
+    }
+};
