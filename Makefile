@@ -11,8 +11,10 @@ SHELL := /bin/sh
 comma := ,
 hash  := \#
 
-# The compiler is asked what it knows: a flag with which it cannot build a program is left out.
-knows  = $(shell printf '%s\nint main() {}\n' '$(2)' | $(CXX) $(1) -x c++ - -o /dev/null 2>/dev/null && echo '$(1)')
+# The compiler is asked what it knows: a flag with which it cannot build a program is left out. CPPFLAGS, CXXFLAGS and
+# LDFLAGS, which many environments export, stand first: the project's own flags win.
+knows  = $(shell printf '%s\nint main() {}\n' '$(2)' | $(GIVEN) $(1) -x c++ - -o /dev/null 2>/dev/null && echo '$(1)')
+GIVEN  = $(CXX) $(CPPFLAGS) $(CXXFLAGS) $(LDFLAGS)
 OPENMP := $(call knows,-fopenmp,$(hash)include <omp.h>)
 ifeq ($(OPENMP),)
 $(info OpenMP not found: the programs will use one thread)
@@ -20,11 +22,14 @@ OPENMP := $(call knows,-fopenmp-simd) -Wno-unknown-pragmas
 endif
 # Without the second flag compilers prefer 256-bit vectors on some machines that have 512, at half the speed.
 # Without the third a loop with a square root is not vectorised; NaN and infinity are as they were.
-NATIVE   := $(call knows,-march=$(if $(PORTABLE),x86-64-v2,native)) $(call knows,-mprefer-vector-width=512) $(call knows,-fno-math-errno)
+NATIVE   := $(call knows,-march=$(if $(PORTABLE),x86-64-v2,native)) $(call knows,-mtune=$(if $(PORTABLE),generic,native)) $(call knows,-mprefer-vector-width=512) $(call knows,-fno-math-errno)
 SANITIZERS := -fsanitize=address$(comma)undefined -fno-sanitize-recover=all
-OPTIMIZE := $(if $(DEBUG),-O0 -g,-O3) $(if $(SANITIZE),-g $(SANITIZERS))
+OPTIMIZE := $(if $(DEBUG),-O0 -g -U_FORTIFY_SOURCE,-O3) $(if $(SANITIZE),-g $(SANITIZERS))
 WARNINGS := -Wall -Wextra $(call knows,-Wno-pass-failed) $(if $(WERROR),-Werror)
-CXXFLAGS ?= -std=c++20 $(OPTIMIZE) $(NATIVE) $(WARNINGS)
+COMMIT   := $(shell test -e .git && git describe --always --dirty 2>/dev/null)
+VERSION  := $(if $(COMMIT),-DVERSION='"$(COMMIT)"')
+FLAGS    := -std=c++20 -fno-fast-math $(OPTIMIZE) $(NATIVE) $(WARNINGS) $(VERSION)
+COMPILE   = $(GIVEN) $(FLAGS)
 
 TOOLS := build/corpus build/shards
 TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
@@ -39,20 +44,20 @@ FILES := $(wildcard dev/data/*.h)
 
 all: train_gpt $(TOOLS)
 train_gpt: train_gpt.cpp $(FILES)
-	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@
+	$(COMPILE) $(OPENMP) $< -o $@
 $(TOOLS): build/%: dev/data/%.cpp $(FILES)
 	@mkdir -p build
-	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@
+	$(COMPILE) $(OPENMP) $< -o $@
 $(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.cpp) $(FILES)
 	@mkdir -p build
-	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(if $(filter %test_layers,$@),-DREAL=double) $< -o $@
+	$(COMPILE) -O1 $(OPENMP) $(if $(filter %test_layers,$@),-DREAL=double) $< -o $@
 # The CUDA program. Its kernels also run on the CPU, thread by thread, which needs no CUDA: test/emulation.
 CARD    = $(shell nvidia-smi --query-gpu=compute_cap --format=csv$(comma)noheader 2>/dev/null | head -1 | tr -d .)
 ARCH   ?= $(or $(CARD),90)
 NVCC   ?= nvcc
 FP32    = $(if $(findstring fp32,$@),-DTRAIN_FP32)
 # 90a is 90 with wgmma, the instructions that its tensor cores need for their full speed, and no other GPU has.
-NVFLAGS = -std=c++20 -O3 -arch=sm_$(ARCH:90=90a) $(FP32) --expt-relaxed-constexpr
+NVFLAGS = -std=c++20 -O3 -arch=sm_$(ARCH:90=90a) $(FP32) $(VERSION) --expt-relaxed-constexpr
 train_gpt_cuda train_gpt_cuda_fp32: train_gpt.cu train_gpt.cpp $(FILES)
 	$(NVCC) $(NVFLAGS) -Xcompiler "$(NATIVE) $(OPENMP)" $< -o $@ -lcublasLt
 $(BENCH): build/bench_%: dev/%.cu $(LADDERS) train_gpt.cu train_gpt.cpp $(FILES)
@@ -64,14 +69,14 @@ build/gpu_golden: test/test_golden.cpp test/check.h train_gpt.cu train_gpt.cpp $
 EMULATE := -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -rdynamic -I test/emulation -x c++
 build/train_gpt_emulated build/train_gpt_emulated_fp32: train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h) $(FILES)
 	@mkdir -p build
-	$(CXX) $(CXXFLAGS) -O2 $(OPENMP) $(EMULATE) $(FP32) $< -o $@ -ldl
+	$(COMPILE) -O2 $(OPENMP) $(EMULATE) $(FP32) $< -o $@ -ldl
 build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp $(LADDERS) $(wildcard test/emulation/*.h dev/*.cu) $(FILES)
 	@mkdir -p build
-	$(CXX) $(CXXFLAGS) -O1 $(OPENMP) $(EMULATE) -DGPU $(FP32) \
+	$(COMPILE) -O1 $(OPENMP) $(EMULATE) -DGPU $(FP32) \
 	  $(wildcard test/$(*:_fp32=).cpp test/test_$(*:_fp32=).cpp) -o $@ -ldl
 $(STUDY): build/study_%: dev/cpu/%.cpp $(LADDERS) train_gpt.cpp $(FILES)
 	@mkdir -p build
-	$(CXX) $(CXXFLAGS) $(OPENMP) $< -o $@ -ldl
+	$(COMPILE) $(OPENMP) $< -o $@ -ldl
 study: $(STUDY)
 bench: $(STUDY) $(if $(filter bench,$(MAKECMDGOALS)),$(if $(CARD),$(BENCH)))
 	@rm -f build/bench.csv build/bench.md
@@ -82,17 +87,30 @@ $(FUZZ): build/fuzz_%: test/fuzz.cpp train_gpt.cpp $(FILES)
 	clang++ -std=c++20 -O1 -g -fsanitize=fuzzer $(SANITIZERS) -Wno-unknown-pragmas -DTARGET=$* $< -o $@
 fuzz: $(FUZZ)
 
-# The default run. It replaces an older one only if that was its own, which its log tells.
+# The default run. A run of the same options, program and data goes on, or shows its result again if it has ended; any
+# other is moved aside, when everything else is ready.
 CORPUS := build/corpus_data
+RUN := --train $(CORPUS)/train.bin --val $(CORPUS)/val.bin --rows documents --answers $(CORPUS)/answers.bin \
+  --init custom --layers 3 --heads 2 --channels 96 --context 256 --batch 4 --lr 5e-3 --min-lr 0 --warmup 100 --schedule linear \
+  --eval-every 500 --eval-rows 0 --sample-every 500
 $(CORPUS)/val.json: build/corpus
 	build/corpus --out $(CORPUS)
-run: train_gpt $(CORPUS)/val.json
-	@rmdir runs/default 2>/dev/null; test ! -e runs/default || grep -qs '"train": "$(CORPUS)/train.bin"' runs/default/log.jsonl || \
-	  { echo "error: runs/default: is not a run of make run; move it away" >&2; exit 1; }
-	@rm -rf runs/default
-	./train_gpt train --train $(CORPUS)/train.bin --val $(CORPUS)/val.bin --rows documents --answers $(CORPUS)/answers.bin \
-	  --init custom --layers 3 --heads 2 --channels 96 --context 256 --batch 4 --lr 5e-3 --min-lr 0 --warmup 100 --schedule linear --steps $(STEPS) \
-	  --eval-every 500 --eval-rows 0 --sample-every 500 --out runs/default
+run: train_gpt build/shards $(CORPUS)/val.json
+	@STEPS='$(subst ','\'',$(STEPS))'; echo "$$STEPS" | grep -qx '[1-9][0-9]\{0,11\}' || \
+	  { echo "error: STEPS=$$STEPS: expected a number of steps, 1 or more" >&2; exit 2; }
+	@$(call ready,runs/default,$(RUN) --steps $(STEPS),$(CORPUS)/train.bin $(CORPUS)/val.bin $(CORPUS)/answers.bin)
+	./train_gpt train --resume $(RUN) --steps $(STEPS) --out runs/default
+
+# ready: makes directory $(1) one of a run with options $(2) on files $(3), which its file `begun_as` tells.
+define ready
+begun_as="$(2) $$(cat train_gpt.cpp dev/data/*.h $(3) | cksum)"; \
+if [ -e $(1) ] && [ "$$(cat $(1)/begun_as 2>/dev/null)" != "$$begun_as" ] && ! rmdir $(1) 2>/dev/null; then \
+  if command -v flock >/dev/null && ! flock -n $(1) true; then echo "error: $(1): another train_gpt is writing there" >&2; exit 1; fi; \
+  n=1; while [ -e $(1).$$n ]; do n=$$((n + 1)); done; \
+  mv $(1) $(1).$$n && echo "$(1) was a run with other options, program or data: moved to $(1).$$n" || exit 1; \
+fi; \
+mkdir -p $(1) && echo "$$begun_as" > $(1)/begun_as
+endef
 
 test: all $(TESTS) $(STUDY) $(EMULATED)
 	@GOMP_SPINCOUNT=1000 test/run.sh
@@ -102,11 +120,13 @@ test-hf: all
 	CXX="$(CXX)" test/hf.sh
 
 BITS := 111101111011110
+BABY := --train build/baby.u16 --raw u16 --rows sliding --init custom --layers 4 --heads 4 --channels 16 --vocab 2 --context 3 \
+  --bias 0 --batch 12 --steps 50 --lr 1e-3 --schedule constant --beta2 0.999 --clip 0 --sample-every 0
 baby: train_gpt
-	@mkdir -p build && rm -rf runs/baby
+	@mkdir -p build
 	printf "$$(echo $(BITS) | sed 's/./\\&\\0/g')" > build/baby.u16
-	./train_gpt train --train build/baby.u16 --raw u16 --rows sliding --init custom --layers 4 --heads 4 --channels 16 --vocab 2 \
-	  --context 3 --bias 0 --batch 12 --steps 50 --lr 1e-3 --schedule constant --beta2 0.999 --clip 0 --sample-every 0 --out runs/baby
+	@$(call ready,runs/baby,$(BABY),build/baby.u16)
+	./train_gpt train --resume $(BABY) --out runs/baby
 	./train_gpt graph --model runs/baby > runs/baby/graph.dot
 	@if command -v dot >/dev/null; then dot -Tsvg runs/baby/graph.dot -o runs/baby/graph.svg && echo "wrote runs/baby/graph.svg"; \
 	  else echo "wrote runs/baby/graph.dot; install Graphviz for an SVG"; fi

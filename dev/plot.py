@@ -1,7 +1,7 @@
 """dev/plot.py -- draws the log.jsonl of one or more runs: loss, gradient norm, learning rate, speed; or the kernels of a
 table that `make bench` wrote: time beside its floor, and the roofline.
-    python3 dev/plot.py runs/a [runs/b ...] [-o plot.png]        needs matplotlib
-    python3 dev/plot.py build/bench.csv [-o kernels.png]"""
+    python3 dev/plot.py runs/a [runs/b ...] [-o plot.png]        needs matplotlib; into the first directory, unless told
+    python3 dev/plot.py build/bench.csv [-o bench.png]"""
 import csv, itertools, json, os, sys
 
 INK, GRID, COLORS = "#33383d", "#e6e8ea", ["#1f6fb4", "#d9541e", "#2e9e5b", "#8454b8", "#b8860b", "#3aa6b9"]
@@ -170,13 +170,14 @@ def draw(runs, out):
 
 
 if __name__ == "__main__":
-    words, out = sys.argv[1:], "plot.png"
+    words, out = sys.argv[1:], ""
     if "-o" in words[:-1]:
         at = words.index("-o")
         out, words = words[at + 1], words[:at] + words[at + 2:]
     if not words or any(word.startswith("-") for word in words):
         sys.exit("usage: python3 dev/plot.py RUN... | TABLE.csv [-o plot.png]")
     if words[0].endswith(".csv"):
-        draw_kernels(kernels(words[0]), out)
+        draw_kernels(kernels(words[0]), out or words[0][:-4] + ".png")
     else:
-        draw([(os.path.basename(os.path.normpath(run)), read(run)) for run in words], out)
+        draw([(os.path.basename(os.path.normpath(run)), read(run)) for run in words],
+             out or os.path.join(words[0] if os.path.isdir(words[0]) else os.path.dirname(words[0]), "plot.png"))
