@@ -39,6 +39,7 @@ run test/gpu.sh build/train_gpt_emulated
 run test/sanitizers.sh
 run test/rung.sh
 run test/nvcc.sh
+run test/make.sh
 run build/test_files
 run build/test_corpus
 run build/test_tokenizer

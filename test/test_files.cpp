@@ -1,6 +1,6 @@
 /* test/test_files.cpp -- what must hold when files are wrong and runs are cut short. Part one reads damaged files in
    this process: each must end in one line. Part two runs ./train_gpt: killed, interrupted, out of disk, twice at once,
-   and while a checkpoint is being written.
+   while a checkpoint is being written or read, resumed, on other data, and started in odd ways.
    STRESS=1 runs the full counts. */
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
@@ -107,7 +107,12 @@ static std::vector<std::string> command(const std::string& out, std::vector<std:
     return words;
 }
 
-static pid_t start(const std::vector<std::string>& words, rlim_t file_size = RLIM_INFINITY) {
+static std::vector<std::string> with(std::vector<std::string> words, const std::string& option, const std::string& value) {
+    words[std::find(words.begin(), words.end(), option) - words.begin() + 1] = value;
+    return words;
+}
+
+static pid_t start(const std::vector<std::string>& words, rlim_t file_size = RLIM_INFINITY, const char* program = nullptr) {
     pid_t pid = fork();
     if (pid) return pid;
     std::vector<char*> argv;
@@ -117,7 +122,7 @@ static pid_t start(const std::vector<std::string>& words, rlim_t file_size = RLI
     dup2(fd, 1), dup2(fd, 2);
     rlimit limit{file_size, file_size};
     if (file_size != RLIM_INFINITY) setrlimit(RLIMIT_FSIZE, &limit);
-    execv(argv[0], argv.data());
+    execv(program ? program : argv[0], argv.data());
     _exit(127);
 }
 static int finish(pid_t pid) {
@@ -150,6 +155,22 @@ static std::string losses(const std::string& out) {
             if (j[key]) s += format("%s %.17g ", key, j[key].number);
     }
     return s;
+}
+
+template <typename F> static void each_event(const std::string& out, const char* event, F f) {
+    std::string log = read_file(out + "/log.jsonl");
+    for (size_t begin = 0, end; (end = log.find('\n', begin)) != log.npos; begin = end + 1)
+        if (Json j = parse_json(log.substr(begin, end - begin), "log"); j["event"].string == event) f(j);
+}
+static Json position_of(const std::string& out) { return verify_checkpoint(newest(out)); }
+// Takes lines out of the newest checkpoint's state.json, as if an older program had written it.
+static void edit_state(const std::string& out, const std::vector<std::string>& names) {
+    const std::string path = newest(out) + "/state.json", text = read_file(path);
+    std::string kept;
+    for (size_t begin = 0, end; (end = text.find('\n', begin)) != text.npos && text.compare(begin, 12, "  \"checksum\""); begin = end + 1)
+        if (std::none_of(names.begin(), names.end(), [&](auto& n) { return text.compare(begin, n.size() + 5, "  \"" + n + "\":") == 0; }))
+            kept += text.substr(begin, end + 1 - begin);
+    write_file(path, kept + checksum_line(kept));
 }
 
 // How many checkpoints the log tells of, and how many only after a later step.
@@ -192,17 +213,16 @@ static void runs() {
             usleep(rng.below(uint64_t(0.9e6 * duration)));
             kill(pid, SIGKILL);
             survived += finish(pid) == 0;
-            resumed += execute(command(out, {"--dtype", dtype, "--resume"})) == 0 && same_model(reference, out) && losses(out) == losses(reference);
+            resumed += execute(command(out, {"--dtype", dtype, "--resume"})) == 0 && same_model(reference, out) && losses(out) == losses(reference) &&
+                       same_checkpoint(reference + "/best", out + "/best");
         }
         check(resumed == kills, "run/%s, killed at %d instants (%d had ended), %d resumed to the same bits%s", dtype.c_str(), kills, survived, resumed, resumed == kills ? "" : last_line().c_str());
     }
     check(!same_model(whole, whole_bf16), "run/bf16 is not fp32");
 
-    for (int signal : {SIGINT, SIGTERM}) {
+    for (int signal : {SIGINT, SIGTERM, SIGHUP}) {
         fs::remove_all(out);
-        auto words = command(out);
-        words[std::find(words.begin(), words.end(), "--save-every") - words.begin() + 1] = "0";
-        pid_t pid = start(words);
+        pid_t pid = start(with(with(command(out), "--save-every", "0"), "--eval-every", "0"));
         for (int i = 0; i < 1000 && (!fs::exists(out + "/log.jsonl") || read_file(out + "/log.jsonl").find("\"step\": 2,") == std::string::npos); i++) usleep(2000);
         kill(pid, signal);
         code = finish(pid);
@@ -351,6 +371,158 @@ static void checkpoints() {
     check(code == 0 && logged(out) == std::pair(5, 0) && same_checkpoint(newest(one), eighth), "checkpoints/without memory for a copy: exit %d, %s", code, last_line().c_str());
 }
 
+// ---- where a run stands, and what it must be given again ----
+static void resuming() {
+    const std::string one = DIR + "tokenized", out = DIR + "resumed", two = DIR + "it's two.bin";
+    auto fresh = [&](std::vector<std::string> words) { return fs::remove_all(out), execute(words); };
+    auto epochs = [&](const char* n) { return with(with(command(out, {"--schedule", "constant"}), "--steps", n), "--lr", "0"); };
+
+    // Weights that do not move: every epoch of 187 windows, of which the last step has 3 of 4, must sum up to the same loss.
+    auto words = epochs("1");
+    *std::find(words.begin(), words.end(), "--steps") = "--epochs";
+    int code = fresh(words);
+    auto sums = [&] {
+        std::vector<double> epochs;
+        double before = 0;
+        each_event(out, "step", [&](const Json& j) {
+            const double windows = j["tokens"].number / 16 - before;
+            epochs.resize(std::max<size_t>(epochs.size(), 1 + size_t(before / 187)));
+            epochs[before / 187] += windows * j["loss"].number, before += windows;
+        });
+        epochs.push_back(before);
+        return epochs;
+    };
+    const auto was = sums();
+    code += execute({"./train_gpt", "train", "--resume", "--out", out, "--epochs", "2"});
+    const auto is = sums();
+    const bool same = is.size() == 3 && std::abs(is[0] - is[1]) < 2e-6 * is[0];
+    check(code == 0 && was[1] == 187 && same && is[2] == 374 && position_of(out)["window"].number == 374, "resuming/after a partial step comes the next window: %g windows, losses %.3f and %.3f", is.back(), is[0], is[1]);
+    code = fresh(words);
+    edit_state(out, {"window", "data", "lowest"});
+    code += execute({"./train_gpt", "train", "--resume", "--out", out, "--epochs", "2"});
+    check(code == 0 && sums() == is, "resuming/a checkpoint that does not name its window: %s", last_line().c_str());
+    code = execute({"./train_gpt", "train", "--resume", "--out", out, "--epochs", "1.5"});
+    check(code == 2 && last_line() == "error: --epochs 1.5: the run in " + out + " has done more already", "resuming/fewer epochs: %s", last_line().c_str());
+
+    // the same data elsewhere, under another name; from another directory
+    write_file(DIR + "merges.txt", "a b\n"), write_file(DIR + "same.txt", "#version: 0.2\na b\n"), write_file(DIR + "other.txt", "b a\n");
+    const auto tokenized = with(command(one, {"--tokenizer", DIR + "merges.txt", "--schedule", "constant"}), "--vocab", "258");
+    code = execute(tokenized) + fresh(with(with(tokenized, "--out", out), "--steps", "6"));
+    fs::copy(DIR + "train.bin", two);
+    code += execute({"./train_gpt", "train", "--resume", "--out", out, "--steps", "12", "--train", two, "--val", two, "--tokenizer", DIR + "same.txt"});
+    const std::string root = fs::current_path().string();
+    code += execute({"/bin/sh", "-c", "cd " + DIR + " && exec " + root + "/train_gpt train --resume --steps 24 --out ../../" + out});
+    check(code == 0 && losses(one) == losses(out), "resuming/data and tokenizer elsewhere, and from another directory: %s", last_line().c_str());
+    const std::string given = position_of(out)["data"]["train"].string;
+    for (int changed : {1024, 4000, 7023}) {                 // the first token, one in the middle, half of the last
+        std::string bytes = read_file(DIR + "train.bin");
+        bytes[changed] ^= changed == 7023 ? 0 : 1;
+        if (changed == 7023) bytes.resize(7022), bytes[8]--;
+        write_file(DIR + "changed.bin", bytes);
+        for (const char* option : {"--train", "--val"}) {
+            code = execute({"./train_gpt", "train", "--resume", "--out", out, "--steps", "30", option, DIR + "changed.bin"});
+            check(code == 1 && last_line().rfind(format("error: %s %schanged.bin: ", option, DIR.c_str()), 0) == 0 && last_line().find(", but the run in " + out + " was given other data: " + given) != std::string::npos,
+                  "resuming/another %s: %s", option, last_line().c_str());
+        }
+    }
+    code = execute({"./train_gpt", "train", "--resume", "--out", out, "--steps", "30", "--tokenizer", DIR + "other.txt"});
+    check(code == 2 && last_line() == "error: --tokenizer " + DIR + "other.txt: is not that of the run in " + out, "resuming/another tokenizer: %s", last_line().c_str());
+    edit_state(out, {"data"});
+    code = execute({"./train_gpt", "train", "--resume", "--out", out, "--steps", "30", "--train", DIR + "train.bin"});
+    check(code == 2 && last_line().find(", and a resumed run must not differ in it") != std::string::npos, "resuming/a checkpoint that does not know its data: %s", last_line().c_str());
+
+    // the lowest validation loss: too high a rate makes a middle one the best
+    auto lowest = [&] {
+        double loss = INFINITY, step = 0;
+        each_event(out, "eval", [&](const Json& j) { if (j["val_loss"].number < loss) loss = j["val_loss"].number, step = j["step"].number; });
+        return step;
+    };
+    const auto steep = with(with(with(command(out, {"--schedule", "constant"}), "--lr", "0.03"), "--save-every", "0"), "--eval-every", "2");
+    code = fresh(steep);
+    auto holds = [&](double step) { return error_of([&] { if (verify_checkpoint(out + "/best")["step"].number != step) die("not that step"); }).empty(); };
+    const double best = lowest();
+    check(code == 0 && best > 0 && best < 24 && holds(best) && checkpoints_in(out).size() == 2 && newest(out) == out + "/step_00000024",
+          "resuming/the best is of step %g, beside %zu others", best, checkpoints_in(out).size());
+    code = execute({"./train_gpt", "train", "--resume", "--out", out, "--steps", "26", "--keep", "1"});
+    check(code == 0 && holds(lowest()) && checkpoints_in(out).size() == 1, "resuming/the best so far is known: still of step %g", lowest());
+    code = fresh(with(steep, "--steps", format("%g", best)));
+    fs::remove_all(out + "/best");                           // as a kill between two renames leaves it
+    code += execute({"./train_gpt", "train", "--resume", "--out", out});
+    check(code == 0 && holds(best), "resuming/the best is made again");
+
+    // saved by time, and by nothing else
+    const auto slow = with(with(command(out, {"--save-minutes", "0.0002", "--keep", "99"}), "--save-every", "0"), "--eval-every", "0");
+    code = fresh(with(slow, "--steps", "400"));
+    const int saves = logged(out).first;
+    code += fresh(with(slow, "--save-minutes", "0"));
+    check(code == 0 && saves > 3 && logged(out).first == 1, "resuming/saved by time: %d times, or %d", saves, logged(out).first);
+
+    // hung up under nohup; stopped while who reads its output leaves, too
+    fs::remove_all(out);
+    pid_t pid = start({"/bin/sh", "-c", "trap '' HUP; exec \"$0\" \"$@\"", "./train_gpt", "train", "--train", DIR + "train.bin", "--init", "custom", "--layers", "2", "--heads", "2",
+        "--channels", "16", "--vocab", "50", "--context", "16", "--steps", "200", "--sample-every", "0", "--out", out});
+    for (int i = 0; i < 2000 && !fs::exists(out + "/log.jsonl"); i++) usleep(2000);
+    kill(pid, SIGHUP);
+    code = finish(pid);
+    check(code == 0 && newest(out) == out + "/step_00000200", "resuming/SIGHUP that was ignored at the start: exit %d, %s", code, last_line().c_str());
+    fs::remove_all(out);
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC)) die("no pipe");
+    words = with(command(out), "--steps", "100000");
+    if ((pid = fork()) == 0) {
+        std::vector<char*> argv;
+        for (auto& w : words) argv.push_back((char*)w.c_str());
+        argv.push_back(nullptr);
+        dup2(ends[1], 1), dup2(open((DIR + "output").c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666), 2);
+        execv(argv[0], argv.data());
+        _exit(127);
+    }
+    close(ends[1]);
+    FILE* reader = fdopen(ends[0], "r");
+    for (char line[4096]; fgets(line, sizeof line, reader) && !strstr(line, "step 3/");) {}
+    kill(pid, SIGHUP), fclose(reader);
+    code = finish(pid);
+    const std::string log = read_file(out + "/log.jsonl"), left = newest(out);
+    const bool last = log.find("\"step\": " + std::to_string(atoll(&left[left.size() - 8]) + 1) + ",") == log.npos;
+    check(code == 1 && last_line() == "error: standard output: cannot write: Broken pipe" && !left.empty() && last, "resuming/hung up with the reader of its output: exit %d, %s", code, last_line().c_str());
+
+    // read while it is written
+    fs::remove_all(out);
+    pid = start(with(with(command(out, {"--keep", "1"}), "--steps", "100000"), "--eval-every", "1"));
+    for (int i = 0; i < 2000 && newest(out).empty(); i++) usleep(2000);
+    int bad = 0;
+    for (int i = 0; i < 40; i++) {
+        std::string path = i % 2 ? out : out + "/best", error = error_of([&] {
+            const Held held = hold_newest(path);
+            const ModelFile m = open_model(path);
+            for (int k = 0; k < 3; k++) usleep(3000), Mapped(m.directory + "/state.json"), Mapped(m.directory + "/optimizer.safetensors");
+            verify_checkpoint(m.directory);
+        });
+        bad += !error.empty();
+        if (!error.empty()) printf("%s\n", error.c_str());
+    }
+    const bool alive = waitpid(pid, nullptr, WNOHANG) == 0;
+    kill(pid, SIGKILL), finish(pid);
+    check(bad == 0 && alive, "resuming/read 40 times while it is written: %d failed", bad);
+}
+
+// ---- how the program is started ----
+static void starting() {
+    const std::string program = fs::absolute("train_gpt").string(), link = DIR + "a link", bytes = read_file(program);
+    unsetenv("GOMP_SPINCOUNT");                              // without it the program starts itself again
+    auto version = [&](const std::vector<std::string>& words, const char* of = nullptr) {
+        return finish(start(words, RLIM_INFINITY, of)) == 0 && last_line().rfind("train_gpt ", 0) == 0;
+    };
+    const size_t ends = bytes.find('\0', bytes.find("/ld")), begins = bytes.rfind('\0', ends - 1) + 1;
+    const std::string loader = bytes.substr(begins, ends - begins);
+    fs::create_symlink(program, link);
+    check(version({program, "--version"}) && version({link, "--version"}), "starting/the program, and a link to it: %s", last_line().c_str());
+    if (loader[0] != '/' || !exists(loader)) skip("starting/through the loader: the program names none");
+    else check(version({loader, program, "--version"}), "starting/through %s: %s", loader.c_str(), last_line().c_str());
+    check(version({"", "--version"}, program.c_str()) && version({"/no/such/program", "--version"}, program.c_str()), "starting/under any name: %s", last_line().c_str());
+    check(execute({program, "-h"}) == 0 && read_file(DIR + "output").rfind("train_gpt -- ", 0) == 0, "starting/-h");
+}
+
 // ---- numbers that are not finite, and a file that shrinks ----
 static void broken() {
     const std::string bad = DIR + "not_finite";
@@ -476,6 +648,8 @@ int main() {
         wrong_files();
         runs();
         checkpoints();
+        resuming();
+        starting();
         broken();
         damage();
     } catch (const Error& e) { check(false, "files: %s", e.line.c_str()); }

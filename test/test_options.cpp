@@ -15,12 +15,18 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"eval --model m", "eval: give --val, --choices or --answers"},
     {"graph", "graph: --model is missing"},
     {"train --frobnicate 3", "--frobnicate: unknown option; train_gpt --help lists them"},
-    {"train --step 3", "--step: unknown option; train_gpt --help lists them"},
-    {"train --Steps 3", "--Steps: unknown option; train_gpt --help lists them"},
-    {"train -steps 3", "-steps: unknown option; train_gpt --help lists them"},
-    {"train steps 3", "steps: unknown option; train_gpt --help lists them"},
+    {"train --step 3", "--step: unknown option, nearest is --steps; train_gpt --help lists them"},
+    {"train --Steps 3", "--Steps: unknown option, nearest is --steps; train_gpt --help lists them"},
+    {"train -steps 3", "-steps: unknown option, nearest is --steps; train_gpt --help lists them"},
+    {"train steps 3", "steps: unknown option, nearest is --steps; train_gpt --help lists them"},
     {"train --steps 3 more", "more: unknown option; train_gpt --help lists them"},
-    {"train --min_lr 3", "--min_lr: unknown option; train_gpt --help lists them"},
+    {"train --batch_size 3", "--batch-size: unknown option, nearest is --batch; train_gpt --help lists them"},
+    {"train --max-steps 3", "--max-steps: unknown option, nearest is --steps; train_gpt --help lists them"},
+    {"train --wieght-decay=0", "--wieght-decay: unknown option, nearest is --weight-decay; train_gpt --help lists them"},
+    {"sample --temprature 1", "--temprature: unknown option, nearest is --temperature; train_gpt --help lists them"},
+    {"train --min_lr fast", "--min-lr fast: not a number"},
+    {"train --min-lr 1 --min_lr 1", "--min-lr: given twice"},
+    {"train --train TRAIN --out OUT --init d7", "--init d7: no such file or directory, and no size of a model: those are d6, d12, d24, d36, d48, custom"},
     {"train --", "--: unknown option; train_gpt --help lists them"},
     {"train --=3", "--: unknown option; train_gpt --help lists them"},
     {"train --verb train", "--verb: unknown option; train_gpt --help lists them"},
@@ -128,6 +134,16 @@ int main() {
     check(o.train == "a b" && o.lr == 3e-4 && o.min_lr == 0 && o.resume && o.steps == 5 && o.beta2 == 0.95, "options/right ones are taken");
     o = parse_options({"sample", "--model", "m", "--prompt", "", "--top-k", "3"});
     check(o.verb == "sample" && o.has("prompt") && o.top_k == 3, "options/an empty prompt is a prompt");
+    o = parse_options({"train", "--train=a", "--out", "x", "--min_lr=0.25", "--tokens_per_step", "64"});
+    check(o.min_lr == 0.25 && o.tokens_per_step == 64, "options/underscores are dashes");
+    // what is printed at the start, read by a shell and again by the program
+    o = parse_options({"train", "--train", "it's [1] $HOME*.bin", "--out", "a \"b\"", "--lr", "3e-4", "--epochs", "2.5", "--resume"});
+    FILE* shell = popen(("printf '%s\n' " + command_line(o).substr(strlen("./" PROGRAM " "))).c_str(), "r");
+    std::vector<std::string> words;
+    for (char line[256]; fgets(line, sizeof line, shell);) words.push_back(std::string(line, strcspn(line, "\n")));
+    pclose(shell);
+    const Options again = parse_options(words);
+    check(options_json(again) == options_json(o) && again.resume, "options/a run's options as a command: %s", command_line(o).c_str());
     check(parse_options({"--train", "a", "--out", "b"}).verb == "train", "options/train is the verb where none is given");
     return failed > 0;
 }

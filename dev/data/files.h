@@ -92,7 +92,7 @@ inline std::string nearest(const std::string& word, const std::vector<std::strin
                 cost[j + 1] = std::min({changed, diagonal + 1, cost[j] + 1});
             }
         }
-        if (holds(word, name) || holds(name, word)) cost.back() = 1;
+        if (holds(word, name) || holds(name, word)) cost.back() = std::min(cost.back(), word.size() / 3);
         if (cost.back() < least) least = cost.back(), best = name;
     }
     return best.empty() ? "" : ", nearest is " + best;
