@@ -88,7 +88,7 @@ using flag = bool;
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",   "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",   "largest gradient norm; 0 = off") \
     X(text,    dtype,           DTYPE,        DTYPES,                         "tseg","numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
-    X(integer, threads,         0,            "1..4096",                      "tsegR","threads [all]") \
+    X(integer, threads,         0,            "1..4096",                      "tsegR","threads [all, fewer for models too small for them]") \
     X(integer, seed,            1,            "0..9007199254740992",          "ts",  "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",  "rows of a validation; 0 = all [64; eval: all]") \
@@ -2438,6 +2438,13 @@ inline bool is_preset(const std::string& init) {
            std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
 }
 
+// Threads meet some ten times a layer: one more must have ten million operations a layer of its own to gain by it.
+inline void choose_threads(const Options& o, const Config& c, size_t tokens, bool training) {
+    if (o.threads || getenv("OMP_NUM_THREADS")) return;
+    const double flops = c.flops_per_token(Layout(c).parameters, o.context) * tokens / (training ? 1 : 3);
+    omp_set_num_threads(std::clamp(flops / (1e7 * c.L), 1.0, (double)omp_get_max_threads()));
+}
+
 inline std::string presets() {
     std::string names;
     for (const Preset& p : PRESETS) names += std::string(p.name) + ", ";
@@ -2550,6 +2557,7 @@ template <typename Model> void train(Options o) {
     position.windows = windows.total, position.data = data;
     const double floor = held_out.floor;
 
+    choose_threads(o, c, (size_t)B * T, true);
     Model model(c, B, T, true, o.dtype == "bf16");
     if (!run) run.emplace(o.out, false);
     if (start) load_tensors(model, WEIGHT, start->tensors, start->path);
@@ -2726,6 +2734,7 @@ template <typename Model> void run_verb(Options o) {
     const HeldOut held_out(o, known, T, eot);
     auto& [val, choices, answers, data, floor] = held_out;
 
+    choose_threads(o, c, o.verb == "sample" ? B : (size_t)B * T, false);
     Model model(c, B, T, false, o.dtype == "bf16");
     load_tensors(model, WEIGHT, file.tensors, file.path);
     held.reset();
@@ -2757,7 +2766,7 @@ inline void spin_briefly(char** argv) {
 #ifdef __linux__
     if (getauxval(AT_BASE) == 0) return;                     // started through the loader: that is what would start
 #endif
-    setenv("GOMP_SPINCOUNT", "10000", 1), setenv("KMP_BLOCKTIME", "1", 1);
+    setenv("GOMP_SPINCOUNT", "1000", 1), setenv("KMP_BLOCKTIME", "1", 1);
     execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
 }
 

@@ -405,8 +405,8 @@ static void resuming() {
     check(code == 2 && last_line() == "error: --epochs 1.5: the run in " + out + " has done more already", "resuming/fewer epochs: %s", last_line().c_str());
 
     // the same data elsewhere, under another name; from another directory
-    write_file(DIR + "merges.txt", "a b\n"), write_file(DIR + "same.txt", "#version: 0.2\na b\n"), write_file(DIR + "other.txt", "b a\n");
-    const auto tokenized = with(command(one, {"--tokenizer", DIR + "merges.txt", "--schedule", "constant"}), "--vocab", "258");
+    write_file(DIR + "given.txt", "a b\n"), write_file(DIR + "same.txt", "#version: 0.2\na b\n"), write_file(DIR + "other.txt", "b a\n");
+    const auto tokenized = with(command(one, {"--tokenizer", DIR + "given.txt", "--schedule", "constant"}), "--vocab", "258");
     code = execute(tokenized) + fresh(with(with(tokenized, "--out", out), "--steps", "6"));
     fs::copy(DIR + "train.bin", two);
     code += execute({"./train_gpt", "train", "--resume", "--out", out, "--steps", "12", "--train", two, "--val", two, "--tokenizer", DIR + "same.txt"});
