@@ -489,7 +489,7 @@ static void resuming() {
     // read while it is written
     fs::remove_all(out);
     pid = start(with(with(command(out, {"--keep", "1"}), "--steps", "100000"), "--eval-every", "1"));
-    for (int i = 0; i < 2000 && newest(out).empty(); i++) usleep(2000);
+    for (int i = 0; i < 2000 && !exists(out + "/best"); i++) usleep(2000);
     int bad = 0;
     for (int i = 0; i < 40; i++) {
         std::string path = i % 2 ? out : out + "/best", error = error_of([&] {
@@ -508,18 +508,21 @@ static void resuming() {
 
 // ---- how the program is started ----
 static void starting() {
-    const std::string program = fs::absolute("train_gpt").string(), link = DIR + "a link", bytes = read_file(program);
+    const std::string program = fs::absolute("train_gpt").string(), link = fs::absolute(DIR + "a link").string(), bytes = read_file(program);
     unsetenv("GOMP_SPINCOUNT");                              // without it the program starts itself again
-    auto version = [&](const std::vector<std::string>& words, const char* of = nullptr) {
-        return finish(start(words, RLIM_INFINITY, of)) == 0 && last_line().rfind("train_gpt ", 0) == 0;
+    auto version = [&](const char* how, const std::vector<std::string>& words) {
+        const int code = finish(start(words, RLIM_INFINITY, words[0][0] != '/' || !exists(words[0]) ? program.c_str() : nullptr));
+        check(code == 0 && last_line().rfind("train_gpt ", 0) == 0, "starting/%s: %s", how, last_line().c_str());
     };
     const size_t ends = bytes.find('\0', bytes.find("/ld")), begins = bytes.rfind('\0', ends - 1) + 1;
     const std::string loader = bytes.substr(begins, ends - begins);
     fs::create_symlink(program, link);
-    check(version({program, "--version"}) && version({link, "--version"}), "starting/the program, and a link to it: %s", last_line().c_str());
+    version("the program", {program, "--version"});
+    version("a link to it", {link, "--version"});
+    version("under no name", {"", "--version"});
+    version("under another's name", {"/no/such/program", "--version"});
     if (loader[0] != '/' || !exists(loader)) skip("starting/through the loader: the program names none");
-    else check(version({loader, program, "--version"}), "starting/through %s: %s", loader.c_str(), last_line().c_str());
-    check(version({"", "--version"}, program.c_str()) && version({"/no/such/program", "--version"}, program.c_str()), "starting/under any name: %s", last_line().c_str());
+    else version(loader.c_str(), {loader, program, "--version"});
     check(execute({program, "-h"}) == 0 && read_file(DIR + "output").rfind("train_gpt -- ", 0) == 0, "starting/-h");
 }
 

@@ -126,8 +126,8 @@ inline void remove_old(const std::string& run, size_t keep) {
     }
 }
 
-// Makes RUN/best a second name of a checkpoint's files, or a copy where the file system has no such names. A kill
-// between the two renames leaves none: the newest checkpoint is then the best, and its state.json says so.
+// Makes RUN/best a second name of a checkpoint's files, or a copy where the file system has no such names. Where two
+// directories cannot change places at once, a kill may leave no best: it is then the newest, whose state.json says so.
 inline void make_best(const std::string& run, const std::string& checkpoint) {
     const std::string best = run + "/best", partial = best + ".partial", old = best + ".old";
     std::error_code error;
@@ -139,11 +139,13 @@ inline void make_best(const std::string& run, const std::string& checkpoint) {
     }
     sync_directory(partial);
     const Held held(best, LOCK_EX, 60);
-    fs::rename(best, old, error);
-    fs::rename(partial, best, error);
+#ifdef RENAME_EXCHANGE
+    if (renameat2(AT_FDCWD, partial.c_str(), AT_FDCWD, best.c_str(), RENAME_EXCHANGE) != 0)
+#endif
+        fs::rename(best, old, error), fs::rename(partial, best, error);
     if (error) die("%s: cannot rename to %s: %s", partial.c_str(), best.c_str(), error.message().c_str());
     sync_directory(run);
-    fs::remove_all(old, error);
+    fs::remove_all(partial, error), fs::remove_all(old, error);
 }
 
 // The run's directory, held against a second writer for as long as this object lives. OUT/log.jsonl has one JSON object
