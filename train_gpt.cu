@@ -161,22 +161,22 @@ template <int W, typename T> DEVICE void store(T* p, const float (&x)[W]) {
 // f(f(x, y), z) ... over all lanes of a warp, and over all threads of a block, a multiple of 32; every thread gets the
 // result. f(x, none) is x.
 constexpr unsigned WARP = 0xffffffffu;       // all lanes
-template <typename F> DEVICE float over_warp(float x, F f) {
+template <typename X, typename F> DEVICE X over_warp(X x, F f) {
     for (int o = 16; o; o >>= 1) x = f(x, __shfl_xor_sync(WARP, x, o));
     return x;
 }
-template <typename F> DEVICE float over_block(float x, F f, float none) {
-    SHARED(parts, float[32]);
+template <typename X, typename F> DEVICE X over_block(X x, F f, X none) {
+    SHARED(parts, X[32]);
     x = over_warp(x, f);
     __syncthreads();                         // parts may still be read from the last time
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
     __syncthreads();
     return over_warp(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : none, f);
 }
-struct Plus { DEVICE float operator()(float x, float y) const { return x + y; } };
+struct Plus { template <typename X> DEVICE X operator()(X x, X y) const { return x + y; } };
 struct Greater { DEVICE float operator()(float x, float y) const { return fmaxf(x, y); } };
 DEVICE float warp_sum(float x) { return over_warp(x, Plus()); }
-DEVICE float block_sum(float x) { return over_block(x, Plus(), 0); }
+template <typename X> DEVICE X block_sum(X x) { return over_block(x, Plus(), X(0)); }
 DEVICE float block_max(float x) { return over_block(x, Greater(), -INFINITY); }
 
 // ---- 2. instructions ------------------------------------------------------------------------------------------------
@@ -1579,30 +1579,32 @@ inline void embedding_backward(float* dwte, float* dwpe, float* partial, const f
     launch(WIDTH(C, embedding_backward_wpe_kernel), blocks_for((size_t)T * C, 128 * W), 128, 0, dwpe, dout, B, T * C);
 }
 
-/* gradient norm and AdamW, over the whole arena: blocks sum up squares of their shares; then each block adds up all of
-   these, in order, for the clip scale. If loss or norm is not finite, nothing changes.
+/* gradient norm and AdamW, over the whole arena: blocks sum up squares of their shares, in double as the CPU does, so that
+   no square of a float overflows; then each block adds up all of these, in order, for the clip scale. If loss or norm is
+   not finite, nothing changes.
    math     adamw_step(); gradients are scaled by min(1, clip / (norm + 1e-6))
    shapes   w, m, v, g, rounded (n), n a multiple of 128   decays (n / 128): whether weight decay applies
    cost     4 bytes a weight for the norm; 34 for the update: w, m, v and g are read and written, rounded is written */
 constexpr int NORM_BLOCKS = 512;
-__global__ void squares_kernel(float* squares, const float* g, size_t n) {
-    float sum = 0, v[4];
+__global__ void squares_kernel(double* squares, const float* g, size_t n) {
+    double sum = 0;
+    float v[4];
     const size_t all = size_t(gridDim.x) * blockDim.x * 4;
     for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4; i < n; i += all) {
         load(v, g + i);
-        for (int k = 0; k < 4; k++) sum += v[k] * v[k];
+        for (int k = 0; k < 4; k++) sum += double(v[k]) * v[k];
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) squares[blockIdx.x] = sum;
 }
 __global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays,
-                             size_t n, Update u, const float* squares, int parts, Outcome* outcome) {
-    float sum = 0;
+                             size_t n, Update u, const double* squares, int parts, Outcome* outcome) {
+    double sum = 0;
     for (int b = threadIdx.x; b < parts; b += blockDim.x) sum += squares[b];
-    const float norm = sqrtf(block_sum(sum));
+    const double norm = sqrt(block_sum(sum));
     if (blockIdx.x == 0 && threadIdx.x == 0) outcome->norm = norm;
     if (!isfinite(norm) || !isfinite(outcome->loss)) return;
-    const float scale = u.clip > 0 ? fminf(1, u.clip / (norm + 1e-6f)) : 1;
+    const float scale = u.clip > 0 ? fminf(1, u.clip / (float(norm) + 1e-6f)) : 1;
     const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
     if (i >= n) return;
     const float keep = decays[i / 128] ? 1 - u.lr_decay : 1;
@@ -1616,7 +1618,7 @@ __global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rou
     if (rounded) store(rounded + i, w4);
 }
 inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
-                  const Update& update, float* squares, Outcome* outcome) {
+                  const Update& update, double* squares, Outcome* outcome) {
     const int parts = std::min(NORM_BLOCKS, blocks_for(n, 4096));
     launch(squares_kernel, parts, 256, 0, squares, g, n);
     launch(adamw_kernel, blocks_for(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays,
@@ -2116,7 +2118,7 @@ inline void pick(Pickers p, const floatX* logits, const Sampling* sampling, int 
     X(float,  logprob,  ONCE,  N)            X(int, best, ONCE, N) \
     X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
     X(int,    first,    ONCE,  training ? N + 1 : 0)         /* these three: for embedding_backward() */ \
-    X(int,    tokens,   ONCE,  1)            X(float, squares, ONCE, NORM_BLOCKS) \
+    X(int,    tokens,   ONCE,  1)            X(double, squares, ONCE, NORM_BLOCKS) \
     X(int,    position, ONCE,  N)            X(Rng, rng, ONCE, N)            X(Sampling, sampling, ONCE, 1) \
     X(Outcome, outcome, ONCE,  1)
 

@@ -14,7 +14,7 @@ using gpu::Outcome, gpu::Update;
 
 __global__ void square_sum(float* sum, const float* g, size_t n) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const float part = gpu::block_sum(i < n ? g[i] * g[i] : 0);
+    const float part = gpu::block_sum(i < n ? g[i] * g[i] : 0.0f);
     if (threadIdx.x == 0) atomicAdd(sum, part);
 }
 DEVICE void update_one(float* w, float* m, float* v, float* g, floatX* rounded, bool decays, const Update& u,
@@ -29,27 +29,30 @@ __global__ void update(float* w, float* m, float* v, float* g, floatX* rounded, 
     if (i < n) update_one(w + i, m + i, v + i, g + i, rounded + i, decays[i / 128], u, scale);
 }
 __global__ void update_on_device(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays,
-                                 size_t n, Update u, const float* squares, int parts, Outcome* outcome) {
-    float sum = 0;
+                                 size_t n, Update u, const double* squares, int parts, Outcome* outcome) {
+    double sum = 0;
     for (int b = threadIdx.x; b < parts; b += blockDim.x) sum += squares[b];
-    const float norm = sqrtf(gpu::block_sum(sum));
+    const float norm = sqrt(gpu::block_sum(sum));
     if (blockIdx.x == 0 && threadIdx.x == 0) outcome->norm = norm;
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     const float scale = u.clip > 0 ? fminf(1, u.clip / (norm + 1e-6f)) : 1;
     if (i < n) update_one(w + i, m + i, v + i, g + i, rounded + i, decays[i / 128], u, scale);
 }
 
-// A step whose gradients or loss are not finite changes nothing; the norm tells.
-enum Step { FINE, NAN_GRADIENT, INFINITE_LOSS };
-static const char* const STEPS[] = {"", ", a NaN", ", an infinite loss"};
+// A step whose gradients or loss are not finite changes nothing; the norm tells. Finite ones may have any size.
+enum Step { FINE, NAN_GRADIENT, INFINITE_LOSS, LARGE_GRADIENTS };
+static const char* const STEPS[] = {"", ", a NaN", ", an infinite loss", ", gradients whose squares overflow"};
 
 static void ladder(size_t n, double clip, Step kind) {
     auto squared = numbers(n), gradients = numbers(n);
     for (float& f : squared) f *= f;
     if (kind == NAN_GRADIENT) gradients[n / 2] = NAN;
+    const bool changes = kind == FINE || kind == LARGE_GRADIENTS;
+    for (float& f : gradients) if (kind == LARGE_GRADIENTS) f *= 1e25f;
     std::vector<unsigned char> every_third(n / 128, 1);
     for (size_t i = 0; i < every_third.size(); i += 3) every_third[i] = 0;
-    Array<float> w(numbers(n)), m(numbers(n)), v(squared), g(gradients), squares(gpu::NORM_BLOCKS), sum(1);
+    Array<float> w(numbers(n)), m(numbers(n)), v(squared), g(gradients), sum(1);
+    Array<double> squares(gpu::NORM_BLOCKS);
     Array<floatX> copy(w.host);
     Array<unsigned char> decays(every_third);
     Array<Outcome> outcome(std::vector<Outcome>{{kind == INFINITE_LOSS ? INFINITY : 1, 0}});
@@ -57,7 +60,7 @@ static void ladder(size_t n, double clip, Step kind) {
     const int step = 3;
     auto scale_of = [&](double norm) { return clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1; };
     const double norm = std::sqrt(cpu::sum_of_squares(g.cpu(), n));
-    for (size_t i = 0; i < n && kind == FINE; i += 128)
+    for (size_t i = 0; i < n && changes; i += 128)
         cpu::adamw_update(w.cpu() + i, m.cpu() + i, v.cpu() + i, g.cpu() + i, 128, o,
                           every_third[i / 128] ? o.weight_decay : 0, scale_of(norm), step);
     auto norm_error = [&] {
@@ -96,7 +99,7 @@ static void ladder(size_t n, double clip, Step kind) {
 
 static const Study study([] {
     ladder(128, 1, FINE), ladder(128 * 37, 0, FINE), ladder(128 * 37, 0.5, FINE);
-    ladder(128 * 5, 1, NAN_GRADIENT), ladder(128 * 5, 1, INFINITE_LOSS);
+    ladder(128 * 5, 1, LARGE_GRADIENTS), ladder(128 * 5, 1, NAN_GRADIENT), ladder(128 * 5, 1, INFINITE_LOSS);
     if (largest >= LARGE) ladder(128 * 9999, 0.1, FINE);
     if (largest == TRAINING) ladder(124475904, 1, FINE);     // GPT-2 124M, in whole segments of 128
 });
