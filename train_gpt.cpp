@@ -18,7 +18,7 @@
    Top to bottom, nothing is used before it is defined:
       1 options            2 config and tensors     3 order of the data            4 scalar maths     5 layers
       6 model              7 checkpoints            8 evaluate, sample, graph      9 train           10 main
-   Files, shards, the tokenizer, which the data tools share, and run directories are the four headers of dev/data.  */
+   Files, shards, weights, the tokenizer, which the data tools share, and run directories are the headers of dev/data. */
 
 #include <chrono>
 #include <climits>
@@ -39,6 +39,7 @@
 #include "dev/data/runs.h"
 #include "dev/data/shards.h"
 #include "dev/data/tokenizer.h"
+#include "dev/data/weights.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.
@@ -102,6 +103,7 @@ using flag = bool;
     X(text,    out,             "",           "",                             "t",   "directory of the run: log.jsonl and checkpoints [required]") \
     X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
     X(text,    prompt,          "",           "",                             "s",   "text to continue; without a tokenizer, token ids [end of text]") \
+    X(text,    prompt_file,     "",           "",                             "s",   "file with the text to continue, less a last line break; - is standard input [--prompt]") \
     X(integer, tokens,          100,          "1..1000000000",                "s",   "tokens to write, at most; an end of text stops earlier") \
     X(integer, samples,         1,            "1..4096",                      "s",   "texts to write, side by side") \
     X(number,  temperature,     1,            "0..1000",                      "s",   "0 takes the likeliest token") \
@@ -245,6 +247,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
     auto need = [&](const char* name, const text& v) {
         if (v.empty()) die_usage("%s: %s is missing", o.verb.c_str(), dashed(name).c_str());
     };
+    if (o.has("prompt") && o.has("prompt_file")) die_usage("--prompt-file: give --prompt or --prompt-file, not both");
     if (o.has("steps") && o.has("epochs")) die_usage("--epochs: give --steps or --epochs, not both");
     if (o.rows == "sliding" && o.verb == "eval") die_usage("--rows sliding: not for eval");
     while (o.out.size() > 1 && o.out.back() == '/') o.out.pop_back();
@@ -652,10 +655,12 @@ struct Sampling {
     float scale;                             // 2^25 log2(e) / temperature
     int top_k;                               // temperature 0 is top_k 1
     uint64_t top_p;                          // in units of 2^-64; 0: all
+    int hidden = 0;                          // so many tokens are never drawn
     explicit Sampling(const Options& o)
         : scale(std::min(0x1p25 * 1.4426950408889634 / o.temperature, 3e38)),
           top_k(o.temperature == 0 ? 1 : o.top_k ? o.top_k : INT_MAX), top_p(o.top_p < 1 ? o.top_p * 0x1p64 : 0) {}
 };
+constexpr float NEVER = -3e38f;              // a logit of no weight, in bf16 too
 /* math     2^40 2^-(n + f),   n + f = below scale 2^-25;   2^-f by a polynomial in units of 2^-32
    errors   below 2^-23 (1 + n) of the weight, and 1; less than 2^24 of them add up in 64 bits
    here     a product of floats is rounded alike everywhere, as long as nothing is added to it */
@@ -1485,8 +1490,9 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
 //                                      likeliest token, of the last forward are then there for every y[n] >= 0
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
-//   draw(x, B, t0, T, sampling, rng, token)
-//                                      extend, and then a token for each of at most 64 rows, with its own random number.
+//   draw(x, B, t0, T, sampling, hidden, rng, token)
+//                                      extend, and then a token for each of at most 64 rows, with its own random number;
+//                                      none of those hidden, which are the same from t0 = 0 on
 //                                      With t0 > 0, x is what the last draw gave: tokens may be made ahead of time
 //   describe()                         one line about the machine and the memory in use
 //   speed(tokens, seconds)             of a step: for its line, and for the log
@@ -1679,9 +1685,10 @@ struct Model {
         });
         std::copy(z.begin(), z.end(), out);
     }
-    void draw(const int* x, int B, int t0, int T, const Sampling& s, Rng* rng, int* token) {
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token) {
         std::vector<float> z((size_t)B * c.V);
         extend(x, B, t0, T), logits(T - 1, T, B, z.data());
+        for (int b = 0; b < B; b++) for (int v : hidden) z[(size_t)b * c.V + v] = NEVER;
         for (int b = 0; b < B; b++) token[b] = pick(&z[(size_t)b * c.V], c.V, s, rng[b]);
     }
 
@@ -1802,7 +1809,7 @@ inline void check_config(const Config& c, const std::string& where) {
 }
 
 inline Config read_config(const std::string& path) {
-    Json j = parse_json(read_file(path, 1 << 20), path);
+    const Json j = read_json(path, 1 << 20);
     const char* name = path.c_str();
     auto integer_of = [&](const char* key) {
         const Json& v = j[key];
@@ -1879,36 +1886,43 @@ inline ModelFile read_llmc(const std::string& path) {
     return m;
 }
 
+// The weights in a directory: a file, or the index of several; what else may be weights is named.
+inline std::string weights_in(const std::string& dir) {
+    for (const char* name : {"/model.safetensors", "/model.safetensors.index.json"}) if (exists(dir + name)) return dir + name;
+    std::string largest;
+    size_t size = 0;
+    std::error_code error;
+    for (const std::string& name : entries_of(dir)) {
+        const std::string path = dir + "/" + name;
+        if (!fs::is_regular_file(path, error) || fs::file_size(path, error) <= size) continue;
+        const Mapped file(path);
+        if (const Kind* kind = kind_of(file.text()); kind && !kind->text) largest = path, size = file.size;
+    }
+    if (!largest.empty()) refuse(largest, *kind_of(Mapped(largest).text()), "model.safetensors");
+    die("%s: holds no model.safetensors and no whole checkpoint", dir.c_str());
+}
+
 inline ModelFile open_model(std::string path) {
     if (exists(path, true)) {
-        if (!exists(path + "/config.json")) {
-            std::vector<std::string> found = checkpoints_in(path);
-            if (found.empty()) die("%s: holds neither config.json nor a whole checkpoint", path.c_str());
-            path = found.back();
-        }
+        const std::vector<std::string> found = checkpoints_in(path);
+        if (!exists(path + "/config.json") && !found.empty()) path = found.back();
         if (exists(path + "/state.json")) verify_checkpoint(path);
-        if (!exists(path + "/model.safetensors")) {
-            if (exists(path + "/model.safetensors.index.json"))
-                die("%s: the model is split over several files; save it as one model.safetensors", path.c_str());
-            die("%s: holds no model.safetensors", path.c_str());
-        }
-        path += "/model.safetensors";
+        path = weights_in(path);
     }
     Mapped probe(path);
     if (probe.size >= 4 && probe.at<int32_t>(0) == 20240326) return read_llmc(path);
-    auto file = std::make_shared<Safetensors>(path);
-    ModelFile m{path, directory_of(path), {}, {}, file};
-    bool prefixed = file->tensors.count("transformer.wte.weight");
-    for (auto& [name, view] : file->tensors) {
-        auto ends = [&, &name = name](const char* s) {
-            return name.size() >= strlen(s) && name.compare(name.size() - strlen(s), strlen(s), s) == 0;
-        };
-        if (ends(".attn.bias") || ends(".attn.masked_bias")) continue;                  // masks, not parameters
-        m.tensors[prefixed || name == "lm_head.weight" ? name : "transformer." + name] = view;
+    auto files = std::make_shared<std::vector<std::unique_ptr<Safetensors>>>();
+    ModelFile m{path, directory_of(path), {}, {}, files};
+    if (path.ends_with(".index.json")) m.tensors = gpt2_tensors(read_index(path, *files), path);
+    else files->push_back(std::make_unique<Safetensors>(path)), m.tensors = gpt2_tensors(files->back()->tensors, path);
+    const bool config = exists(m.directory + "/config.json");
+    auto head = m.tensors.find("lm_head.weight"), wte = m.tensors.find("transformer.wte.weight");
+    if (config) m.c = read_config(m.directory + "/config.json");
+    if (head != m.tensors.end() && wte == m.tensors.end() && m.c.tied) {                 // tied, and kept under this name
+        auto node = m.tensors.extract(head);
+        node.key() = "transformer.wte.weight", m.tensors.insert(std::move(node));
     }
-    if (exists(m.directory + "/config.json")) {
-        m.c = read_config(m.directory + "/config.json");
-    } else {                                                                             // from the shapes alone
+    if (!config) {                                                                       // from the shapes alone
         auto shape = [&](const char* name) {
             auto it = m.tensors.find(name);
             if (it == m.tensors.end() || it->second.shape.size() != 2)
@@ -1921,7 +1935,7 @@ inline ModelFile open_model(std::string path) {
         m.c.L = 0, m.c.NH = 0;                               // heads: the caller's to say
         while (m.tensors.count(format("transformer.h.%d.ln_1.weight", m.c.L))) m.c.L++;
         check_config(m.c, path);
-        m.c.tied = !m.tensors.count("lm_head.weight");
+        m.c.tied = !m.tensors.count("lm_head.weight") || same_bytes(m.tensors["lm_head.weight"], m.tensors["transformer.wte.weight"]);
         m.c.bias = m.tensors.count("transformer.h.0.attn.c_attn.bias");
     }
     return m;
@@ -1957,7 +1971,12 @@ template <typename Model> void load_tensors(Model& model, Which which, const std
         values.resize(t.count());
         const size_t rows = std::max(t.rows, 1), cols = t.cols;
         for (size_t r = 0; r < rows; r++)
-            for (size_t k = 0; k < cols; k++) values[r * cols + k] = v[v.transposed ? k * rows + r : r * cols + k];
+            for (size_t k = 0; k < cols; k++) {
+                const float value = values[r * cols + k] = v[v.transposed ? k * rows + r : r * cols + k];
+                if (!std::isfinite(value))
+                    die("%s: tensor '%s': %s is %g", path.c_str(), (prefix + t.name).c_str(),
+                        t.rows ? format("row %zu, column %zu", r, k).c_str() : format("number %zu", k).c_str(), value);
+            }
         if (!t.present && t.name == "lm_head.weight") {
             const View& wte = views.at(prefix + "transformer.wte.weight");
             for (size_t k = 0; k < values.size(); k++)
@@ -2064,8 +2083,7 @@ std::string save_checkpoint(const Model& model, const Options& o, const Position
         save_tensors(partial + "/model.safetensors", model, {{"", WEIGHT}});
         save_tensors(partial + "/optimizer.safetensors", model, {{"m.", MOMENT1}, {"v.", MOMENT2}});
         write_file(partial + "/config.json", config_json(model.c, end_of_text(tokenizer, model.c.V)));
-        if (tokenizer) write_file(partial + "/merges.txt", tokenizer->merges_txt());
-        if (tokenizer) write_file(partial + "/vocab.json", tokenizer->vocab_json());
+        if (tokenizer) tokenizer->save(partial);
         std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"window\": %zu,\n  \"windows\": %zu,\n"
                                    "  \"options\": %s,\n", p.step, p.window, p.windows, options_json(o).c_str());
         if (p.lowest_step >= 0)
@@ -2075,7 +2093,7 @@ std::string save_checkpoint(const Model& model, const Options& o, const Position
             state += comma + json_quote(name) + ": " + json_quote(identity), comma = ", ";
         state += "},\n  \"files\": {", comma = "";
         for (const char* name :
-             {"config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
+             {"added_tokens.json", "config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
             if (!exists(partial + "/" + name)) continue;
             Mapped file(partial + "/" + name);
             state += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%s\"}", comma, name, file.size,
@@ -2096,16 +2114,6 @@ std::string save_checkpoint(const Model& model, const Options& o, const Position
     if (p.lowest_step == p.step) make_best(o.out, dir);
     remove_old(o.out, o.keep);
     return dir;
-}
-
-// A merges file beside the data or the model, else nothing.
-inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
-                                                 const std::vector<std::string>& directories) {
-    if (!option.empty()) return std::make_unique<Tokenizer>(Tokenizer::load(option));
-    for (const std::string& dir : directories)
-        for (const char* name : {"/merges.txt", "/vocab.bpe"})
-            if (exists(dir + name)) return std::make_unique<Tokenizer>(Tokenizer::load(dir + name));
-    return nullptr;
 }
 
 // ---- 8. evaluate, sample, graph -------------------------------------------------------------------------------------
@@ -2144,7 +2152,7 @@ Validation validate(Model& model, int batch, const ValidationRows& rows, const T
               for (size_t t = 0; t < row.y.size(); t++) {
                   if (row.y[t] < 0) continue;
                   v.nats -= logprob[t], v.tokens++;
-                  if (tokenizer && row.y[t] < tokenizer->eot()) v.bytes += tokenizer->decode(row.y[t]).size();
+                  if (tokenizer && !tokenizer->is_added(row.y[t])) v.bytes += tokenizer->decode(row.y[t]).size();
               }
           });
     return v;
@@ -2225,6 +2233,10 @@ struct HeldOut {
         if (o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
         if (!o.answers.empty() && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
         const size_t rows = o.verb == "train" || o.has("eval_rows") ? o.eval_rows : 0;
+        if (o.verb == "train" && !o.val.empty())
+            for (const std::string& train : glob_files(o.train, "--train"))
+                for (const std::string& path : glob_files(o.val, "--val"))
+                    if (fs::equivalent(train, path)) warn("--val %s: is trained on, too: --train names it", path.c_str());
         if (!o.val.empty()) {
             val.emplace(o.val, o.rows, !o.raw.empty(), T, V, eot, rows), floor = known_floor(o);
             data["val"] = val->identity.text();
@@ -2235,11 +2247,13 @@ struct HeldOut {
 };
 
 /* Writes up to o.tokens tokens after the prompt, in o.samples texts; emit(sample, token) sees them as they come. An end
-   of text ends a sample. When the context is full, its later half becomes the prompt again. A sample depends on the
-   seed and its number, not on how many are made beside it. */
+   of text ends a sample; a token that the tokenizer cannot show is never drawn. When the context is full, its later half
+   becomes the prompt again. A sample depends on the seed and its number, not on how many are made beside it. */
 template <typename Model, typename Emit>
-void generate(Model& model, const Options& o, const std::vector<int>& prompt, int eot, Emit emit) {
+void generate(Model& model, const Options& o, const std::vector<int>& prompt, int eot, const Tokenizer* tokenizer,
+              Emit emit) {
     const Sampling sampling(o);
+    const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
     for (int first = 0; first < o.samples; first += model.B) {
         const int B = std::min<int>(model.B, o.samples - first);
         std::vector<std::vector<int>> rows(B, prompt);
@@ -2255,7 +2269,7 @@ void generate(Model& model, const Options& o, const std::vector<int>& prompt, in
                     row.erase(row.begin(), row.end() - std::max(1, model.T / 2)), length = row.size(), held = 0;
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + held, row.end());
-            model.draw(x.data(), B, held, length - held, sampling, rng.data(), tokens.data());
+            model.draw(x.data(), B, held, length - held, sampling, hidden, rng.data(), tokens.data());
             for (int b = 0; b < B; b++) {
                 if (!ended[b] && tokens[b] == eot) ended[b] = true;
                 if (!ended[b]) emit(first + b, tokens[b]);
@@ -2270,7 +2284,7 @@ inline std::string show_tokens(const std::vector<int>& ids, const Tokenizer* tok
     std::string s;
     for (int id : ids)
         if (!tokenizer) s += format(s.empty() ? "%d" : " %d", id);
-        else if (id < tokenizer->vocab()) s += tokenizer->decode(id);
+        else s += tokenizer->decode(id);
     return s;
 }
 
@@ -2279,7 +2293,7 @@ template <typename Model>
 std::vector<std::string> sample_texts(Model& model, const Options& o, const std::vector<int>& prompt, int eot,
                                       const Tokenizer* tokenizer) {
     std::vector<std::vector<int>> ids(o.samples);
-    generate(model, o, prompt, eot, [&](int sample, int token) { ids[sample].push_back(token); });
+    generate(model, o, prompt, eot, tokenizer, [&](int sample, int token) { ids[sample].push_back(token); });
     std::vector<std::string> texts;
     for (auto& v : ids) texts.push_back(show_tokens(v, tokenizer));
     return texts;
@@ -2459,7 +2473,7 @@ template <typename Model> std::string first_bad_gradient(const Model& model) {
         model.get(GRADIENT, i, g.data());
         for (float f : g) if (!std::isfinite(f)) return "gradient of " + model.layout.tensors[i].name;
     }
-    return "none of the gradients";
+    return "the norm, but no gradient,";
 }
 
 // Where the checkpoint `from` stands, with o as its run had it. Without one ("") a run begins again, with the options
@@ -2496,6 +2510,16 @@ inline Position resume_position(Options& o, const std::string& from) {
     return p;
 }
 
+// Where a tokenizer may lie: beside the model, if there is one, and beside the data.
+inline std::vector<std::string> directories_of(const Options& o, const std::string& model) {
+    std::vector<std::string> directories;
+    if (!model.empty()) directories.push_back(model);
+    for (auto& [data, name] : {std::pair(o.train, "--train"), {o.val, "--val"}})
+        if (!data.empty()) for (const std::string& path : glob_files(data, name)) directories.push_back(directory_of(path));
+    if (!o.answers.empty()) directories.push_back(directory_of(o.answers));
+    return directories;
+}
+
 template <typename Model> void train(Options o) {
     // A new directory is made when the model has its memory; an old one is held from the start.
     std::optional<RunDirectory> run;
@@ -2513,22 +2537,14 @@ template <typename Model> void train(Options o) {
         die_usage("--init %s: no such file or directory, and no size of a model: those are %s", init.c_str(), presets().c_str());
     std::optional<Held> held;
     if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_model(init);
-    std::vector<std::string> beside;
-    if (!from.empty()) beside.push_back(from);
-    beside.push_back(directory_of(glob_files(o.train, "--train")[0]));
-    if (start) beside.push_back(start->directory);
     const bool own = !from.empty() && !o.has("tokenizer");   // a checkpoint has its tokenizer
-    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(own ? "" : o.tokenizer, beside);
-    if (start && from.empty() == o.tokenizer.empty())
-        if (auto its = find_tokenizer("", {start->directory}); its && its->merges_txt() != tokenizer->merges_txt()) {
-            if (!from.empty())
-                die_usage("--tokenizer %s: is not that of the run in %s", o.tokenizer.c_str(), o.out.c_str());
-            die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right "
-                "with --tokenizer", beside[0].c_str(), start->directory.c_str());
-        }
+    std::unique_ptr<Tokenizer> tokenizer =
+        own ? find_tokenizer("", {from}) : find_tokenizer(o.tokenizer, directories_of(o, start ? start->directory : ""));
+    if (!from.empty() && !own)
+        if (auto its = find_tokenizer("", {from}); its && !its->same(*tokenizer))
+            die_usage("--tokenizer %s: is not that of the run in %s", o.tokenizer.c_str(), o.out.c_str());
     const Config c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
     const int B = o.batch, T = o.context, eot = end_of_text(tokenizer.get(), c.V);
-    const int known = tokenizer ? tokenizer->vocab() : c.V;          // tokens of the data must be below
     if (o.min_lr < 0) o.min_lr = 0.1 * o.lr;
     if (o.tokens_per_step == 0) o.tokens_per_step = o.batch * o.context;
     if (o.tokens_per_step % (o.batch * o.context))
@@ -2536,13 +2552,13 @@ template <typename Model> void train(Options o) {
                   o.batch * o.context);
 
     // The data. An epoch ends where its last window does: the rows of a step beyond it stay empty.
-    Windows windows(o.train, o.rows, !o.raw.empty(), T, known, o.seed);
+    Windows windows(o.train, o.rows, !o.raw.empty(), T, c.V, o.seed);
     const size_t per_step = o.tokens_per_step / T,
                  end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows.total));
     if (position.window > end)
         die_usage("--epochs %s: the run in %s has done more already", show(o.epochs).c_str(), o.out.c_str());
     const integer steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
-    const HeldOut held_out(o, known, T, eot);
+    const HeldOut held_out(o, c.V, T, eot);
     std::map<std::string, std::string> data = held_out.data;
     data["train"] = windows.identity.text();
     for (auto& [name, was] : position.data)
@@ -2697,24 +2713,30 @@ template <typename Model> void train(Options o) {
 
 // ---- 10. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
+    for (text* path : {&o.train, &o.val, &o.tokenizer, &o.init, &o.model, &o.answers, &o.choices, &o.out, &o.prompt_file})
+        *path = at_home(*path);
     if (o.verb == "train") return train<Model>(o);
     std::string path = o.model;
     std::optional<Held> held(hold_newest(path));
     ModelFile file = open_model(path);
     const Config c = config_of(file, o.heads);
-    std::vector<std::string> beside = {file.directory};
-    if (!o.val.empty()) beside.push_back(directory_of(glob_files(o.val, "--val")[0]));
-    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, beside);
+    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
     if (tokenizer && tokenizer->vocab() > c.V)
         die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
             tokenizer->vocab());
-    const int eot = end_of_text(tokenizer.get(), c.V), known = tokenizer ? tokenizer->vocab() : c.V;
+    const int eot = end_of_text(tokenizer.get(), c.V);
     if (o.context > c.T)
         die_usage("--context %lld: %s has positions for %d", o.context, file.path.c_str(), c.T);
     int T = o.context ? o.context : c.T;
     const int B = o.verb == "sample" ? std::min<integer>(o.samples, 64) : o.verb == "graph" ? 1 : o.batch;
 
     std::vector<int> prompt;
+    if (!o.prompt_file.empty()) {
+        const Input file(o.prompt_file);
+        if (const Kind* kind = kind_of(file.text()); kind && !kind->text) refuse(file.path, *kind, "a prompt");
+        o.prompt = without_mark(file.text());
+        if (o.prompt.ends_with('\n')) o.prompt.resize(o.prompt.size() - (o.prompt.ends_with("\r\n") ? 2 : 1));
+    }
     if (o.verb == "sample") {
         if (tokenizer) prompt = tokenizer->encode(o.prompt);
         else for (const char* s = o.prompt.c_str(); *s;) {
@@ -2727,11 +2749,13 @@ template <typename Model> void run_verb(Options o) {
             for (s = after; *s == ' ';) s++;
         }
         if (prompt.empty()) prompt.push_back(eot >= 0 ? eot : 0);
-        if (prompt.size() > (size_t)T)
-            die_usage("--prompt: %zu tokens do not fit the context of %d; shorten it", prompt.size(), T);
+        if (prompt.size() > (size_t)T) {
+            warn("a prompt of %zu tokens: the context takes %d, so its end is continued as if nothing stood before", prompt.size(), T);
+            prompt.erase(prompt.begin(), prompt.end() - T);
+        }
         T = std::min<integer>(T, prompt.size() + o.tokens);                 // no larger a cache than needed
     }
-    const HeldOut held_out(o, known, T, eot);
+    const HeldOut held_out(o, c.V, T, eot);
     auto& [val, choices, answers, data, floor] = held_out;
 
     choose_threads(o, c, o.verb == "sample" ? B : (size_t)B * T, false);
@@ -2744,17 +2768,18 @@ template <typename Model> void run_verb(Options o) {
     if (choices) multiple_choice(model, B, *choices);
     if (answers)
         printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
+    const char* gap = tokenizer ? "" : " ";                  // between ids
     if (o.verb == "sample" && o.samples == 1) {                                          // as they come
         printf("%s", o.prompt.c_str());
-        generate(model, o, prompt, eot, [&](int, int token) {
-            printf("%s%s", tokenizer || o.prompt.empty() ? "" : " ", show_tokens({token}, tokenizer.get()).c_str());
+        generate(model, o, prompt, eot, tokenizer.get(), [&, before = o.prompt.empty() ? "" : gap](int, int token) mutable {
+            printf("%s%s", std::exchange(before, gap), show_tokens({token}, tokenizer.get()).c_str());
             fflush(stdout);
         });
         printf("\n");
     } else if (o.verb == "sample") {
         std::vector<std::string> texts = sample_texts(model, o, prompt, eot, tokenizer.get());
         for (size_t i = 0; i < texts.size(); i++)
-            printf("--- sample %zu\n%s%s\n", i + 1, o.prompt.c_str(), texts[i].c_str());
+            printf("--- sample %zu\n%s%s%s\n", i + 1, o.prompt.c_str(), o.prompt.empty() ? "" : gap, texts[i].c_str());
     }
 }
 

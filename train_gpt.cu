@@ -2030,12 +2030,14 @@ template <typename Each, typename F> DEVICE Cut find_cut(Each each, wide least, 
     }
     return cut;
 }
-__global__ void __launch_bounds__(PICKERS) pick_kernel(Pickers p, const floatX* logits, const Sampling* sampling, int V,
-                                                       int stride, int B) {
+__global__ void __launch_bounds__(PICKERS) pick_kernel(Pickers p, floatX* logits, const Sampling* sampling,
+                                                       const int* hidden, int V, int stride, int B) {
     const int b = blockIdx.x, range = (V + PICKERS * WIDE - 1) / (PICKERS * WIDE) * WIDE;
     const int from = threadIdx.x * range, to = ::min(V, from + range), at = p.position[b] + 1;
-    const floatX* const z = logits + (size_t)b * stride;
+    floatX* const z = logits + (size_t)b * stride;
     const Sampling s = *sampling;
+    for (int i = threadIdx.x; i < s.hidden; i += PICKERS) z[hidden[i]] = floatX(NEVER);
+    __syncthreads();
     Rng rng = p.rng[b];
     auto each = [&](auto f) {
         for (int v = from; v < to; v += WIDE) {
@@ -2092,8 +2094,8 @@ __global__ void __launch_bounds__(PICKERS) pick_kernel(Pickers p, const floatX* 
     });
     finish(token, token);
 }
-inline void pick(Pickers p, const floatX* logits, const Sampling* sampling, int rows, int V, int B) {
-    launch(pick_kernel, rows, PICKERS, 0, p, logits, sampling, V, padded(V), B);
+inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int* hidden, int rows, int V, int B) {
+    launch(pick_kernel, rows, PICKERS, 0, p, logits, sampling, hidden, V, padded(V), B);
 }
 
 // ---- 6. model -------------------------------------------------------------------------------------------------------
@@ -2120,6 +2122,7 @@ inline void pick(Pickers p, const floatX* logits, const Sampling* sampling, int 
     X(int,    first,    ONCE,  training ? N + 1 : 0)         /* these three: for embedding_backward() */ \
     X(int,    tokens,   ONCE,  1)            X(double, squares, ONCE, NORM_BLOCKS) \
     X(int,    position, ONCE,  N)            X(Rng, rng, ONCE, N)            X(Sampling, sampling, ONCE, 1) \
+    X(int,    hidden,   ONCE,  c.V)          /* these four: for pick() */ \
     X(Outcome, outcome, ONCE,  1)
 
 struct Activations {
@@ -2309,14 +2312,16 @@ struct Model {
     }
 
     // The device goes on with what it has drawn before the host has seen it; what follows an end of text is made in vain.
-    void draw(const int* x, int B, int t0, int T, const Sampling& s, Rng* rng, int* token) {
+    void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token) {
         const Activations a = activations(0);
         const int at = t0 + T;               // where the new tokens will stand
         if (t0 == 0 || !steps_fit(c.C, c.NH)) {
             extend(x, B, t0, T);
             logits_of(a.lnf + (size_t)(T - 1) * c.C, (long)T * c.C, B);
             const std::vector<int> positions(B, at - 1);
+            s.hidden = hidden.size();
             upload(a.position, positions.data(), B), upload(a.rng, rng, B), upload(a.sampling, &s, 1);
+            upload(a.hidden, hidden.data(), hidden.size());
             pick(B);
             CHECK(cudaEventRecord(ready[(made = at) % DRAWN], device().stream));
         }
@@ -2498,7 +2503,7 @@ private:
     }
     void pick(int B) {
         const Activations a = activations(0);
-        gpu::pick({a.token, a.position, a.rng, drawn}, a.logits, a.sampling, B, c.V, this->B);
+        gpu::pick({a.token, a.position, a.rng, drawn}, a.logits, a.sampling, a.hidden, B, c.V, this->B);
     }
 
     // logits (rows, padded V) = x table^T; rows of x lie `stride` apart
@@ -2551,7 +2556,7 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
     Options o;
     o.temperature = 0.7, o.top_k = c.V / 2, o.top_p = 0.9;
     const Sampling sampling(o);
-    const int V = c.V, first = c.T - 2 * DRAWN;              // so many tokens are given
+    const int V = c.V, never = V / 3, first = c.T - 2 * DRAWN;           // so many tokens are given
     std::vector<int> x((size_t)B * c.T), piece, token(B);
     std::vector<Rng> rng, before;
     for (int& t : x) t = Rng(&t - x.data()).below(V);
@@ -2563,16 +2568,17 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
             if (t0) *at = token[b];
             piece.insert(piece.end(), at, at + n);
         }
-        here.draw(piece.data(), B, t0, n, sampling, rng.data(), token.data());
+        here.draw(piece.data(), B, t0, n, sampling, {never}, rng.data(), token.data());
     }
     std::vector<float> want((size_t)B * V);
     const std::vector<float> got = host_copy(here.activations(0).logits, (size_t)B * padded(V));
     there.extend(x.data(), B, 0, c.T), there.logits(c.T - 1, c.T, B, want.data());
     for (int b = 0; b < B; b++) {
-        const std::vector<float> z(&got[(size_t)b * padded(V)], &got[(size_t)b * padded(V)] + V);
-        const std::vector<real> wanted(&want[b * V], &want[b * V] + V);
+        std::vector<float> z(&got[(size_t)b * padded(V)], &got[(size_t)b * padded(V)] + V);
+        std::vector<real> wanted(&want[b * V], &want[b * V] + V);
         const real drawn = cpu::pick(z.data(), V, sampling, before[b]);
         const std::string row = format("row %d of %d, heads of %d", b, B, c.C / c.NH);
+        compare("hidden logit of " + row, {z[never]}, &NEVER, 0.01), z[never] = wanted[never] = 0;
         compare("logits of " + row, z, wanted.data(), limit), compare("token of " + row, {(float)token[b]}, &drawn, 0);
     }
 }

@@ -106,7 +106,7 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, bool
                 }
                 ok(cudaMemcpyAsync(drawn.p + slot, picked.data(), B * sizeof(int), cudaMemcpyHostToDevice, stream()));
             }},
-           {"shipped", [&] { gpu::pick({token, position, rng, drawn}, z, sampling, B, V, B); }}});
+           {"shipped", [&] { gpu::pick({token, position, rng, drawn}, z, sampling, nullptr, B, V, B); }}});
 }
 
 static const Study study([] {

@@ -309,7 +309,9 @@ void check_training() {
         shards::Source source(text, "text", "", "");
         shards::Trainer trainer;
         Merges fast;
-        for (auto [left, right] : trainer.train(shards::count_words(source), wanted))
+        std::unordered_map<std::string, int64_t> counts;
+        shards::count_words(source, counts);
+        for (auto [left, right] : trainer.train(counts, wanted))
             fast.push_back({trainer.tokens[left], trainer.tokens[right]});
         if (fast != slow_train(text, wanted))
             wrong = format("%zu merges of %s: ", wanted, hex(text).c_str()) + json_quote(merges_text(fast)) +
@@ -318,7 +320,7 @@ void check_training() {
     report("training", n, wrong);
     // All pairs occur once: (space, c) comes before (a, b), as its bytes do; then (" c", d) before (a, b) again.
     shards::Source source("ab cd", "text", "", "");
-    const std::string got = shards::train_tokenizer(source, 257 + 3).merges_txt();
+    const std::string got = shards::train_tokenizer({source}, 257 + 3).merges_txt();
     const std::string expected = "#version: 0.2\n\xC4\xA0 c\n\xC4\xA0" "c d\na b\n";
     report("ties", 1, got == expected ? "" : json_quote(got) + ", expected " + json_quote(expected));
 }
@@ -337,7 +339,8 @@ template <class F> void must_die(std::string& wrong, const std::string& what, in
 void check_bad_merges() {
     const std::pair<const char*, const char*> cases[] = {
         {"#version: 0.2\na", "line 2"}, {"a b\nc\n", "line 2"}, {"a b\n\nc d\n", "line 2"}, {"\n", "line 1"},
-        {"a  b\n", "line 1"}, {" a b\n", "line 1"}, {"a b \n", "line 1"}, {"a b c\n", "line 1"}, {"a b\r\n", "line 1"},
+        {"a  b\n", "line 1"}, {" a b\n", "line 1"}, {"a b \n", "line 1"}, {"a b c\n", "line 1"}, {"a b\r\r\n", "line 1"},
+        {"a b\n\xEF\xBB\xBF" "c d\n", "line 2"}, {"a b\r\n\r\nc d\r\n", "line 2"},
         {"a b\na b\n", "new token"}, {"a b\nb c\na bc\nab c\n", "line 4"}, {"ab c\n", "made above"},
         {"#version\n#version\n", "line 2"}, {"a \xE2\x82\xAC\n", "line 1"}, {"a \xFF\n", "line 1"},
         {"a \xC5\x84\n", "line 1"},
@@ -463,7 +466,7 @@ void check_tool(const Tokenizer& t) {
         {{"--in", text, "--val-tokens", "3x"}, "whole number"}, {{"--in", text, "--val-tokens", "1.5"}, "whole number"},
         {{"--in", text, "--val-tokens", ""}, "whole number"},   {{"--in", text, "--val-fraction", "1.0.1"}, "a number"},
         {{"--in", text, "--val-fraction", "2"}, "out of range"}, {{"--in", text, "--shard-tokens", "0"}, "of range"},
-        {{"--in", text, "--in", text}, "twice"},                {{"--in", text, "--vocab", "300"}, "not an option"},
+        {{"--in", text, "--field", "a", "--field", "a"}, "twice"}, {{"--in", text, "--vocab", "300"}, "not an option"},
         {{"--in"}, "expected FILE"},                            {{}, "--in FILE is missing"},
         {{"--in", text, "--split", "\\q"}, "after \\"},         {{"--in", lines, "--split", "a"}, "--split"},
         {{"--in", text, "--val-tokens", "1", "--val-fraction", "0.5"}, "one of them"}};

@@ -545,8 +545,7 @@ std::string write_corpus(const Settings& o) {
     write_shard(o.out + "/train.bin", train, tokenizer.vocab());
     write_shard(o.out + "/val.bin", val, tokenizer.vocab());
     write_examples(o.out + "/answers.bin", questions, 2, tokenizer.vocab());
-    write_file(o.out + "/merges.txt", tokenizer.merges_txt());
-    write_file(o.out + "/vocab.json", tokenizer.vocab_json());
+    tokenizer.save(o.out);
 
     // The floor is that of the validation file; entropy_per_document is the mean over all documents there can be.
     auto nats = ngrams(ngram_texts, val_texts);

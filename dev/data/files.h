@@ -1,5 +1,6 @@
-/* dev/data/files.h -- what the trainer and the data tools stand on: errors, files, a checksum, random numbers, JSON,
-   and safetensors. Shards are read and written by shards.h, text by tokenizer.h, checkpoints by train_gpt.cpp. */
+/* dev/data/files.h -- what the trainer and the data tools stand on: errors, files, a checksum, random numbers, JSON.
+   Shards are read and written by shards.h, text by tokenizer.h, weights are read by weights.h, checkpoints written by
+   train_gpt.cpp; kinds.h knows other people's files. */
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -116,6 +117,13 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt,
     e.line = printable(e.line);
     throw e;
 }
+// What the user should know, but may have meant: one line, and it goes on.
+__attribute__((format(printf, 1, 2))) inline void warn(const char* fmt, ...) {
+    std::string s;
+    FORMAT_INTO(s);
+    fflush(stdout);
+    fprintf(stderr, "warning: %s\n", printable(s).c_str());
+}
 #undef FORMAT_INTO
 
 // What every main() does: runs f(), and turns what it dies of into one line and an exit code.
@@ -174,6 +182,27 @@ struct Mapped {
     }
 };
 
+// What is read once, from start to end: a file, a pipe, or for "-" standard input.
+struct Input {
+    std::string path, bytes;
+    std::unique_ptr<Mapped> file;
+    std::string_view text() const { return file ? file->text() : bytes; }
+
+    explicit Input(const std::string& path) : path(path) {
+        struct stat st;
+        const bool standard = path == "-";
+        if (!standard && (stat(path.c_str(), &st) != 0 || !S_ISFIFO(st.st_mode))) {
+            file = std::make_unique<Mapped>(path);
+            return;
+        }
+        const int fd = standard ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        char some[1 << 16];
+        for (ssize_t n = 1; n != 0; bytes.append(some, std::max<ssize_t>(n, 0)))
+            if ((n = read(fd, some, sizeof some)) < 0 && errno != EINTR) die("%s: cannot read: %s", path.c_str(), strerror(errno));
+        if (!standard) close(fd);
+    }
+};
+
 // A file being written. finish() has it on the disk, or dies; a file that was not finished was not written.
 struct Writer {
     std::string path;
@@ -220,6 +249,12 @@ inline bool exists(const std::string& path, bool directory = false) {
     if (stat(path.c_str(), &st) == 0) return !directory || S_ISDIR(st.st_mode);
     if (errno != ENOENT && errno != ENOTDIR) die("%s: cannot look: %s", path.c_str(), strerror(errno));
     return false;
+}
+
+// ~ as a shell has it, where none saw it: in quotes, or after --out=
+inline std::string at_home(const std::string& path) {
+    const char* home = getenv("HOME");
+    return home && (path == "~" || path.starts_with("~/")) ? home + path.substr(1) : path;
 }
 
 inline std::string directory_of(const std::string& path) {
@@ -379,8 +414,10 @@ struct JsonParser {
     static std::string json_name(const std::string& name) { return "member named '" + name.substr(0, 80) + "'"; }
 };
 
+inline constexpr std::string_view BYTE_ORDER_MARK = "\xef\xbb\xbf";       // before UTF-8 it says nothing
+
 inline Json parse_json(std::string_view text, const std::string& where) {
-    JsonParser p{text, where};
+    JsonParser p{text, where, text.starts_with(BYTE_ORDER_MARK) ? BYTE_ORDER_MARK.size() : 0};
     Json v = p.value(0);
     p.blanks();
     if (p.i < text.size()) p.fail("the end");
@@ -396,84 +433,3 @@ inline std::string json_quote(std::string_view s) {
     }
     return out + '"';
 }
-
-struct View {                                // one tensor in a mapped file
-    std::string dtype;                       // F32, BF16, F16
-    std::vector<size_t> shape;
-    const uint8_t* data;
-    bool transposed = false;                 // llm.c keeps Linear weights as (out, in)
-    float operator[](size_t i) const {
-        uint32_t bits = 0;
-        memcpy((char*)&bits + (dtype == "F32" ? 0 : 2), data + i * bytes(), bytes());     // bfloat16: the upper half
-        if (dtype == "F16") {                                               // 1 sign, 5 exponent, 10 mantissa bits
-            const uint32_t sign = bits & 0x80000000, exponent = bits >> 26 & 31, mantissa = bits >> 16 & 1023;
-            if (exponent == 0) return std::ldexp(mantissa, -24) * (sign ? -1 : 1);
-            bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
-        }
-        return std::bit_cast<float>(bits);
-    }
-    size_t bytes() const { return dtype == "F32" ? 4 : dtype == "BF16" || dtype == "F16" ? 2 : 0; }   // 0: unknown
-};
-
-inline std::string show_shape(const std::vector<size_t>& shape) {
-    std::string s = "(";
-    for (size_t d : shape) s += format(s.size() > 1 ? ",%zu" : "%zu", d);
-    return s + ")";
-}
-
-// A safetensors file: uint64 length of a JSON header, the header, raw data. The tensors must tile the data.
-struct Safetensors {
-    Mapped file;
-    std::map<std::string, View> tensors;
-
-    explicit Safetensors(const std::string& path) : file(path) {
-        const char* name = path.c_str();
-        if (file.size < 8) die("%s: %zu bytes, too short for safetensors", name, file.size);
-        uint64_t length = file.at<uint64_t>(0);
-        if (length > file.size - 8)
-            die("%s: byte 0: a header of %llu bytes does not fit a file of %zu; is this safetensors, and whole?", name,
-                (unsigned long long)length, file.size);
-        Json header = parse_json(file.text().substr(8, length), path);
-        if (header.kind != Json::OBJECT) die("%s: byte 8: the header is not a JSON object", name);
-        const uint8_t* data = file.data + 8 + length;
-        const size_t size = file.size - 8 - length;
-        std::vector<std::tuple<size_t, size_t, std::string>> pieces;
-        for (auto& member : header.members) {
-            const std::string& tensor = member.first;
-            const Json& v = member.second;
-            if (tensor == "__metadata__") continue;
-            const Json &dtype = v["dtype"], &shape = v["shape"], &offsets = v["data_offsets"];
-            if (!dtype || !shape || offsets.items.size() != 2)
-                die("%s: tensor %s: expected dtype, shape and data_offsets", name, tensor.c_str());
-            View view{dtype.string, {}, nullptr};
-            auto whole = [&](const Json& number) {
-                if (number.kind != Json::NUMBER || number.number < 0 || number.number > 0x1p53 ||
-                    number.number != std::floor(number.number))
-                    die("%s: tensor %s: shape and data_offsets must be whole numbers", name, tensor.c_str());
-                return (size_t)number.number;
-            };
-            double count = 1;
-            for (const Json& d : shape.items) view.shape.push_back(whole(d)), count *= view.shape.back();
-            size_t begin = whole(offsets.items[0]), end = whole(offsets.items[1]);
-            if (begin > end || end > size)
-                die("%s: tensor %s: data_offsets [%zu,%zu] do not lie in the %zu bytes of data", name, tensor.c_str(),
-                    begin, end, size);
-            if (view.bytes() && count * view.bytes() != double(end - begin))
-                die("%s: tensor %s: %s%s does not fill data_offsets [%zu,%zu]", name, tensor.c_str(),
-                    view.dtype.c_str(), show_shape(view.shape).c_str(), begin, end);
-            view.data = data + begin;
-            pieces.push_back({begin, end, tensor});
-            tensors[tensor] = view;
-        }
-        std::sort(pieces.begin(), pieces.end());
-        size_t reached = 0;
-        for (auto& [begin, end, tensor] : pieces) {
-            if (begin != reached)
-                die("%s: tensor %s: data begins at %zu, expected %zu: tensors must neither overlap nor leave holes",
-                    name, tensor.c_str(), begin, reached);
-            reached = end;
-        }
-        if (reached != size)
-            die("%s: %zu bytes of data, the header describes %zu; is it cut short?", name, size, reached);
-    }
-};

@@ -23,10 +23,11 @@ struct Flag {
     const char *name, *argument, *verbs, *value, *help;      // value: the default, nullptr if it has to be given
 };
 const Flag FLAGS[] = {
-    {"in", "FILE", "encode bpe examples decode", nullptr, "the input; a name that ends in .jsonl is JSON Lines"},
+    {"in", "FILE", "encode bpe examples decode", nullptr, "the input, or several, each after its own --in; - is standard input; "
+                                                          ".jsonl and .ndjson are JSON Lines, as are .json and - that look like it"},
     {"out", "PATH", "encode bpe examples", nullptr, "encode: PREFIX; bpe: DIR; examples: FILE; old ones are replaced"},
     {"tokenizer", "FILE", "encode examples decode", nullptr, "merges file, or the word bytes for none"},
-    {"split", "TEXT", "encode", "", "what separates documents in a text (\\n, \\t, \\r, \\\\ understood); white space "
+    {"split", "TEXT", "encode", "", "what separates documents in a text (\\n, which \\r\\n matches, \\t, \\r, \\\\); white space "
                                     "stays with the document before it, any other separator is removed"},
     {"field", "NAME", "encode bpe", "text", "the member of a JSON line that holds a document's text"},
     {"val-tokens", "N", "encode", "0", "the first N tokens are for validation"},
@@ -39,6 +40,7 @@ const Flag FLAGS[] = {
 struct Arguments {
     int verb = 0;                                            // its row
     std::map<std::string, std::string> values;
+    std::vector<std::string> inputs;                         // of --in, the one that may stand several times
 
     const std::string& operator[](const char* name) const { return values.at(name); }
 
@@ -90,7 +92,8 @@ inline Arguments parse_arguments(int argc, char** argv) {
         if (equals < name.size()) value = name.substr(equals + 1);
         else if (i + 1 < argc) value = argv[++i];
         else die_usage("--%s: expected %s after it", flag->name, flag->argument);
-        if (!a.values.emplace(flag->name, value).second) die_usage("--%s: given twice", flag->name);
+        if (flag->name == std::string("in")) a.inputs.push_back(a.values["in"] = value);
+        else if (!a.values.emplace(flag->name, value).second) die_usage("--%s: given twice", flag->name);
     }
     for (const Flag& f : FLAGS) {
         if (!strstr(f.verbs, word.c_str())) continue;
@@ -143,6 +146,30 @@ struct Piece {
     bool validation;             // it lies in the validation part of the input
 };
 
+// JSON Lines by its name, or, where that says too little, by its first line.
+inline bool is_json_lines(std::string_view text, std::string name) {
+    for (char& c : name) c = (char)tolower((unsigned char)c);
+    if (name.ends_with(".jsonl") || name.ends_with(".ndjson")) return true;
+    if (!name.ends_with(".json") && name != "-") return false;
+    text.remove_prefix(std::min(text.find_first_not_of(" \t\r\n"), text.size()));
+    try {
+        return parse_json(text.substr(0, text.find('\n')), name).kind == Json::OBJECT;
+    } catch (const Error&) { return false; }
+}
+
+// The first separator in a text from `at` on, where it begins and ends; a line in it may end as on Windows.
+inline std::pair<size_t, size_t> find_separator(std::string_view text, std::string_view split, size_t at) {
+    for (size_t i = at; !split.empty() && (i = text.find(split[0], i)) != text.npos; i++) {
+        size_t n = 1, k = i + 1;
+        for (; n < split.size(); n++, k++) {
+            if (split[n] == '\n' && text.substr(k, 2) == "\r\n") k++;
+            if (k >= text.size() || text[k] != split[n]) break;
+        }
+        if (n == split.size()) return {i - (split[0] == '\n' && i > at && text[i - 1] == '\r'), k};
+    }
+    return {text.npos, text.npos};
+}
+
 // Hands out an input piece by piece, in order, no piece much longer than piece_bytes if it can be cut.
 struct Source {
     std::string_view text;
@@ -152,10 +179,14 @@ struct Source {
     size_t validation_end = 0;   // the first byte that is not for validation
     // where we are: the rest of the document is [at, document_end), the next one starts at next_document
     size_t at = 0, document_end = 0, next_document = 0, line = 0;
-    bool inside = false;
+    bool inside = false, matched = false;                    // matched: a separator was found
 
-    Source(std::string_view text, const std::string& name, const std::string& split, const std::string& field)
-        : text(text), name(name), split(split), field(field), json_lines(name.ends_with(".jsonl")) {
+    Source(std::string_view whole, const std::string& name, const std::string& split, const std::string& field, bool lines = false)
+        : text(without_mark(whole)), name(name), split(split), field(field), json_lines(lines || is_json_lines(text, name)) {
+        if (const Kind* kind = kind_of(whole); kind && !kind->text) refuse(name, *kind, "UTF-8 text");
+        const size_t first = text.find_first_not_of(" \t\r\n");
+        if (json_lines ? first != text.npos && text[first] == '[' : name.ends_with(".json"))
+            die("%s: looks like JSON, not JSON Lines, an object a line; make it that: jq -c '.[]' %s > text.jsonl", name.c_str(), name.c_str());
         if (json_lines && !split.empty()) die_usage("--split: not for JSON Lines, where every line is a document");
         if (json_lines) this->split = "\n";
     }
@@ -165,12 +196,11 @@ struct Source {
         if (!inside) {
             if (next_document > text.size()) return false;
             at = next_document;
-            const size_t separator = split.empty() ? text.npos : text.find(split, at);
-            const bool keep = split.find_first_not_of(" \t\r\n") == split.npos && !json_lines;
-            document_end = std::min(separator, text.size());
-            next_document = document_end + std::max<size_t>(split.size(), 1);
-            if (separator != text.npos && keep) document_end = next_document;
-            line++;
+            const auto [begin, end] = find_separator(text, split, at);
+            const bool keep = split.find_first_not_of(" \t\r\n") == split.npos && !json_lines, found = begin != text.npos;
+            document_end = !found ? text.size() : keep ? end : begin;
+            next_document = found ? end : text.size() + 1;
+            matched |= found, line++;
         }
         size_t length = document_end - at, most = piece_bytes;
         const bool validation = at < validation_end;
@@ -191,8 +221,10 @@ struct Source {
         const Json json = parse_json(out, where);
         const Json& member = json[field];
         if (member.kind != Json::STRING)
-            die("%s: expected an object with a string %s; name another member with --field", where.c_str(),
-                json_quote(field).c_str());
+            die("%s: expected an object with a string %s; %s", where.c_str(), json_quote(field).c_str(),
+                json["messages"] ? format("it holds a chat; make texts of chats: jq -c '{text: [.messages[] | .role + \": \" + "
+                                          ".content] | join(\"\\n\")}' %s > text.jsonl", name.c_str()).c_str()
+                : json["prompt"] ? "build/shards examples reads prompts and responses" : "name another member with --field");
         storage = member.string;
         out = storage;
         return true;
@@ -205,11 +237,12 @@ struct ShardWriter {
     std::string prefix;
     size_t shard_tokens;
     const ShardKind& kind;
-    size_t tokens = 0, files = 0, in_file = 0;
+    const int eot;
+    size_t tokens = 0, documents = 0, files = 0, in_file = 0;
     std::unique_ptr<Writer> writer;
 
-    ShardWriter(const std::string& prefix, size_t shard_tokens, int vocab)
-        : prefix(prefix), shard_tokens(shard_tokens), kind(SHARD_KINDS[vocab > 65536]) {}
+    ShardWriter(const std::string& prefix, size_t shard_tokens, const Tokenizer& t)
+        : prefix(prefix), shard_tokens(shard_tokens), kind(SHARD_KINDS[t.vocab() > 65536]), eot(t.eot()) {}
     ~ShardWriter() {
         for (size_t i = 0; i < files; i++) unlink(part(i).c_str());
     }
@@ -219,6 +252,7 @@ struct ShardWriter {
     std::string part(size_t i) const { return numbered(i) + ".part"; }
 
     void put(const std::vector<int>& ids, size_t begin, size_t end) {
+        documents += std::count(ids.begin() + begin, ids.begin() + end, eot);
         while (begin < end) {
             if (!writer || in_file == shard_tokens) {
                 finish_file();
@@ -252,7 +286,7 @@ struct ShardWriter {
         for (size_t i = files == 1 ? 0 : files; unlink(numbered(i).c_str()) == 0; i++) {}
         if (files == 0) return "";
         const std::string name = files == 1 ? single : prefix + "_*.bin";
-        const std::string line = format("%s: %zu tokens, shards: %zu\n", name.c_str(), tokens, files);
+        const std::string line = format("%s: %zu tokens, documents: %zu, shards: %zu\n", name.c_str(), tokens, documents, files);
         files = 0;
         return line;
     }
@@ -313,33 +347,36 @@ inline void make_directory(const std::string& path) {
     if (code) die("%s: cannot make the directory: %s", path.c_str(), code.message().c_str());
 }
 
-inline void write_tokenizer(const std::string& directory, const Tokenizer& tokenizer) {
-    write_file((fs::path(directory) / "merges.txt").string(), tokenizer.merges_txt());
-    write_file((fs::path(directory) / "vocab.json").string(), tokenizer.vocab_json());
-}
-
 inline std::string encode(const Arguments& a) {
     const size_t val_tokens = (size_t)a.number("val-tokens", 0, 2147483647, true);
     const size_t shard_tokens = (size_t)a.number("shard-tokens", 1, 2147483647, true);
     const double val_fraction = a.number("val-fraction", 0, 1, false);
     if (val_tokens > 0 && val_fraction > 0) die_usage("--val-tokens and --val-fraction: give one of them");
     const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
-    const Mapped file(a["in"]);
-    Source source(file.text(), a["in"], a.unescaped("split"), a["field"]);
-    if (file.size == 0) die("%s: empty, expected text to encode", a["in"].c_str());
-    source.validation_end = (size_t)(val_fraction * (double)file.size);
+    std::vector<std::unique_ptr<Input>> inputs;
+    std::vector<Source> sources;
+    size_t bytes = 0, before = 0;
+    for (const std::string& path : a.inputs) {
+        inputs.push_back(std::make_unique<Input>(path));
+        sources.emplace_back(inputs.back()->text(), path, a.unescaped("split"), a["field"]);
+        if (sources.back().text.empty()) die("%s: empty, expected text to encode", path.c_str());
+        bytes += sources.back().text.size();
+    }
+    for (Source& s : sources) {
+        const size_t end = (size_t)(val_fraction * (double)bytes);
+        s.validation_end = end - std::min(end, before), before += s.text.size();
+    }
 
     // The trainer finds the tokenizer beside the shards, so one directory cannot hold shards of two.
     const std::string directory = fs::path(a["out"]).parent_path().string();
     const std::string merges = (fs::path(directory) / "merges.txt").string();
     make_directory(directory);
-    if (fs::exists(merges) && Tokenizer::load(merges).merges_txt() != tokenizer.merges_txt())
+    if (fs::exists(merges) && !Tokenizer::load(merges).same(tokenizer))
         die("%s: is another tokenizer than --tokenizer %s; choose another directory for --out", merges.c_str(),
             a["tokenizer"].c_str());
 
-    ShardWriter train(a["out"] + "_train", shard_tokens, tokenizer.vocab());
-    ShardWriter val(a["out"] + "_val", shard_tokens, tokenizer.vocab());
-    encode_all(source, tokenizer, [&](const std::vector<int>& ids, bool validation) {
+    ShardWriter train(a["out"] + "_train", shard_tokens, tokenizer), val(a["out"] + "_val", shard_tokens, tokenizer);
+    for (Source& source : sources) encode_all(source, tokenizer, [&](const std::vector<int>& ids, bool validation) {
         const size_t room = val_tokens - std::min(val_tokens, val.tokens);
         const size_t to_val = validation ? ids.size() : std::min(ids.size(), room);
         val.put(ids, 0, to_val);
@@ -348,7 +385,10 @@ inline std::string encode(const Arguments& a) {
     if (val.tokens < val_tokens || train.tokens == 0)
         die("%s: holds %zu tokens, which leaves none for training; give a smaller --val-tokens or --val-fraction",
             a["in"].c_str(), val.tokens + train.tokens);
-    write_tokenizer(directory, tokenizer);
+    if (!a["split"].empty() && std::none_of(sources.begin(), sources.end(), [](const Source& s) { return s.matched; }))
+        warn("--split %s: is nowhere in %s, which is one document", a["split"].c_str(),
+             sources.size() == 1 ? "the input" : "any input, each of");
+    tokenizer.save(directory.empty() ? "." : directory);
     const std::string line = train.publish();
     return line + val.publish();
 }
@@ -446,8 +486,7 @@ struct Trainer {
     }
 };
 
-inline std::unordered_map<std::string, int64_t> count_words(Source& source) {
-    std::unordered_map<std::string, int64_t> counts;
+inline void count_words(Source& source, std::unordered_map<std::string, int64_t>& counts) {
     std::string storage, word;
     std::string_view text;
     for (Piece piece; source.next(piece);) {
@@ -457,16 +496,17 @@ inline std::unordered_map<std::string, int64_t> count_words(Source& source) {
             counts[word]++;
         }
     }
-    return counts;
 }
 
-inline Tokenizer train_tokenizer(Source& source, int vocab) {
+inline Tokenizer train_tokenizer(std::vector<Source> sources, int vocab) {
     Trainer trainer;
     const size_t wanted = vocab - 257;
-    const auto merges = trainer.train(count_words(source), wanted);
+    std::unordered_map<std::string, int64_t> counts;
+    for (Source& source : sources) count_words(source, counts);
+    const auto merges = trainer.train(counts, wanted);
     if (merges.size() < wanted)
         die("%s: no two tokens are left to join after %zu merges; give --vocab %zu or less, or more text",
-            source.name.c_str(), merges.size(), merges.size() + 257);
+            sources.back().name.c_str(), merges.size(), merges.size() + 257);
     std::string text;
     for (auto [left, right] : merges)
         text += GPT2_BYTES.printable(trainer.tokens[left]) + " " + GPT2_BYTES.printable(trainer.tokens[right]) + "\n";
@@ -475,11 +515,15 @@ inline Tokenizer train_tokenizer(Source& source, int vocab) {
 
 inline std::string bpe(const Arguments& a) {
     const int vocab = (int)a.number("vocab", 257, 1 << 23, true);
-    const Mapped file(a["in"]);
-    Source source(file.text(), a["in"], "", a["field"]);
-    const Tokenizer tokenizer = train_tokenizer(source, vocab);
+    std::vector<std::unique_ptr<Input>> inputs;
+    std::vector<Source> sources;
+    for (const std::string& path : a.inputs) {
+        inputs.push_back(std::make_unique<Input>(path));
+        sources.emplace_back(inputs.back()->text(), path, "", a["field"]);
+    }
+    const Tokenizer tokenizer = train_tokenizer(sources, vocab);
     make_directory(a["out"]);
-    write_tokenizer(a["out"], tokenizer);
+    tokenizer.save(a["out"]);
     return format("%s: %d tokens\n", (fs::path(a["out"]) / "merges.txt").c_str(), vocab);
 }
 
@@ -487,23 +531,25 @@ inline std::string bpe(const Arguments& a) {
 inline std::string examples(const Arguments& a) {
     const std::vector<std::vector<std::string>> forms = {{"prompt", "response"}, {"prompt", "chosen", "rejected"}};
     const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
-    const Mapped file(a["in"]);
-    Source source(file.text(), a["in"] + ".jsonl", "", "");      // for its lines, whatever the name is
     const std::vector<std::string>* form = nullptr;
     std::vector<std::vector<int>> segments;
     Tokenizer::Scratch scratch;
-    for (Piece piece; source.next(piece);) {
-        if (piece.text.find_first_not_of(" \t\r") == piece.text.npos) continue;
-        const std::string where = format("%s: line %zu", a["in"].c_str(), piece.line);
-        const Json json = parse_json(piece.text, where);
-        if (!form) form = &forms[json["chosen"] ? 1 : 0];
-        for (const std::string& name : *form) {
-            const Json& member = json[name];
-            if (member.kind != Json::STRING)
-                die("%s: expected an object with a string \"%s\", as in {\"prompt\", \"response\"} or {\"prompt\", "
-                    "\"chosen\", \"rejected\"}, the same on every line", where.c_str(), name.c_str());
-            segments.emplace_back();
-            tokenizer.encode(member.string, segments.back(), scratch);
+    for (const std::string& path : a.inputs) {
+        const Input input(path);
+        Source source(input.text(), path, "", "", true);
+        for (Piece piece; source.next(piece);) {
+            if (piece.text.find_first_not_of(" \t\r") == piece.text.npos) continue;
+            const std::string where = format("%s: line %zu", path.c_str(), piece.line);
+            const Json json = parse_json(piece.text, where);
+            if (!form) form = &forms[json["chosen"] ? 1 : 0];
+            for (const std::string& name : *form) {
+                const Json& member = json[name];
+                if (member.kind != Json::STRING)
+                    die("%s: expected an object with a string \"%s\", as in {\"prompt\", \"response\"} or {\"prompt\", "
+                        "\"chosen\", \"rejected\"}, the same on every line", where.c_str(), name.c_str());
+                segments.emplace_back();
+                tokenizer.encode(member.string, segments.back(), scratch);
+            }
         }
     }
     if (!form) die("%s: no examples, expected one JSON object a line", a["in"].c_str());
@@ -515,12 +561,14 @@ inline std::string examples(const Arguments& a) {
 inline std::string decode(const Arguments& a) {
     const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
     const std::string end_of_text = a.unescaped("eot");
-    const Shard shard(a["in"], false);
-    shard.check_tokens(tokenizer.vocab());
-    for (size_t i = 0; i < shard.count; i++) {
-        const int id = (int)shard[i];
-        const std::string_view bytes = id == tokenizer.eot() ? end_of_text : tokenizer.decode(id);
-        fwrite(bytes.data(), 1, bytes.size(), stdout);
+    for (const std::string& path : a.inputs) {
+        const Shard shard(path, false);
+        shard.check_tokens(tokenizer.vocab());
+        for (size_t i = 0; i < shard.count; i++) {
+            const int id = (int)shard[i];
+            const std::string_view bytes = id == tokenizer.eot() ? end_of_text : tokenizer.decode(id);
+            fwrite(bytes.data(), 1, bytes.size(), stdout);
+        }
     }
     return "";
 }

@@ -3,8 +3,11 @@
    (prompt, response) or triples (prompt, chosen, rejected) in the same spirit. A file is checked whole when it is
    opened, and then trusted. */
 #pragma once
-#include "files.h"
+#include "kinds.h"
 #include <glob.h>
+#ifndef GLOB_BRACE                            // musl has none
+#define GLOB_BRACE 0
+#endif
 
 struct ShardKind { int32_t magic, version; int token_bytes; };
 inline constexpr ShardKind SHARD_KINDS[] = {{20240520, 1, 2}, {20240801, 7, 4}};
@@ -20,17 +23,16 @@ struct Shard {
         const char* name = path.c_str();
         if (raw) {
             begin = 0, count = file.size / 2;
-            for (const ShardKind& k : SHARD_KINDS)
-                if (file.size >= HEADER && file.at<int32_t>(0) == k.magic && file.at<int32_t>(4) == k.version)
-                    die("%s: has llm.c's header; read it without --raw", name);
+            name_kind(file, "bare 16-bit tokens", true);
             if (file.size % 2) die("%s: %zu bytes is not a whole number of 16-bit tokens", name, file.size);
             return;
         }
-        if (file.size < HEADER) die("%s: %zu bytes, shorter than a shard's header of %zu; is it headerless? --raw u16 "
-                                    "reads nanoGPT's files", name, file.size, HEADER);
-        int32_t magic = file.at<int32_t>(0), version = file.at<int32_t>(4);
+        int32_t magic = file.size < 8 ? 0 : file.at<int32_t>(0), version = file.size < 8 ? 0 : file.at<int32_t>(4);
         const ShardKind* kind = nullptr;
         for (const ShardKind& k : SHARD_KINDS) if (k.magic == magic) kind = &k;
+        if (!kind) name_kind(file, "a token shard");
+        if (file.size < HEADER) die("%s: %zu bytes, shorter than a shard's header of %zu; is it headerless? --raw u16 "
+                                    "reads nanoGPT's files", name, file.size, HEADER);
         if (!kind)
             die("%s: byte 0: found magic %d, expected %d or %d; a nanoGPT file has no header: read it with --raw u16",
                 name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
@@ -54,14 +56,23 @@ struct Shard {
     }
 };
 
+// The files of a pattern, sorted. What exists as it is written is no pattern: the whole, or the directories it starts with.
 inline std::vector<std::string> glob_files(const std::string& pattern, const char* option) {
+    size_t plain = exists(pattern) ? pattern.size() : pattern.rfind('/');
+    while (plain != pattern.npos && plain && !exists(pattern.substr(0, plain))) plain = pattern.rfind('/', plain - 1);
+    std::string escaped;
+    for (size_t i = 0; i < pattern.size(); i++) {
+        if (plain != pattern.npos && i < plain && strchr("*?[]{}~\\", pattern[i])) escaped += '\\';
+        escaped += pattern[i];
+    }
     glob_t g;
     std::vector<std::string> paths;
-    if (glob(pattern.c_str(), 0, nullptr, &g) == 0)
-        for (size_t i = 0; i < g.gl_pathc; i++) paths.push_back(g.gl_pathv[i]);
-    globfree(&g);
+    if (plain == pattern.size()) paths.push_back(pattern);
+    else if (glob(escaped.c_str(), GLOB_BRACE, nullptr, &g) == 0) paths.assign(g.gl_pathv, g.gl_pathv + g.gl_pathc), globfree(&g);
     if (paths.empty()) die("%s %s: no such file", option, pattern.c_str());
-    return paths;                                             // glob sorts
+    std::sort(paths.begin(), paths.end());                    // braces are sorted one by one, and may overlap
+    paths.erase(std::unique(paths.begin(), paths.end()), paths.end());
+    return paths;
 }
 
 // Examples of 2 segments (prompt, response) or 3 (prompt, chosen, rejected); formats: header, offsets, tokens.
@@ -72,9 +83,11 @@ struct Examples {
     Examples(const std::string& path, int V, int T) {
         Mapped f(path);
         const char* name = path.c_str();
+        const int32_t magic = f.size < 4 ? 0 : f.at<int32_t>(0);
+        if (magic != EXAMPLES_MAGIC) name_kind(f, "an example shard");
         if (f.size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, f.size, HEADER);
-        if (f.at<int32_t>(0) != EXAMPLES_MAGIC)
-            die("%s: byte 0: found magic %d, expected %d (an example shard)", name, f.at<int32_t>(0), EXAMPLES_MAGIC);
+        if (magic != EXAMPLES_MAGIC)
+            die("%s: byte 0: found magic %d, expected %d (an example shard)", name, magic, EXAMPLES_MAGIC);
         if (f.at<int32_t>(4) != EXAMPLES_VERSION)
             die("%s: byte 4: found version %d, expected %d", name, f.at<int32_t>(4), EXAMPLES_VERSION);
         size_t E = f.at<uint32_t>(8), n = f.at<uint64_t>(24);
@@ -115,6 +128,7 @@ struct Choices {
     Choices(const std::string& path, int V, int T) {
         Mapped f(path);
         const char* name = path.c_str();
+        if (f.size < 4 || f.at<int32_t>(0) != 20240522) name_kind(f, "multiple choice questions");
         if (f.size < HEADER || f.at<int32_t>(0) != 20240522 || f.at<int32_t>(4) != 1)
             die("%s: byte 0: expected magic 20240522 and version 1 of a multiple choice file", name);
         size_t at = HEADER, count = f.at<uint32_t>(8);

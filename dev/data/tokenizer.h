@@ -1,11 +1,11 @@
-/* dev/data/tokenizer.h -- GPT-2's byte-level BPE, from a merges file alone.
-   Text is cut into words, and within a word neighbouring tokens are joined, the merge of lowest rank first. Ids 0..255
-   are the bytes in GPT-2's order, 256 + rank is a merge, the last is <|endoftext|>, which only tools put between
-   documents: inside a text those letters are ordinary. Any string of bytes has an encoding and comes back from it
-   unchanged. To try another splitting pattern, edit word_length() and nothing else; `make test` then says which
-   published cases differ. */
+/* dev/data/tokenizer.h -- GPT-2's byte-level BPE, from a merges file and the ids that a vocab.json beside it gives.
+   Text is cut into words, and within a word neighbouring tokens are joined, the merge of lowest rank first. Tokens 0..255
+   are the bytes in GPT-2's order, 256 + rank is a merge; these are their ids, too, where no file says otherwise, and the
+   last id is <|endoftext|>, which only tools put between documents: inside a text those letters, and those of any other
+   added token, are ordinary. Any string of bytes has an encoding and comes back from it unchanged. To try another
+   splitting pattern, edit word_length() and nothing else; `make test` then says which published cases differ. */
 #pragma once
-#include "files.h"
+#include "kinds.h"
 #include <climits>
 #include <unordered_map>
 
@@ -131,11 +131,28 @@ struct Tokenizer {
         std::vector<size_t> next, prev;
     };
 
+    // A merges file, with the ids beside it; a directory that holds one; or `bytes`.
     static Tokenizer load(const std::string& path) {
         if (path == "bytes") return from_merges("", path);
+        if (exists(path, true)) {
+            const std::string found = merges_in(path);
+            if (found.empty()) die("%s: holds no merges.txt or vocab.bpe", path.c_str());
+            return load(found);
+        }
         Mapped file(path);
         if (file.size == 0) die("%s: empty, expected a GPT-2 merges file; for no merges say `bytes`", path.c_str());
-        return from_merges(file.text(), path);
+        if (const Kind* kind = marked_kind(file.text())) refuse(path, *kind, "a merges file");
+        Tokenizer t = from_merges(file.text(), path);
+        t.take_ids(path);
+        return t;
+    }
+    // The merges file in a directory, "" if there is none.
+    static std::string merges_in(const std::string& dir) {
+        for (const char* name : {"/merges.txt", "/vocab.bpe"}) if (exists(dir + name)) return dir + name;
+        if (const std::string path = dir + "/tokenizer.json"; exists(path))
+            die("%s: its merges are needed in a file of their own: python3 -c \"import tokenizers; "
+                "tokenizers.Tokenizer.from_file('%s').model.save('%s')\"", path.c_str(), path.c_str(), dir.c_str());
+        return "";
     }
 
     static Tokenizer from_merges(std::string_view text, const std::string& where) {
@@ -150,12 +167,15 @@ struct Tokenizer {
             ids[GPT2_BYTES.printable(t.tokens[i])] = i;
         }
         ids[END_OF_TEXT] = -1;                                         // taken
+        text = without_mark(text);
+        while (text.ends_with("\n\n") || text.ends_with("\n\r\n")) text.remove_suffix(text.ends_with("\r\n") ? 2 : 1);
         const size_t lines = std::min<size_t>(std::count(text.begin(), text.end(), '\n') + 1, MAX_VOCAB);
         while ((size_t)1 << (64 - t.table_shift) < 2 * lines) t.table_shift--;
         t.table.resize((size_t)1 << (64 - t.table_shift));
         for (size_t line_number = 1; !text.empty(); line_number++) {
             std::string_view line = text.substr(0, text.find('\n'));
             text.remove_prefix(std::min(text.size(), line.size() + 1));
+            if (line.ends_with('\r')) line.remove_suffix(1);           // which no token holds
             if (line_number == 1 && line.starts_with("#version")) continue;
             const size_t blank = line.find(' ');
             const int left = find(line.substr(0, blank));
@@ -163,7 +183,7 @@ struct Tokenizer {
             const std::string joined = std::string(line.substr(0, blank)).append(line, blank + 1);
             const char* expected = left < 0 || right < 0    ? "two tokens, bytes or made above, with a blank between"
                                  : ids.count(joined)        ? "two that make a new token"
-                                 : t.vocab() >= MAX_VOCAB   ? "fewer merges than 2^23" : nullptr;
+                                 : t.tokens.size() >= MAX_VOCAB ? "fewer merges than 2^23" : nullptr;
             if (expected)
                 die("%s: line %zu: found %s, expected %s; is this a GPT-2 merges file?", where.c_str(), line_number,
                     json_quote(line.substr(0, 60)).c_str(), expected);
@@ -173,13 +193,22 @@ struct Tokenizer {
             t.merges.push_back({left, right});
             t.tokens.push_back(t.tokens[left] + t.tokens[right]);
         }
-        t.tokens.push_back(END_OF_TEXT);
+        t.take_ids("");
         return t;
     }
 
-    int vocab() const { return (int)tokens.size(); }
-    int eot() const { return vocab() - 1; }
-    std::string_view decode(int id) const { return tokens[id]; }       // for end of text, its name
+    int vocab() const { return (int)texts.size(); }                    // above every id; some below may be no token
+    int eot() const { return end_id; }
+    bool is_added(int id) const { return added.count(id) > 0; }        // end of text, too: no bytes of a text
+    // The bytes of a token; of an added one its name; of what is no token nothing.
+    std::string_view decode(int id) const { return id < vocab() ? std::string_view(texts[id]) : ""; }
+    std::vector<int> hidden(int V) const {                             // ids below V that no text can show
+        std::vector<int> ids;
+        for (int id = 0; id < V; id++) if (decode(id).empty()) ids.push_back(id);
+        return ids;
+    }
+    // Whether texts have the same tokens; more added ones make no other tokenizer.
+    bool same(const Tokenizer& t) const { return merges == t.merges && id_of == t.id_of && end_id == t.end_id; }
 
     std::vector<int> encode(std::string_view text) const {
         std::vector<int> out;
@@ -197,7 +226,11 @@ struct Tokenizer {
         }
     }
 
-    // The two files that Hugging Face's GPT2Tokenizer reads.
+    // The files that Hugging Face's GPT2Tokenizer reads.
+    void save(const std::string& dir) const {
+        write_file(dir + "/merges.txt", merges_txt()), write_file(dir + "/vocab.json", vocab_json());
+        if (added.size() > 1) write_file(dir + "/added_tokens.json", added_json());
+    }
     std::string merges_txt() const {
         std::string s = "#version: 0.2\n";
         for (auto [left, right] : merges)
@@ -205,23 +238,118 @@ struct Tokenizer {
         return s;
     }
     std::string vocab_json() const {
-        std::string s;
-        for (int i = 0; i < vocab(); i++)
-            s += (i ? ", " : "{") + json_quote(i == eot() ? END_OF_TEXT : GPT2_BYTES.printable(tokens[i])) + ": " +
-                 std::to_string(i);
-        return s + "}\n";
+        std::map<int, std::string> names(in_vocab.begin(), in_vocab.end());
+        for (size_t i = 0; i < tokens.size(); i++) names[id_of[i]] = GPT2_BYTES.printable(tokens[i]);
+        return names_json(names);
+    }
+    std::string added_json() const {                                   // all but end of text
+        std::map<int, std::string> names = added;
+        names.erase(end_id);
+        return names_json(names);
     }
 
 private:
     static constexpr const char* END_OF_TEXT = "<|endoftext|>";
     static constexpr int NO_MERGE = INT_MAX, POSITION_BITS = 40, MAX_VOCAB = 1 << 23;
 
+    static std::string names_json(const std::map<int, std::string>& names) {
+        std::string s;
+        for (auto& [id, name] : names) s += (s.empty() ? "{" : ", ") + json_quote(name) + ": " + std::to_string(id);
+        return s + "}\n";
+    }
+
+    // Gives every token its id: its number, or what stands in vocab.json (OpenAI: encoder.json; NAME-vocab.json for
+    // NAME-merges.txt) beside the merges file. Tokens which the merges do not make must be added ones: in brackets, or
+    // listed in the other files where Hugging Face's tools keep them. One of these ends a text.
+    void take_ids(const std::string& path) {
+        const std::string dir = directory_of(path) + "/", file = fs::path(path).filename().string();
+        const std::string before = file.ends_with("merges.txt") ? file.substr(0, file.size() - 10) : "";
+        auto quoted = [](const std::string& token) { return json_quote(token.substr(0, 60)); };
+        auto read = [&](const std::string& name) {
+            return !path.empty() && exists(dir + name) ? read_json(dir + name) : Json();
+        };
+        auto id_at = [&](const Json& id, const std::string& token, const std::string& name) {
+            if (id.kind != Json::NUMBER || id.number < 0 || id.number >= MAX_VOCAB || id.number != std::floor(id.number))
+                die("%s%s: token %s: expected an id below %d", dir.c_str(), name.c_str(), quoted(token).c_str(), MAX_VOCAB);
+            return (int)id.number;
+        };
+        const std::string vocab_name = before + (exists(dir + before + "vocab.json") ? "vocab.json" : "encoder.json");
+        const Json vocab = read(vocab_name);
+
+        std::map<std::string, int> listed;                             // added tokens; -1: an id that only vocab.json tells
+        std::string end;
+        auto list = [&](const Json& token, const Json& id, const std::string& name) {
+            const std::string& text = token.kind == Json::STRING ? token.string : token["content"].string;
+            if (text.empty()) return text;
+            int &known = listed.emplace(text, -1).first->second, now = id ? id_at(id, text, name) : known;
+            if (known >= 0 && now != known)
+                die("%s%s: token %s: found id %d, but %d in another file there", dir.c_str(), name.c_str(), quoted(text).c_str(), now, known);
+            known = now;
+            return text;
+        };
+        auto string = [](const std::string& s) { Json j; j.kind = Json::STRING, j.string = s; return j; };
+        if (before.empty()) {
+            for (auto& [token, id] : read("added_tokens.json").members) list(string(token), id, "added_tokens.json");
+            for (auto& token : read("tokenizer.json")["added_tokens"].items) list(token, token["id"], "tokenizer.json");
+            for (const std::string name : {"tokenizer_config.json", "special_tokens_map.json"})
+                for (const Json json = read(name); auto& [role, token] : json.members) {
+                    for (auto& [id, added] : token.members)
+                        if (role == "added_tokens_decoder") list(added, parse_json(id, dir + name), name);
+                    for (auto& added : token.items) if (role == "additional_special_tokens") list(added, Json(), name);
+                    if (!role.ends_with("_token")) continue;
+                    const std::string text = list(token, Json(), name);
+                    if (role == "eos_token" && end.empty()) end = text;
+                }
+        }
+
+        std::map<int, std::string> names;
+        auto give = [&](int id, const std::string& token) {
+            auto [at, fresh] = names.emplace(id, token);
+            if (!fresh && at->second != token)
+                die("%s: id %d is both of %s and of %s, by the files beside it", path.c_str(), id, quoted(at->second).c_str(), quoted(token).c_str());
+        };
+        id_of.resize(tokens.size());
+        for (size_t i = 0; i < tokens.size(); i++) {
+            const std::string token = GPT2_BYTES.printable(tokens[i]);
+            if (vocab && !vocab[token])
+                die("%s%s: no token %s, which %s; is it of other merges?", dir.c_str(), vocab_name.c_str(), quoted(token).c_str(),
+                    i < 256 ? "is a byte" : (file + " makes").c_str());
+            give(id_of[i] = vocab ? id_at(vocab[token], token, vocab_name) : i, token);
+        }
+        for (auto& [token, id] : vocab.members) {
+            const int number = id_at(id, token, vocab_name);
+            if (auto at = names.find(number); at != names.end() && at->second == token) continue;
+            const bool bracketed = (token.starts_with('<') && token.ends_with('>')) || (token.starts_with('[') && token.ends_with(']'));
+            if (!bracketed && !listed.count(token))
+                die("%s%s: token %s is no byte, and neither made by %s nor listed as added; is it of other merges?", dir.c_str(),
+                    vocab_name.c_str(), quoted(token).c_str(), file.c_str());
+            list(string(token), id, vocab_name), in_vocab[number] = token;
+        }
+        for (auto& [token, id] : listed)
+            if (auto at = names.find(id); id >= 0 && (at == names.end() || at->second != token)) give(id, token), added[id] = token;
+
+        end_id = -1;
+        for (const std::string& name : {std::string(END_OF_TEXT), end})
+            for (auto& [id, token] : added) if (end_id < 0 && token == name) end_id = id;
+        if (end_id < 0 && vocab && !added.empty())
+            die("%s%s: which token ends a text? found neither %s nor an eos_token in tokenizer_config.json", dir.c_str(),
+                vocab_name.c_str(), END_OF_TEXT);
+        if (end_id < 0) give(end_id = vocab ? names.rbegin()->first + 1 : (int)tokens.size(), END_OF_TEXT), added[end_id] = in_vocab[end_id] = END_OF_TEXT;
+        texts.resize(names.rbegin()->first + 1);
+        for (auto& [id, token] : added) texts[id] = token;
+        for (size_t i = 0; i < tokens.size(); i++) texts[id_of[i]] = tokens[i];
+    }
+
     struct Merge {
         uint64_t pair = 0;                                             // its key(); 0: an empty slot
         int id = NO_MERGE;
     };
 
-    std::vector<std::string> tokens;                                   // the bytes of every id
+    std::vector<std::string> tokens;                                   // the bytes of every token
+    std::vector<int> id_of;                                            // its id
+    std::vector<std::string> texts;                                    // by id: its bytes, or an added token's name
+    std::map<int, std::string> added, in_vocab;                        // names, by id; in_vocab: those that vocab.json has
+    int end_id = 0;
     std::vector<std::pair<int, int>> merges;                           // by rank
     std::vector<Merge> table;                                          // pair -> id, open addressing, half empty
     int table_shift = 63;                                              // 64 - log2 of its size
@@ -271,10 +399,28 @@ private:
             if (consider(i)) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
             if (i > 0 && consider(s.prev[i])) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
         }
-        for (size_t i = 0; i < n; i = s.next[i]) out.push_back(s.id[i]);
+        for (size_t i = 0; i < n; i = s.next[i]) out.push_back(id_of[s.id[i]]);
         if (n <= 64) known = word, known_ids.assign(out.begin() + first, out.end());
     }
 };
+
+// The tokenizer of --tokenizer, or that beside the model and the data, or none. All that there are must be the same.
+inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option, const std::vector<std::string>& directories) {
+    if (!option.empty()) return std::make_unique<Tokenizer>(Tokenizer::load(option));
+    std::unique_ptr<Tokenizer> found;
+    std::string where, seen = "\n";
+    for (const std::string& dir : directories) {
+        const std::string path = seen.find("\n" + dir + "\n") == seen.npos ? Tokenizer::merges_in(dir) : "";
+        seen += dir + "\n";
+        if (path.empty()) continue;
+        auto there = std::make_unique<Tokenizer>(Tokenizer::load(path));
+        if (found && !there->same(*found))
+            die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right with "
+                "--tokenizer", dir.c_str(), where.c_str());
+        if (!found) found = std::move(there), where = dir;
+    }
+    return found;
+}
 
 // Text for readers that insist on UTF-8: every byte that belongs to no character becomes U+FFFD.
 inline std::string valid_utf8(const std::string& s) {
