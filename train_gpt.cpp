@@ -1886,22 +1886,6 @@ inline ModelFile read_llmc(const std::string& path) {
     return m;
 }
 
-// The weights in a directory: a file, or the index of several; what else may be weights is named.
-inline std::string weights_in(const std::string& dir) {
-    for (const char* name : {"/model.safetensors", "/model.safetensors.index.json"}) if (exists(dir + name)) return dir + name;
-    std::string largest;
-    size_t size = 0;
-    std::error_code error;
-    for (const std::string& name : entries_of(dir)) {
-        const std::string path = dir + "/" + name;
-        if (!fs::is_regular_file(path, error) || fs::file_size(path, error) <= size) continue;
-        const Mapped file(path);
-        if (const Kind* kind = kind_of(file.text()); kind && !kind->text) largest = path, size = file.size;
-    }
-    if (!largest.empty()) refuse(largest, *kind_of(Mapped(largest).text()), "model.safetensors");
-    die("%s: holds no model.safetensors and no whole checkpoint", dir.c_str());
-}
-
 inline ModelFile open_model(std::string path) {
     if (exists(path, true)) {
         const std::vector<std::string> found = checkpoints_in(path);
@@ -2093,7 +2077,8 @@ std::string save_checkpoint(const Model& model, const Options& o, const Position
             state += comma + json_quote(name) + ": " + json_quote(identity), comma = ", ";
         state += "},\n  \"files\": {", comma = "";
         for (const char* name :
-             {"added_tokens.json", "config.json", "merges.txt", "model.safetensors", "optimizer.safetensors", "vocab.json"}) {
+             {"added_tokens.json", "config.json", "merges.txt", "model.safetensors", "optimizer.safetensors",
+              "tokenizer_config.json", "vocab.json"}) {
             if (!exists(partial + "/" + name)) continue;
             Mapped file(partial + "/" + name);
             state += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%s\"}", comma, name, file.size,
@@ -2731,12 +2716,7 @@ template <typename Model> void run_verb(Options o) {
     const int B = o.verb == "sample" ? std::min<integer>(o.samples, 64) : o.verb == "graph" ? 1 : o.batch;
 
     std::vector<int> prompt;
-    if (!o.prompt_file.empty()) {
-        const Input file(o.prompt_file);
-        if (const Kind* kind = kind_of(file.text()); kind && !kind->text) refuse(file.path, *kind, "a prompt");
-        o.prompt = without_mark(file.text());
-        if (o.prompt.ends_with('\n')) o.prompt.resize(o.prompt.size() - (o.prompt.ends_with("\r\n") ? 2 : 1));
-    }
+    if (!o.prompt_file.empty()) o.prompt = read_prompt(o.prompt_file);
     if (o.verb == "sample") {
         if (tokenizer) prompt = tokenizer->encode(o.prompt);
         else for (const char* s = o.prompt.c_str(); *s;) {

@@ -41,6 +41,7 @@ run test/rung.sh
 run test/nvcc.sh
 run test/make.sh
 run build/test_files
+run build/test_cases
 run build/test_corpus
 run build/test_tokenizer
 if [ -n "$MERGES" ]; then run build/test_tokenizer "$MERGES" test/gpt2_cases.tsv; else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi

@@ -78,7 +78,7 @@ static void wrong_files() {
         {"examples segments", examples, header({20261121, 1, 1, 4, 2}, 0), "FILE: byte 12: found 4 segments, expected 2 or 3"},
         {"examples size", examples, header({20261121, 1, 1, 2, 2}, 0), "FILE: 1024 bytes, but its header of 1 examples and 0 tokens means 1048"},
         {"examples offsets", examples, header({20261121, 1, 1, 2, 2, 0, 1}, 26), "FILE: byte 1024: offsets must run from 0 to 1"},
-        {"choices magic", choices, header({20240520, 1}, 0), "FILE: byte 0: expected magic 20240522 and version 1 of a multiple choice file"},
+        {"choices magic", choices, header({1, 1}, 0), "FILE: byte 0: expected magic 20240522 and version 1 of a multiple choice file"},
         {"choices cut short", choices, header({20240522, 1, 1}, 0), "FILE: byte 1024: the file ends inside example 0 of 1"},
         {"choices start", choices, header({20240522, 1, 1}, 20), "FILE: byte 1024: found 0, expected 65535, the start of example 0"},
     };

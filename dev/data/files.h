@@ -251,6 +251,20 @@ inline bool exists(const std::string& path, bool directory = false) {
     return false;
 }
 
+inline std::vector<std::string> entries_of(const std::string& dir) {
+    std::vector<std::string> names;
+    std::error_code error;
+    for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error))
+        names.push_back(it->path().filename().string());
+    if (error && exists(dir, true)) die("%s: cannot list: %s", dir.c_str(), error.message().c_str());
+    return names;
+}
+
+inline void sync_directory(const std::string& dir) {
+    int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) fsync(fd), close(fd);
+}
+
 // ~ as a shell has it, where none saw it: in quotes, or after --out=
 inline std::string at_home(const std::string& path) {
     const char* home = getenv("HOME");

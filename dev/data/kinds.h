@@ -134,3 +134,12 @@ inline Json read_json(const std::string& path, size_t limit = SIZE_MAX) {
     if (const Kind* kind = marked_kind(text); kind && !kind->text) refuse(path, *kind, "JSON");
     return parse_json(text, path);
 }
+
+// Text to continue, without the line break that ends a file.
+inline std::string read_prompt(const std::string& path) {
+    const Input file(path);
+    if (const Kind* kind = kind_of(file.text()); kind && !kind->text) refuse(path, *kind, "UTF-8 text");
+    std::string_view text = without_mark(file.text());
+    if (text.ends_with('\n')) text.remove_suffix(text.ends_with("\r\n") ? 2 : 1);
+    return std::string(text);
+}

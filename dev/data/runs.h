@@ -62,15 +62,6 @@ inline bool is_step(const std::string& name, const std::string& ending) {
     return name.rfind("step_", 0) == 0 && digits >= 13 && name.substr(digits) == ending;
 }
 
-inline std::vector<std::string> entries_of(const std::string& dir) {
-    std::vector<std::string> names;
-    std::error_code error;
-    for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error))
-        names.push_back(it->path().filename().string());
-    if (error && exists(dir, true)) die("%s: cannot list: %s", dir.c_str(), error.message().c_str());
-    return names;
-}
-
 inline std::vector<std::string> checkpoints_in(const std::string& run) {     // whole ones, oldest first
     std::vector<std::string> found;
     for (const std::string& name : entries_of(run))
@@ -78,11 +69,6 @@ inline std::vector<std::string> checkpoints_in(const std::string& run) {     // 
     auto older = [](auto& a, auto& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; };
     std::sort(found.begin(), found.end(), older);
     return found;
-}
-
-inline void sync_directory(const std::string& dir) {
-    int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0) fsync(fd), close(fd);
 }
 
 // A directory that is held: shared by those who read a checkpoint, alone by who would remove it. Others are not waited

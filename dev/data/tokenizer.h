@@ -2,8 +2,9 @@
    Text is cut into words, and within a word neighbouring tokens are joined, the merge of lowest rank first. Tokens 0..255
    are the bytes in GPT-2's order, 256 + rank is a merge; these are their ids, too, where no file says otherwise, and the
    last id is <|endoftext|>, which only tools put between documents: inside a text those letters, and those of any other
-   added token, are ordinary. Any string of bytes has an encoding and comes back from it unchanged. To try another
-   splitting pattern, edit word_length() and nothing else; `make test` then says which published cases differ. */
+   added token, are ordinary. Any string of bytes has an encoding and comes back from it unchanged; where a vocab.json
+   leaves bytes out, one with these has none. To try another splitting pattern, edit word_length() and nothing else;
+   `make test` then says which published cases differ. */
 #pragma once
 #include "kinds.h"
 #include <climits>
@@ -142,9 +143,7 @@ struct Tokenizer {
         Mapped file(path);
         if (file.size == 0) die("%s: empty, expected a GPT-2 merges file; for no merges say `bytes`", path.c_str());
         if (const Kind* kind = marked_kind(file.text())) refuse(path, *kind, "a merges file");
-        Tokenizer t = from_merges(file.text(), path);
-        t.take_ids(path);
-        return t;
+        return from_merges(file.text(), path, true);
     }
     // The merges file in a directory, "" if there is none.
     static std::string merges_in(const std::string& dir) {
@@ -155,7 +154,7 @@ struct Tokenizer {
         return "";
     }
 
-    static Tokenizer from_merges(std::string_view text, const std::string& where) {
+    static Tokenizer from_merges(std::string_view text, const std::string& where, bool ids_beside = false) {
         Tokenizer t;
         std::unordered_map<std::string, int> ids;                      // by the printable form, as in the file
         auto find = [&ids](std::string_view token) {
@@ -193,7 +192,7 @@ struct Tokenizer {
             t.merges.push_back({left, right});
             t.tokens.push_back(t.tokens[left] + t.tokens[right]);
         }
-        t.take_ids("");
+        t.take_ids(ids_beside ? where : "");
         return t;
     }
 
@@ -230,6 +229,8 @@ struct Tokenizer {
     void save(const std::string& dir) const {
         write_file(dir + "/merges.txt", merges_txt()), write_file(dir + "/vocab.json", vocab_json());
         if (added.size() > 1) write_file(dir + "/added_tokens.json", added_json());
+        if (const std::string& end = added.at(end_id); end != END_OF_TEXT)
+            write_file(dir + "/tokenizer_config.json", "{\"tokenizer_class\": \"GPT2Tokenizer\", \"eos_token\": " + json_quote(end) + "}\n");
     }
     std::string merges_txt() const {
         std::string s = "#version: 0.2\n";
@@ -239,7 +240,7 @@ struct Tokenizer {
     }
     std::string vocab_json() const {
         std::map<int, std::string> names(in_vocab.begin(), in_vocab.end());
-        for (size_t i = 0; i < tokens.size(); i++) names[id_of[i]] = GPT2_BYTES.printable(tokens[i]);
+        for (size_t i = 0; i < tokens.size(); i++) if (id_of[i] >= 0) names[id_of[i]] = GPT2_BYTES.printable(tokens[i]);
         return names_json(names);
     }
     std::string added_json() const {                                   // all but end of text
@@ -311,11 +312,14 @@ private:
         id_of.resize(tokens.size());
         for (size_t i = 0; i < tokens.size(); i++) {
             const std::string token = GPT2_BYTES.printable(tokens[i]);
-            if (vocab && !vocab[token])
-                die("%s%s: no token %s, which %s; is it of other merges?", dir.c_str(), vocab_name.c_str(), quoted(token).c_str(),
-                    i < 256 ? "is a byte" : (file + " makes").c_str());
-            give(id_of[i] = vocab ? id_at(vocab[token], token, vocab_name) : i, token);
+            if (id_of[i] = vocab ? -1 : (int)i; vocab && (vocab[token] || i >= 256)) {
+                if (!vocab[token])
+                    die("%s%s: no token %s, which %s makes; is it of other merges?", dir.c_str(), vocab_name.c_str(), quoted(token).c_str(), file.c_str());
+                id_of[i] = id_at(vocab[token], token, vocab_name);
+            }
+            if (id_of[i] >= 0) give(id_of[i], token);
         }
+        if (names.empty()) die("%s%s: holds no token", dir.c_str(), vocab_name.c_str());
         for (auto& [token, id] : vocab.members) {
             const int number = id_at(id, token, vocab_name);
             if (auto at = names.find(number); at != names.end() && at->second == token) continue;
@@ -332,12 +336,12 @@ private:
         for (const std::string& name : {std::string(END_OF_TEXT), end})
             for (auto& [id, token] : added) if (end_id < 0 && token == name) end_id = id;
         if (end_id < 0 && vocab && !added.empty())
-            die("%s%s: which token ends a text? found neither %s nor an eos_token in tokenizer_config.json", dir.c_str(),
-                vocab_name.c_str(), END_OF_TEXT);
+            die("%s%s: which token ends a text? it is not %s; name it in tokenizer_config.json beside it: {\"eos_token\": ...}",
+                dir.c_str(), vocab_name.c_str(), END_OF_TEXT);
         if (end_id < 0) give(end_id = vocab ? names.rbegin()->first + 1 : (int)tokens.size(), END_OF_TEXT), added[end_id] = in_vocab[end_id] = END_OF_TEXT;
         texts.resize(names.rbegin()->first + 1);
         for (auto& [id, token] : added) texts[id] = token;
-        for (size_t i = 0; i < tokens.size(); i++) texts[id_of[i]] = tokens[i];
+        for (size_t i = 0; i < tokens.size(); i++) if (id_of[i] >= 0) texts[id_of[i]] = tokens[i];
     }
 
     struct Merge {
@@ -346,7 +350,7 @@ private:
     };
 
     std::vector<std::string> tokens;                                   // the bytes of every token
-    std::vector<int> id_of;                                            // its id
+    std::vector<int> id_of;                                            // its id; -1: a byte that vocab.json leaves out
     std::vector<std::string> texts;                                    // by id: its bytes, or an added token's name
     std::map<int, std::string> added, in_vocab;                        // names, by id; in_vocab: those that vocab.json has
     int end_id = 0;
@@ -399,7 +403,10 @@ private:
             if (consider(i)) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
             if (i > 0 && consider(s.prev[i])) std::push_heap(s.heap.begin(), s.heap.end(), smallest_first);
         }
-        for (size_t i = 0; i < n; i = s.next[i]) out.push_back(id_of[s.id[i]]);
+        for (size_t i = 0; i < n; i = s.next[i]) {
+            out.push_back(id_of[s.id[i]]);
+            if (out.back() < 0) die("byte 0x%02x: has no token in this tokenizer's vocab.json; train one on all bytes", (uint8_t)word[i]);
+        }
         if (n <= 64) known = word, known_ids.assign(out.begin() + first, out.end());
     }
 };

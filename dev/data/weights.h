@@ -137,3 +137,19 @@ inline std::map<std::string, View> gpt2_tensors(const std::map<std::string, View
     warn("%s: weights stand (out, in), as in nanoGPT; of its two ways to compute GELU only gelu_new is computed here", path.c_str());
     return found;
 }
+
+// The weights in a directory: a file, or the index of several; what else there may be, the largest is named.
+inline std::string weights_in(const std::string& dir) {
+    for (const char* name : {"/model.safetensors", "/model.safetensors.index.json"}) if (exists(dir + name)) return dir + name;
+    std::string largest;
+    size_t size = 0;
+    std::error_code error;
+    for (const std::string& name : entries_of(dir)) {
+        const std::string path = dir + "/" + name;
+        if (!fs::is_regular_file(path, error) || fs::file_size(path, error) <= size) continue;
+        const Mapped file(path);
+        if (const Kind* kind = kind_of(file.text()); kind && !kind->text) largest = path, size = file.size;
+    }
+    if (!largest.empty()) refuse(largest, *kind_of(Mapped(largest).text()), "model.safetensors");
+    die("%s: holds no model.safetensors and no whole checkpoint", dir.c_str());
+}

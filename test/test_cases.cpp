@@ -1,0 +1,578 @@
+/* test/test_cases.cpp -- what users of other tools bring. Each file here is made as such a tool makes it: it is taken where
+   that can mean one thing only, and else named in one line, by every reader that might be given it. */
+#define NO_CPU_MAIN
+#define NO_SHARDS_MAIN
+#include "../train_gpt.cpp"
+#include "../dev/data/shards.cpp"
+#include "check.h"
+
+static const std::string DIR = "build/test_cases_data/";
+static Rng rng(12);
+using Ids = std::vector<int>;
+
+// What f() dies of, "" if it does not, and what it prints meanwhile.
+template <typename F> static std::string error_of(F f, std::string* output = nullptr) {
+    fflush(stdout), fflush(stderr);
+    const int out = dup(1), err = dup(2), file = open((DIR + "output").c_str(), O_RDWR | O_CREAT | O_TRUNC, 0666);
+    dup2(file, 1), dup2(file, 2);
+    std::string line;
+    try { f(); } catch (const Error& e) { line = e.line; }
+    fflush(stdout), fflush(stderr);
+    dup2(out, 1), dup2(err, 2);
+    for (int fd : {out, err, file}) close(fd);
+    if (output) *output = read_file(DIR + "output");
+    return line;
+}
+static bool has(const std::string& s, const std::string& words) { return s.find(words) != s.npos; }
+static std::string one_line_with(const std::string& error, const std::string& words) {       // "" if it is that
+    return has(error, words) && !has(error, "\n") && error.size() < 1100 ? "" : format(": '%s', expected '%s'", error.c_str(), words.c_str());
+}
+template <typename F> static void dies(const char* name, const std::string& words, F f) {
+    const std::string wrong = one_line_with(error_of(f), words);
+    check(wrong.empty(), "cases/%s%s", name, wrong.c_str());
+}
+static std::string run(std::vector<std::string> words, std::string* error = nullptr) {
+    std::string output, line = error_of([&] { run_verb<cpu::Model>(parse_options(words)); }, &output);
+    if (error) *error = line;
+    return error || line.empty() ? output : "error: " + line;
+}
+static std::string shards_run(std::vector<std::string> words, std::string* error = nullptr) {
+    words.insert(words.begin(), "shards");
+    std::string output, line = error_of([&] {
+        std::vector<char*> argv;
+        for (std::string& w : words) argv.push_back(w.data());
+        const shards::Arguments a = shards::parse_arguments(argv.size(), argv.data());
+        fputs(shards::RUN[a.verb](a).c_str(), stdout);
+    }, &output);
+    if (error) *error = line;
+    return error || line.empty() ? output : "error: " + line;
+}
+static std::string header(std::vector<int32_t> fields, size_t payload) {
+    fields.resize(256);
+    return std::string((char*)fields.data(), 1024) + std::string(payload, '\0');
+}
+static std::string utf16(const std::string& ascii, bool big) {
+    std::string s;
+    for (char c : ascii) s += big ? std::string{'\0', c} : std::string{c, '\0'};
+    return s;
+}
+template <typename T> static std::string numbers(size_t n, int below) {
+    std::string s;
+    for (size_t i = 0; i < n; i++) {
+        const T v = rng.below(below);
+        s.append((const char*)&v, sizeof v);
+    }
+    return s;
+}
+
+static void kinds() {
+    using namespace std::string_literals;
+    const std::string rest(1500, '\2'), prose = "One day, a cat sat.\nIt was \xc3\xa9t\xc3\xa9.\n";
+    const struct { std::string bytes; const char *what, *usable; bool text = false, tokens = false; } cases[] = {
+        {"\x93NUMPY\1\0v\0{'descr': '<u2'"s + rest, "a NumPy array", "numpy.load("},
+        {"PK\3\4\x14\0\0\0\0\0ckpt/data.pkl"s + rest, "a PyTorch checkpoint", "save_file("},
+        {"PK\3\4\x14\0\0\0\0\0arr_0.npy"s + rest, "NumPy arrays", "numpy.load("},
+        {"PK\3\4\x14\0\0\0\0\0text.txt"s + rest, "a zip archive", "unzip "},
+        {"\x80\4\x95\0\0\0"s + rest, "a Python pickle", "save_file("}, {"\x80\2}q\0"s + rest, "a Python pickle", "save_file("},
+        {"\x1f\x8b\x08\0\0"s + rest, "gzip data", "gunzip "}, {"\x28\xb5\x2f\xfd"s + rest, "Zstandard data", "zstd -d "},
+        {"\xfd" "7zXZ\0"s + rest, "xz data", "xz -d "}, {"BZh91AY&SY"s + rest, "bzip2 data", "bunzip2 "},
+        {"data/" + std::string(252, '\0') + "ustar\0"s + rest, "a tar archive", "tar xf "},
+        {"PAR1\x15"s + rest, "a Parquet table", "read_parquet("}, {"ARROW1\0\0"s + rest, "an Arrow table", "to_json("},
+        {"GGUF\3\0\0\0"s + rest, "a model for llama.cpp (GGUF)", "only GPT-2"}, {"\x89HDF\r\n\x1a\n"s + rest, "HDF5", "model.safetensors"},
+        {"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "a Git LFS pointer", "git lfs pull"},
+        {"%PDF-1.7\n"s + rest, "a PDF", "pdftotext"}, {"\n\x0e\n\5<unk>\x15\0"s + rest, "a SentencePiece model", "merges.txt"},
+        {header({20240327, 2}, 99), "reference activations of llm.c", "beside it"}, {header({20240328, 2}, 99), "a tokenizer of llm.c", "merges.txt"},
+        {header({20240527, 1}, 99), "an optimizer's state of llm.c", "model_*.bin"}, {header({20240803, 3}, 99), "a Llama 3 of llm.c", "only GPT-2"},
+        {"\xff\xfe" + utf16(prose, false), "UTF-16 text", "iconv"}, {"\xfe\xff" + utf16(prose, true), "UTF-16 text", "iconv"},
+        {utf16("the cat sat", false), "UTF-16 text", "iconv -f UTF-16LE", false, true}, {utf16("the cat sat", true), "UTF-16 text", "iconv -f UTF-16BE", false, true},
+        {"\xff\xfe\0\0t\0\0\0h\0\0\0"s, "UTF-32 text", "iconv"}, {prose, "text", "build/shards encode --in ", true},
+        {"\xef\xbb\xbf" + prose, "text", "build/shards encode --in ", true}, {"caf\xe9 \x93quoted\x94\r\n", "text", "build/shards encode", true},
+        {"{\"text\": \"a\"}\n", "text", "build/shards encode", true}, {"<!DOCTYPE html>\n<html>", "a web page", "download", true},
+        {"{\"!\": 0, \"a\": 1}", "the vocab.json of a tokenizer", "merges.txt", true},
+        {"{\"version\": \"1.0\", \"added_tokens\": []}", "a tokenizer.json", "model.save(", true},
+        {"{\"metadata\": {}, \"weight_map\": {}}", "the index of a model", "directory", true},
+        {numbers<int32_t>(500, 50257), "bare 32-bit numbers", "'int32'"}, {numbers<int32_t>(64, 257), "bare 32-bit numbers", "'int32'"},
+        {numbers<int32_t>(500, 200000), "bare 32-bit numbers", "'int32'"}, {numbers<int64_t>(500, 50257), "bare 64-bit numbers", "'int64'"},
+    };
+    const std::string path = DIR + "foreign";
+    for (auto& c : cases) {
+        write_file(path, c.bytes);
+        std::string wrong;
+        auto reader = [&](const char* name, bool asked, auto f) {
+            if (!asked || !wrong.empty()) return;
+            const std::string error = error_of(f);
+            for (const std::string& words : {path + ": looks like " + c.what, std::string(c.usable)})
+                if (wrong.empty()) wrong = one_line_with(error, words);
+            if (!wrong.empty()) wrong = format(" by %s", name) + wrong;
+        };
+        const bool plain = c.what == std::string("text"), json = has(c.bytes.substr(0, 1), "{");
+        reader("--train", true, [&] { Shard(path, false); });
+        reader("--raw", !c.tokens, [&] { Shard(path, true); });
+        reader("--answers", true, [&] { Examples(path, 10, 8); });
+        reader("--choices", true, [&] { Choices(path, 10, 8); });
+        reader("--model", true, [&] { open_model(path); });
+        reader("encode", !c.text, [&] { shards::Source(Input(path).text(), path, "", "text"); });
+        reader("--prompt-file", !c.text, [&] { read_prompt(path); });
+        reader("--tokenizer", !plain && !c.tokens && !has(c.what, "bare"), [&] { Tokenizer::load(path); });
+        reader("config.json", !c.text && !c.tokens && !has(c.what, "bare"), [&] { read_config(path); });
+        if (c.text && !json && wrong.empty()) wrong = error_of([&] { shards::Source(Input(path).text(), path, "", "text"); });
+        check(wrong.empty(), "cases/named: %s%s", c.what, wrong.c_str());
+    }
+    // ours, given to the wrong option
+    const std::pair<std::string, const char*> ours[] = {{header({20240520, 1, 9}, 18), "--train and --val read it, without --raw"},
+        {header({20240801, 7, 9}, 36), "--train and --val read it, without --raw"}, {header({20261121, 1}, 8), "--answers reads it"},
+        {header({20240522, 1}, 8), "eval --choices reads it"}, {header({20240326, 3}, 8), "--init and --model read it"},
+        {"\x10\0\0\0\0\0\0\0{\"a\": {}        }"s, "--init and --model read it"}};
+    for (auto& [bytes, words] : ours) {
+        write_file(path, bytes);
+        dies(format("ours as --raw: %s", words).c_str(), words, [&] { Shard(path, true); });
+        dies(format("ours as text: %s", words).c_str(), words, [&] { shards::Source(Input(path).text(), path, "", "text"); });
+        dies(format("ours as merges: %s", words).c_str(), "expected", [&] { Tokenizer::from_merges(bytes, path); });
+    }
+    // what is 16-bit tokens: GPT-2's, in shards of any length; bytes; two values; every second one 0
+    size_t mistaken = 0;
+    for (size_t i = 0; i < 4000; i++) {
+        std::string bytes;
+        const size_t n = 1 + rng.below(i % 4 ? 40 : 4000);
+        for (size_t k = 0; k < n; k++) {
+            const uint16_t v = i % 8 == 7 ? k % 2 * rng.below(2) : i % 2 ? rng.below(257) : std::pow(50257, rng.uniform());
+            bytes.append((const char*)&v, 2);
+        }
+        if (n > 2) mistaken += kind_of(bytes, true) != nullptr;
+    }
+    check(mistaken == 0, "cases/4000 files of 16-bit tokens, %zu taken for something else", mistaken);
+}
+
+// ---- tokenizers -----------------------------------------------------------------------------------------------------
+static const char* const MERGES = "#version: 0.2\nt h\nth e\n\xc4\xa0 the\nc a\nca t\n";
+static const std::vector<std::string> TEXTS = {"the cat, the caterer", " the\n\xff\xc3\xa9 cathe", ""};
+static std::string fresh_directory(const char* name) {
+    fs::remove_all(DIR + name), fs::create_directories(DIR + name);
+    return DIR + name;
+}
+static std::string json_of(const std::map<std::string, int>& ids) {
+    std::string s;
+    for (auto& [token, id] : ids) s += (s.empty() ? "{" : ", ") + json_quote(token) + ": " + std::to_string(id);
+    return s.empty() ? "{}" : s + "}";
+}
+static void ids() {
+    const Tokenizer plain = Tokenizer::from_merges(MERGES, "merges");
+    auto names = [&](auto id_of) {
+        std::map<std::string, int> ids;
+        for (int i = 0; i < plain.eot(); i++) ids[GPT2_BYTES.printable(plain.decode(i))] = id_of(i);
+        return ids;
+    };
+    const std::string dir = fresh_directory("tokenizer");
+    for (const char* merges : {"merges.txt", "vocab.bpe", "own.bpe", "my-merges.txt"}) {
+        for (const std::string kind : {"end first", "end last", "shuffled, with holes", "none there", "named elsewhere", "added"}) {
+            fresh_directory("tokenizer"), write_file(dir + "/" + merges, MERGES);
+            Ids order(plain.eot());
+            std::iota(order.begin(), order.end(), kind == "end first" ? 1 : 0);
+            if (has(kind, "shuffled")) for (int& id : order) id = 2 * id;
+            if (has(kind, "shuffled")) rng.shuffle(order);
+            auto vocab = names([&](int i) { return order[i]; });
+            int end = plain.eot();
+            if (kind == "end first") vocab["<|endoftext|>"] = end = 0;
+            if (kind == "end last" || kind == "added") vocab["<|endoftext|>"] = end;
+            if (has(kind, "shuffled")) vocab["<|endoftext|>"] = end = 333, vocab["<pad>"] = 335, vocab["[MASK]"] = 337;
+            if (kind == "named elsewhere") vocab["</s>"] = end = 300;
+            const std::string name = merges == std::string("my-merges.txt") ? "my-vocab.json" : merges == std::string("vocab.bpe") ? "encoder.json" : "vocab.json";
+            write_file(dir + "/" + name, "\xef\xbb\xbf" + json_of(vocab));
+            const bool companions = name != "my-vocab.json";
+            if (!companions && kind == "named elsewhere") continue;
+            if (kind == "named elsewhere") write_file(dir + "/special_tokens_map.json", "{\"eos_token\": {\"content\": \"</s>\"}, \"pad_token\": \"</s>\"}");
+            if (kind == "added") {
+                write_file(dir + "/added_tokens.json", "{\"<|sep|>\": 270}");
+                write_file(dir + "/tokenizer_config.json", "{\"add_bos_token\": false, \"added_tokens_decoder\": {\"271\": {\"content\": \"two words\"}, \"270\": {\"content\": \"<|sep|>\"}}}");
+                write_file(dir + "/tokenizer.json", "{\"added_tokens\": [{\"id\": 272, \"content\": \"\xc3\xa9\", \"special\": true}]}");
+            }
+            std::string wrong = error_of([&] {
+                const Tokenizer t = Tokenizer::load(dir + "/" + merges);
+                const std::string copy = fresh_directory("copy");
+                t.save(copy);
+                const Tokenizer again = Tokenizer::load(copy);
+                if (t.eot() != end || again.eot() != end) die("end of text is %d, saved %d, expected %d", t.eot(), again.eot(), end);
+                if (!again.same(t) || again.vocab() != t.vocab() || again.vocab_json() != t.vocab_json()) die("what is saved is another tokenizer");
+                if (t.same(plain) != (kind == "end last" || kind == "none there" || kind == "added")) die("same() is wrong");
+                for (const std::string& text : TEXTS) {
+                    Ids want;
+                    for (int id : plain.encode(text)) want.push_back(order[id]);
+                    std::string decoded;
+                    for (int id : t.encode(text)) decoded += t.decode(id);
+                    if (t.encode(text) != want || again.encode(text) != want || decoded != text) die("other ids for %s", text.c_str());
+                }
+                for (auto& [token, id] : parse_json(t.vocab_json(), "vocab.json").members)
+                    if (vocab.count(token) ? vocab[token] != id.number : kind != "none there" || token != "<|endoftext|>") die("vocab.json: %s", token.c_str());
+                if (kind == "added" && companions && (t.decode(270) != "<|sep|>" || t.decode(271) != "two words" || t.decode(272) != "\xc3\xa9" || t.vocab() != 273 || again.decode(271) != "two words"))
+                    die("added tokens");
+                for (int id : t.hidden(600)) if (!t.decode(id).empty()) die("%d is hidden", id);
+                if ((int)t.hidden(600).size() != 600 - plain.vocab() - (kind == "added" && companions ? 3 : has(kind, "shuffled") ? 2 : 0)) die("%zu ids are hidden", t.hidden(600).size());
+            });
+            check(wrong.empty(), "cases/ids: %s, %s%s", merges, kind.c_str(), wrong.empty() ? "" : (": " + wrong).c_str());
+        }
+    }
+    auto changed = [&](auto change) {
+        auto vocab = names([](int i) { return i; });
+        vocab["<|endoftext|>"] = plain.eot();
+        change(vocab);
+        return json_of(vocab);
+    };
+    using Vocab = std::map<std::string, int>&;
+    const struct { const char* name; std::string vocab, words, other = "", content = ""; } refused[] = {
+        {"a token of the merges missing", changed([](Vocab v) { v.erase("the"); }), "tokenizer/vocab.json: no token \"the\", which merges.txt makes"},
+        {"a token of no merge", changed([](Vocab v) { v["xyz"] = 300; }), "token \"xyz\" is no byte"},
+        {"an id twice", changed([](Vocab v) { v["the"] = 7; }), "id 7 is both of"},
+        {"an id twice, by an added token", changed([](Vocab) {}), "id 7 is both of", "added_tokens.json", "{\"<x>\": 7}"},
+        {"an id below 0", changed([](Vocab v) { v["the"] = -1; }), "expected an id below"},
+        {"an id too large", changed([](Vocab v) { v["the"] = 1 << 23; }), "expected an id below"},
+        {"an id that is no number", "{\"!\": \"0\"}", "expected an id below"}, {"no token", "{}", "no token \"th\""},
+        {"two ids of one token", changed([](Vocab) {}), "found id 301, but 300", "tokenizer_config.json", "{\"added_tokens_decoder\": {\"300\": {\"content\": \"<x>\"}, \"301\": {\"content\": \"<x>\"}}}"},
+        {"no end of text", changed([](Vocab v) { v.erase("<|endoftext|>"), v["</s>"] = 290; }), "which token ends a text?"},
+        {"not an object", "[1]", "no token \"th\""}, {"not JSON", "{\"!\": 0,", "JSON ends"}, {"UTF-16", "\xff\xfe{", "looks like UTF-16 text, not JSON"}};
+    for (auto& c : refused) {
+        fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES), write_file(dir + "/vocab.json", c.vocab);
+        if (!c.other.empty()) write_file(dir + "/" + c.other, c.content);
+        dies(format("ids refused: %s", c.name).c_str(), c.words, [&] { Tokenizer::load(dir); });
+    }
+    fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES);
+    write_file(dir + "/vocab.json", changed([](Vocab v) { v.erase("x"); }));
+    check(Tokenizer::load(dir).encode("the") == Ids{257}, "cases/a vocab.json without a byte encodes others");
+    dies("a vocab.json without a byte", "byte 0x78: has no token", [&] { Tokenizer::load(dir).encode("fox"); });
+    fresh_directory("tokenizer"), write_file(dir + "/tokenizer.json", "{\"version\": \"1.0\"}");
+    dies("tokenizer.json alone", "tokenizer.json: its merges are needed in a file of their own: python3", [&] { find_tokenizer("", {dir}); });
+    for (const char* text : {"\xef\xbb\xbf#version: 0.2\na b\nab c\n", "#version: 0.2\r\na b\r\nab c\r\n", "a b\nab c\n\n\n", "a b\r\nab c\r\n\r\n\r\n", "a b\nab c", "\xef\xbb\xbf" "a b\r\nab c\r\n\n"})
+        check(error_of([&] { if (Tokenizer::from_merges(text, "m").merges_txt() != "#version: 0.2\na b\nab c\n") die("other merges"); }).empty(),
+              "cases/merges taken: %s", json_quote(text).c_str());
+}
+
+// ---- weights --------------------------------------------------------------------------------------------------------
+struct Piece { std::string name, dtype; std::vector<size_t> shape; std::string data; };
+static std::string safetensors(const std::vector<Piece>& pieces) {
+    std::string json, data;
+    for (const Piece& p : pieces) {
+        std::string shape;
+        for (size_t d : p.shape) shape += (shape.empty() ? "" : ",") + std::to_string(d);
+        json += (json.empty() ? "{" : ",") + json_quote(p.name) + format(":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+            p.dtype.c_str(), shape.c_str(), data.size(), data.size() + p.data.size());
+        data += p.data;
+    }
+    const uint64_t n = (json += "}").size();
+    return std::string((const char*)&n, 8) + json + data;
+}
+static Config tiny_config() {
+    Config c;
+    c.L = 2, c.NH = 2, c.C = 8, c.V = 260, c.T = 16;
+    return c;
+}
+static std::vector<Piece> pieces_of(const cpu::Model& m) {
+    std::vector<Piece> pieces;
+    std::vector<float> v;
+    for (size_t i = 0; i < m.layout.tensors.size(); i++) {
+        const Tensor& t = m.layout.tensors[i];
+        if (!t.present) continue;
+        v.resize(t.count()), m.get(WEIGHT, i, v.data());
+        pieces.push_back({t.name, "F32", t.rows ? std::vector<size_t>{(size_t)t.rows, (size_t)t.cols} : std::vector<size_t>{(size_t)t.cols}, std::string((char*)v.data(), 4 * v.size())});
+    }
+    return pieces;
+}
+static void weights() {
+    const Config c = tiny_config();
+    cpu::Model model(c, 1, 4, false);
+    model.initialize(5);
+    const std::vector<Piece> good = pieces_of(model);
+    const std::string dir = fresh_directory("weights");
+    auto differs = [&](const std::string& path, bool tied = true) {     // from the model, "" if it does not
+        return error_of([&] {
+            const ModelFile file = open_model(path);
+            const Config found = config_of(file, 2);
+            if (found.L != c.L || found.V != c.V || found.T != c.T || found.tied != tied) die("another shape");
+            cpu::Model loaded(found, 1, 4, false);
+            load_tensors(loaded, WEIGHT, file.tensors, file.path);
+            for (const Piece& p : pieces_of(loaded))
+                if (p.name != "lm_head.weight" && std::none_of(good.begin(), good.end(), [&](const Piece& g) { return g.name == p.name && g.data == p.data; }))
+                    die("tensor %s differs", p.name.c_str());
+        });
+    };
+    auto renamed = [&](auto name_of) {
+        std::vector<Piece> pieces = good;
+        for (Piece& p : pieces) p.name = name_of(p.name);
+        return pieces;
+    };
+    const Piece wte = good[0], head = {"lm_head.weight", "F32", wte.shape, wte.data}, mask = {"h.0.attn.bias", "BOOL", {1, 1, 4, 4}, std::string(16, '\1')};
+    for (const char* config : {"", "\xef\xbb\xbf"})                    // none, and one with a mark
+        for (const std::string before : {"", "transformer.", "_orig_mod.transformer.", "module.transformer.", "module.", "model.", "model.transformer.", "_orig_mod.module.x.y."})
+            for (const std::string kind : {"wte alone", "head alone", "both", "a mask"}) {
+                auto pieces = renamed([&](std::string name) { return before + name.substr(strlen("transformer.")); });
+                const std::string whole = before.ends_with("transformer.") ? before.substr(0, before.size() - strlen("transformer.")) : before;
+                Piece other = head;
+                other.name = whole + head.name;
+                if (kind == "head alone") pieces[0] = other;
+                if (kind == "both") pieces.push_back(other);
+                if (kind == "a mask") pieces.push_back(mask), pieces.back().name = before + mask.name;
+                fresh_directory("weights"), write_file(dir + "/model.safetensors", safetensors(pieces));
+                if (*config) write_file(dir + "/config.json", config + config_json(c, -1));
+                const std::string wrong = differs(dir);
+                check(wrong.empty(), "cases/weights below '%s', %s%s%s", before.c_str(), kind.c_str(), *config ? ", config.json with a mark" : "", wrong.empty() ? "" : (": " + wrong).c_str());
+            }
+    fresh_directory("weights");
+    auto twice = good;
+    for (const Piece& p : good) twice.push_back(p), twice.back().name = "ema." + p.name;
+    write_file(dir + "/model.safetensors", safetensors(twice));
+    dies("two models in one", "two models in one: 'ema.transformer.wpe.weight' and 'transformer.wpe.weight'", [&] { open_model(dir); });
+    twice = good, twice.push_back(head), twice.push_back(head), twice.back().name = "module.lm_head.weight";
+    write_file(dir + "/model.safetensors", safetensors(twice));
+    dies("two heads", "'lm_head.weight' is there twice", [&] { open_model(dir); });
+    auto linear = good;                                                // as nanoGPT keeps them
+    for (Piece& p : linear)
+        if (p.shape.size() == 2 && !has(p.name, "te.weight") && !has(p.name, "pe.weight")) {
+            const std::string data = p.data;
+            for (size_t r = 0; r < p.shape[0]; r++)
+                for (size_t k = 0; k < p.shape[1]; k++) data.copy(&p.data[4 * (k * p.shape[0] + r)], 4, 4 * (r * p.shape[1] + k));
+            std::swap(p.shape[0], p.shape[1]);
+        }
+    write_file(dir + "/model.safetensors", safetensors(linear));
+    std::string said, wrong = differs(dir);
+    error_of([&] { open_model(dir); }, &said);
+    check(wrong.empty() && has(said, "warning: ") && has(said, "as in nanoGPT"), "cases/weights as nanoGPT keeps them%s", wrong.c_str());
+
+    // in several files
+    fresh_directory("weights");
+    std::string map;
+    for (size_t i = 0; i < good.size(); i++) map += (map.empty() ? "" : ", ") + json_quote(good[i].name) + format(": \"model-0000%zu.safetensors\"", i % 3);
+    for (size_t part = 0; part < 3; part++) {
+        std::vector<Piece> some;
+        for (size_t i = part; i < good.size(); i += 3) some.push_back(good[i]);
+        write_file(dir + format("/model-0000%zu.safetensors", part), safetensors(some));
+    }
+    write_file(dir + "/model.safetensors.index.json", "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {" + map + "}}");
+    wrong = differs(dir);
+    check(wrong.empty(), "cases/weights in several files%s", wrong.c_str());
+    wrong = differs(dir + "/model.safetensors.index.json");
+    check(wrong.empty(), "cases/weights by their index%s", wrong.c_str());
+    write_file(dir + "/model.safetensors.index.json", "{\"weight_map\": {\"a\": \"model-00000.safetensors\"}}");
+    dies("an index of another model", "tensor a: is not in ", [&] { open_model(dir); });
+    write_file(dir + "/model.safetensors.index.json", "{\"weight_map\": {\"a\": \"../a.safetensors\"}}");
+    dies("an index that leads elsewhere", "expected a file beside the index", [&] { open_model(dir); });
+    write_file(dir + "/model.safetensors.index.json", "{}");
+    dies("an index of nothing", "'weight_map' is missing", [&] { open_model(dir); });
+    fs::remove(dir + "/model-00001.safetensors");
+    write_file(dir + "/model.safetensors.index.json", "{\"weight_map\": {" + map + "}}");
+    dies("a part that is not there", "model-00001.safetensors: cannot open", [&] { open_model(dir); });
+
+    // directories with other weights: the largest file counts
+    for (const std::string config : {"", "config"})
+        for (const char* name : {"pytorch_model.bin", "ckpt.pt"}) {
+            fresh_directory("weights");
+            if (!config.empty()) write_file(dir + "/config.json", config_json(c, -1));
+            write_file(dir + "/" + name, std::string("PK\3\4\0\0a/data.pkl", 16) + std::string(999, '\1'));
+            write_file(dir + "/optimizer.pt", std::string("PK\3\4\0\0a/data.pkl", 16));
+            dies(format("%s in a directory", name).c_str(), dir + "/" + name + ": looks like a PyTorch checkpoint, not model.safetensors; python3 -c ", [&] { open_model(dir); });
+        }
+    fresh_directory("weights");
+    dies("an empty directory", "holds no model.safetensors and no whole checkpoint", [&] { open_model(dir); });
+
+    // numbers that are none
+    for (const char* dtype : {"F32", "BF16", "F16"})
+        for (float bad : {NAN, INFINITY, -INFINITY})
+            for (size_t at : {0, 2, 5}) {
+                auto pieces = good;
+                Piece& p = pieces[at];
+                const size_t k = rng.below(p.data.size() / 4), width = p.shape.back();
+                const uint32_t bits = std::bit_cast<uint32_t>(bad), half = (bits >> 16 & 0x8000) | (std::isnan(bad) ? 0x7e00 : 0x7c00);
+                if (dtype == std::string("F32")) memcpy(&p.data[4 * k], &bits, 4);
+                else {
+                    p.dtype = dtype, p.data = std::string(p.data.size() / 2, '\0');
+                    const uint16_t upper = dtype == std::string("F16") ? half : bits >> 16;
+                    memcpy(&p.data[2 * k], &upper, 2);
+                }
+                write_file(dir + "/model.safetensors", safetensors(pieces));
+                const std::string place = p.shape.size() == 2 ? format("row %zu, column %zu", k / width, k % width) : format("number %zu", k);
+                dies(format("%s %g", dtype, bad).c_str(), "model.safetensors: tensor '" + p.name + "': " + place + format(" is %g", bad), [&] {
+                    const ModelFile file = open_model(dir);
+                    cpu::Model loaded(config_of(file, 2), 1, 4, false);
+                    load_tensors(loaded, WEIGHT, file.tensors, file.path);
+                });
+            }
+}
+
+// ---- paths, texts, runs ---------------------------------------------------------------------------------------------
+static void paths() {
+    const std::string dir = fresh_directory("globs");
+    for (const char* name : {"data [v2]", "a{1}", "plain", "~"}) {
+        fs::create_directories(dir + "/" + name);
+        for (const char* file : {"x1.bin", "x2.bin", "y[1].bin", "y1.bin"}) write_file(dir + "/" + name + "/" + file, "");
+    }
+    const std::pair<const char*, std::vector<const char*>> cases[] = {
+        {"data [v2]/x1.bin", {"data [v2]/x1.bin"}}, {"data [v2]/x*.bin", {"data [v2]/x1.bin", "data [v2]/x2.bin"}},
+        {"data [v2]/x[2].bin", {"data [v2]/x2.bin"}}, {"data [v2]/y[1].bin", {"data [v2]/y[1].bin"}}, {"plain/y[1-2].bin", {"plain/y1.bin"}},
+        {"a{1}/x?.bin", {"a{1}/x1.bin", "a{1}/x2.bin"}}, {"a{1}/{x2,x1,x1}.bin", {"a{1}/x1.bin", "a{1}/x2.bin"}},
+        {"{plain,a{1}}/x1.bin", {"plain/x1.bin"}}, {"{plain,data*}/x1.bin", {"data [v2]/x1.bin", "plain/x1.bin"}}, {"~/x1.bin", {"~/x1.bin"}}, {"*/x1.bin", {"a{1}/x1.bin", "data [v2]/x1.bin", "plain/x1.bin", "~/x1.bin"}}};
+    for (auto& [pattern, expected] : cases) {
+        std::vector<std::string> want, got;
+        for (const char* path : expected) want.push_back(dir + "/" + path);
+        const std::string error = error_of([&, p = pattern] { got = glob_files(dir + "/" + p, "--train"); });
+        check(got == want, "cases/glob %s: %zu files%s", pattern, got.size(), error.c_str());
+    }
+    setenv("HOME", (fs::absolute(dir) / "data [v2]").c_str(), 1);
+    const std::string home = getenv("HOME");
+    check(at_home("~/x1.bin") == home + "/x1.bin" && at_home("~") == home && at_home("~x") == "~x" && at_home("a/~") == "a/~", "cases/~ is the home directory");
+    check(glob_files(at_home("~/x*.bin"), "--train").size() == 2, "cases/a glob below ~");
+}
+
+static void texts() {
+    const std::string dir = fresh_directory("texts"), out = dir + "/out/s";
+    auto shard = [&](const std::string& name) {                        // its texts, "|" for the end of text
+        std::string s;
+        const Shard tokens(out + name, false);
+        const Tokenizer t = Tokenizer::load("bytes");
+        for (size_t i = 0; i < tokens.count; i++) s += (int)tokens[i] == t.eot() ? "|" : std::string(t.decode(tokens[i]));
+        return s;
+    };
+    const struct { const char* name; std::string bytes, split, want, said = "", second = ""; } taken[] = {
+        {"crlf.txt", "one\r\n\r\ntwo\r\n\r\nthree", "\\n\\n", "|one\r\n\r\n|two\r\n\r\n|three", "documents: 3"},
+        {"both.txt", "one\r\n\r\ntwo\n\nthree\r\n", "\\n\\n", "|one\r\n\r\n|two\n\n|three\r\n"},
+        {"mark.txt", "a\r\n<|x|>\r\nb\n<|x|>\nc", "\\n<|x|>\\n", "|a|b|c"}, {"windows.txt", "a\r\n\r\nb\n\nc", "\\r\\n\\r\\n", "|a\r\n\r\n|b\n\nc"},
+        {"bom.txt", "\xef\xbb\xbfone", "", "|one", "documents: 1"}, {"none.txt", "one two", "\\n\\n", "|one two", "warning: --split \\n\\n: is nowhere in the input"},
+        {"a.ndjson", "{\"text\":\"hi\"}\n", "", "|hi"}, {"A.JSONL", "{\"text\":\"hi\"}\n", "", "|hi"},
+        {"bom.jsonl", "\xef\xbb\xbf{\"text\":\"hi\"}\r\n\r\n{\"text\":\"you\"}\r\n\r\n \n", "", "|hi|you", "documents: 2"},
+        {"lines.json", "{\"text\":\"hi\"}\n{\"text\":\"you\"}\n", "", "|hi|you"}, {"json.txt", "{\"text\":\"hi\"}\n", "", "|{\"text\":\"hi\"}\n"},
+        {"two.txt", "one", "", "|one|x--y", "documents: 2", "x--y"}, {"split.txt", "one", "--", "|one|x|y", "documents: 3", "x--y"}};
+    for (auto& c : taken) {
+        const std::string in = dir + "/" + c.name;
+        write_file(in, c.bytes), write_file(dir + "/second", c.second);
+        std::vector<std::string> words = {"encode", "--in", in, "--tokenizer", "bytes", "--out", out};
+        if (!c.split.empty()) words.insert(words.end(), {"--split", c.split});
+        if (!c.second.empty()) words.insert(words.end(), {"--in", dir + "/second"});
+        const std::string said = shards_run(words), got = has(said, "error") ? said : shard("_train.bin");
+        check(got == c.want && has(said, c.said), "cases/encode %s%s", c.name, got == c.want && has(said, c.said) ? "" : (": " + json_quote(got) + " " + said).c_str());
+    }
+    check(!has(shards_run({"encode", "--in", dir + "/crlf.txt", "--split", "\\n\\n", "--tokenizer", "bytes", "--out", out}), "warning"), "cases/encode: no warning where --split matches");
+    shards_run({"encode", "--in", dir + "/two.txt", "--in", dir + "/second", "--in", dir + "/crlf.txt", "--val-fraction", "0.2", "--tokenizer", "bytes", "--out", out});
+    write_file(dir + "/second", "x--y");
+    const std::string fraction = shards_run({"encode", "--in", dir + "/two.txt", "--in", dir + "/second", "--val-fraction", "0.5", "--tokenizer", "bytes", "--out", out});
+    check(shard("_val.bin") == "|one" && shard("_train.bin") == "|x--y" && has(fraction, "_val.bin: 4 tokens, documents: 1"), "cases/encode two inputs, the first part for validation: %s", json_quote(fraction).c_str());
+    const std::pair<const char*, const char*> refused[][2] = {
+        {{"array.json", "[{\"text\": \"a\"}]"}, {"jq -c '.[]' ", ""}}, {{"pretty.json", "{\n  \"text\": \"a\"\n}\n"}, {"looks like JSON, not JSON Lines", ""}},
+        {{"array.jsonl", "[\n{\"text\": \"a\"}\n]"}, {"looks like JSON, not JSON Lines", ""}}, {{"chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n"}, {"line 1: expected an object with a string \"text\"; it holds a chat", ""}},
+        {{"pairs.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n"}, {"build/shards examples reads", ""}}, {{"other.jsonl", "{\"content\": \"a\"}\n"}, {"with --field", ""}}};
+    for (auto& c : refused) {
+        write_file(dir + "/" + c[0].first, c[0].second);
+        std::string error;
+        shards_run({"encode", "--in", dir + "/" + c[0].first, "--tokenizer", "bytes", "--out", out}, &error);
+        const std::string wrong = one_line_with(error, c[1].first);
+        check(wrong.empty(), "cases/encode refuses %s%s", c[0].first, wrong.c_str());
+    }
+    // standard input and a pipe
+    for (const std::string bytes : {"one--two", "{\"text\": \"one--two\"}\n"}) {
+        write_file(dir + "/stdin", bytes);
+        const int keep = dup(0), file = open((dir + "/stdin").c_str(), O_RDONLY);
+        dup2(file, 0);
+        const std::string said = shards_run({"encode", "--in", "-", "--tokenizer", "bytes", "--out", out});
+        dup2(keep, 0), close(keep), close(file);
+        check(shard("_train.bin") == "|one--two", "cases/encode standard input: %s", json_quote(said).c_str());
+    }
+    const std::string pipe = dir + "/pipe";
+    mkfifo(pipe.c_str(), 0666);
+    if (const pid_t pid = fork(); pid == 0) write_file(pipe, "one--two"), _exit(0);
+    const std::string said = shards_run({"encode", "--in", pipe, "--split", "--", "--tokenizer", "bytes", "--out", out});
+    check(shard("_train.bin") == "|one|two", "cases/encode a pipe: %s", json_quote(said).c_str());
+    write_file(dir + "/m.jsonl", "{\"text\": \"ab ab\"}\n"), write_file(dir + "/m.txt", "ab ab ab cd cd");
+    shards_run({"bpe", "--in", dir + "/m.jsonl", "--in", dir + "/m.txt", "--vocab", "258", "--out", dir + "/bpe"});
+    check(Tokenizer::load(dir + "/bpe").merges_txt() == "#version: 0.2\na b\n", "cases/bpe of two inputs");
+}
+
+static void runs() {
+    // a model of 260 tokens, of which bytes, end of text and <|sep|> = 258 can be shown; 257 and 259 are padding
+    const std::string dir = fresh_directory("model"), data = fresh_directory("data"), other = fresh_directory("other"), out = DIR + "run";
+    cpu::Model model(tiny_config(), 1, 4, false);
+    model.initialize(5);
+    write_file(dir + "/model.safetensors", safetensors(pieces_of(model))), write_file(dir + "/config.json", config_json(model.c, 256));
+    write_file(dir + "/merges.txt", "#version: 0.2\n"), write_file(dir + "/added_tokens.json", "{\"<|sep|>\": 258}");
+    Ids tokens(300);
+    for (int& t : tokens) t = rng.below(260);
+    tokens[0] = 256;
+    write_shard(data + "/t.bin", tokens, 260), write_shard(other + "/t.bin", tokens, 260);
+    write_examples(other + "/answers.bin", {{1}, {2}}, 2, 260);
+    write_file(other + "/merges.txt", "a b\n");
+    std::string error, said = run({"train", "--init", dir, "--train", data + "/t.bin", "--val", data + "/t.*", "--steps", "1", "--batch", "2", "--out", out}, &error);
+    check(error.empty() && has(said, "warning: --val " + data + "/t.bin: is trained on, too"), "cases/data with added tokens and padding trains; validation data in the training data is told: %s", error.c_str());
+    check(read_file(out + "/step_00000001/added_tokens.json") == "{\"<|sep|>\": 258}\n" && error_of([&] { verify_checkpoint(out + "/step_00000001"); }).empty(), "cases/a checkpoint keeps added tokens");
+    fs::remove_all(out), fs::create_directories(out + "2");
+    said = run({"train", "--init", dir, "--train", data + "/t.bin", "--val", other + "/t.bin", "--steps", "1", "--batch", "2", "--out", out}, &error);
+    check(!fs::exists(out) && one_line_with(error, other + ": the tokenizer there is not that of " + dir).empty(), "cases/train, validation data of another tokenizer: %s", error.c_str());
+    for (const std::vector<std::string>& more : std::vector<std::vector<std::string>>{{"--val", other + "/t.bin"}, {"--answers", other + "/answers.bin"}}) {
+        std::vector<std::string> words = {"eval", "--model", dir};
+        words.insert(words.end(), more.begin(), more.end());
+        run(words, &error);
+        check(one_line_with(error, other + ": the tokenizer there is not that of " + dir).empty(), "cases/eval %s of another tokenizer: %s", more[0].c_str(), error.c_str());
+        words.insert(words.end(), {"--tokenizer", "bytes"});
+        check(has(run(words), more[0] == "--val" ? "val loss" : "answers right"), "cases/eval %s, the tokenizer said", more[0].c_str());
+    }
+    // The likeliest tokens are those that cannot be shown: they are never drawn.
+    for (int hidden : {257, 259})
+        for (int k = 0; k < model.c.C; k++) model.layout.at(model.weights.data(), 0).wte[hidden * model.c.C + k] = 0;
+    auto drawn = [&](const Tokenizer* t, double temperature, integer top_k, double top_p) {
+        std::vector<size_t> count(260);
+        Options o;
+        o.tokens = 3000, o.temperature = temperature, o.top_k = top_k, o.top_p = top_p;
+        Config c = model.c;
+        cpu::Model m(c, 1, 8, false);
+        m.initialize(3);
+        auto w = m.layout.at(m.weights.data(), 0);
+        for (int k = 0; k < c.C; k++) {                                // lnf_b points to 257 and 259, away from end of text
+            w.lnf_b[k] = k % 2 ? -1 : 1;
+            for (int v : {257, 259}) w.wte[v * c.C + k] = w.lnf_b[k];
+            w.wte[256 * c.C + k] = -w.lnf_b[k];
+        }
+        generate(m, o, {256}, 256, t, [&](int, int token) { count[token]++; });
+        return count[257] + count[259];
+    };
+    const Tokenizer t = Tokenizer::load(dir);
+    check(drawn(nullptr, 1, 0, 1) > 100, "cases/sampling without a tokenizer draws every token");
+    for (auto [temperature, top_k, top_p] : {std::tuple(0.0, 0, 1.0), {1.0, 0, 1.0}, {1000.0, 0, 1.0}, {1.0, 3, 1.0}, {1.0, 0, 0.5}, {2.0, 5, 0.9}})
+        check(drawn(&t, temperature, top_k, top_p) == 0, "cases/sampling draws nothing that cannot be shown: temperature %g, top-k %d, top-p %g", temperature, top_k, top_p);
+
+    // prompts
+    const std::vector<std::string> sample = {"sample", "--model", dir, "--temperature", "0", "--tokens", "3"};
+    auto sampled = [&](std::vector<std::string> more) {
+        std::vector<std::string> words = sample;
+        words.insert(words.end(), more.begin(), more.end());
+        return run(words);
+    };
+    const std::string plain = sampled({"--prompt", "the cat"});
+    for (const char* bytes : {"the cat", "the cat\n", "the cat\r\n", "\xef\xbb\xbfthe cat\n"}) {
+        write_file(dir + "/prompt", bytes);
+        check(sampled({"--prompt-file", dir + "/prompt"}) == plain, "cases/a prompt from a file: %s", json_quote(bytes).c_str());
+    }
+    const int keep = dup(0), file = open((dir + "/prompt").c_str(), O_RDONLY);
+    dup2(file, 0);
+    check(sampled({"--prompt-file", "-"}) == plain && has(plain, "the cat"), "cases/a prompt from standard input");
+    dup2(keep, 0), close(keep), close(file);
+    check(has(sampled({"--prompt-file", "-", "--prompt", "a"}), "not both"), "cases/two prompts");
+    const std::string tail(16, 'b'), longer = sampled({"--prompt", std::string(50, 'a') + tail}), shorter = sampled({"--prompt", tail});
+    check(has(longer, "warning: a prompt of 66 tokens") && longer.substr(longer.find(tail)) == shorter.substr(shorter.find(tail)), "cases/a prompt longer than the context: %s", json_quote(longer.substr(0, 90)).c_str());
+
+    // ids of a model without a tokenizer are apart
+    fs::remove(dir + "/merges.txt"), fs::remove(dir + "/added_tokens.json");
+    for (const char* prompt : {"", "5 6"})
+        for (const char* samples : {"1", "2"}) {
+            const std::string text = sampled({"--prompt", prompt, "--samples", samples});
+            const size_t words = std::count_if(text.begin(), text.end(), [](char c) { return c == ' '; });
+            const size_t each = *prompt ? 4 : 2, expected = *samples == '1' ? each : 2 * (each + 2);
+            check(words == expected, "cases/ids are apart, prompt '%s', %s samples: %s", prompt, samples, json_quote(text).c_str());
+        }
+}
+
+int main() {
+    fs::remove_all(DIR);
+    fs::create_directories(DIR);
+    try {
+        kinds();
+        ids();
+        weights();
+        paths();
+        texts();
+        runs();
+    } catch (const Error& e) { check(false, "cases: %s", e.line.c_str()); }
+    return failed > 0;
+}
