@@ -38,7 +38,7 @@ EMULATED := $(foreach test,golden kernels broken proposals,build/emulated_$(test
 STUDY := $(patsubst dev/cpu/%.cpp,build/study_%,$(wildcard dev/cpu/*.cpp))
 BENCH := $(patsubst dev/%.cu,build/bench_%,$(wildcard dev/*.cu))
 LADDERS := dev/bench.h dev/bench.cuh test/check.h
-FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges llmc options)
+FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges vocab llmc options)
 
 FILES := $(wildcard dev/data/*.h)
 

@@ -1902,7 +1902,7 @@ inline ModelFile open_model(std::string path) {
     const bool config = exists(m.directory + "/config.json");
     auto head = m.tensors.find("lm_head.weight"), wte = m.tensors.find("transformer.wte.weight");
     if (config) m.c = read_config(m.directory + "/config.json");
-    if (head != m.tensors.end() && wte == m.tensors.end() && m.c.tied) {                 // tied, and kept under this name
+    if (head != m.tensors.end() && wte == m.tensors.end() && m.c.tied) {                 // kept under this name
         auto node = m.tensors.extract(head);
         node.key() = "transformer.wte.weight", m.tensors.insert(std::move(node));
     }
@@ -1919,7 +1919,8 @@ inline ModelFile open_model(std::string path) {
         m.c.L = 0, m.c.NH = 0;                               // heads: the caller's to say
         while (m.tensors.count(format("transformer.h.%d.ln_1.weight", m.c.L))) m.c.L++;
         check_config(m.c, path);
-        m.c.tied = !m.tensors.count("lm_head.weight") || same_bytes(m.tensors["lm_head.weight"], m.tensors["transformer.wte.weight"]);
+        head = m.tensors.find("lm_head.weight");
+        m.c.tied = head == m.tensors.end() || same_bytes(head->second, m.tensors["transformer.wte.weight"]);
         m.c.bias = m.tensors.count("transformer.h.0.attn.c_attn.bias");
     }
     return m;
@@ -2221,7 +2222,7 @@ struct HeldOut {
         if (o.verb == "train" && !o.val.empty())
             for (const std::string& train : glob_files(o.train, "--train"))
                 for (const std::string& path : glob_files(o.val, "--val"))
-                    if (fs::equivalent(train, path)) warn("--val %s: is trained on, too: --train names it", path.c_str());
+                    if (fs::equivalent(train, path)) warn("--val %s: is in --train, too", path.c_str());
         if (!o.val.empty()) {
             val.emplace(o.val, o.rows, !o.raw.empty(), T, V, eot, rows), floor = known_floor(o);
             data["val"] = val->identity.text();
@@ -2500,7 +2501,8 @@ inline std::vector<std::string> directories_of(const Options& o, const std::stri
     std::vector<std::string> directories;
     if (!model.empty()) directories.push_back(model);
     for (auto& [data, name] : {std::pair(o.train, "--train"), {o.val, "--val"}})
-        if (!data.empty()) for (const std::string& path : glob_files(data, name)) directories.push_back(directory_of(path));
+        for (const std::string& path : data.empty() ? std::vector<std::string>() : glob_files(data, name))
+            directories.push_back(directory_of(path));
     if (!o.answers.empty()) directories.push_back(directory_of(o.answers));
     return directories;
 }
@@ -2698,8 +2700,8 @@ template <typename Model> void train(Options o) {
 
 // ---- 10. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
-    for (text* path : {&o.train, &o.val, &o.tokenizer, &o.init, &o.model, &o.answers, &o.choices, &o.out, &o.prompt_file})
-        *path = at_home(*path);
+    for (text* p : {&o.train, &o.val, &o.answers, &o.choices, &o.tokenizer, &o.init, &o.model, &o.out, &o.prompt_file})
+        *p = at_home(*p);
     if (o.verb == "train") return train<Model>(o);
     std::string path = o.model;
     std::optional<Held> held(hold_newest(path));
@@ -2730,7 +2732,7 @@ template <typename Model> void run_verb(Options o) {
         }
         if (prompt.empty()) prompt.push_back(eot >= 0 ? eot : 0);
         if (prompt.size() > (size_t)T) {
-            warn("a prompt of %zu tokens: the context takes %d, so its end is continued as if nothing stood before", prompt.size(), T);
+            warn("a prompt of %zu tokens: the context takes %d, so only the last of them count", prompt.size(), T);
             prompt.erase(prompt.begin(), prompt.end() - T);
         }
         T = std::min<integer>(T, prompt.size() + o.tokens);                 // no larger a cache than needed
@@ -2751,7 +2753,8 @@ template <typename Model> void run_verb(Options o) {
     const char* gap = tokenizer ? "" : " ";                  // between ids
     if (o.verb == "sample" && o.samples == 1) {                                          // as they come
         printf("%s", o.prompt.c_str());
-        generate(model, o, prompt, eot, tokenizer.get(), [&, before = o.prompt.empty() ? "" : gap](int, int token) mutable {
+        const char* before = o.prompt.empty() ? "" : gap;
+        generate(model, o, prompt, eot, tokenizer.get(), [&](int, int token) {
             printf("%s%s", std::exchange(before, gap), show_tokens({token}, tokenizer.get()).c_str());
             fflush(stdout);
         });

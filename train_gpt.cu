@@ -1579,9 +1579,9 @@ inline void embedding_backward(float* dwte, float* dwpe, float* partial, const f
     launch(WIDTH(C, embedding_backward_wpe_kernel), blocks_for((size_t)T * C, 128 * W), 128, 0, dwpe, dout, B, T * C);
 }
 
-/* gradient norm and AdamW, over the whole arena: blocks sum up squares of their shares, in double as the CPU does, so that
-   no square of a float overflows; then each block adds up all of these, in order, for the clip scale. If loss or norm is
-   not finite, nothing changes.
+/* gradient norm and AdamW, over the whole arena: blocks sum up squares of their shares, in double, where no square of a
+   float overflows; then each block adds up all of these, in order, for the clip scale. If loss or norm is not finite,
+   nothing changes.
    math     adamw_step(); gradients are scaled by min(1, clip / (norm + 1e-6))
    shapes   w, m, v, g, rounded (n), n a multiple of 128   decays (n / 128): whether weight decay applies
    cost     4 bytes a weight for the norm; 34 for the update: w, m, v and g are read and written, rounded is written */

@@ -95,6 +95,17 @@ static void merges(std::string_view bytes) {                    // merges, a zer
     must(again.merges_txt() == t.merges_txt() && again.encode(text) == t.encode(text), "merges_txt()");
     must(parse_json(t.vocab_json(), "vocab_json()").members.size() == (size_t)t.vocab(), "vocab_json()");
 }
+static void vocab(std::string_view bytes) {                     // vocab.json, beside merges
+    const std::string dir = "/tmp/fuzz_vocab_" + std::to_string(getpid());
+    fs::create_directories(dir);
+    write_file(dir + "/merges.txt", "a b\nab c\n"), write_file(dir + "/vocab.json", bytes);
+    const Tokenizer t = Tokenizer::load(dir);
+    std::string decoded;
+    for (int id : t.encode("abc ab")) must(id >= 0 && id < t.vocab() && id != t.eot(), "id out of range"), decoded += t.decode(id);
+    must(decoded == "abc ab", "decode(encode(x)) != x", decoded);
+    t.save(dir);
+    must(Tokenizer::load(dir).same(t), "save()");
+}
 static void options(std::string_view bytes) {                   // one word a line
     std::vector<std::string> words;
     for (; !bytes.empty(); bytes.remove_prefix(std::min(bytes.size(), words.back().size() + 1)))
@@ -147,6 +158,10 @@ static Seeds merge_seeds() {
     using namespace std::string_literals;
     return {"#version: 0.2\na b\n\xc4\xa0 c\nab \xc4\xa0" "c\n\0ab cab c 's\xff"s};
 }
+static Seeds vocab_seeds() {
+    const std::string json = Tokenizer::from_merges("a b\nab c\n", "merges").vocab_json();
+    return {json, "{\"<|endoftext|>\": 300, \"a\": 1, \"b\": 2, \"c\": 3, \"\xc4\xa0\": 4, \"ab\": 5, \"abc\": 6, \"<x>\": 7}"};
+}
 static Seeds option_seeds() {
     return {"train\n--train\na*.bin\n--lr=1e-3\n--steps\n10\n--out\nb\n--schedule\nwsd\n--resume",
             "--train\na\n--out\nb\n--epochs\n0.5", "sample\n--model\na\n--top-p\n0.5\n--prompt\n",
@@ -157,7 +172,7 @@ static Seeds option_seeds() {
 static const struct { std::string name; void (*run)(std::string_view); Seeds (*seeds)(); } TARGETS[] = {
     {"shards", shards, shard_seeds}, {"examples", examples, example_seeds}, {"choices", choices, choice_seeds},
     {"safetensors", model, safetensors_seeds}, {"llmc", model, llmc_seeds}, {"config", config, config_seeds},
-    {"merges", merges, merge_seeds}, {"options", options, option_seeds}};
+    {"merges", merges, merge_seeds}, {"vocab", vocab, vocab_seeds}, {"options", options, option_seeds}};
 #define NAME_OF(target) #target
 #define NAME(target) NAME_OF(target)
 static const auto& CHOSEN =

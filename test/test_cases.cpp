@@ -127,7 +127,7 @@ static void kinds() {
         write_file(path, bytes);
         dies(format("ours as --raw: %s", words).c_str(), words, [&] { Shard(path, true); });
         dies(format("ours as text: %s", words).c_str(), words, [&] { shards::Source(Input(path).text(), path, "", "text"); });
-        dies(format("ours as merges: %s", words).c_str(), "expected", [&] { Tokenizer::from_merges(bytes, path); });
+        if (!has(bytes, "{")) dies(format("ours as merges: %s", words).c_str(), words, [&] { Tokenizer::load(path); });
     }
     // what is 16-bit tokens: GPT-2's, in shards of any length; bytes; two values; every second one 0
     size_t mistaken = 0;
@@ -219,16 +219,16 @@ static void ids() {
     };
     using Vocab = std::map<std::string, int>&;
     const struct { const char* name; std::string vocab, words, other = "", content = ""; } refused[] = {
-        {"a token of the merges missing", changed([](Vocab v) { v.erase("the"); }), "tokenizer/vocab.json: no token \"the\", which merges.txt makes"},
-        {"a token of no merge", changed([](Vocab v) { v["xyz"] = 300; }), "token \"xyz\" is no byte"},
-        {"an id twice", changed([](Vocab v) { v["the"] = 7; }), "id 7 is both of"},
-        {"an id twice, by an added token", changed([](Vocab) {}), "id 7 is both of", "added_tokens.json", "{\"<x>\": 7}"},
+        {"a token of the merges missing", changed([](Vocab v) { v.erase("the"); }), "tokenizer/vocab.json: token \"the\": missing, but merges.txt makes it"},
+        {"a token of no merge", changed([](Vocab v) { v["xyz"] = 300; }), "token \"xyz\": merges.txt does not make it"},
+        {"an id twice", changed([](Vocab v) { v["the"] = 7; }), "has id 7, as has "},
+        {"an id twice, by an added token", changed([](Vocab) {}), "has id 7, as has ", "added_tokens.json", "{\"<x>\": 7}"},
         {"an id below 0", changed([](Vocab v) { v["the"] = -1; }), "expected an id below"},
         {"an id too large", changed([](Vocab v) { v["the"] = 1 << 23; }), "expected an id below"},
-        {"an id that is no number", "{\"!\": \"0\"}", "expected an id below"}, {"no token", "{}", "no token \"th\""},
+        {"an id that is no number", "{\"!\": \"0\"}", "expected an id below"}, {"no token", "{}", "token \"th\": missing"},
         {"two ids of one token", changed([](Vocab) {}), "found id 301, but 300", "tokenizer_config.json", "{\"added_tokens_decoder\": {\"300\": {\"content\": \"<x>\"}, \"301\": {\"content\": \"<x>\"}}}"},
         {"no end of text", changed([](Vocab v) { v.erase("<|endoftext|>"), v["</s>"] = 290; }), "which token ends a text?"},
-        {"not an object", "[1]", "no token \"th\""}, {"not JSON", "{\"!\": 0,", "JSON ends"}, {"UTF-16", "\xff\xfe{", "looks like UTF-16 text, not JSON"}};
+        {"not an object", "[1]", "token \"th\": missing"}, {"not JSON", "{\"!\": 0,", "JSON ends"}, {"UTF-16", "\xff\xfe{", "looks like UTF-16 text, not JSON"}};
     for (auto& c : refused) {
         fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES), write_file(dir + "/vocab.json", c.vocab);
         if (!c.other.empty()) write_file(dir + "/" + c.other, c.content);
@@ -495,7 +495,7 @@ static void runs() {
     write_examples(other + "/answers.bin", {{1}, {2}}, 2, 260);
     write_file(other + "/merges.txt", "a b\n");
     std::string error, said = run({"train", "--init", dir, "--train", data + "/t.bin", "--val", data + "/t.*", "--steps", "1", "--batch", "2", "--out", out}, &error);
-    check(error.empty() && has(said, "warning: --val " + data + "/t.bin: is trained on, too"), "cases/data with added tokens and padding trains; validation data in the training data is told: %s", error.c_str());
+    check(error.empty() && has(said, "warning: --val " + data + "/t.bin: is in --train, too"), "cases/data with added tokens and padding trains; validation data in the training data is told: %s", error.c_str());
     check(read_file(out + "/step_00000001/added_tokens.json") == "{\"<|sep|>\": 258}\n" && error_of([&] { verify_checkpoint(out + "/step_00000001"); }).empty(), "cases/a checkpoint keeps added tokens");
     fs::remove_all(out), fs::create_directories(out + "2");
     said = run({"train", "--init", dir, "--train", data + "/t.bin", "--val", other + "/t.bin", "--steps", "1", "--batch", "2", "--out", out}, &error);
@@ -566,13 +566,11 @@ static void runs() {
 int main() {
     fs::remove_all(DIR);
     fs::create_directories(DIR);
-    try {
-        kinds();
-        ids();
-        weights();
-        paths();
-        texts();
-        runs();
-    } catch (const Error& e) { check(false, "cases: %s", e.line.c_str()); }
+    for (auto section : {kinds, ids, weights, paths, texts, runs})
+        try {
+            section();
+        } catch (const std::exception& e) {
+            check(false, "cases: %s", e.what());
+        } catch (const Error& e) { check(false, "cases: %s", e.line.c_str()); }
     return failed > 0;
 }

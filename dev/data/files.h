@@ -198,7 +198,8 @@ struct Input {
         const int fd = standard ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC);
         char some[1 << 16];
         for (ssize_t n = 1; n != 0; bytes.append(some, std::max<ssize_t>(n, 0)))
-            if ((n = read(fd, some, sizeof some)) < 0 && errno != EINTR) die("%s: cannot read: %s", path.c_str(), strerror(errno));
+            if ((n = read(fd, some, sizeof some)) < 0 && errno != EINTR)
+                die("%s: cannot read: %s", path.c_str(), strerror(errno));
         if (!standard) close(fd);
     }
 };

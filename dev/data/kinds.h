@@ -1,5 +1,5 @@
-/* dev/data/kinds.h -- what a foreign file is, by what it holds, and the one step that makes it usable. Every reader asks
-   here before it says no more than what it expected. To name another kind, add a row to the table. */
+/* dev/data/kinds.h -- what a foreign file is, by what it holds, and the one step that makes it usable. Readers ask here
+   before they say no more than what they expected. To name another kind, add a row to the table. */
 #pragma once
 #include "files.h"
 
@@ -18,13 +18,14 @@ inline std::string_view without_mark(std::string_view text) {
 }
 
 // In Python, of an array `a` of tokens of any type.
-inline const std::string TO_SHARD = "numpy.r_[20240801, 7, a.size, [0] * 253, a.ravel()].astype('uint32').tofile('tokens.bin')";
+inline const std::string TO_SHARD =
+    "numpy.r_[20240801, 7, a.size, [0] * 253, a.ravel()].astype('uint32').tofile('tokens.bin')";
 
 inline const Kind* marked_kind(std::string_view bytes) {
     using namespace std::string_literals;
     const char *const SHARD = "--train and --val read it, without --raw",
-        *const TORCH = "python3 -c \"import torch, safetensors.torch as s; w = torch.load('FILE', 'cpu'); s.save_file({k: v."
-                       "contiguous().clone() for k, v in w.get('model', w).items()}, 'model.safetensors')\" makes one that is read",
+        *const TORCH = "python3 -c \"import torch, safetensors.torch as s; w = torch.load('FILE', 'cpu'); s.save_file({"
+                       "k: v.contiguous().clone() for k, v in w.get('model', w).items()}, 'model.safetensors')\"",
         *const GPT2 = "only GPT-2 is computed here; take its model.safetensors",
         *const MERGES = "--tokenizer takes the merges of GPT-2's byte-level BPE, merges.txt or vocab.bpe",
         *const DIRECTORY = "give its directory",
@@ -58,8 +59,8 @@ inline const Kind* marked_kind(std::string_view bytes) {
         {0, "PK\3\4", ".npy", "NumPy arrays (.npz)", "in Python: a = numpy.load('FILE')[NAME]; " + TO_SHARD},
         {0, "PK\3\4", "", "a zip archive", "unpack it: unzip FILE"},
         {0, "\x93NUMPY", "", "a NumPy array (.npy)", "in Python: a = numpy.load('FILE'); " + TO_SHARD},
-        {0, "PAR1", "", "a Parquet table", "in Python: pandas.read_parquet('FILE').to_json('text.jsonl', orient='records', "
-                                           "lines=True), for build/shards encode"},
+        {0, "PAR1", "", "a Parquet table", "in Python: pandas.read_parquet('FILE').to_json('text.jsonl', "
+                                           "orient='records', lines=True), for build/shards encode"},
         {0, "ARROW1", "", "an Arrow table", ARROW},
         {0, "\xff\xff\xff\xff", "huggingface", "an Arrow table", ARROW},
         {0, "\x89HDF\r\n\x1a\n", "", "HDF5, TensorFlow's weights", "take the model.safetensors of the same model"},
@@ -72,22 +73,23 @@ inline const Kind* marked_kind(std::string_view bytes) {
         {0, "{", "\"weight_map\"", "the index of a model in several files", DIRECTORY, true},
         {0, "{", "\"model_type\"", "the config.json of a model", DIRECTORY, true},
         {0, "{", "\"added_tokens\"", "a tokenizer.json", "save what it holds, in Python: "
-                                                         "tokenizers.Tokenizer.from_file('FILE').model.save('.')", true},
+         "tokenizers.Tokenizer.from_file('FILE').model.save('.')", true},
         {0, "{", "\"!\"", "the vocab.json of a tokenizer", MERGES, true},
         {0, "<!DOCTYPE", "", "a web page", "download the file itself", true},
         {0, "<html", "", "a web page", "download the file itself", true},
     };
-    const std::string_view first = without_mark(bytes).substr(0, 1024);
+    const std::string_view s = without_mark(bytes).substr(0, 1024);
     for (const Kind& k : KINDS)
-        if (first.substr(std::min(k.at, first.size())).starts_with(k.mark) && first.find(k.also) != first.npos) return &k;
+        if (s.size() > k.at && s.substr(k.at).starts_with(k.mark) && s.find(k.also) != s.npos) return &k;
     return nullptr;
 }
 
-// The kind of a file, or none. raw: it may be bare 16-bit tokens, which look like UTF-16 where they are below 256; what is
-// unlike them is no 16-bit tokens: text of bytes, none of which controls anything, and numbers of more bits.
+// The kind of a file, or none. raw: it may be bare 16-bit tokens, which look like UTF-16 where they are below 256, but
+// not like text, no byte of which controls anything, nor like numbers of more bits.
 inline const Kind* kind_of(std::string_view bytes, bool raw = false) {
     static const Kind
-        TEXT = {0, "", "", "text", "make shards of it: build/shards encode --in FILE --tokenizer bytes --out NAME", true},
+        TEXT = {0, "", "", "text", "make shards of it: build/shards encode --in FILE --tokenizer bytes --out NAME",
+                true},
         UTF16[] = {{0, "", "", "UTF-16 text", "make it UTF-8: iconv -f UTF-16LE -t UTF-8 FILE > text.txt"},
                    {0, "", "", "UTF-16 text", "make it UTF-8: iconv -f UTF-16BE -t UTF-8 FILE > text.txt"}},
         NUMBERS[] = {{0, "", "", "bare 32-bit numbers", "in Python: a = numpy.fromfile('FILE', 'int32'); " + TO_SHARD},
@@ -99,8 +101,9 @@ inline const Kind* kind_of(std::string_view bytes, bool raw = false) {
     if (length > 1 && length <= bytes.size() - 8 && bytes[8] == '{') return &SAFETENSORS;
 
     const std::string_view some = bytes.substr(0, 1 << 16);
-    auto controls = [](unsigned c) { return (c < 0x20 && c != '\t' && c != '\n' && c != '\r' && c != '\f') || c == 0x7f; };
-    if (!some.empty() && std::none_of(some.begin(), some.end(), [&](unsigned char c) { return controls(c); })) return &TEXT;
+    auto controls = [](unsigned c) { return (c < ' ' && (c < '\t' || c > '\r')) || c == 0x7f; };
+    auto control = [&](char c) { return controls((unsigned char)c); };
+    if (!some.empty() && std::none_of(some.begin(), some.end(), control)) return &TEXT;
 
     const size_t n = some.size() / 2;
     auto unit = [&](size_t i, bool big) { return (uint8_t)some[2 * i + big] | (uint8_t)some[2 * i + !big] << 8; };
@@ -112,7 +115,7 @@ inline const Kind* kind_of(std::string_view bytes, bool raw = false) {
         }
         if (!wrong && (50 * blanks >= n || ascii == n)) return &UTF16[big];
     }
-    unsigned most[4] = {};                               // of every fourth unit: in wider numbers the upper ones are small
+    unsigned most[4] = {};                               // of every fourth unit: wider numbers have small upper ones
     for (size_t i = 0; i < n; i++) most[i % 4] = std::max(most[i % 4], (unsigned)unit(i, false));
     const unsigned low = std::max(most[0], most[2]), high = std::max(most[1], most[3]);
     if (n < 32 || bytes.size() % 4 || high > 15 || low <= 16 * (high + 1)) return nullptr;

@@ -23,12 +23,12 @@ struct Flag {
     const char *name, *argument, *verbs, *value, *help;      // value: the default, nullptr if it has to be given
 };
 const Flag FLAGS[] = {
-    {"in", "FILE", "encode bpe examples decode", nullptr, "the input, or several, each after its own --in; - is standard input; "
-                                                          ".jsonl and .ndjson are JSON Lines, as are .json and - that look like it"},
+    {"in", "FILE", "encode bpe examples decode", nullptr, "the input, or several, each after an --in; - is standard "
+     "input; .jsonl and .ndjson are JSON Lines, as are .json and - whose first line is an object"},
     {"out", "PATH", "encode bpe examples", nullptr, "encode: PREFIX; bpe: DIR; examples: FILE; old ones are replaced"},
     {"tokenizer", "FILE", "encode examples decode", nullptr, "merges file, or the word bytes for none"},
-    {"split", "TEXT", "encode", "", "what separates documents in a text (\\n, which \\r\\n matches, \\t, \\r, \\\\); white space "
-                                    "stays with the document before it, any other separator is removed"},
+    {"split", "TEXT", "encode", "", "what separates documents in a text (\\n, also as \\r\\n, \\t, \\r, \\\\); white "
+                                    "space stays with the document before it, any other separator is removed"},
     {"field", "NAME", "encode bpe", "text", "the member of a JSON line that holds a document's text"},
     {"val-tokens", "N", "encode", "0", "the first N tokens are for validation"},
     {"val-fraction", "F", "encode", "0", "the first part of the input, F of its bytes, is for validation"},
@@ -181,12 +181,15 @@ struct Source {
     size_t at = 0, document_end = 0, next_document = 0, line = 0;
     bool inside = false, matched = false;                    // matched: a separator was found
 
-    Source(std::string_view whole, const std::string& name, const std::string& split, const std::string& field, bool lines = false)
-        : text(without_mark(whole)), name(name), split(split), field(field), json_lines(lines || is_json_lines(text, name)) {
+    Source(std::string_view whole, const std::string& name, const std::string& split, const std::string& field,
+           bool lines = false)
+        : text(without_mark(whole)), name(name), split(split), field(field),
+          json_lines(lines || is_json_lines(text, name)) {
         if (const Kind* kind = kind_of(whole); kind && !kind->text) refuse(name, *kind, "UTF-8 text");
         const size_t first = text.find_first_not_of(" \t\r\n");
         if (json_lines ? first != text.npos && text[first] == '[' : name.ends_with(".json"))
-            die("%s: looks like JSON, not JSON Lines, an object a line; make it that: jq -c '.[]' %s > text.jsonl", name.c_str(), name.c_str());
+            die("%s: looks like JSON, not JSON Lines, an object a line; make it that: jq -c '.[]' %s > text.jsonl",
+                name.c_str(), name.c_str());
         if (json_lines && !split.empty()) die_usage("--split: not for JSON Lines, where every line is a document");
         if (json_lines) this->split = "\n";
     }
@@ -197,7 +200,8 @@ struct Source {
             if (next_document > text.size()) return false;
             at = next_document;
             const auto [begin, end] = find_separator(text, split, at);
-            const bool keep = split.find_first_not_of(" \t\r\n") == split.npos && !json_lines, found = begin != text.npos;
+            const bool found = begin != text.npos;
+            const bool keep = split.find_first_not_of(" \t\r\n") == split.npos && !json_lines;
             document_end = !found ? text.size() : keep ? end : begin;
             next_document = found ? end : text.size() + 1;
             matched |= found, line++;
@@ -222,9 +226,10 @@ struct Source {
         const Json& member = json[field];
         if (member.kind != Json::STRING)
             die("%s: expected an object with a string %s; %s", where.c_str(), json_quote(field).c_str(),
-                json["messages"] ? format("it holds a chat; make texts of chats: jq -c '{text: [.messages[] | .role + \": \" + "
-                                          ".content] | join(\"\\n\")}' %s > text.jsonl", name.c_str()).c_str()
-                : json["prompt"] ? "build/shards examples reads prompts and responses" : "name another member with --field");
+                json["messages"] ? format("it holds a chat; make texts of chats: jq -c '{text: [.messages[] | .role + "
+                                          "\": \" + .content] | join(\"\\n\")}' %s > text.jsonl", name.c_str()).c_str()
+                : json["prompt"] ? "build/shards examples reads prompts and responses"
+                                 : "name another member with --field");
         storage = member.string;
         out = storage;
         return true;
@@ -286,7 +291,8 @@ struct ShardWriter {
         for (size_t i = files == 1 ? 0 : files; unlink(numbered(i).c_str()) == 0; i++) {}
         if (files == 0) return "";
         const std::string name = files == 1 ? single : prefix + "_*.bin";
-        const std::string line = format("%s: %zu tokens, documents: %zu, shards: %zu\n", name.c_str(), tokens, documents, files);
+        const std::string line =
+            format("%s: %zu tokens, documents: %zu, shards: %zu\n", name.c_str(), tokens, documents, files);
         files = 0;
         return line;
     }

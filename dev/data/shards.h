@@ -56,7 +56,7 @@ struct Shard {
     }
 };
 
-// The files of a pattern, sorted. What exists as it is written is no pattern: the whole, or the directories it starts with.
+// The files of a pattern, sorted. What exists as it is written is none: the whole, or the directories it starts with.
 inline std::vector<std::string> glob_files(const std::string& pattern, const char* option) {
     size_t plain = exists(pattern) ? pattern.size() : pattern.rfind('/');
     while (plain != pattern.npos && plain && !exists(pattern.substr(0, plain))) plain = pattern.rfind('/', plain - 1);
@@ -68,7 +68,8 @@ inline std::vector<std::string> glob_files(const std::string& pattern, const cha
     glob_t g;
     std::vector<std::string> paths;
     if (plain == pattern.size()) paths.push_back(pattern);
-    else if (glob(escaped.c_str(), GLOB_BRACE, nullptr, &g) == 0) paths.assign(g.gl_pathv, g.gl_pathv + g.gl_pathc), globfree(&g);
+    else if (glob(escaped.c_str(), GLOB_BRACE, nullptr, &g) == 0)
+        paths.assign(g.gl_pathv, g.gl_pathv + g.gl_pathc), globfree(&g);
     if (paths.empty()) die("%s %s: no such file", option, pattern.c_str());
     std::sort(paths.begin(), paths.end());                    // braces are sorted one by one, and may overlap
     paths.erase(std::unique(paths.begin(), paths.end()), paths.end());

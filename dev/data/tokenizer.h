@@ -1,10 +1,10 @@
 /* dev/data/tokenizer.h -- GPT-2's byte-level BPE, from a merges file and the ids that a vocab.json beside it gives.
-   Text is cut into words, and within a word neighbouring tokens are joined, the merge of lowest rank first. Tokens 0..255
-   are the bytes in GPT-2's order, 256 + rank is a merge; these are their ids, too, where no file says otherwise, and the
-   last id is <|endoftext|>, which only tools put between documents: inside a text those letters, and those of any other
-   added token, are ordinary. Any string of bytes has an encoding and comes back from it unchanged; where a vocab.json
-   leaves bytes out, one with these has none. To try another splitting pattern, edit word_length() and nothing else;
-   `make test` then says which published cases differ. */
+   Text is cut into words, and within a word neighbouring tokens are joined, the merge of lowest rank first. Tokens
+   0..255 are the bytes in GPT-2's order, 256 + rank is a merge; these are their ids, too, where no file says otherwise,
+   and the last is <|endoftext|>, which only tools put between documents: inside a text those letters, and those of any
+   other added token, are ordinary. Any string of bytes has an encoding and comes back from it unchanged; where a
+   vocab.json leaves bytes out, one with these has none. To try another splitting pattern, edit word_length() and no
+   more; `make test` then says which published cases differ. */
 #pragma once
 #include "kinds.h"
 #include <climits>
@@ -230,7 +230,8 @@ struct Tokenizer {
         write_file(dir + "/merges.txt", merges_txt()), write_file(dir + "/vocab.json", vocab_json());
         if (added.size() > 1) write_file(dir + "/added_tokens.json", added_json());
         if (const std::string& end = added.at(end_id); end != END_OF_TEXT)
-            write_file(dir + "/tokenizer_config.json", "{\"tokenizer_class\": \"GPT2Tokenizer\", \"eos_token\": " + json_quote(end) + "}\n");
+            write_file(dir + "/tokenizer_config.json",
+                       "{\"tokenizer_class\": \"GPT2Tokenizer\", \"eos_token\": " + json_quote(end) + "}\n");
     }
     std::string merges_txt() const {
         std::string s = "#version: 0.2\n";
@@ -240,7 +241,8 @@ struct Tokenizer {
     }
     std::string vocab_json() const {
         std::map<int, std::string> names(in_vocab.begin(), in_vocab.end());
-        for (size_t i = 0; i < tokens.size(); i++) if (id_of[i] >= 0) names[id_of[i]] = GPT2_BYTES.printable(tokens[i]);
+        for (size_t i = 0; i < tokens.size(); i++)
+            if (id_of[i] >= 0) names[id_of[i]] = GPT2_BYTES.printable(tokens[i]);
         return names_json(names);
     }
     std::string added_json() const {                                   // all but end of text
@@ -265,26 +267,29 @@ private:
     void take_ids(const std::string& path) {
         const std::string dir = directory_of(path) + "/", file = fs::path(path).filename().string();
         const std::string before = file.ends_with("merges.txt") ? file.substr(0, file.size() - 10) : "";
-        auto quoted = [](const std::string& token) { return json_quote(token.substr(0, 60)); };
+        auto wrong = [&](const std::string& name, const std::string& token, const std::string& why) {
+            die("%s%s: token %s: %s", dir.c_str(), name.c_str(), json_quote(token.substr(0, 60)).c_str(), why.c_str());
+        };
         auto read = [&](const std::string& name) {
             return !path.empty() && exists(dir + name) ? read_json(dir + name) : Json();
         };
         auto id_at = [&](const Json& id, const std::string& token, const std::string& name) {
-            if (id.kind != Json::NUMBER || id.number < 0 || id.number >= MAX_VOCAB || id.number != std::floor(id.number))
-                die("%s%s: token %s: expected an id below %d", dir.c_str(), name.c_str(), quoted(token).c_str(), MAX_VOCAB);
-            return (int)id.number;
+            const double n = id.number;
+            if (id.kind != Json::NUMBER || !(n >= 0 && n < MAX_VOCAB) || n != std::floor(n))
+                wrong(name, token, format("expected an id below %d", MAX_VOCAB));
+            return (int)n;
         };
         const std::string vocab_name = before + (exists(dir + before + "vocab.json") ? "vocab.json" : "encoder.json");
         const Json vocab = read(vocab_name);
 
-        std::map<std::string, int> listed;                             // added tokens; -1: an id that only vocab.json tells
+        std::map<std::string, int> listed;                             // added tokens; -1: the id is not told here
         std::string end;
         auto list = [&](const Json& token, const Json& id, const std::string& name) {
             const std::string& text = token.kind == Json::STRING ? token.string : token["content"].string;
             if (text.empty()) return text;
             int &known = listed.emplace(text, -1).first->second, now = id ? id_at(id, text, name) : known;
             if (known >= 0 && now != known)
-                die("%s%s: token %s: found id %d, but %d in another file there", dir.c_str(), name.c_str(), quoted(text).c_str(), now, known);
+                wrong(name, text, format("found id %d, but %d in another file there", now, known));
             known = now;
             return text;
         };
@@ -306,39 +311,43 @@ private:
         std::map<int, std::string> names;
         auto give = [&](int id, const std::string& token) {
             auto [at, fresh] = names.emplace(id, token);
-            if (!fresh && at->second != token)
-                die("%s: id %d is both of %s and of %s, by the files beside it", path.c_str(), id, quoted(at->second).c_str(), quoted(token).c_str());
+            const std::string& other = at->second;
+            if (!fresh && other != token)
+                wrong(vocab_name, token, format("has id %d, as has %s", id, json_quote(other.substr(0, 60)).c_str()));
         };
         id_of.resize(tokens.size());
         for (size_t i = 0; i < tokens.size(); i++) {
             const std::string token = GPT2_BYTES.printable(tokens[i]);
-            if (id_of[i] = vocab ? -1 : (int)i; vocab && (vocab[token] || i >= 256)) {
-                if (!vocab[token])
-                    die("%s%s: no token %s, which %s makes; is it of other merges?", dir.c_str(), vocab_name.c_str(), quoted(token).c_str(), file.c_str());
-                id_of[i] = id_at(vocab[token], token, vocab_name);
-            }
+            const Json& id = vocab[token];
+            if (vocab && !id && i >= 256)
+                wrong(vocab_name, token, "missing, but " + file + " makes it; are these of one tokenizer?");
+            id_of[i] = !vocab ? (int)i : id ? id_at(id, token, vocab_name) : -1;
             if (id_of[i] >= 0) give(id_of[i], token);
         }
         if (names.empty()) die("%s%s: holds no token", dir.c_str(), vocab_name.c_str());
         for (auto& [token, id] : vocab.members) {
             const int number = id_at(id, token, vocab_name);
             if (auto at = names.find(number); at != names.end() && at->second == token) continue;
-            const bool bracketed = (token.starts_with('<') && token.ends_with('>')) || (token.starts_with('[') && token.ends_with(']'));
-            if (!bracketed && !listed.count(token))
-                die("%s%s: token %s is no byte, and neither made by %s nor listed as added; is it of other merges?", dir.c_str(),
-                    vocab_name.c_str(), quoted(token).c_str(), file.c_str());
+            const bool angled = token.starts_with('<') && token.ends_with('>');
+            if (!angled && !(token.starts_with('[') && token.ends_with(']')) && !listed.count(token))
+                wrong(vocab_name, token, file + " does not make it, and no file there lists it as an added token");
             list(string(token), id, vocab_name), in_vocab[number] = token;
         }
-        for (auto& [token, id] : listed)
-            if (auto at = names.find(id); id >= 0 && (at == names.end() || at->second != token)) give(id, token), added[id] = token;
+        for (auto& [token, id] : listed) {
+            if (id < 0 || (names.count(id) && names[id] == token)) continue;
+            give(id, token), added[id] = token;
+        }
 
         end_id = -1;
         for (const std::string& name : {std::string(END_OF_TEXT), end})
             for (auto& [id, token] : added) if (end_id < 0 && token == name) end_id = id;
         if (end_id < 0 && vocab && !added.empty())
-            die("%s%s: which token ends a text? it is not %s; name it in tokenizer_config.json beside it: {\"eos_token\": ...}",
+            die("%s%s: which token ends a text? none is %s; name it in tokenizer_config.json: {\"eos_token\": \"\"}",
                 dir.c_str(), vocab_name.c_str(), END_OF_TEXT);
-        if (end_id < 0) give(end_id = vocab ? names.rbegin()->first + 1 : (int)tokens.size(), END_OF_TEXT), added[end_id] = in_vocab[end_id] = END_OF_TEXT;
+        if (end_id < 0) {                                              // as Hugging Face's tokenizers add it
+            give(end_id = vocab ? names.rbegin()->first + 1 : (int)tokens.size(), END_OF_TEXT);
+            added[end_id] = in_vocab[end_id] = END_OF_TEXT;
+        }
         texts.resize(names.rbegin()->first + 1);
         for (auto& [id, token] : added) texts[id] = token;
         for (size_t i = 0; i < tokens.size(); i++) if (id_of[i] >= 0) texts[id_of[i]] = tokens[i];
@@ -352,7 +361,7 @@ private:
     std::vector<std::string> tokens;                                   // the bytes of every token
     std::vector<int> id_of;                                            // its id; -1: a byte that vocab.json leaves out
     std::vector<std::string> texts;                                    // by id: its bytes, or an added token's name
-    std::map<int, std::string> added, in_vocab;                        // names, by id; in_vocab: those that vocab.json has
+    std::map<int, std::string> added, in_vocab;                        // names, by id; in_vocab: those in vocab.json
     int end_id = 0;
     std::vector<std::pair<int, int>> merges;                           // by rank
     std::vector<Merge> table;                                          // pair -> id, open addressing, half empty
@@ -405,14 +414,16 @@ private:
         }
         for (size_t i = 0; i < n; i = s.next[i]) {
             out.push_back(id_of[s.id[i]]);
-            if (out.back() < 0) die("byte 0x%02x: has no token in this tokenizer's vocab.json; train one on all bytes", (uint8_t)word[i]);
+            if (out.back() < 0)
+                die("byte 0x%02x: has no token in the vocab.json; train a tokenizer with all bytes", (uint8_t)word[i]);
         }
         if (n <= 64) known = word, known_ids.assign(out.begin() + first, out.end());
     }
 };
 
 // The tokenizer of --tokenizer, or that beside the model and the data, or none. All that there are must be the same.
-inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option, const std::vector<std::string>& directories) {
+inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
+                                                 const std::vector<std::string>& directories) {
     if (!option.empty()) return std::make_unique<Tokenizer>(Tokenizer::load(option));
     std::unique_ptr<Tokenizer> found;
     std::string where, seen = "\n";
@@ -422,8 +433,8 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option, cons
         if (path.empty()) continue;
         auto there = std::make_unique<Tokenizer>(Tokenizer::load(path));
         if (found && !there->same(*found))
-            die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right with "
-                "--tokenizer", dir.c_str(), where.c_str());
+            die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right "
+                "with --tokenizer", dir.c_str(), where.c_str());
         if (!found) found = std::move(there), where = dir;
     }
     return found;

@@ -92,13 +92,15 @@ struct Safetensors {
 };
 
 // Every tensor of an index (model.safetensors.index.json) and of the files beside it that it names.
-inline std::map<std::string, View> read_index(const std::string& path, std::vector<std::unique_ptr<Safetensors>>& files) {
+inline std::map<std::string, View> read_index(const std::string& path,
+                                              std::vector<std::unique_ptr<Safetensors>>& files) {
     std::map<std::string, Safetensors*> opened;
     std::map<std::string, View> tensors;
     const Json json = read_json(path);
     for (auto& [tensor, entry] : json["weight_map"].members) {
         const std::string& name = entry.string;
-        if (name.empty() || name.find('/') != name.npos) die("%s: tensor %s: expected a file beside the index", path.c_str(), tensor.c_str());
+        if (name.empty() || name.find('/') != name.npos)
+            die("%s: tensor %s: expected a file beside the index", path.c_str(), tensor.c_str());
         if (!opened.count(name)) {
             files.push_back(std::make_unique<Safetensors>(directory_of(path) + "/" + name));
             opened[name] = files.back().get();
@@ -112,8 +114,8 @@ inline std::map<std::string, View> read_index(const std::string& path, std::vect
     return tensors;
 }
 
-/* The tensors of a GPT-2 under Hugging Face's names. What wrapped the model, as in _orig_mod.transformer. or module., stands
-   before wpe.weight as before all others; masks are no parameters. Linear layers of nanoGPT keep weights (out, in). */
+/* The tensors of a GPT-2 under Hugging Face's names. What wrapped the model, as in _orig_mod.transformer. or module.,
+   stands before wpe.weight as before all others; masks are no parameters. nanoGPT's layers keep weights (out, in). */
 inline std::map<std::string, View> gpt2_tensors(const std::map<std::string, View>& tensors, const std::string& path) {
     auto is = [](const std::string& name, const std::string& end) { return name == end || name.ends_with("." + end); };
     std::string wpe, before;
@@ -125,22 +127,26 @@ inline std::map<std::string, View> gpt2_tensors(const std::map<std::string, View
     std::map<std::string, View> found;
     for (auto& [name, view] : tensors) {
         if (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")) continue;
-        const bool body = !wpe.empty() && name.starts_with(before) && !is(name, "lm_head.weight");
-        const std::string own = is(name, "lm_head.weight") ? "lm_head.weight" : body ? "transformer." + name.substr(before.size()) : name;
+        const std::string own = is(name, "lm_head.weight") ? "lm_head.weight" : wpe.empty() || !name.starts_with(before)
+                              ? name : "transformer." + name.substr(before.size());
         if (!found.emplace(own, view).second) die("%s: tensor '%s' is there twice", path.c_str(), own.c_str());
     }
     auto qkv = found.find("transformer.h.0.attn.c_attn.weight");
-    if (qkv == found.end() || qkv->second.shape.size() != 2 || qkv->second.shape[0] != 3 * qkv->second.shape[1]) return found;
+    const std::vector<size_t> shape = qkv == found.end() ? std::vector<size_t>() : qkv->second.shape;
+    if (shape.size() != 2 || shape[0] != 3 * shape[1]) return found;
     for (auto& [name, view] : found)
-        if (view.shape.size() == 2 && (is(name, "c_attn.weight") || is(name, "c_fc.weight") || is(name, "c_proj.weight")))
+        for (const char* layer : {"c_attn.weight", "c_fc.weight", "c_proj.weight"}) {
+            if (!is(name, layer) || view.shape.size() != 2) continue;
             std::swap(view.shape[0], view.shape[1]), view.transposed = true;
-    warn("%s: weights stand (out, in), as in nanoGPT; of its two ways to compute GELU only gelu_new is computed here", path.c_str());
+        }
+    warn("%s: weights stand (out, in), as in nanoGPT, whose GELU is another; here it is gelu_new", path.c_str());
     return found;
 }
 
 // The weights in a directory: a file, or the index of several; what else there may be, the largest is named.
 inline std::string weights_in(const std::string& dir) {
-    for (const char* name : {"/model.safetensors", "/model.safetensors.index.json"}) if (exists(dir + name)) return dir + name;
+    for (const char* name : {"/model.safetensors", "/model.safetensors.index.json"})
+        if (exists(dir + name)) return dir + name;
     std::string largest;
     size_t size = 0;
     std::error_code error;
