@@ -236,7 +236,7 @@ static void ids() {
     }
     fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES);
     write_file(dir + "/vocab.json", changed([](Vocab v) { v.erase("x"); }));
-    check(Tokenizer::load(dir).encode("the") == Ids{257}, "cases/a vocab.json without a byte encodes others");
+    check(error_of([&] { if (Tokenizer::load(dir).encode("the") != Ids{257}) die("other ids"); }).empty(), "cases/a vocab.json without a byte encodes others");
     dies("a vocab.json without a byte", "byte 0x78: has no token", [&] { Tokenizer::load(dir).encode("fox"); });
     fresh_directory("tokenizer"), write_file(dir + "/tokenizer.json", "{\"version\": \"1.0\"}");
     dies("tokenizer.json alone", "tokenizer.json: its merges are needed in a file of their own: python3", [&] { find_tokenizer("", {dir}); });
@@ -476,9 +476,9 @@ static void texts() {
     if (const pid_t pid = fork(); pid == 0) write_file(pipe, "one--two"), _exit(0);
     const std::string said = shards_run({"encode", "--in", pipe, "--split", "--", "--tokenizer", "bytes", "--out", out});
     check(shard("_train.bin") == "|one|two", "cases/encode a pipe: %s", json_quote(said).c_str());
-    write_file(dir + "/m.jsonl", "{\"text\": \"ab ab\"}\n"), write_file(dir + "/m.txt", "ab ab ab cd cd");
+    write_file(dir + "/m.jsonl", "{\"text\": \"xyxyxy abab\"}\n"), write_file(dir + "/m.txt", "cdcdcd abab");
     shards_run({"bpe", "--in", dir + "/m.jsonl", "--in", dir + "/m.txt", "--vocab", "258", "--out", dir + "/bpe"});
-    check(Tokenizer::load(dir + "/bpe").merges_txt() == "#version: 0.2\na b\n", "cases/bpe of two inputs");
+    check(read_file(dir + "/bpe/merges.txt") == "#version: 0.2\na b\n", "cases/bpe of two inputs");
 }
 
 static void runs() {
@@ -496,7 +496,8 @@ static void runs() {
     write_file(other + "/merges.txt", "a b\n");
     std::string error, said = run({"train", "--init", dir, "--train", data + "/t.bin", "--val", data + "/t.*", "--steps", "1", "--batch", "2", "--out", out}, &error);
     check(error.empty() && has(said, "warning: --val " + data + "/t.bin: is in --train, too"), "cases/data with added tokens and padding trains; validation data in the training data is told: %s", error.c_str());
-    check(read_file(out + "/step_00000001/added_tokens.json") == "{\"<|sep|>\": 258}\n" && error_of([&] { verify_checkpoint(out + "/step_00000001"); }).empty(), "cases/a checkpoint keeps added tokens");
+    const std::string kept = out + "/step_00000001/added_tokens.json";
+    check(exists(kept) && read_file(kept) == "{\"<|sep|>\": 258}\n" && error_of([&] { verify_checkpoint(out + "/step_00000001"); }).empty(), "cases/a checkpoint keeps added tokens");
     fs::remove_all(out), fs::create_directories(out + "2");
     said = run({"train", "--init", dir, "--train", data + "/t.bin", "--val", other + "/t.bin", "--steps", "1", "--batch", "2", "--out", out}, &error);
     check(!fs::exists(out) && one_line_with(error, other + ": the tokenizer there is not that of " + dir).empty(), "cases/train, validation data of another tokenizer: %s", error.c_str());
