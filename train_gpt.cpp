@@ -20,6 +20,7 @@
       6 model              7 checkpoints            8 evaluate, sample, graph      9 train           10 main
    Files, shards, weights, the tokenizer, which the data tools share, and run directories are the headers of dev/data. */
 
+#include <array>
 #include <chrono>
 #include <climits>
 #include <future>
@@ -2182,8 +2183,10 @@ template <typename Model> size_t right_answers(Model& model, int batch, const Ex
     return right;
 }
 
-// acc takes the completion of the highest total log-probability, acc_norm of the highest mean per token.
-template <typename Model> void multiple_choice(Model& model, int batch, const Choices& choices) {
+// How often the right completion has the highest log-probability: in all (acc); a token, as llm.c's acc_norm counts; and a
+// byte of its text without the space before it, as lm-evaluation-harness's.
+template <typename Model>
+std::array<int, 3> multiple_choice(Model& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
     std::vector<std::pair<int, int>> rows;                                   // example, completion
     for (size_t e = 0; e < choices.examples.size(); e++)
         for (size_t k = 0; k < choices.examples[e].completions.size(); k++) rows.push_back({(int)e, (int)k});
@@ -2191,20 +2194,23 @@ template <typename Model> void multiple_choice(Model& model, int batch, const Ch
         const Choices::Example& e = choices.examples[rows[i].first];
         return answer_row(e.context, e.completions[rows[i].second]);
     };
-    double best_sum = 0, best_mean = 0;
-    int by_sum = 0, by_mean = 0, acc = 0, acc_norm = 0;
+    std::array<int, 3> right = {}, chosen;
+    std::array<double, 3> best;
     score(model, batch, rows.size(), row_at, [&](size_t i, const Row& row, const real* logprob, const int*) {
         auto [example, k] = rows[i];
         const Choices::Example& e = choices.examples[example];
+        const std::vector<int>& completion = e.completions[k];
+        std::string text;
+        for (int token : completion) if (tokenizer) text += tokenizer->decode(token);
         double sum = 0;
         for (size_t t = 0; t < row.y.size(); t++) if (row.y[t] >= 0) sum += logprob[t];
-        double mean = sum / e.completions[k].size();
-        if (k == 0 || sum > best_sum) best_sum = sum, by_sum = k;
-        if (k == 0 || mean > best_mean) best_mean = mean, by_mean = k;
-        if (k + 1 == (int)e.completions.size()) acc += by_sum == e.label, acc_norm += by_mean == e.label;
+        const double lengths[] = {1, (double)completion.size(), std::max(1.0, (double)text.size() - text.starts_with(' '))};
+        for (int r = 0; r < 3; r++) {
+            if (k == 0 || sum / lengths[r] > best[r]) best[r] = sum / lengths[r], chosen[r] = k;
+            if (k + 1 == (int)e.completions.size()) right[r] += chosen[r] == e.label;
+        }
     });
-    double n = choices.examples.size();
-    printf("acc %.4f (%d of %.0f), acc_norm %.4f (%d of %.0f)\n", acc / n, acc, n, acc_norm / n, acc_norm, n);
+    return right;
 }
 
 // What a model is measured on, read and checked before there is a model; V: tokens that the data may hold.
@@ -2692,8 +2698,11 @@ template <typename Model> void train(Options o) {
     if (!ended)
         return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s",
                            position.step, shell_quote(o.out).c_str());
-    if (auto& answers = held_out.answers)
-        display.say("answers right %zu of %zu", right_answers(model, B, *answers, eot), answers->size());
+    if (auto& answers = held_out.answers) {
+        const size_t right = right_answers(model, B, *answers, eot);
+        display.say("answers right %zu of %zu", right, answers->size());
+        log("answers", steps, {{"right", show((integer)right)}, {"of", show((integer)answers->size())}});
+    }
     if (o.sample_every) sample(3);
     display.say("saved %s", saved.c_str());
 }
@@ -2747,7 +2756,13 @@ template <typename Model> void run_verb(Options o) {
     if (o.verb == "graph") graph(model);
     if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
-    if (choices) multiple_choice(model, B, *choices);
+    if (choices) {
+        const char* const names[] = {"acc", ", acc_norm", ", acc_norm a byte"};
+        const auto right = multiple_choice(model, B, *choices, tokenizer.get());
+        const int n = choices->examples.size();
+        for (int r = 0; r < (tokenizer ? 3 : 2); r++) printf("%s %.4f (%d of %d)", names[r], 1.0 * right[r] / n, right[r], n);
+        printf("\n");
+    }
     if (answers)
         printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
     const char* gap = tokenizer ? "" : " ";                  // between ids

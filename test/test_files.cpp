@@ -643,12 +643,62 @@ static void damage() {
     check(other == 0 && refused > 0, "damage/%d foreign corruptions: %zu refused, the rest loaded", corruptions, refused);
 }
 
+// Which completion is chosen in all, a token and a byte, against sums that are made one token at a time.
+static void choices() {
+    const Tokenizer tokenizer = Tokenizer::from_merges("\u0120 t\nh e\n\u0120t he\na t\n\u0120 m\no g\nz z\n", "merges");
+    Config c;
+    c.L = c.NH = 1, c.C = 16, c.V = tokenizer.vocab(), c.T = 40;
+    cpu::Model model(c, 4, c.T, false);
+    for (size_t i = 0; i < model.layout.tensors.size(); i++) {
+        std::vector<float> v(model.layout.tensors[i].count());
+        for (float& f : v) f = rng.normal();
+        model.set(WEIGHT, i, v.data());
+    }
+    const std::vector<std::string> texts = {" the cat", "dog", " on the mat and the log", " a", "zzzzzz", " mat", "the"};
+    std::string file = header({20240522, 1, 40}, 0);
+    auto put = [](std::string& to, const std::vector<int>& words) { for (int w : words) to.append((const char*)&w, 2); };
+    std::array<int, 3> want = {};
+    int apart = 0;                           // examples for which the three choose differently
+    for (int e = 0; e < 40; e++) {
+        const std::vector<int> context = tokenizer.encode(texts[rng.below(texts.size())] + ",");
+        const int options = 2 + rng.below(3), label = rng.below(options);
+        std::string body;
+        std::array<double, 3> best = {-INFINITY, -INFINITY, -INFINITY};
+        std::array<int, 3> chosen;
+        put(body, {label, options, (int)context.size()}), put(body, context);
+        for (int k = 0; k < options; k++) {
+            const std::string text = texts[rng.below(texts.size())];
+            const std::vector<int> completion = tokenizer.encode(text);
+            put(body, {(int)completion.size()}), put(body, completion);
+            std::vector<int> x = context;
+            double sum = 0;
+            for (int token : completion) {
+                std::vector<float> z(c.V);
+                model.extend(x.data(), 1, 0, x.size()), model.logits(x.size() - 1, 1, 1, z.data());
+                double total = 0;
+                for (float f : z) total += std::exp((double)f);
+                sum += z[token] - std::log(total), x.push_back(token);
+            }
+            const double lengths[] = {1, (double)completion.size(), (double)text.size() - (text[0] == ' ')};
+            for (int r = 0; r < 3; r++) if (sum / lengths[r] > best[r]) best[r] = sum / lengths[r], chosen[r] = k;
+        }
+        for (int r = 0; r < 3; r++) want[r] += chosen[r] == label;
+        apart += chosen[0] != chosen[1] || chosen[1] != chosen[2];
+        put(file, {65535, (int)body.size() + 6, e}), file += body;
+    }
+    write_file(DIR + "choices.bin", file);
+    const auto right = multiple_choice(model, 4, Choices(DIR + "choices.bin", c.V, c.T), &tokenizer);
+    check(right == want && apart > 4, "choices/right in all, a token, a byte: %d %d %d, expected %d %d %d; %d times apart", right[0], right[1],
+          right[2], want[0], want[1], want[2], apart);
+}
+
 int main() {
     signal(SIGXFSZ, SIG_IGN);
     fs::remove_all(DIR);
     fs::create_directories(DIR);
     try {
         wrong_files();
+        choices();
         runs();
         checkpoints();
         resuming();

@@ -175,7 +175,7 @@ struct RunDirectory {
                 char event[16];
                 long long at;
                 if (sscanf(line.c_str(), "{\"event\": \"%15[a-z]\", \"step\": %lld", event, &at) != 2) continue;
-                const bool again = at == last && (!strcmp(event, "eval") || !strcmp(event, "sample"));
+                const bool again = at == last && (!strcmp(event, "eval") || !strcmp(event, "answers") || !strcmp(event, "sample"));
                 if (at <= step && !again) kept += line;
             }
         }
