@@ -73,7 +73,8 @@ static void kinds() {
         {"PK\3\4\x14\0\0\0\0\0ckpt/data.pkl"s + rest, "a PyTorch checkpoint", "save_file("},
         {"PK\3\4\x14\0\0\0\0\0arr_0.npy"s + rest, "NumPy arrays", "numpy.load("},
         {"PK\3\4\x14\0\0\0\0\0text.txt"s + rest, "a zip archive", "unzip "},
-        {"\x80\4\x95\0\0\0"s + rest, "a Python pickle", "save_file("}, {"\x80\2}q\0"s + rest, "a Python pickle", "save_file("},
+        {"\x80\4\x95\0\0\0"s + rest, "a Python pickle", "pickle.load("}, {"\x80\2]q\0"s + rest, "a Python pickle", "pickle.load("}, {"\x80\3}q\0"s + rest, "a Python pickle", "pickle.load("},
+        {utf16("The cat sat on the mat and it was, by then, 12.", false), "UTF-16 text", "iconv -f UTF-16LE"}, {utf16("The cat sat on the mat and it was, by then, 12.", true), "UTF-16 text", "iconv -f UTF-16BE"},
         {"\x1f\x8b\x08\0\0"s + rest, "gzip data", "gunzip "}, {"\x28\xb5\x2f\xfd"s + rest, "Zstandard data", "zstd -d "},
         {"\xfd" "7zXZ\0"s + rest, "xz data", "xz -d "}, {"BZh91AY&SY"s + rest, "bzip2 data", "bunzip2 "},
         {"data/" + std::string(252, '\0') + "ustar\0"s + rest, "a tar archive", "tar xf "},
@@ -113,8 +114,8 @@ static void kinds() {
         reader("--model", true, [&] { open_model(path); });
         reader("encode", !c.text, [&] { shards::Source(Input(path).text(), path, "", "text"); });
         reader("--prompt-file", !c.text, [&] { read_prompt(path); });
-        reader("--tokenizer", !plain && !c.tokens && !has(c.what, "bare"), [&] { Tokenizer::load(path); });
-        reader("config.json", !c.text && !c.tokens && !has(c.what, "bare"), [&] { read_config(path); });
+        reader("--tokenizer", !plain, [&] { Tokenizer::load(path); });
+        reader("config.json", !c.text, [&] { read_config(path); });
         if (c.text && !json && wrong.empty()) wrong = error_of([&] { shards::Source(Input(path).text(), path, "", "text"); });
         check(wrong.empty(), "cases/named: %s%s", c.what, wrong.c_str());
     }
@@ -129,13 +130,13 @@ static void kinds() {
         dies(format("ours as text: %s", words).c_str(), words, [&] { shards::Source(Input(path).text(), path, "", "text"); });
         if (!has(bytes, "{")) dies(format("ours as merges: %s", words).c_str(), words, [&] { Tokenizer::load(path); });
     }
-    // what is 16-bit tokens: GPT-2's, in shards of any length; bytes; two values; every second one 0
+    // what is 16-bit tokens: GPT-2's, in shards of any length; bytes, of DNA and of text; two values; every second one 0
     size_t mistaken = 0;
     for (size_t i = 0; i < 4000; i++) {
         std::string bytes;
         const size_t n = 1 + rng.below(i % 4 ? 40 : 4000);
         for (size_t k = 0; k < n; k++) {
-            const uint16_t v = i % 8 == 7 ? k % 2 * rng.below(2) : i % 2 ? rng.below(257) : std::pow(50257, rng.uniform());
+            const uint16_t v = i % 8 == 7 ? k % 2 * rng.below(2) : i % 16 == 3 ? Ids{32, 34, 38, 51}[rng.below(4)] : i % 16 == 5 ? GPT2_BYTES.id[(uint8_t)"The cat, a dog. "[rng.below(16)]] : i % 2 ? rng.below(257) : std::pow(50257, rng.uniform());
             bytes.append((const char*)&v, 2);
         }
         if (n > 2) mistaken += kind_of(bytes, true) != nullptr;

@@ -32,6 +32,8 @@ inline const Kind* marked_kind(std::string_view bytes) {
         *const UTF16 = "make it UTF-8: iconv -f UTF-16 -t UTF-8 FILE > text.txt",
         *const UTF32 = "make it UTF-8: iconv -f UTF-32 -t UTF-8 FILE > text.txt",
         *const ARROW = "in Python: datasets.Dataset.from_file('FILE').to_json('text.jsonl'), for build/shards encode";
+    const std::string PICKLE =
+        "in Python, if it holds tokens: a = numpy.array(pickle.load(open('FILE', 'rb'))); " + TO_SHARD;
     static const Kind KINDS[] = {                        // what is longer stands above what it begins with
         {0, magic(20240520), "", "a token shard", SHARD},
         {0, magic(20240801), "", "a token shard", SHARD},
@@ -52,10 +54,10 @@ inline const Kind* marked_kind(std::string_view bytes) {
         {257, "ustar", "", "a tar archive", "unpack it: tar xf FILE"},
         {0, "PK\3\4", "data.pkl", "a PyTorch checkpoint", TORCH},
         {0, "\x80\x02\x8a\nl\xfc\x9c\x46\xf9 j\xa8P\x19", "", "a PyTorch checkpoint", TORCH},
-        {0, "\x80\x02}", "", "a Python pickle", TORCH},
-        {0, "\x80\x03}", "", "a Python pickle", TORCH},
-        {0, "\x80\x04\x95", "", "a Python pickle", TORCH},
-        {0, "\x80\x05\x95", "", "a Python pickle", TORCH},
+        {0, "\x80\x02}", "", "a Python pickle", PICKLE}, {0, "\x80\x02]", "", "a Python pickle", PICKLE},
+        {0, "\x80\x02" "c", "", "a Python pickle", PICKLE}, {0, "\x80\x03}", "", "a Python pickle", PICKLE},
+        {0, "\x80\x03]", "", "a Python pickle", PICKLE}, {0, "\x80\x03" "c", "", "a Python pickle", PICKLE},
+        {0, "\x80\x04\x95", "", "a Python pickle", PICKLE}, {0, "\x80\x05\x95", "", "a Python pickle", PICKLE},
         {0, "PK\3\4", ".npy", "NumPy arrays (.npz)", "in Python: a = numpy.load('FILE')[NAME]; " + TO_SHARD},
         {0, "PK\3\4", "", "a zip archive", "unpack it: unzip FILE"},
         {0, "\x93NUMPY", "", "a NumPy array (.npy)", "in Python: a = numpy.load('FILE'); " + TO_SHARD},
@@ -84,8 +86,8 @@ inline const Kind* marked_kind(std::string_view bytes) {
     return nullptr;
 }
 
-// The kind of a file, or none. raw: it may be bare 16-bit tokens, which look like UTF-16 where they are below 256, but
-// not like text, no byte of which controls anything, nor like numbers of more bits.
+// The kind of a file, or none. raw: it may be bare 16-bit tokens, which are not like text, no byte of which controls
+// anything, nor like numbers of more bits; and those of bytes, in GPT-2's order, only so far like UTF-16.
 inline const Kind* kind_of(std::string_view bytes, bool raw = false) {
     static const Kind
         TEXT = {0, "", "", "text", "make shards of it: build/shards encode --in FILE --tokenizer bytes --out NAME",
@@ -108,12 +110,14 @@ inline const Kind* kind_of(std::string_view bytes, bool raw = false) {
     const size_t n = some.size() / 2;
     auto unit = [&](size_t i, bool big) { return (uint8_t)some[2 * i + big] | (uint8_t)some[2 * i + !big] << 8; };
     for (bool big : {false, true}) {                     // characters, some of them blanks, or all of them ASCII
-        size_t blanks = 0, ascii = 0, wrong = raw || n < 4 || some.size() % 2;
+        size_t blanks = 0, ascii = 0, letters = 0, wrong = n < 4 || some.size() % 2;
         for (size_t i = 0; i < n && !wrong; i++) {
-            const unsigned u = unit(i, big);
+            const unsigned u = unit(i, big), lower = u | 32;
             wrong += controls(u), blanks += u == ' ' || u == '\n', ascii += u < 0x7f;
+            letters += (lower >= 'a' && lower <= 'z') || u > 0x7f;
         }
-        if (!wrong && (50 * blanks >= n || ascii == n)) return &UTF16[big];
+        const bool enough = raw ? n >= 32 && 12 * blanks >= n && 2 * letters >= n : 50 * blanks >= n || ascii == n;
+        if (!wrong && enough) return &UTF16[big];
     }
     unsigned most[4] = {};                               // of every fourth unit: wider numbers have small upper ones
     for (size_t i = 0; i < n; i++) most[i % 4] = std::max(most[i % 4], (unsigned)unit(i, false));
@@ -134,7 +138,7 @@ inline void name_kind(const Mapped& file, const char* wanted, bool raw = false) 
 
 inline Json read_json(const std::string& path, size_t limit = SIZE_MAX) {
     const std::string text = read_file(path, limit);
-    if (const Kind* kind = marked_kind(text); kind && !kind->text) refuse(path, *kind, "JSON");
+    if (const Kind* kind = kind_of(text); kind && !kind->text) refuse(path, *kind, "JSON");
     return parse_json(text, path);
 }
 

@@ -142,7 +142,8 @@ struct Tokenizer {
         }
         Mapped file(path);
         if (file.size == 0) die("%s: empty, expected a GPT-2 merges file; for no merges say `bytes`", path.c_str());
-        if (const Kind* kind = marked_kind(file.text())) refuse(path, *kind, "a merges file");
+        const Kind* kind = kind_of(file.text());
+        if (kind && !(kind->text && kind->mark.empty())) refuse(path, *kind, "a merges file");
         return from_merges(file.text(), path, true);
     }
     // The merges file in a directory, "" if there is none.
