@@ -112,11 +112,15 @@ fi; \
 mkdir -p $(1) && echo "$$begun_as" > $(1)/begun_as
 endef
 
-test: all $(TESTS) $(STUDY) $(EMULATED)
+# Files that were named, but are not there, are told of before minutes of compiling.
+given:
+	@for file in "$(MERGES)" "$(TEXT)"; do test -z "$$file" || test -f "$$file" || { echo "error: $$file: no such file;" \
+	  "dev/data/download.sh gpt2 fetches data/vocab.bpe for MERGES, tinyshakespeare data/tinyshakespeare.txt for TEXT" >&2; exit 1; }; done
+test: given all $(TESTS) $(STUDY) $(EMULATED)
 	@GOMP_SPINCOUNT=1000 test/run.sh
-stress: all $(TESTS) $(STUDY) $(EMULATED)
+stress: given all $(TESTS) $(STUDY) $(EMULATED)
 	@GOMP_SPINCOUNT=1000 STRESS=1 test/run.sh
-test-hf: all
+test-hf: given all
 	CXX="$(CXX)" test/hf.sh
 
 BITS := 111101111011110
@@ -133,4 +137,4 @@ baby: train_gpt
 
 clean:
 	rm -rf build train_gpt train_gpt_cuda train_gpt_cuda_fp32
-.PHONY: all run test stress study bench baby fuzz test-hf clean
+.PHONY: all run given test stress study bench baby fuzz test-hf clean

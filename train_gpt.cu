@@ -1398,7 +1398,7 @@ inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B,
     launch(attention_forward_plain, dim3(T, NH, B), threads_for(t0 + T, 128), scores_size(t0 + T), out, lse, qkv, t0, T,
            S, C, HS, scale);
 }
-inline size_t attention_scratch(int B, int T, int NH, int HS) {          // numbers that backward works with
+inline size_t attention_scratch(int B, int T, int NH, [[maybe_unused]] int HS) {         // numbers; backward's
     size_t D = (size_t)B * NH * T;
 #ifndef TRAIN_FP32
     if (wgmma_fits(HS)) D = (HS == 64 ? BackwardShape<64>::scratch : BackwardShape<128>::scratch)(B, T, NH);

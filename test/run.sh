@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs every test program from the project's root, shows what failed or was skipped, and counts. All lines: build/test.log.
-# MERGES=vocab.bpe and TEXT=tinyshakespeare.txt (with its two shards beside it) add the checks that need them.
+# MERGES=vocab.bpe and TEXT=tinyshakespeare.txt add the checks that need them, llm.c's two shards beside it two more.
 log=build/test.log
 : > $log
 run() {
@@ -39,17 +39,17 @@ run test/gpu.sh build/train_gpt_emulated
 run test/sanitizers.sh
 run test/rung.sh
 run test/nvcc.sh
-run test/make.sh
 run build/test_files
 run build/test_cases
+run test/make.sh
 run build/test_corpus
 run build/test_tokenizer
 if [ -n "$MERGES" ]; then run build/test_tokenizer "$MERGES" test/gpt2_cases.tsv; else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi
-if [ -n "$MERGES" ] && [ -n "$TEXT" ]; then
-    data=$(dirname "$TEXT")
+data=$(dirname "$TEXT")
+if [ -n "$MERGES" ] && [ -f "$data/tiny_shakespeare_train.bin" ] && [ -f "$data/tiny_shakespeare_val.bin" ]; then
     run build/test_tokenizer --shakespeare "$TEXT" "$MERGES" "$data/tiny_shakespeare_train.bin" "$data/tiny_shakespeare_val.bin"
 else
-    echo "skip tokenizer/tinyshakespeare: give MERGES= and TEXT=" | tee -a $log
+    echo "skip tokenizer/tinyshakespeare: give MERGES= and TEXT=, with llm.c's tiny_shakespeare_train.bin and _val.bin beside it" | tee -a $log
 fi
 failed=$(grep -c '^FAIL ' $log)
 echo "$(grep -c '^ok ' $log) passed, $failed failed, $(grep -c '^skip ' $log) skipped"
