@@ -45,8 +45,8 @@
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.
 // To add one, add a row. "allowed" is a list a|b|c or a range lo..hi; verbs are t(rain), s(ample), e(val), g(raph); R
-// marks what may differ when a run is resumed, D what may then lie elsewhere. A help text that ends in [...] says what its default stands for;
-// otherwise the default itself is shown.
+// marks what may differ when a run is resumed, D what may then lie elsewhere. A help text that ends in [...] says what
+// its default stands for; otherwise the default itself is shown.
 using text = std::string;
 using integer = long long;
 using number = double;
@@ -188,8 +188,8 @@ inline void print_help() {
                    shown || takes.empty() ? "" : (" [" + show(v) + "]").c_str());
         });
     }
-    fputs("\nA first SIGINT, SIGTERM or SIGHUP saves after the step, a second ends at once. Exit 0: done; 1: data, files or\n"
-          "memory; 2: command line.\n" PROGRAM_HELP, stdout);
+    fputs("\nA first SIGINT, SIGTERM or SIGHUP saves after the step, a second ends at once. Exit 0: done; 1: data,\n"
+          "files or memory; 2: command line.\n" PROGRAM_HELP, stdout);
 }
 
 // The command that has these options, those left out that only say "not given".
@@ -2073,7 +2073,8 @@ std::string save_checkpoint(const Model& model, const Options& o, const Position
         std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"window\": %zu,\n  \"windows\": %zu,\n"
                                    "  \"options\": %s,\n", p.step, p.window, p.windows, options_json(o).c_str());
         if (p.lowest_step >= 0)
-            state += format("  \"lowest\": {\"step\": %lld, \"val_loss\": %s},\n", p.lowest_step, show(p.lowest).c_str());
+            state += format("  \"lowest\": {\"step\": %lld, \"val_loss\": %s},\n", p.lowest_step,
+                            show(p.lowest).c_str());
         const char* comma = "  \"data\": {";
         for (auto& [name, identity] : p.data)
             state += comma + json_quote(name) + ": " + json_quote(identity), comma = ", ";
@@ -2476,7 +2477,8 @@ inline Position resume_position(Options& o, const std::string& from) {
     Json state, stored;
     if (!from.empty()) {
         state = verify_checkpoint(from);
-        const Json &step = state["step"], &windows = state["windows"], &window = state["window"], &lowest = state["lowest"];
+        const Json &step = state["step"], &windows = state["windows"], &window = state["window"];
+        const Json& lowest = state["lowest"];
         stored = state["options"];
         if (!step || !windows || !stored) die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
         p.step = step.number, p.windows = windows.number;
@@ -2484,7 +2486,7 @@ inline Position resume_position(Options& o, const std::string& from) {
         if (lowest) p.lowest = lowest["val_loss"].number, p.lowest_step = lowest["step"].number;
         auto of = [&](const char* name) { return strtod(stored[name].string.c_str(), nullptr); };
         if (window) p.window = window.number;
-        else                                                 // older ones: the last step of the last epoch may be partial
+        else                                                 // older ones; the last step of an epoch may be partial
             p.window = std::min(p.step * std::floor(of("tokens_per_step") / of("context")),
                                 of("steps") ? INFINITY : std::round(std::max(1.0, of("epochs") * p.windows)));
     } else if (exists(where)) {
@@ -2527,7 +2529,8 @@ template <typename Model> void train(Options o) {
     std::optional<ModelFile> start;
     std::string init = from.empty() ? o.init : from;
     if (from.empty() && !is_preset(init) && !exists(init))
-        die_usage("--init %s: no such file or directory, and no size of a model: those are %s", init.c_str(), presets().c_str());
+        die_usage("--init %s: no such file or directory, and no size of a model: those are %s", init.c_str(),
+                  presets().c_str());
     std::optional<Held> held;
     if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_model(init);
     const bool own = !from.empty() && !o.has("tokenizer");   // a checkpoint has its tokenizer
@@ -2582,8 +2585,8 @@ template <typename Model> void train(Options o) {
 
     Display display;
     display.steps = steps, display.floor = floor;
-    display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", command_line(o).c_str(), model.layout.parameters,
-                steps, o.tokens_per_step, windows.total, model.describe().c_str());
+    display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", command_line(o).c_str(),
+                model.layout.parameters, steps, o.tokens_per_step, windows.total, model.describe().c_str());
     if (!from.empty()) display.say("resumed from %s", from.c_str());
     else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
     run->rewind_log(position.step, steps);
@@ -2801,7 +2804,7 @@ template <typename Model> int run_program(int argc, char** argv) {
     auto asked = [&](const char* word) { return std::count(words.begin(), words.end(), word) > 0; };
     return run_main([&] {
         if (asked("--help") || asked("-h")) return print_help();
-        if (words[0] == "--version") return (void)puts(PROGRAM " " VERSION);
+        if (asked("--version")) return (void)puts(PROGRAM " " VERSION);
         Options o = parse_options(words);
         if (o.threads) omp_set_num_threads(o.threads);
         if (o.verb == "train")

@@ -114,7 +114,7 @@ static void options(std::string_view bytes) {                   // one word a li
     if (o.min_lr < 0) o.min_lr = 0.1 * o.lr;                    // as train() does before it stores them
     const std::string stored = options_json(o);
     if (o.verb == "train")
-        must(options_json(resumed_options(o, parse_json(stored, "log"), "log")) == stored, "resumed_options", stored);
+        must(options_json(resumed_options(o, parse_json(stored, "log"), false, "log")) == stored, "resumed_options", stored);
 }
 
 // ---- seeds ----------------------------------------------------------------------------------------------------------

@@ -524,6 +524,11 @@ static void starting() {
     if (loader[0] != '/' || !exists(loader)) skip("starting/through the loader: the program names none");
     else version(loader.c_str(), {loader, program, "--version"});
     check(execute({program, "-h"}) == 0 && read_file(DIR + "output").rfind("train_gpt -- ", 0) == 0, "starting/-h");
+    const struct { std::vector<std::string> words; const char* line; } tools[] = {
+        {{"build/shards", "encode", "--val_tokens", "3", "--tokeniser=x"}, "error: \"--tokeniser=x\": not an option of encode, nearest is --tokenizer; see --help"},
+        {{"build/corpus", "--document", "3"}, "error: --document: unknown option, nearest is --documents; usage: corpus --out DIR [--documents N] [--seed N]"},
+        {{"build/corpus", "-h"}, "usage: corpus --out DIR [--documents N] [--seed N]"}};
+    for (auto& t : tools) execute(t.words), check(last_line() == t.line, "starting/%s: %s", t.words[0].c_str(), last_line().c_str());
 }
 
 // ---- numbers that are not finite, and a file that shrinks ----
