@@ -539,6 +539,15 @@ private:
    packed      consecutive windows that do not overlap; the last one may be shorter
    documents   one row a document: inputs end-of-text, d1..dn, targets d1..dn, end-of-text
    sliding     as in training */
+// What a text like the shard's begins with: an end of text; or, where a million tokens hold no other than at their start, as
+// in a book, the first ones, which a model of it has seen.
+inline std::vector<int> beginning_of(const Shard& shard, int eot, int T) {
+    for (size_t i = 1; i < std::min<size_t>(shard.count, 1 << 20); i++) if ((int)shard[i] == eot) return {eot};
+    std::vector<int> first;
+    for (size_t i = 0; i < std::min<size_t>(shard.count, std::clamp(T / 2, 1, 16)); i++) first.push_back(shard[i]);
+    return first;
+}
+
 struct ValidationRows {
     std::vector<std::unique_ptr<Shard>> shards;
     struct Span { int shard; size_t begin; int length; };    // inputs begin .. begin + length - 1
@@ -2046,6 +2055,7 @@ struct Position {
     double lowest = INFINITY;                // validation loss so far,
     integer lowest_step = -1;                // and where it was
     std::map<std::string, std::string> data = {};            // what the run was given to read, by option
+    std::vector<int> beginning = {};         // what a sample without a prompt continues
 };
 
 inline std::string options_json(const Options& o) {
@@ -2075,7 +2085,10 @@ std::string save_checkpoint(const Model& model, const Options& o, const Position
         if (p.lowest_step >= 0)
             state += format("  \"lowest\": {\"step\": %lld, \"val_loss\": %s},\n", p.lowest_step,
                             show(p.lowest).c_str());
-        const char* comma = "  \"data\": {";
+        const char* comma = "";
+        state += "  \"beginning\": [";
+        for (int token : p.beginning) state += comma + std::to_string(token), comma = ", ";
+        state += "],\n", comma = "  \"data\": {";
         for (auto& [name, identity] : p.data)
             state += comma + json_quote(name) + ": " + json_quote(identity), comma = ", ";
         state += "},\n  \"files\": {", comma = "";
@@ -2567,6 +2580,7 @@ template <typename Model> void train(Options o) {
     if (position.step > steps)
         die_usage("--steps %lld: the run in %s has done %lld already", steps, o.out.c_str(), position.step);
     position.windows = windows.total, position.data = data;
+    position.beginning = beginning_of(*windows.shards[0], eot, T);
     const double floor = held_out.floor;
 
     choose_threads(o, c, (size_t)B * T, true);
@@ -2635,8 +2649,10 @@ template <typename Model> void train(Options o) {
     auto sample = [&](int samples) {
         Options s = o;
         s.samples = samples, s.tokens = std::min(T, 200), s.seed = o.seed + position.step;
-        std::vector<std::string> texts = sample_texts(model, s, {eot >= 0 ? eot : 0}, eot, tokenizer.get());
+        std::vector<std::string> texts = sample_texts(model, s, position.beginning, eot, tokenizer.get());
         for (size_t i = 0; i < texts.size(); i++) {
+            if (position.beginning[0] != eot)
+                texts[i] = show_tokens(position.beginning, tokenizer.get()) + (tokenizer ? "" : " ") + texts[i];
             display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
             log("sample", position.step, {{"text", json_quote(valid_utf8(texts[i]))}});
         }
@@ -2741,6 +2757,11 @@ template <typename Model> void run_verb(Options o) {
                           o.prompt.c_str(), file.path.c_str(), c.V);
             prompt.push_back(id);
             for (s = after; *s == ' ';) s++;
+        }
+        if (const std::string state = file.directory + "/state.json"; prompt.empty() && exists(state)) {
+            const Json run = parse_json(read_file(state), state);
+            for (const Json& token : run["beginning"].items) prompt.push_back(token.number);
+            if (!prompt.empty() && prompt[0] != eot) o.prompt = show_tokens(prompt, tokenizer.get());
         }
         if (prompt.empty()) prompt.push_back(eot >= 0 ? eot : 0);
         if (prompt.size() > (size_t)T) {

@@ -698,6 +698,21 @@ static void choices() {
           right[2], want[0], want[1], want[2], apart);
 }
 
+// What a sample without a prompt continues: an end of text, if texts have ends; else what they begin with.
+static void beginnings() {
+    auto begins = [](const std::vector<int>& tokens, int eot, int T) {
+        std::string file = header({20240520, 1, (int)tokens.size()}, 0);
+        for (int t : tokens) file.append((const char*)&t, 2);
+        write_file(DIR + "begins.bin", file);
+        return beginning_of(Shard(DIR + "begins.bin", false), eot, T);
+    };
+    std::vector<int> book(100, 7), first = {9, 1, 2, 3, 4};
+    std::copy(first.begin(), first.end(), book.begin());
+    const bool whole = begins(book, 9, 10) == first, unmarked = begins(book, -1, 4) == std::vector<int>({9, 1}), tiny = begins({3}, 9, 1) == std::vector<int>({3});
+    book[60] = 9;
+    check(whole && unmarked && tiny && begins(book, 9, 10) == std::vector<int>({9}), "files/what samples without a prompt begin with: %d %d %d", whole, unmarked, tiny);
+}
+
 int main() {
     signal(SIGXFSZ, SIG_IGN);
     fs::remove_all(DIR);
@@ -705,6 +720,7 @@ int main() {
     try {
         wrong_files();
         choices();
+        beginnings();
         runs();
         checkpoints();
         resuming();

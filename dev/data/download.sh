@@ -2,6 +2,8 @@
 # Fetches what the project does not hold; needs a network, and curl or wget. What is there already is left alone.
 #   dev/data/download.sh tinyshakespeare    data/tinyshakespeare.txt, 1 MB of text
 #   dev/data/download.sh gpt2               data/vocab.bpe, the GPT-2 merges (OpenAI, modified MIT licence)
+#   dev/data/download.sh gpt2-124M          data/gpt2-124M/: the published GPT-2 (weights, config, merges), 0.6 GB, and
+#                                           hellaswag_val.bin, the questions of HellaSwag in llm.c's form
 #   dev/data/download.sh fineweb [N]        data/fineweb/: validation and the first N (1) training shards of GPT-2
 #                                           tokens, 200 MB and 100 million tokens each, and the merges beside them
 # DATA=DIR puts it elsewhere than in data/.
@@ -56,6 +58,15 @@ gpt2)
     [ $# -eq 1 ] || fail "gpt2 takes no argument, found: $2" 2
     merges "$data/vocab.bpe"
     ;;
+gpt2-124M)
+    [ $# -eq 1 ] || fail "gpt2-124M takes no argument, found: $2" 2
+    merges "$data/gpt2-124M/merges.txt"
+    for name in config.json model.safetensors; do
+        fetch "https://huggingface.co/openai-community/gpt2/resolve/main/$name" "$data/gpt2-124M/$name"
+    done
+    fetch https://huggingface.co/datasets/karpathy/llmc-starter-pack/resolve/main/hellaswag_val.bin \
+        "$data/gpt2-124M/hellaswag_val.bin"
+    ;;
 fineweb)
     shards=${2:-1}
     case $shards in '' | *[!0-9]* | ????*) shards=0 ;; esac
@@ -72,6 +83,6 @@ fineweb)
     done
     ;;
 *)
-    fail "usage: dev/data/download.sh tinyshakespeare | gpt2 | fineweb [N]" 2
+    fail "usage: dev/data/download.sh tinyshakespeare | gpt2 | gpt2-124M | fineweb [N]" 2
     ;;
 esac
