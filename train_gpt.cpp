@@ -1970,7 +1970,7 @@ template <typename Model> void load_tensors(Model& model, Which which, const std
                 const float value = values[r * cols + k] = v[v.transposed ? k * rows + r : r * cols + k];
                 if (!std::isfinite(value))
                     die("%s: tensor '%s': %s is %g", path.c_str(), (prefix + t.name).c_str(),
-                        t.rows ? format("row %zu, column %zu", r, k).c_str() : format("number %zu", k).c_str(), value);
+                        t.rows ? format("row %zu, column %zu", r, k).c_str() : format("number %zu", k).c_str(), std::isnan(value) ? NAN : value);
             }
         if (!t.present && t.name == "lm_head.weight") {
             const View& wte = views.at(prefix + "transformer.wte.weight");

@@ -5,7 +5,8 @@ gpu=$1
 dir=build/test_gpu_data failed=0
 rm -rf $dir && mkdir -p $dir
 awk 'BEGIN { for (i = 0; i < 4000; i++) printf "%c%c", i * i % 47 + 1, 0 }' > $dir/train.u16 2>/dev/null
-train="train --train $dir/train.u16 --val $dir/train.u16 --raw u16 --init custom --layers 2 --heads 1 --channels 64 --vocab 50 --context 70
+cp $dir/train.u16 $dir/val.u16
+train="train --train $dir/train.u16 --val $dir/val.u16 --raw u16 --init custom --layers 2 --heads 1 --channels 64 --vocab 50 --context 70
   --tokens-per-step 280 --steps 6 --save-every 3 --keep 9 --eval-every 3 --eval-rows 3 --sample-every 0 --lr 1e-2"
 large="${train%--tokens-per-step*} --tokens-per-step 140000 --batch 2000"
 train="$train --batch 2"
@@ -60,6 +61,6 @@ case $gpu in *emulated*)
 esac
 mkdir $dir/nan && cp $dir/whole/step_00000006/config.json $dir/whole/step_00000006/model.safetensors $dir/nan &&
     printf '\377\377\377\377' | dd of=$dir/nan/model.safetensors bs=1 conv=notrunc seek=$(($(wc -c < $dir/nan/model.safetensors) - 4)) 2> /dev/null
-refused "a weight that is NaN" 1 "a logit is nan; are the model's weights finite?" $gpu sample --model $dir/nan --tokens 9
+refused "a weight that is NaN" 1 "tensor 'transformer.ln_f.bias': number 63 is nan" $gpu sample --model $dir/nan --tokens 9
 refused "another format" 2 "dtype fp32: must be one of bf16" $gpu $train --dtype fp32 --out $dir/none
 exit $failed
