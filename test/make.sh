@@ -32,7 +32,7 @@ ok 'a run that was stopped goes on' "$? $(list) $(grep -c "^resumed from $stoppe
 rm build/shards
 ok 'run builds what the next command needs' "$(make -n run | grep -c -e '-o build/shards')" 1
 
-ok 'a file that is named must be there' "$(make given MERGES=none.bpe 2>&1 | grep -c '^error: none.bpe: no such file')$(make given MERGES=Makefile)" 1
+ok 'a file that is named must be there' "$(make --no-print-directory given MERGES=none.bpe 2>&1 | grep -c '^error: none.bpe: no such file')$(make --no-print-directory given MERGES=Makefile)" 1
 
 # what conda exports
 export CXXFLAGS='-march=nocona -mtune=haswell -O2 -ffast-math' CPPFLAGS='-O1 -DGIVEN' LDFLAGS='-Wl,-O2 -Lgiven'
