@@ -2254,7 +2254,8 @@ struct HeldOut {
 
 /* Writes up to o.tokens tokens after the prompt, in o.samples texts; emit(sample, token) sees them as they come. An end
    of text ends a sample; a token that the tokenizer cannot show is never drawn. When the context is full, its later half
-   becomes the prompt again. A sample depends on the seed and its number, not on how many are made beside it. */
+   becomes the prompt again. A sample depends on the seed and its number, not on how many are made beside it; but for
+   roundings on a GPU, where cuBLASLt may sum up in another order for another number of rows. */
 template <typename Model, typename Emit>
 void generate(Model& model, const Options& o, const std::vector<int>& prompt, int eot, const Tokenizer* tokenizer,
               Emit emit) {

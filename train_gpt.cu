@@ -43,7 +43,7 @@ namespace gpu {
 // that C++ cannot express have two bodies side by side, ASM for the GPU and EMU for the emulator, and shared memory is
 // declared through a macro.
 #ifndef CUDA_EMU
-#define SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
+#define SHARED(name, ...) __shared__ __align__(16) std::type_identity_t<__VA_ARGS__> name
 #define SHARED_DYNAMIC(name) extern __shared__ __align__(1024) unsigned char name[]
 #define EMU(...)
 #define ASM(...) asm volatile(__VA_ARGS__)
@@ -906,6 +906,7 @@ template <int HS> struct ForwardShape {
     static constexpr int QUERIES = 64 * WARPGROUPS, STEP = 64, RING = 4;
     static constexpr int PANEL = STEP * PANEL_ROW, TILE_BYTES = PANELS * PANEL;          // a panel, a tile: 64 rows
     static constexpr size_t SHARED_BYTES = (WARPGROUPS + 2 * RING) * TILE_BYTES + 16 * RING + 8;
+    static_assert(WARPGROUPS < RING);        // so that the first warpgroup, which has the fewest steps, fetches the last
 };
 template <int HS>
 __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) attention_forward_wgmma_kernel(
@@ -918,7 +919,8 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     const unsigned full = ring + 2 * RING * BYTES, empty = full + 8 * RING, queries_full = empty + 8 * RING;
     const int block = gridDim.x - 1 - blockIdx.x, h = blockIdx.y, b = blockIdx.z;        // longest first
     const int in_block = uniform(threadIdx.x / 32), warpgroup = in_block / 4, lane = threadIdx.x % 32;
-    const int mine = block * S::WARPGROUPS + warpgroup + 1, steps = (block + 1) * S::WARPGROUPS;     // up to the diagonal
+    const int busy = ::min(S::WARPGROUPS, (T + 63) / 64 - block * S::WARPGROUPS);        // warpgroups with queries below T
+    const int mine = block * S::WARPGROUPS + warpgroup + 1, steps = block * S::WARPGROUPS + busy;        // to the diagonal
     const int column = h * HS;
     auto fetch = [&](int j) {
         const unsigned to = ring + j % RING * 2 * BYTES, ready = full + j % RING * 8;
@@ -927,7 +929,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
             load_box(to + i * BYTES + p * PANEL, &qkv, ready, (i + 1) * C + column + p * 64, j * STEP, b);
     };
     if (threadIdx.x == 0) {
-        for (int i = 0; i < RING; i++) mbarrier_init(full + 8 * i, 1), mbarrier_init(empty + 8 * i, 4 * S::WARPGROUPS);
+        for (int i = 0; i < RING; i++) mbarrier_init(full + 8 * i, 1), mbarrier_init(empty + 8 * i, 4 * busy);
         mbarrier_init(queries_full, 1);
         mbarrier_expect(queries_full, S::WARPGROUPS * BYTES);
         for (int i = 0; i < S::WARPGROUPS; i++) for (int p = 0; p < S::PANELS; p++)
@@ -935,6 +937,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         for (int j = 0; j < RING && j < steps; j++) fetch(j);
     }
     __syncthreads();
+    if (warpgroup >= busy) return;
     float o[S::PANELS][32], highest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     const int row = in_block * 16 + lane / 4;                // and 8 further down
     const float c = scale * LOG2E;
@@ -1220,7 +1223,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             }
         }
         if (add_sum) {
-            if (elected()) bulk_wait();                      // what the keys before have added is there
+            if (first && elected()) bulk_wait();             // what the keys before have added is there
             __syncwarp();
             #pragma unroll
             for (int n = 0; n < 8; n++) copy_16(room(n), sum + (n * 32 + lane) * 4, true);
@@ -1235,15 +1238,15 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         products_commit();
         if (!ROOMY && last && at.head >= 0) {                // keys and values make room for dk and dv, then for other keys
             products_wait<0>();
-            __syncthreads();
+            __syncthreads();                                 // the other warpgroup's dq has read the keys
             store_keys(dk_room, dv_room);
             stores_visible();
             __syncwarp();
             if (elected()) send_keys(dk_room, dv_room), bulk_commit(), bulk_wait_read();
-            __syncthreads();
+            __syncthreads();                                 // all of dk and dv has been read
             if (in_block == 0 && elected()) fetch_keys(after, 0);
         }
-        if (last) key_phase ^= key_buffer | !ROOMY, key_buffer ^= ROOMY;
+        if (last) key_phase ^= key_buffer | !ROOMY, key_buffer ^= ROOMY;         // the parity turns with the first buffer
         if (++stage == STAGES) stage = 0, phase ^= 1;
         odd ^= 1;
         if (after.head < heads) {
@@ -1835,10 +1838,10 @@ struct Normed {                              // x, which is to be normalized fir
         : x(x), w(w), b(b), eps(eps) {}
 };
 template <int N>                             // 1, or for up to N rows
-__global__ void __launch_bounds__(256) few_rows_kernel(floatX* out, Normed x, const floatX* w, const floatX* b,
+__global__ void __launch_bounds__(256, 2) few_rows_kernel(floatX* out, Normed x, const floatX* w, const floatX* b,
                                                        const floatX* plus, bool gelu, int rows, int C, int OC, int across) {
     SHARED_DYNAMIC(shared);
-    constexpr int AHEAD = 8;                 // rows of w that a thread has asked for
+    constexpr int AHEAD = N > 1 ? 4 : 8;     // rows of w that a thread has asked for
     floatX* const xs = (floatX*)shared;      // x, as layernorm_forward() leaves it
     float* const parts = (float*)(xs + N * C);               // of each warp: (N, columns)
     const int columns = across * WIDE, c = blockIdx.x * columns + threadIdx.x % across * WIDE, lane = threadIdx.x % 32;
@@ -1899,8 +1902,8 @@ inline size_t few_bytes(int N, int C, int across) {          // of shared memory
 inline bool few(int N, int C) { return N <= FEW && few_bytes(N, C, 8) <= device().properties.sharedMemPerBlockOptin; }
 inline void few_rows(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus, bool gelu, int N, int C,
                      int OC) {
-    int across = 2;                          // 32 bytes, a sector; up to 128, a line, if there are blocks enough
-    while (across < 8 && OC / (2 * across * WIDE) >= 2 * device().processors()) across *= 2;
+    int across = 1;                          // 16 bytes; up to 128, a line, if there are blocks enough
+    while (across < 8 && OC / (2 * across * WIDE) >= device().processors()) across *= 2;
     launch(N > 1 ? few_rows_kernel<FEW> : few_rows_kernel<1>, blocks_for(OC, across * WIDE), 256, few_bytes(N, C, across),
            out, x, w, b, plus, gelu, N, C, OC, across);
 }
@@ -1941,9 +1944,10 @@ __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
                 const floatX* const at = j + 1 < keys ? row + (size_t)j * 3 * C : now;
                 k[i] = fetch<W>(at + C), v[i] = fetch<W>(at + 2 * C);
             }
+        for (int i = 0; i < AT_ONCE; i++) for (int w = 0; w < W; w++) s[i] += q[w] * float(k[i].v[w]);
+        for (int l = lanes / 2; l; l /= 2)
+            for (int i = 0; i < AT_ONCE; i++) s[i] += __shfl_xor_sync(WARP, s[i], l);
         for (int i = 0; i < AT_ONCE; i++) {
-            for (int w = 0; w < W; w++) s[i] += q[w] * float(k[i].v[w]);
-            for (int l = lanes / 2; l; l /= 2) s[i] += __shfl_xor_sync(WARP, s[i], l);
             s[i] *= scale * LOG2E;
             if (j0 + first + i * step < keys) high = fmaxf(high, s[i]);
         }
@@ -2039,36 +2043,38 @@ __global__ void __launch_bounds__(PICKERS) pick_kernel(Pickers p, floatX* logits
     for (int i = threadIdx.x; i < s.hidden; i += PICKERS) z[hidden[i]] = floatX(NEVER);
     __syncthreads();
     Rng rng = p.rng[b];
-    auto each = [&](auto f) {
-        for (int v = from; v < to; v += WIDE) {
+    auto walk = [&](int from, int to, int step, auto f) {
+        for (int v = from; v < to; v += step) {
             float x[WIDE];
             load(x, z + v);
             for (int i = 0; i < WIDE; i++) if (v + i < to) f(v + i, x[i]);
         }
     };
+    auto each = [&](auto f) { walk(from, to, WIDE, f); };    // in order
+    auto any = [&](auto f) { walk(threadIdx.x * WIDE, V, PICKERS * WIDE, f); };          // in the order of memory
     auto finish = [&](int token, int drawn) {                // by one thread, when all have read
         p.token[b] = token, p.position[b] = at, p.rng[b] = rng, p.drawn[at % DRAWN * B + b] = drawn;
     };
     float highest = -INFINITY;
     int bad = V;                             // the first that is not finite; V < 2^24, so a float can hold it
-    each([&](int v, float x) { highest = fmaxf(highest, x), bad = isfinite(x) ? bad : ::min(bad, v); });
+    any([&](int v, float x) { highest = fmaxf(highest, x), bad = isfinite(x) ? bad : ::min(bad, v); });
     highest = block_max(highest), bad = -(int)block_max(-bad);
     if (bad < V) {
         if (threadIdx.x == 0) finish(0, __float_as_int(z[bad]));
         return;
     }
     auto weigh = [&](unsigned key) { return weight_of(highest - number_of(key), s.scale); };
-    unsigned cut = 0;                        // kept: what is greater, and the first `ties` of what is equal
+    unsigned cut = 0;                        // kept: what is greater, so all; and the first `ties` of what is equal
     wide ties = 0, rank = 0, mine = 0, all;
     if (s.top_k < V) {
-        const Cut c = find_cut(each, s.top_k, [](unsigned) { return wide(1); });
+        const Cut c = find_cut(any, s.top_k, [](unsigned) { return wide(1); });
         cut = c.key, ties = s.top_k - c.above;
     }
     if (s.top_p) {
-        each([&](int, float x) { if (key_of(x) > cut) mine += weigh(key_of(x)); });
+        any([&](int, float x) { if (key_of(x) > cut) mine += weigh(key_of(x)); });
         sum_before(mine, all);
         all += ties * weigh(cut);
-        const Cut c = find_cut(each, multiply_high(all, s.top_p),
+        const Cut c = find_cut(any, multiply_high(all, s.top_p),
                                [&](unsigned key) { return wide(key < cut ? 0 : weigh(key)); });
         cut = c.key, ties = (multiply_high(all, s.top_p) - c.above + weigh(cut) - 1) / weigh(cut);
     }
