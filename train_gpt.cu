@@ -2034,7 +2034,7 @@ template <typename Each, typename F> DEVICE Cut find_cut(Each each, wide least, 
     }
     return cut;
 }
-__global__ void __launch_bounds__(PICKERS) pick_kernel(Pickers p, floatX* logits, const Sampling* sampling,
+__global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* logits, const Sampling* sampling,
                                                        const int* hidden, int V, int stride, int B) {
     const int b = blockIdx.x, range = (V + PICKERS * WIDE - 1) / (PICKERS * WIDE) * WIDE;
     const int from = threadIdx.x * range, to = ::min(V, from + range), at = p.position[b] + 1;
@@ -2047,6 +2047,7 @@ __global__ void __launch_bounds__(PICKERS) pick_kernel(Pickers p, floatX* logits
         for (int v = from; v < to; v += step) {
             float x[WIDE];
             load(x, z + v);
+            #pragma unroll
             for (int i = 0; i < WIDE; i++) if (v + i < to) f(v + i, x[i]);
         }
     };
