@@ -1941,6 +1941,8 @@ inline Config config_of(const ModelFile& m, int heads) {
     Config c = m.c;
     if (c.NH && heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, m.path.c_str(), c.NH);
     if (!c.NH && heads == 0 && c.C % 64) die_usage("--heads: %s does not say how many heads it has", m.path.c_str());
+    if (!c.NH && heads == 0)
+        warn("%s: does not say how many heads it has: %d of 64 are assumed; --heads says otherwise", m.path.c_str(), c.C / 64);
     if (!c.NH) c.NH = heads ? heads : c.C / 64;
     if (c.C % c.NH) die_usage("--heads %d: does not divide the %d channels of %s", c.NH, c.C, m.path.c_str());
     return c;
