@@ -40,7 +40,7 @@ BENCH := $(patsubst dev/%.cu,build/bench_%,$(wildcard dev/*.cu))
 LADDERS := dev/bench.h dev/bench.cuh test/check.h
 FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges vocab llmc options)
 
-FILES := $(wildcard dev/data/*.h)
+FILES := $(wildcard dev/host/*.h)
 
 all: train_gpt $(TOOLS)
 train_gpt: train_gpt.cpp $(FILES)
@@ -103,7 +103,7 @@ run: train_gpt build/shards $(CORPUS)/val.json
 
 # ready: makes directory $(1) one of a run with options $(2) on files $(3), which its file `begun_as` tells.
 define ready
-begun_as="$(2) $$(cat train_gpt.cpp dev/data/*.h $(3) | cksum)"; \
+begun_as="$(2) $$(cat train_gpt.cpp dev/host/*.h $(3) | cksum)"; \
 if [ -e $(1) ] && [ "$$(cat $(1)/begun_as 2>/dev/null)" != "$$begun_as" ] && ! rmdir $(1) 2>/dev/null; then \
   if command -v flock >/dev/null && ! flock -n $(1) true; then echo "error: $(1): another train_gpt is writing there" >&2; exit 1; fi; \
   n=1; while [ -e $(1).$$n ]; do n=$$((n + 1)); done; \

@@ -18,7 +18,7 @@
    Top to bottom, nothing is used before it is defined:
       1 options            2 config and tensors     3 order of the data            4 scalar maths     5 layers
       6 model              7 checkpoints            8 evaluate, sample, graph      9 train           10 main
-   Files, shards, weights, the tokenizer, which the data tools share, and run directories are the headers of dev/data. */
+   Files, shards, weights, the tokenizer, which the data tools share, and run directories are the headers of dev/host. */
 
 #include <array>
 #include <chrono>
@@ -36,11 +36,11 @@
 #include <immintrin.h>
 #include <sys/syscall.h>
 #endif
-#include "dev/data/files.h"
-#include "dev/data/runs.h"
-#include "dev/data/shards.h"
-#include "dev/data/tokenizer.h"
-#include "dev/data/weights.h"
+#include "dev/host/files.h"
+#include "dev/host/runs.h"
+#include "dev/host/shards.h"
+#include "dev/host/tokenizer.h"
+#include "dev/host/weights.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.

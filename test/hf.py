@@ -248,7 +248,7 @@ def tokenizers(name, merges, texts):
 
 
 def all_tokenizers():
-    source = open("dev/data/tokenizer.h", encoding="utf-8").read()
+    source = open("dev/host/tokenizer.h", encoding="utf-8").read()
     text = open(os.environ["TEXT"], encoding="utf-8", newline="").read() if os.environ.get("TEXT") else source
     texts = {"text": text, "random Unicode": random_text(1 << 20)}
     with open(f"{DIR}/bpe.txt", "w", encoding="utf-8") as f:
@@ -266,7 +266,7 @@ def all_tokenizers():
     else:
         skip("tokenizers, GPT-2", "give MERGES=vocab.bpe")
     # a checkpoint is a whole HF directory: model and tokenizer
-    run("build/shards", "encode", "--in", "dev/data/tokenizer.h", "--out", f"{DIR}/words/x",
+    run("build/shards", "encode", "--in", "dev/host/tokenizer.h", "--out", f"{DIR}/words/x",
         "--tokenizer", f"{DIR}/bpe/merges.txt")
     run("./train_gpt", "train", "--train", f"{DIR}/words/x_train.bin", "--init", "custom", "--layers", 1, "--heads", 2,
         "--channels", 16, "--context", 64, "--steps", 2, "--sample-every", 0, "--out", f"{DIR}/words/run")

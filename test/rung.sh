@@ -2,7 +2,7 @@
 # test/rung.sh -- adds to a copy of dev/gelu.cu the rung that dev/README.md shows, as it says, and runs it, emulated.
 dir=build/test_rung
 rm -rf $dir && mkdir -p $dir/dev && cp dev/* $dir/dev 2> /dev/null
-cp -r dev/data $dir/dev && cp -r test train_gpt.cpp train_gpt.cu $dir
+cp -r dev/data dev/host $dir/dev && cp -r test train_gpt.cpp train_gpt.cu $dir
 awk -v kernel=$dir/kernel -v line=$dir/line '/^```cpp/ { n++; inside = 1; next } /^```/ { inside = 0 } inside { print > (n == 1 ? kernel : line) }' dev/README.md
 awk -v kernel=$dir/kernel -v line=$dir/line '
     function put(file) { while ((getline text < file) > 0) print text }

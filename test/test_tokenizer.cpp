@@ -1,4 +1,4 @@
-/* test/test_tokenizer.cpp -- the tokenizer of dev/data and the tool that makes shards.
+/* test/test_tokenizer.cpp -- the tokenizer of dev/host and the tool that makes shards.
        build/test_tokenizer                       needs no file: everything against slow code written here
        build/test_tokenizer MERGES CASES.tsv      published cases: a line is bytes in hex (- for none), TAB, ids, TAB,
                                                   category

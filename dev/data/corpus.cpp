@@ -24,8 +24,8 @@
 #ifndef NO_CPU_MAIN
 #define NO_CPU_MAIN
 #endif
-#include "shards.h"
-#include "tokenizer.h"
+#include "../host/shards.h"
+#include "../host/tokenizer.h"
 #include <array>
 #include <compare>
 #include <filesystem>

@@ -6,8 +6,8 @@
               pieces nor on the number of threads, and memory holds one batch of pieces, however long the input is.
    bpe        Words are counted first, then pairs of tokens within distinct words; a join touches the words that hold
               the pair and no others. */
-#include "shards.h"
-#include "tokenizer.h"
+#include "../host/shards.h"
+#include "../host/tokenizer.h"
 
 namespace shards {
 

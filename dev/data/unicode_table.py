@@ -79,7 +79,7 @@ def main():
     if not check:
         print("\n".join(text[i:i + 118] for i in range(0, len(text), 118)))
         return 0
-    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tokenizer.h")
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "host", "tokenizer.h")
     with open(program, encoding="utf-8") as f:
         found = re.search(r'UNICODE_CLASSES\[\] = R"\((.*?)\)"', f.read(), re.S)
     same = found is not None and found.group(1).replace("\n", "") == text

@@ -1,4 +1,4 @@
-/* dev/data/kinds.h -- what a foreign file is, by what it holds, and the one step that makes it usable. Readers ask here
+/* dev/host/kinds.h -- what a foreign file is, by what it holds, and the one step that makes it usable. Readers ask here
    before they say no more than what they expected. To name another kind, add a row to the table. */
 #pragma once
 #include "files.h"

@@ -1,4 +1,4 @@
-/* dev/data/runs.h -- the directory of a run: its checkpoints step_N, of which the best is in best, too; its log; and
+/* dev/host/runs.h -- the directory of a run: its checkpoints step_N, of which the best is in best, too; its log; and
    what tells its data from other data. Checkpoints are written by train_gpt.cpp, whole ones are known by state.json. */
 #pragma once
 #include "shards.h"

@@ -1,4 +1,4 @@
-/* dev/data/tokenizer.h -- GPT-2's byte-level BPE, from a merges file and the ids that a vocab.json beside it gives.
+/* dev/host/tokenizer.h -- GPT-2's byte-level BPE, from a merges file and the ids that a vocab.json beside it gives.
    Text is cut into words, and within a word neighbouring tokens are joined, the merge of lowest rank first. Tokens
    0..255 are the bytes in GPT-2's order, 256 + rank is a merge; these are their ids, too, where no file says otherwise,
    and the last is <|endoftext|>, which only tools put between documents: inside a text those letters, and those of any

@@ -1,4 +1,4 @@
-/* dev/data/shards.h -- token shards, example shards and multiple choice questions, read and written.
+/* dev/host/shards.h -- token shards, example shards and multiple choice questions, read and written.
    Token shards have llm.c's format: 256 int32 {magic, version, count}, then the tokens. Example shards hold pairs
    (prompt, response) or triples (prompt, chosen, rejected) in the same spirit. A file is checked whole when it is
    opened, and then trusted. */

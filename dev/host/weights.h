@@ -1,4 +1,4 @@
-/* dev/data/weights.h -- safetensors, one file or several, and whatever names wrappers gave a GPT-2's tensors. */
+/* dev/host/weights.h -- safetensors, one file or several, and whatever names wrappers gave a GPT-2's tensors. */
 #pragma once
 #include "kinds.h"
 #include <tuple>

@@ -1,4 +1,4 @@
-/* dev/data/files.h -- what the trainer and the data tools stand on: errors, files, a checksum, random numbers, JSON.
+/* dev/host/files.h -- what the trainer and the data tools stand on: errors, files, a checksum, random numbers, JSON.
    Shards are read and written by shards.h, text by tokenizer.h, weights are read by weights.h, checkpoints written by
    train_gpt.cpp; kinds.h knows other people's files. */
 #pragma once
