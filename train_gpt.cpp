@@ -15,43 +15,30 @@
      V vocabulary         NH heads                    HS = C/NH head size      OC output channels of a product
    dx is the gradient of the loss with respect to x. A matrix (R,K) is row-major: element (r,k) stands at r*K + k.
 
-   Top to bottom, nothing is used before it is defined:
+   Top to bottom:
       1 options            2 config and tensors     3 order of the data            4 scalar maths     5 layers
-      6 model              7 checkpoints            8 evaluate, sample, graph      9 train           10 main
-   Files, shards, weights, the tokenizer, which the data tools share, and run directories are the headers of dev/host. */
+      6 model              7 model files            8 evaluate, sample, graph      9 train           10 main
+   What is to be taken on trust at a first reading, because no model depends on it, are the headers of dev/host: command
+   lines, files, shards, the tokenizer, weights and checkpoints on disk, run directories, the display. */
 
 #include <array>
-#include <chrono>
 #include <climits>
-#include <future>
 #include <numeric>
 #include <optional>
-#include <set>
 #include <utility>
-#ifdef __linux__
-#include <sys/auxv.h>
-#endif
 #if defined(__AMX_BF16__)
 #include <asm/prctl.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #endif
-#include "dev/host/files.h"
-#include "dev/host/runs.h"
-#include "dev/host/shards.h"
-#include "dev/host/tokenizer.h"
-#include "dev/host/weights.h"
+#include "dev/host/checkpoints.h"
+#include "dev/host/display.h"
+#include "dev/host/machine.h"
+#include "dev/host/options.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
-// One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table.
-// To add one, add a row. "allowed" is a list a|b|c or a range lo..hi; verbs are t(rain), s(ample), e(val), g(raph); R
-// marks what may differ when a run is resumed, D what may then lie elsewhere. A help text that ends in [...] says what
-// its default stands for; otherwise the default itself is shown.
-using text = std::string;
-using integer = long long;
-using number = double;
-using flag = bool;
-
+// One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table,
+// whose columns dev/host/options.h explains. To add one, add a row. Verbs are t(rain), s(ample), e(val), g(raph).
 #ifndef PROGRAM                  // train_gpt.cu has other ones
 #define PROGRAM "train_gpt"
 #define PROGRAM_HELP \
@@ -61,7 +48,7 @@ using flag = bool;
 #define DTYPES "fp32|bf16"
 #endif
 
-//    type     name             default       allowed                         verbs  help
+//    type     name             default       allowed                         marks  help
 #define OPTIONS(X) \
     X(text,    train,           "",           "",                             "tD",  "token shards to train on: a glob, in quotes [required]") \
     X(text,    val,             "",           "",                             "teD", "token shards to validate on: a glob [none]") \
@@ -70,7 +57,7 @@ using flag = bool;
     X(text,    init,            "d12",        "",                             "t",   "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
     X(text,    model,           "",           "",                             "seg", "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin [required]") \
     X(integer, layers,          0,            "1..1000",                      "t",   "layers [from --init]") \
-    X(integer, heads,           0,            "1..1000",                      "tseg","attention heads [from --init or the model; else C/64]") \
+    X(integer, heads,           0,            "1..1000",                      "tseg","attention heads [from --init or the model; where a file does not say, C/64]") \
     X(integer, channels,        0,            "1..100000",                    "t",   "channels [from --init]") \
     X(integer, vocab,           0,            "1..16777216",                  "t",   "vocabulary [the tokenizer's; 50257 without one]") \
     X(integer, context,         0,            "1..1048576",                   "te",  "tokens of a row [1024, or the model's]") \
@@ -78,8 +65,8 @@ using flag = bool;
     X(integer, tied,            1,            "0..1",                         "t",   "the head is the token embedding") \
     X(integer, batch,           4,            "1..1048576",                   "teR", "rows computed at once") \
     X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",   "tokens of an optimizer step, a multiple of batch x context [batch x context]") \
-    X(integer, steps,           0,            "1..1000000000000",             "tR",  "optimizer steps [--epochs decides]") \
-    X(number,  epochs,          1,            "0.000001..1000000",            "tR",  "passes over the training data") \
+    X(integer, steps,           0,            "1..1000000000000",             "tR1", "optimizer steps [--epochs decides]") \
+    X(number,  epochs,          0,            "0.000001..1000000",            "tR1", "passes over the training data [1]") \
     X(number,  lr,              6e-4,         "0..1000",                      "t",   "highest learning rate") \
     X(number,  min_lr,          -1,           "0..1000",                      "t",   "lowest learning rate; wsd falls to 0 [0.1 x lr]") \
     X(integer, warmup,          0,            "0..1000000000000",             "t",   "steps of linear warm-up") \
@@ -89,7 +76,7 @@ using flag = bool;
     X(number,  eps,             1e-8,         "1e-30..1",                     "t",   "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",   "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",   "largest gradient norm; 0 = off") \
-    X(text,    dtype,           DTYPE,        DTYPES,                         "tseg","numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
+    X(text,    dtype,           DTYPE,        DTYPES,                         "tsegF","numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
     X(integer, threads,         0,            "1..4096",                      "tsegR","threads [all, fewer for models too small for them]") \
     X(integer, seed,            1,            "0..9007199254740992",          "ts",  "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
@@ -101,10 +88,10 @@ using flag = bool;
     X(integer, save_every,      0,            "0..1000000000000",             "tR",  "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
     X(number,  save_minutes,    5,            "0..1000000",                   "tR",  "minutes between checkpoints, more where they take over 2 % of the time; 0 = by steps alone") \
     X(integer, keep,            2,            "1..1000000",                   "tR",  "checkpoints to keep, beside the best in OUT/best") \
-    X(text,    out,             "",           "",                             "t",   "directory of the run: log.jsonl and checkpoints [required]") \
+    X(text,    out,             "",           "",                             "tR",  "directory of the run: log.jsonl and checkpoints [required]") \
     X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
-    X(text,    prompt,          "",           "",                             "s",   "text to continue; without a tokenizer, token ids [end of text]") \
-    X(text,    prompt_file,     "",           "",                             "s",   "file with the text to continue, less a last line break; - is standard input [--prompt]") \
+    X(text,    prompt,          "",           "",                             "sE2", "text to continue; without a tokenizer, token ids [end of text]") \
+    X(text,    prompt_file,     "",           "",                             "s2", "file with the text to continue, less a last line break; - is standard input [--prompt]") \
     X(integer, tokens,          100,          "1..1000000000",                "s",   "tokens to write, at most; an end of text stops earlier") \
     X(integer, samples,         1,            "1..4096",                      "s",   "texts to write, side by side") \
     X(number,  temperature,     1,            "0..1000",                      "s",   "0 takes the likeliest token") \
@@ -118,146 +105,38 @@ struct Options {
     OPTIONS(X)
 #undef X
     bool has(const char* name) const { return given.count(name) > 0; }
+    Table table() {
+        return {
+#define X(type, name, value, allowed, marks, help) {#name, &name, allowed, marks, help},
+            OPTIONS(X)
+#undef X
+        };
+    }
 };
 
-// calls f(name, value, allowed, verbs, help) for every option
-template <typename O, typename F> void for_each_option(O& o, F f) {
-#define X(type, name, value, allowed, verbs, help) f(#name, o.name, allowed, verbs, help);
-    OPTIONS(X)
-#undef X
-}
-
-inline std::string dashed(std::string name) {
-    std::replace(name.begin(), name.end(), '_', '-');
-    return "--" + name;
-}
-
-inline std::string show(const text& v) { return v; }
-inline std::string show(flag v) { return v ? "1" : "0"; }
-inline std::string show(integer v) { return format("%lld", v); }
-inline std::string show(number v) {                         // the shortest form that reads back as the same number
-    std::string s;
-    for (int digits = 6; digits <= 17; digits++)
-        if (strtod((s = format("%.*g", digits, v)).c_str(), nullptr) == v) break;
-    return s;
-}
-
-template <typename T> void parse_value(const std::string& name, const char* s, const char* allowed, T& out) {
-    auto wrong = [&](const std::string& why) { die_usage("%s %s: %s", dashed(name).c_str(), s, why.c_str()); };
-    if constexpr (std::is_same_v<T, text>) {
-        const std::string list = std::string("|") + allowed + "|";
-        if (*allowed && (strchr(s, '|') || list.find("|" + std::string(s) + "|") == list.npos))
-            wrong(std::string("must be one of ") + allowed);
-        out = s;
-    } else if constexpr (std::is_same_v<T, flag>) {
-        out = strcmp(s, "0") != 0;
-    } else {
-        constexpr bool whole = std::is_same_v<T, integer>;
-        char* end;
-        errno = 0;
-        if constexpr (whole) out = strtoll(s, &end, 10);
-        else out = strtod(s, &end);
-        const bool plain = strspn(s, "+-.0123456789eE") == strlen(s);        // no blanks, nan, inf or hexadecimal
-        if (end == s || *end || !plain) wrong(whole ? "not an integer" : "not a number");
-        const char* dots = strstr(allowed, "..");
-        if ((whole && errno) || (dots && (out < strtod(allowed, nullptr) || out > strtod(dots + 2, nullptr))))
-            wrong(std::string("must lie in ") + allowed);
-    }
-}
-
-inline const char* const USAGE =
+inline const Program TRAIN_GPT = {
+    PROGRAM, {{'t', "train"}, {'s', "sample"}, {'e', "eval"}, {'g', "graph"}},
+    "train a GPT on token shards, sample from it, evaluate it",
     "usage: " PROGRAM " [train|sample|eval|graph] [--option value]...      (" PROGRAM " --help lists all options)\n"
     "  make run\n"
     "  ./" PROGRAM " train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
     "--init custom --layers 2 --heads 2 --channels 64 --context 256 --steps 100 --out runs/first\n"
-    "  ./" PROGRAM " sample --model runs/default --tokens 200\n";
+    "  ./" PROGRAM " sample --model runs/default --tokens 200\n",
+    "\nA first SIGINT, SIGTERM or SIGHUP saves after the step, a second ends at once. Exit 0: done; 1: data,\n"
+    "files or memory; 2: command line.\n" PROGRAM_HELP};
 
-inline void print_help() {
-    fputs(PROGRAM " -- train a GPT on token shards, sample from it, evaluate it\n\n", stdout);
-    fputs(USAGE, stdout);
-    const std::pair<char, const char*> verbs[] = {{'t', "train"}, {'s', "sample"}, {'e', "eval"}, {'g', "graph"}};
-    for (auto [letter, verb] : verbs) {
-        printf("\n%s\n", verb);
-        const Options defaults;
-        for_each_option(defaults, [&, letter = letter](std::string name, auto& v, const char* allowed, const char* in,
-                                                        const char* help) {
-            if (!strchr(in, letter)) return;
-            bool shown = *help && help[strlen(help) - 1] == ']';
-            std::string takes = std::is_same_v<std::decay_t<decltype(v)>, flag> ? "" : *allowed ? allowed : "TEXT";
-            printf("  %-18s %-28s %s%s\n", dashed(name).c_str(), takes.c_str(), help,
-                   shown || takes.empty() ? "" : (" [" + show(v) + "]").c_str());
-        });
-    }
-    fputs("\nA first SIGINT, SIGTERM or SIGHUP saves after the step, a second ends at once. Exit 0: done; 1: data,\n"
-          "files or memory; 2: command line.\n" PROGRAM_HELP, stdout);
-}
-
-// The command that has these options, those left out that only say "not given".
-inline std::string command_line(const Options& o) {
-    std::string line = "./" PROGRAM " " + o.verb;
-    for_each_option(o, [&](std::string name, auto v, const char* allowed, const char* verbs, const char*) {
-        if (!strchr(verbs, o.verb[0]) || show(v).empty() || (name == "epochs" && o.steps)) return;
-        if constexpr (std::is_same_v<decltype(v), flag>) {
-            if (v) line += " " + dashed(name);
-        } else {
-            try {
-                parse_value(name, show(v).c_str(), allowed, v);
-                line += " " + dashed(name) + " " + shell_quote(show(v));
-            } catch (const Error&) {}
-        }
-    });
-    return line;
-}
-
-// Fills o from the words after the program's name. Dies with exit 2 on anything unknown, repeated or out of range.
 inline Options parse_options(const std::vector<std::string>& words) {
     Options o;
-    size_t i = 0;
-    o.verb = "train";
-    if (!words.empty() && words[0].rfind("--", 0) != 0) o.verb = words[i++];
-    if (o.verb != "train" && o.verb != "sample" && o.verb != "eval" && o.verb != "graph")
-        die_usage("%s: unknown verb; expected train, sample, eval or graph", o.verb.c_str());
-    while (i < words.size()) {
-        std::string word = words[i++], value;
-        size_t equals = word.find('=');
-        bool joined = word.rfind("--", 0) == 0 && equals != word.npos;
-        if (joined) value = word.substr(equals + 1), word.resize(equals);
-        if (word.rfind("--", 0) == 0) std::replace(word.begin(), word.end(), '_', '-');
-        bool found = false;
-        for_each_option(o, [&](std::string name, auto& v, const char* allowed, const char* verbs, const char*) {
-            if (found || word != dashed(name)) return;
-            found = true;
-            if (!strchr(verbs, o.verb[0])) die_usage("%s: not an option of %s", word.c_str(), o.verb.c_str());
-            if (!o.given.insert(name).second) die_usage("%s: given twice", word.c_str());
-            bool is_flag = std::is_same_v<std::decay_t<decltype(v)>, flag>;
-            if (is_flag && joined) die_usage("%s: takes no value", word.c_str());
-            if (is_flag) value = "1";
-            else if (!joined && i == words.size()) die_usage("%s: needs a value", word.c_str());
-            else if (!joined) value = words[i++];
-            if (value.find('\0') != value.npos) die_usage("%s: the value holds a zero byte", word.c_str());
-            if (value.empty() && name != "prompt") die_usage("%s: needs a value", word.c_str());
-            parse_value(name, value.c_str(), allowed, v);
-        });
-        if (found) continue;
-        std::vector<std::string> names;
-        for_each_option(o, [&](std::string name, auto&, const char*, const char* verbs, const char*) {
-            if (strchr(verbs, o.verb[0])) names.push_back(dashed(name));
-        });
-        die_usage("%s: unknown option%s; " PROGRAM " --help lists them", word.c_str(), nearest(word, names).c_str());
-    }
-    auto need = [&](const char* name, const text& v) {
-        if (v.empty()) die_usage("%s: %s is missing", o.verb.c_str(), dashed(name).c_str());
+    const Table table = o.table();
+    o.verb = parse_words(TRAIN_GPT, words, table, o.given);
+    auto need = [&](const char* name, const text& value) {
+        for (const Option& row : table)
+            if (value.empty() && !strcmp(row.name, name))
+                die_usage("%s: %s is missing: %s", o.verb.c_str(), row.typed().c_str(), row.help);
     };
-    if (o.has("prompt") && o.has("prompt_file")) die_usage("--prompt-file: give --prompt or --prompt-file, not both");
-    if (o.has("steps") && o.has("epochs")) die_usage("--epochs: give --steps or --epochs, not both");
-    if (o.rows == "sliding" && o.verb == "eval") die_usage("--rows sliding: not for eval");
     while (o.out.size() > 1 && o.out.back() == '/') o.out.pop_back();
-    if (o.verb == "train") {
-        need("out", o.out);
-        if (!o.resume) need("train", o.train);
-    } else {
-        need("model", o.model);
-    }
+    if (o.verb != "train") need("model", o.model);
+    else if (need("out", o.out); !o.resume) need("train", o.train);
     if (o.verb == "eval" && o.val.empty() && o.choices.empty() && o.answers.empty())
         die_usage("eval: give --val, --choices or --answers");
     return o;
@@ -271,15 +150,36 @@ inline Options parse_options(const std::vector<std::string>& words) {
 #endif
 using real = REAL;
 
+//    type     field   default   name in config.json      largest
+#define CONFIG(X) \
+    X(int,     L,      12,       "n_layer",               1000)        /* layers */ \
+    X(int,     NH,     12,       "n_head",                100000)      /* heads */ \
+    X(int,     C,      768,      "n_embd",                100000)      /* channels */ \
+    X(int,     V,      50257,    "vocab_size",            1 << 24) \
+    X(int,     T,      1024,     "n_positions",           1 << 24)     /* rows of wpe, the longest context */ \
+    X(bool,    bias,   true,     "bias",                  0)           /* of Linear layers */ \
+    X(bool,    tied,   true,     "tie_word_embeddings",   0)           /* the head is wte */ \
+    X(double,  eps,    1e-5,     "layer_norm_epsilon",    0)
+
 struct Config {
-    int L = 12, NH = 12, C = 768, V = 50257, T = 1024;       // T: rows of wpe, the longest context
-    bool bias = true, tied = true;
-    double eps = 1e-5;                                       // of layernorm
+#define X(type, field, value, ...) type field = value;
+    CONFIG(X)
+#undef X
+    int head_size() const { return C / NH; }
+    int qkv() const { return 3 * C; }                        // numbers of a token: queries, keys and values of all heads,
+    int hidden() const { return 4 * C; }                     // and between the two products of an MLP
 
     // floating point operations of training on one token: 2 forward and 4 backward for every parameter, and causal
     // attention counted once. (6 P + 6 L C T, the convention of llm.c)
     double flops_per_token(size_t parameters, int context) const {
         return 6.0 * parameters + 6.0 * L * C * context;
+    }
+    std::vector<Member> members() {
+        return {
+#define X(type, field, value, name, largest) {name, &field, largest},
+            CONFIG(X)
+#undef X
+        };
     }
 };
 
@@ -298,15 +198,15 @@ constexpr float ONES = -1;      // an initial value that is not a standard devia
     X(wpe,      ONCE,    c.T,     c.C,     0.02f,    true,            "transformer.wpe.weight") \
     X(ln1_w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_1.weight") \
     X(ln1_b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_1.bias") \
-    X(qkv_w,    BLOCK,   c.C,     3 * c.C, 0.02f,    true,            "transformer.h.%d.attn.c_attn.weight") \
-    X(qkv_b,    BLOCK,   0,       3 * c.C, 0,        c.bias,          "transformer.h.%d.attn.c_attn.bias") \
+    X(qkv_w,    BLOCK,   c.C,     c.qkv(), 0.02f,    true,            "transformer.h.%d.attn.c_attn.weight") \
+    X(qkv_b,    BLOCK,   0,       c.qkv(), 0,        c.bias,          "transformer.h.%d.attn.c_attn.bias") \
     X(proj_w,   BLOCK,   c.C,     c.C,     RESID,    true,            "transformer.h.%d.attn.c_proj.weight") \
     X(proj_b,   BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.attn.c_proj.bias") \
     X(ln2_w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_2.weight") \
     X(ln2_b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_2.bias") \
-    X(fc_w,     BLOCK,   c.C,     4 * c.C, 0.02f,    true,            "transformer.h.%d.mlp.c_fc.weight") \
-    X(fc_b,     BLOCK,   0,       4 * c.C, 0,        c.bias,          "transformer.h.%d.mlp.c_fc.bias") \
-    X(fcproj_w, BLOCK,   4 * c.C, c.C,     RESID,    true,            "transformer.h.%d.mlp.c_proj.weight") \
+    X(fc_w,     BLOCK,   c.C,     c.hidden(), 0.02f, true,            "transformer.h.%d.mlp.c_fc.weight") \
+    X(fc_b,     BLOCK,   0,       c.hidden(), 0,     c.bias,          "transformer.h.%d.mlp.c_fc.bias") \
+    X(fcproj_w, BLOCK,   c.hidden(), c.C,  RESID,    true,            "transformer.h.%d.mlp.c_proj.weight") \
     X(fcproj_b, BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.mlp.c_proj.bias") \
     X(lnf_w,    ONCE,    0,       c.C,     ONES,     true,            "transformer.ln_f.weight") \
     X(lnf_b,    ONCE,    0,       c.C,     0,        true,            "transformer.ln_f.bias") \
@@ -343,6 +243,7 @@ struct Tensor {
     float init;
     bool present;                // an absent bias has no memory; checkpoints show it as zeros
     size_t count() const { return (size_t)std::max(rows, 1) * cols; }
+    std::vector<size_t> shape() const { return rows ? std::vector<size_t>{(size_t)rows, (size_t)cols} : std::vector{(size_t)cols}; }
     bool decays() const { return rows > 0; }
 };
 
@@ -733,10 +634,6 @@ inline double lr_at(const Schedule& s, integer it) {
 // Each layer, forward and then its backward. Loops over data run on all threads; every sum has a fixed order that does
 // not depend on how many there are, so any number of threads gives the same bits. Backward passes add to the gradients
 // of weights (dw, db), and write those of activations unless they say otherwise.
-inline double seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 namespace cpu {
 
 /* The matrix product: everything expensive goes through gemm(), and a faster one goes here.
@@ -1511,22 +1408,6 @@ enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
 struct StepResult { double loss, norm; };
 struct Speed { std::string text; std::vector<std::pair<const char*, std::string>> log; };
 
-// Bytes that could be had, of the machine and of the container; SIZE_MAX where the system does not say.
-inline size_t available_memory() {
-    auto field = [](const char* path, const char* pattern) {
-        size_t value = SIZE_MAX;
-        char line[128];
-        FILE* f = fopen(path, "r");
-        while (f && fgets(line, sizeof line, f)) if (sscanf(line, pattern, &value) == 1) break;
-        if (f) fclose(f);
-        return value;
-    };
-    const size_t kb = field("/proc/meminfo", "MemAvailable: %zu"), machine = kb == SIZE_MAX ? kb : kb * 1024;
-    const size_t limit = field("/sys/fs/cgroup/memory.max", "%zu");
-    const size_t used = field("/sys/fs/cgroup/memory.stat", "anon %zu");
-    return std::min(machine, limit == SIZE_MAX || used == SIZE_MAX ? limit : limit - std::min(limit, used));
-}
-
 /* The network, for both programs. m has the layers: cpu::Model below calls section 5's functions, gpu::Model its kernels.
    norm_forward() returns what a linear layer reads: the normalized numbers, or what they will be made of there. */
 
@@ -1797,326 +1678,93 @@ private:
 
 }  // namespace cpu
 
-// ---- 7. checkpoints -------------------------------------------------------------------------------------------------
-// A checkpoint is a directory that Hugging Face tools open as it is: config.json, model.safetensors, tokenizer files;
-// beside them optimizer.safetensors and state.json, which makes it whole: it is the last file written, and holds size
-// and checksum of all others and of itself. Everything is written under another name, synced, then renamed.
-// A model on disk, whatever its format: its shape, and a view of each tensor under its Hugging Face name.
-struct ModelFile {
-    std::string path, directory;
+// ---- 7. model files -------------------------------------------------------------------------------------------------
+// The shape of a model on disk, its tensors, and what tells whether this program computes what its writer did.
+inline Config read_config(const Json& json, const std::string& path) {
     Config c;
-    std::map<std::string, View> tensors;
-    std::shared_ptr<void> memory;            // what the views look into
-};
-
-inline void check_config(const Config& c, const std::string& where) {
-    const int largest = 1 << 24;
-    if (c.L < 1 || c.L > 1000 || c.C < 1 || c.C > 100000 || c.V < 1 || c.V > largest || c.T < 1 || c.T > largest)
-        die("%s: %d layers, %d channels, vocabulary %d, %d positions: expected 1 to 1000, 100000, %d and %d",
-            where.c_str(), c.L, c.C, c.V, c.T, largest, largest);
-    if (c.NH < 0 || (c.NH && c.C % c.NH))
-        die("%s: %d channels are not a multiple of %d heads", where.c_str(), c.C, c.NH);
-}
-
-inline Config read_config(const std::string& path) {
-    const Json j = read_json(path, 1 << 20);
-    const char* name = path.c_str();
-    auto integer_of = [&](const char* key) {
-        const Json& v = j[key];
-        if (!v) die("%s: '%s' is missing", name, key);
-        if (v.kind != Json::NUMBER || v.number < 1 || v.number > 1 << 24 || v.number != std::floor(v.number))
-            die("%s: '%s' must be a whole number from 1 to %d", name, key, 1 << 24);
-        return (int)v.number;
-    };
-    auto flag_of = [&](const char* key, bool fallback) {
-        const Json& v = j[key];
-        if (v && v.kind != Json::BOOL) die("%s: '%s' must be true or false", name, key);
-        return v ? v.number != 0 : fallback;
-    };
-    if (j.kind != Json::OBJECT) die("%s: not a JSON object", name);
-    const std::string &type = j["model_type"].string, &act = j["activation_function"].string;
-    if (type != "gpt2") die("%s: found model_type '%s', expected 'gpt2'", name, type.c_str());
-    if (act != "" && act != "gelu_new" && act != "gelu_pytorch_tanh")
-        die("%s: activation_function '%s' is not computed here, only gelu_new", name, act.c_str());
-    Config c;
-    c.L = integer_of("n_layer"), c.NH = integer_of("n_head"), c.C = integer_of("n_embd");
-    c.T = integer_of("n_positions"), c.V = integer_of("vocab_size");
-    c.bias = flag_of("bias", true), c.tied = flag_of("tie_word_embeddings", true);
-    const Json &inner = j["n_inner"], &eps = j["layer_norm_epsilon"];
-    if (inner && inner.number != 4.0 * c.C)
-        die("%s: n_inner %g is not computed here, only 4 x n_embd = %d", name, inner.number, 4 * c.C);
-    if (eps && (eps.kind != Json::NUMBER || !(eps.number > 0 && eps.number < 1)))
-        die("%s: layer_norm_epsilon must lie between 0 and 1", name);
-    if (eps) c.eps = eps.number;
-    if (!flag_of("scale_attn_weights", true) || flag_of("scale_attn_by_inverse_layer_idx", false) ||
-        flag_of("add_cross_attention", false))
-        die("%s: attention without scaling, scaled by layer, or across sequences is not computed here", name);
-    check_config(c, path);
+    read_config(c.members(), json, path);
+    if (c.C % c.NH) die("%s: %d channels are not a multiple of %d heads", path.c_str(), c.C, c.NH);
     return c;
 }
+inline std::string config_json(Config c, int eot) { return config_json(c.members(), eot); }
 
-inline std::string config_json(const Config& c, int eot) {
-    std::string special = eot < 0 ? "" : format("  \"bos_token_id\": %d,\n  \"eos_token_id\": %d,\n", eot, eot);
-    return format(
-        "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n  \"n_layer\": %d,\n"
-        "  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_positions\": %d,\n  \"n_ctx\": %d,\n  \"n_inner\": null,\n"
-        "  \"vocab_size\": %d,\n  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": %s,\n"
-        "  \"tie_word_embeddings\": %s,\n  \"bias\": %s,\n%s"
-        "  \"attn_pdrop\": 0.0,\n  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n  \"torch_dtype\": \"float32\"\n}\n",
-        c.L, c.NH, c.C, c.T, c.T, c.V, show(number(c.eps)).c_str(), c.tied ? "true" : "false",
-        c.bias ? "true" : "false", special.c_str());
-}
-
-// llm.c's model file: 256 int32 {magic, 3 float32 or 5 bfloat16, T, V, L, NH, C, padded V}, then the tensors one after
-// the other, all layers of one together.
-inline ModelFile read_llmc(const std::string& path) {
-    auto file = std::make_shared<Mapped>(path);
-    const char* name = path.c_str();
-    if (file->size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, file->size, HEADER);
-    auto field = [&](int i) { return file->at<int32_t>(4 * i); };
-    if (field(1) != 3 && field(1) != 5)
-        die("%s: byte 4: found version %d, expected 3 (float32) or 5 (bfloat16)", name, field(1));
-    ModelFile m{path, directory_of(path), {}, {}, file};
-    m.c.T = field(2), m.c.V = field(3), m.c.L = field(4), m.c.NH = field(5), m.c.C = field(6);
-    check_config(m.c, path);
-    const size_t Vp = field(7);
-    if (m.c.NH < 1 || field(7) < m.c.V || field(7) > 1 << 24)
-        die("%s: byte 20: found %d heads, and a vocabulary of %d padded to %d", name, m.c.NH, m.c.V, field(7));
-    const size_t item = field(1) == 3 ? 4 : 2;
-    size_t at = HEADER;
-    for (auto& [per, t] : tensor_rows(m.c))                  // TENSORS has llm.c's order
-        for (int l = 0; t.present && l < (per == BLOCK ? m.c.L : 1); l++) {
-            std::vector<size_t> shape = {(size_t)t.cols};
-            if (t.rows) shape.insert(shape.begin(), t.rows);
-            m.tensors[numbered(t.name, l)] = {item == 4 ? "F32" : "BF16", shape, file->data + at,
-                                              per == BLOCK && t.rows > 0};
-            at += item * (at == HEADER ? Vp * m.c.C : t.count());            // wte, the first, is padded
-        }
-    if (file->size != at) die("%s: %zu bytes, its header means %zu", name, file->size, at);
-    return m;
-}
-
-inline ModelFile open_model(std::string path) {
-    if (exists(path, true)) {
-        const std::vector<std::string> found = checkpoints_in(path);
-        if (!exists(path + "/config.json") && !found.empty()) path = found.back();
-        if (exists(path + "/state.json")) verify_checkpoint(path);
-        path = weights_in(path);
-    }
-    Mapped probe(path);
-    if (probe.size >= 4 && probe.at<int32_t>(0) == 20240326) return read_llmc(path);
-    auto files = std::make_shared<std::vector<std::unique_ptr<Safetensors>>>();
-    ModelFile m{path, directory_of(path), {}, {}, files};
-    if (path.ends_with(".index.json")) m.tensors = gpt2_tensors(read_index(path, *files), path);
-    else files->push_back(std::make_unique<Safetensors>(path)), m.tensors = gpt2_tensors(files->back()->tensors, path);
-    const bool config = exists(m.directory + "/config.json");
-    auto head = m.tensors.find("lm_head.weight"), wte = m.tensors.find("transformer.wte.weight");
-    if (config) m.c = read_config(m.directory + "/config.json");
-    if (head != m.tensors.end() && wte == m.tensors.end() && m.c.tied) {                 // kept under this name
-        auto node = m.tensors.extract(head);
-        node.key() = "transformer.wte.weight", m.tensors.insert(std::move(node));
-    }
-    if (!config) {                                                                       // from the shapes alone
-        auto shape = [&](const char* name) {
-            auto it = m.tensors.find(name);
-            if (it == m.tensors.end() || it->second.shape.size() != 2)
-                die("%s: no matrix '%s' in it; is this a GPT-2?", path.c_str(), name);
-            return it->second.shape;
-        };
-        auto wte = shape("transformer.wte.weight"), wpe = shape("transformer.wpe.weight");
-        auto fits = [](size_t d) { return (int)std::min<size_t>(d, INT_MAX); };
-        m.c.V = fits(wte[0]), m.c.C = fits(wte[1]), m.c.T = fits(wpe[0]);
-        m.c.L = 0, m.c.NH = 0;                               // heads: the caller's to say
-        while (m.tensors.count(format("transformer.h.%d.ln_1.weight", m.c.L))) m.c.L++;
-        check_config(m.c, path);
-        head = m.tensors.find("lm_head.weight");
-        m.c.tied = head == m.tensors.end() || same_bytes(head->second, m.tensors["transformer.wte.weight"]);
-        m.c.bias = m.tensors.count("transformer.h.0.attn.c_attn.bias");
-    }
-    return m;
-}
-
-// The shape of a model file with what the command line may add to it: the number of heads where no file says it.
+// heads: of the command line, for a file that does not say how many it has
 inline Config config_of(const ModelFile& m, int heads) {
-    Config c = m.c;
-    if (c.NH && heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, m.path.c_str(), c.NH);
-    if (!c.NH && heads == 0 && c.C % 64) die_usage("--heads: %s does not say how many heads it has", m.path.c_str());
-    if (!c.NH && heads == 0)
-        warn("%s: does not say how many heads it has: %d of 64 are assumed; --heads says otherwise", m.path.c_str(), c.C / 64);
-    if (!c.NH) c.NH = heads ? heads : c.C / 64;
-    if (c.C % c.NH) die_usage("--heads %d: does not divide the %d channels of %s", c.NH, c.C, m.path.c_str());
+    const char* path = m.path.c_str();
+    Json json = m.config;
+    if (m.config_path.empty()) {
+        const int C = json["n_embd"].number;
+        if (heads == 0 && C % 64) die_usage("--heads: %s does not say how many heads it has", path);
+        if (heads == 0) warn("%s: does not say how many heads it has: %d of 64 are assumed; --heads says otherwise", path, C / 64);
+        if (heads && C % heads) die_usage("--heads %d: does not divide the %d channels of %s", heads, C, path);
+        json.members["n_head"] = json_of(heads ? heads : C / 64);
+    }
+    const Config c = read_config(json, m.config_path.empty() ? m.path : m.config_path);
+    if (heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, path, c.NH);
     return c;
 }
 
-// Copies tensors into the model; prefix tells weights ("") from moments ("m.", "v."). All must be there, and no others.
-template <typename Model> void load_tensors(Model& model, Which which, const std::map<std::string, View>& views,
-                                            const std::string& path, const std::string& prefix = "") {
-    std::set<std::string> known;
-    std::vector<float> values;
-    for (size_t i = 0; i < model.layout.tensors.size(); i++) {
-        const Tensor& t = model.layout.tensors[i];
-        auto it = views.find(prefix + t.name);
-        known.insert(prefix + t.name);
-        if (it == views.end() && !t.present) continue;
-        if (it == views.end()) die("%s: tensor '%s' is missing", path.c_str(), (prefix + t.name).c_str());
-        const View& v = it->second;
-        std::vector<size_t> shape = {(size_t)t.cols};
-        if (t.rows) shape.insert(shape.begin(), t.rows);
-        if (v.shape != shape || !v.bytes())
-            die("%s: tensor '%s' is %s%s, expected F32, BF16 or F16 of %s", path.c_str(), (prefix + t.name).c_str(),
-                v.dtype.substr(0, 20).c_str(), show_shape(v.shape).c_str(), show_shape(shape).c_str());
-        values.resize(t.count());
-        const size_t rows = std::max(t.rows, 1), cols = t.cols;
-        for (size_t r = 0; r < rows; r++)
-            for (size_t k = 0; k < cols; k++) {
-                const float value = values[r * cols + k] = v[v.transposed ? k * rows + r : r * cols + k];
-                if (!std::isfinite(value))
-                    die("%s: tensor '%s': %s is %g", path.c_str(), (prefix + t.name).c_str(),
-                        t.rows ? format("row %zu, column %zu", r, k).c_str() : format("number %zu", k).c_str(), std::isnan(value) ? NAN : value);
-            }
-        if (!t.present && t.name == "lm_head.weight") {
-            const View& wte = views.at(prefix + "transformer.wte.weight");
-            for (size_t k = 0; k < values.size(); k++)
-                if (wte.shape != v.shape || wte[k] != values[k])
-                    die("%s: lm_head.weight differs from wte, but the config says tie_word_embeddings", path.c_str());
-        } else if (!t.present) {
-            for (float f : values)
-                if (f != 0)
-                    die("%s: tensor '%s' is not zero, but the config says bias false", path.c_str(), t.name.c_str());
-        }
-        model.set(which, i, values.data());
-    }
-    for (auto& [name, view] : views)
-        if (!known.count(name) && name.rfind(prefix, 0) == 0)
-            die("%s: tensor '%s' has no place in a GPT-2 of this shape", path.c_str(), name.c_str());
-}
-
-// Writes tensors of one or more kinds, in layout order, as float32 safetensors.
-template <typename Model> void save_tensors(const std::string& path, const Model& model,
-                                            const std::vector<std::pair<std::string, Which>>& kinds) {
-    std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
-    std::vector<std::pair<Which, size_t>> items;
-    size_t offset = 0;
+// A model's tensors as files hold them, in layout order; kinds: weights, or moments with a prefix to their names.
+using Kinds = std::vector<std::pair<std::string, Which>>;
+template <typename Model> std::vector<Stored> stored(Model& model, const Kinds& kinds = {{"", WEIGHT}}) {
+    std::vector<Stored> list;
     for (auto& [prefix, which] : kinds)
         for (size_t i = 0; i < model.layout.tensors.size(); i++) {
             const Tensor& t = model.layout.tensors[i];
-            if (!t.present && t.name == "lm_head.weight") continue;          // absent biases are written, as zeros
-            items.push_back({which, i});
-            header += format(",\"%s%s\":{\"dtype\":\"F32\",\"shape\":[%s%d],\"data_offsets\":[%zu,%zu]}",
-                             prefix.c_str(), t.name.c_str(), t.rows ? format("%d,", t.rows).c_str() : "", t.cols,
-                             offset, offset + 4 * t.count());
-            offset += 4 * t.count();
+            auto get = [&model, which = which, i](float* out) { model.get(which, i, out); };
+            auto set = [&model, which = which, i](const float* in) { model.set(which, i, in); };
+            const bool twin = !t.present && t.name == "lm_head.weight";
+            list.push_back({prefix + t.name, t.shape(), get, set, t.present, twin ? prefix + "transformer.wte.weight" : ""});
         }
-    header += "}";
-    header.resize((header.size() + 7) / 8 * 8, ' ');
-    uint64_t length = header.size();
-    Writer w(path);
-    w.put(&length, 8);
-    w.put(header);
-    std::vector<float> values;
-    for (auto [which, i] : items) {
-        values.resize(model.layout.tensors[i].count());
-        model.get(which, i, values.data());
-        w.put(values.data(), 4 * values.size());
-    }
-    w.finish();
+    return list;
 }
 
-// Weights and moments as they stand now: all that save_checkpoint() asks of a model, while the model itself goes on.
-struct Snapshot {
-    const Config c;
-    const Layout layout;
-    Buffer<float> arenas[4];                 // by Which; that of gradients stays empty
-
-    template <typename Model> explicit Snapshot(const Model& model) : c(model.c), layout(model.layout) {
-        for (Which which : {WEIGHT, MOMENT1, MOMENT2}) {
-            arenas[which] = Buffer<float>(layout.slots.size);
-            for (size_t i = 0; i < layout.tensors.size(); i++)
-                if (layout.tensors[i].present) model.get(which, i, arenas[which].data() + layout.tensors[i].offset);
-        }
+/* What this program computes, in at most 64 numbers: logits of a small model of a kind with c, whose weights are drawn so
+   that every layer matters (as they are initialized, a GELU is almost linear). It stands in state.json: a program that
+   computes another function of the same tensors must not go on with them as if they were its own. */
+inline std::vector<float> fingerprint(Config c) {
+    const int HS = std::min(c.head_size(), 64);
+    c.L = std::min(c.L, 2), c.NH = std::min(c.NH, 2), c.C = HS * c.NH, c.V = std::min(c.V, 64), c.T = std::min(c.T, 128);
+    cpu::Model model(c, 1, c.T, false);
+    for (size_t i = 0; i < model.layout.tensors.size(); i++) {
+        std::vector<float> values = model.layout.initial_values(i, 1);
+        const bool embedding = model.layout.tensors[i].name.find(".h.") == std::string::npos;
+        for (size_t k = 0; k < values.size() && !embedding; k++) values[k] += 0.2 * Rng(k, i + 1).normal();
+        model.set(WEIGHT, i, values.data());
     }
-    // Leaves as much again to others: a process that takes more than there is would be killed, and the run with it.
-    static bool fits(const Layout& layout) { return 3 * layout.slots.size * sizeof(float) <= available_memory() / 2; }
-    void get(Which which, size_t i, float* out) const {
-        const Tensor& t = layout.tensors[i];
-        if (t.present) std::copy_n(arenas[which].data() + t.offset, t.count(), out);
-        else std::fill_n(out, t.count(), 0.0f);
+    std::vector<int> x;
+    for (int t = 0; t < c.T; t++) x.push_back((7919 * t + 1) % c.V);
+    std::vector<float> logits(c.V);
+    model.extend(x.data(), 1, 0, c.T), model.logits(c.T - 1, 1, 1, logits.data());
+    return logits;
+}
+inline std::string fingerprint_json(const Config& c) {
+    std::string list;
+    for (float f : fingerprint(c)) list += (list.empty() ? "" : ", ") + show((double)f);
+    return "[" + list + "]";
+}
+// Of a checkpoint of ours. Another machine sums up in another order, which makes 1e-6.
+inline void check_fingerprint(const Config& c, const std::string& checkpoint) {
+    const std::string path = checkpoint + "/state.json";
+    if (!is_checkpoint(checkpoint)) return;
+    const Json state = parse_json(read_file(path), path), &wrote = state["fingerprint"];
+    if (!wrote) return warn("%s: has no fingerprint, so it is not known whether this program computes what its writer did", path.c_str());
+    const std::vector<float> computed = fingerprint(c);
+    double most = 0, off = 0;
+    for (float f : computed) most = std::max(most, std::abs((double)f));
+    bool same = wrote.items.size() == computed.size();
+    for (size_t i = 0; i < computed.size() && same; i++) {
+        off = std::abs(computed[i] - wrote.items[i].number) / most;
+        same = off <= 1e-5;                                  // NaN is not
     }
-};
+    if (!same)
+        die("%s: this program computes another function of these weights than the one that wrote them (a logit of a test model "
+            "is off by %.1e of the largest): use that program, or start from model.safetensors alone", path.c_str(), off);
+}
 
 // The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
 inline int end_of_text(const Tokenizer* tokenizer, int V) {
     return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1;
-}
-
-// Where a run stands, apart from tensors. Orders and samples are functions of seed and step, so nothing else is random.
-struct Position {
-    integer step = 0;
-    size_t window = 0;                       // the next one of the training data
-    size_t windows = 0;                      // of an epoch
-    double lowest = INFINITY;                // validation loss so far,
-    integer lowest_step = -1;                // and where it was
-    std::map<std::string, std::string> data = {};            // what the run was given to read, by option
-    std::vector<int> beginning = {};         // what a sample without a prompt continues
-};
-
-inline std::string options_json(const Options& o) {
-    std::string s;
-    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
-        if (strchr(verbs, 't') && name != "resume")
-            s += (s.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(show(v));
-    });
-    std::error_code none;
-    return "{\"directory\": " + json_quote(fs::current_path(none).string()) + ", " + s + "}";
-}
-
-template <typename Model>
-std::string save_checkpoint(const Model& model, const Options& o, const Position& p, const Tokenizer* tokenizer) {
-    const std::string dir = o.out + format("/step_%08lld", p.step), partial = dir + ".partial";
-    std::error_code error;
-    fs::remove_all(partial, error);
-    try {
-        if (!fs::create_directory(partial, error))
-            die("%s: cannot create: %s", partial.c_str(), error.message().c_str());
-        save_tensors(partial + "/model.safetensors", model, {{"", WEIGHT}});
-        save_tensors(partial + "/optimizer.safetensors", model, {{"m.", MOMENT1}, {"v.", MOMENT2}});
-        write_file(partial + "/config.json", config_json(model.c, end_of_text(tokenizer, model.c.V)));
-        if (tokenizer) tokenizer->save(partial);
-        std::string state = format("{\n  \"format\": 1,\n  \"step\": %lld,\n  \"window\": %zu,\n  \"windows\": %zu,\n"
-                                   "  \"options\": %s,\n", p.step, p.window, p.windows, options_json(o).c_str());
-        if (p.lowest_step >= 0)
-            state += format("  \"lowest\": {\"step\": %lld, \"val_loss\": %s},\n", p.lowest_step,
-                            show(p.lowest).c_str());
-        const char* comma = "";
-        state += "  \"beginning\": [";
-        for (int token : p.beginning) state += comma + std::to_string(token), comma = ", ";
-        state += "],\n", comma = "  \"data\": {";
-        for (auto& [name, identity] : p.data)
-            state += comma + json_quote(name) + ": " + json_quote(identity), comma = ", ";
-        state += "},\n  \"files\": {", comma = "";
-        for (const char* name :
-             {"added_tokens.json", "config.json", "merges.txt", "model.safetensors", "optimizer.safetensors",
-              "tokenizer_config.json", "vocab.json"}) {
-            if (!exists(partial + "/" + name)) continue;
-            Mapped file(partial + "/" + name);
-            state += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%s\"}", comma, name, file.size,
-                            hex(checksum(file.text())).c_str());
-            comma = ",";
-        }
-        state += "\n  },\n";
-        write_file(partial + "/state.json", state + checksum_line(state));
-        sync_directory(partial);
-        fs::remove_all(dir, error);
-        fs::rename(partial, dir, error);
-        if (error) die("%s: cannot rename to %s: %s", partial.c_str(), dir.c_str(), error.message().c_str());
-        sync_directory(o.out);
-    } catch (const Error&) {
-        fs::remove_all(partial, error);
-        throw;
-    }
-    if (p.lowest_step == p.step) make_best(o.out, dir);
-    remove_old(o.out, o.keep);
-    return dir;
 }
 
 // ---- 8. evaluate, sample, graph -------------------------------------------------------------------------------------
@@ -2338,89 +1986,7 @@ template <typename Model> void graph(Model& model) {
 }
 
 // ---- 9. train -------------------------------------------------------------------------------------------------------
-// The loop, and what a user sees of it. Everything random is a function of the seed and the step.
-inline volatile sig_atomic_t stop_signal = 0;
-inline void on_signal(int signal) {
-    if (stop_signal) _exit(128 + signal);
-    stop_signal = signal;
-    ::signal(SIGPIPE, SIG_IGN);                              // who reads our output may be gone by now
-}
-
-// JSON has no nan and no infinity.
-inline std::string json_number(double v) { return std::isfinite(v) ? show(number(v)) : "null"; }
-
-// Options of a run that is resumed: those it had, and those on the command line that may differ.
-inline Options resumed_options(const Options& given, const Json& stored, bool known_data, const std::string& where) {
-    Options o = given;
-    const Options fresh;
-    std::map<std::string, std::string> defaults;             // may lie outside of what is allowed: "not given"
-    for_each_option(fresh, [&](std::string name, auto& v, auto...) { defaults[name] = show(v); });
-    for_each_option(o, [&](std::string name, auto& v, const char* allowed, const char* verbs, const char*) {
-        const Json& old = stored[name];
-        const bool is_given = given.has(name.c_str());
-        const bool instead = (name == "steps" && given.has("epochs")) || (name == "epochs" && given.has("steps"));
-        const bool elsewhere = strchr(verbs, 'D') && known_data && !old.string.empty();
-        if (!old || name == "out" || instead || (is_given && (strchr(verbs, 'R') || elsewhere))) return;
-        // A run of the other program goes on in the format that this one has.
-        const std::string bars = "|";
-        if (name == "dtype" && (bars + allowed + bars).find(bars + old.string + bars) == bars.npos) return;
-        const std::string now = show(v);
-        try {
-            parse_value(name, old.string.c_str(), old.string == defaults[name] ? "" : allowed, v);
-        } catch (const Error& e) { die("%s: %s", where.c_str(), e.line.c_str()); }
-        if (is_given && show(v) != now)
-            die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it", dashed(name).c_str(),
-                      now.c_str(), given.out.c_str(), old.string.empty() ? "none" : old.string.c_str());
-    });
-    return o;
-}
-
-// One line a step; on a terminal each takes the place of the last.
-struct Display {
-    const bool terminal = isatty(STDOUT_FILENO);
-    std::vector<double> losses;              // smoothed, for the sparkline
-    double ms = 0;                           // smoothed
-    bool midline = false;                    // a step line stands there, to be overwritten
-    double floor, val_loss = NAN;
-    integer steps;
-
-    ~Display() { if (midline) printf("\n"); }                // what follows may be an error
-    std::string sparkline() const {
-        const int width = 12;
-        if (losses.size() < 2) return "";
-        std::vector<double> points;
-        for (int i = 0; i < width; i++) points.push_back(losses[(losses.size() - 1) * i / (width - 1)]);
-        auto [low, high] = std::minmax_element(points.begin(), points.end());
-        std::string s = "  ";
-        for (double p : points)
-            s += std::string("▁▂▃▄▅▆▇█").substr(3 * int(7.99 * (p - *low) / (*high - *low + 1e-9)), 3);
-        return s;
-    }
-    void step(integer step, double loss, double norm, double lr, double step_ms, double tokens,
-              const std::string& speed) {
-        losses.push_back(losses.empty() ? loss : 0.9 * losses.back() + 0.1 * loss);
-        ms = ms == 0 ? step_ms : 0.9 * ms + 0.1 * step_ms;
-        const integer left = ms * (steps - step) / 1e3;
-        std::string line = format("step %lld/%lld  loss %.4f", step, steps, loss);
-        if (std::isfinite(floor)) line += format(" (floor %.4f)", floor);
-        if (std::isfinite(val_loss)) line += format("  val %.4f", val_loss);
-        line += format("  norm %.3f  lr %.2e  %.0f ms  %.0f tok/s  %s  ETA %lld:%02d:%02d", norm, lr, step_ms,
-                       tokens / step_ms * 1e3, speed.c_str(), left / 3600, int(left / 60 % 60), int(left % 60));
-        midline = terminal;
-        if (terminal) printf("\r%s%s\x1b[K", line.c_str(), sparkline().c_str());
-        else printf("%s\n", line.c_str());
-        fflush(stdout);
-    }
-    // an ordinary line between step lines
-    __attribute__((format(printf, 2, 3))) void say(const char* fmt, ...) {
-        va_list args;
-        va_start(args, fmt);
-        printf("%s%s\n", midline ? "\n" : "", vformat(fmt, args).c_str());
-        midline = false;
-        va_end(args);
-        fflush(stdout);
-    }
-};
+// The loop, and all that stands before it. Everything random is a function of the seed and the step.
 
 // The shape that --init and the size options ask for; fills in the options it decides, so that they can be printed.
 inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer* tokenizer) {
@@ -2428,14 +1994,11 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
     if (file) {
         c = config_of(*file, o.heads);
         auto same = [&](const char* name, integer asked, integer is) {
-            if (o.has(name) && asked != is)
-                die_usage("%s %lld: %s has %lld", dashed(name).c_str(), asked, file->path.c_str(),
-                          is);
+            if (o.has(name) && asked != is) die_usage("%s %lld: %s has %lld", dashed(name).c_str(), asked, file->path.c_str(), is);
         };
         same("layers", o.layers, c.L), same("channels", o.channels, c.C), same("vocab", o.vocab, c.V);
         same("bias", o.bias, c.bias), same("tied", o.tied, c.tied);
-        if (o.context > c.T)
-            die_usage("--context %lld: %s has positions for %d", o.context, file->path.c_str(), c.T);
+        if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file->path.c_str(), c.T);
         if (o.context == 0) o.context = std::min(c.T, 1024);
     } else {
         if (o.init == "custom" && (!o.layers || !o.heads || !o.channels))
@@ -2450,15 +2013,13 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
         if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);
     }
     if (tokenizer && tokenizer->vocab() > c.V)
-        die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V,
-            tokenizer->vocab());
+        die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
     o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
     return c;
 }
 
 inline bool is_preset(const std::string& init) {
-    return init == "custom" ||
-           std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
+    return init == "custom" || std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
 }
 
 // Threads meet some ten times a layer: one more must have ten million operations a layer of its own to gain by it.
@@ -2466,12 +2027,6 @@ inline void choose_threads(const Options& o, const Config& c, size_t tokens, boo
     if (o.threads || getenv("OMP_NUM_THREADS")) return;
     const double flops = c.flops_per_token(Layout(c).parameters, o.context) * tokens / (training ? 1 : 3);
     omp_set_num_threads(std::clamp(flops / (1e7 * c.L), 1.0, (double)omp_get_max_threads()));
-}
-
-inline std::string presets() {
-    std::string names;
-    for (const Preset& p : PRESETS) names += std::string(p.name) + ", ";
-    return names + "custom";
 }
 
 // Says which gradient went wrong first. Backward runs from the last tensor to the first, and spreads it to all before.
@@ -2485,41 +2040,6 @@ template <typename Model> std::string first_bad_gradient(const Model& model) {
     return "the norm, but no gradient,";
 }
 
-// Where the checkpoint `from` stands, with o as its run had it. Without one ("") a run begins again, with the options
-// its log began with.
-inline Position resume_position(Options& o, const std::string& from) {
-    const std::string where = from.empty() ? o.out + "/log.jsonl" : from + "/state.json";
-    Position p;
-    Json state, stored;
-    if (!from.empty()) {
-        state = verify_checkpoint(from);
-        const Json &step = state["step"], &windows = state["windows"], &window = state["window"];
-        const Json& lowest = state["lowest"];
-        stored = state["options"];
-        if (!step || !windows || !stored) die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
-        p.step = step.number, p.windows = windows.number;
-        for (auto& [name, identity] : state["data"].members) p.data[name] = identity.string;
-        if (lowest) p.lowest = lowest["val_loss"].number, p.lowest_step = lowest["step"].number;
-        auto of = [&](const char* name) { return strtod(stored[name].string.c_str(), nullptr); };
-        if (window) p.window = window.number;
-        else                                                 // older ones; the last step of an epoch may be partial
-            p.window = std::min(p.step * std::floor(of("tokens_per_step") / of("context")),
-                                of("steps") ? INFINITY : std::round(std::max(1.0, of("epochs") * p.windows)));
-    } else if (exists(where)) {
-        const std::string log = read_file(where);
-        if (log.find('\n') != log.npos) stored = parse_json(log.substr(0, log.find('\n')), where)["options"];
-    }
-    if (stored.kind == Json::OBJECT) o = resumed_options(o, stored, bool(state["data"]), where);
-    const bool path = !is_preset(o.init);
-    for_each_option(o, [&](std::string name, auto& v, const char*, const char* verbs, const char*) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, text>)
-            if (!o.has(name.c_str()) && (strchr(verbs, 'D') || (path && name == "init")))
-                v = given_in(stored["directory"].string, v);
-    });
-    if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
-    return p;
-}
-
 // Where a tokenizer may lie: beside the model, if there is one, and beside the data.
 inline std::vector<std::string> directories_of(const Options& o, const std::string& model) {
     std::vector<std::string> directories;
@@ -2531,213 +2051,256 @@ inline std::vector<std::string> directories_of(const Options& o, const std::stri
     return directories;
 }
 
-template <typename Model> void train(Options o) {
-    // A new directory is made when the model has its memory; an old one is held from the start.
-    std::optional<RunDirectory> run;
-    if (o.resume) run.emplace(o.out, true);
+// What a run reads, checks and decides before it has a model. A resumed run has the options, the position and the weights
+// of its newest whole checkpoint; without one it begins again, with the options that its log began with.
+struct Run {
+    Options o;
+    std::optional<RunDirectory> directory;   // held from the start by a resumed run; a new one is made later
+    std::string from;                        // the checkpoint, or ""
+    Position position;
+    std::optional<Held> held;                // keeps what `start` looks into
+    std::optional<ModelFile> start;          // weights to start from, if they are not to be drawn
+    std::unique_ptr<Tokenizer> tokenizer;
+    Config c;
+    int eot;
+    std::optional<Windows> windows;
+    std::optional<HeldOut> held_out;
+    size_t per_step, end;                    // windows of a step; where the last one ends
+    integer steps;
 
-    // Where the run stands.
-    const std::vector<std::string> found = o.resume ? checkpoints_in(o.out) : std::vector<std::string>();
-    const std::string from = found.empty() ? "" : found.back();
-    Position position = o.resume ? resume_position(o, from) : Position();
+    explicit Run(const Options& given) : o(given) {
+        if (o.resume) resume();
+        open_start();
+        c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
+        eot = end_of_text(tokenizer.get(), c.V);
+        if (!from.empty()) check_fingerprint(c, from);
+        open_data();
+        choose_threads(o, c, o.batch * o.context, true);
+    }
 
-    // The model's shape: of the checkpoint, of the weights to start from, or of the options.
-    std::optional<ModelFile> start;
-    std::string init = from.empty() ? o.init : from;
-    if (from.empty() && !is_preset(init) && !exists(init))
-        die_usage("--init %s: no such file or directory, and no size of a model: those are %s", init.c_str(),
-                  presets().c_str());
-    std::optional<Held> held;
-    if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_model(init);
-    const bool own = !from.empty() && !o.has("tokenizer");   // a checkpoint has its tokenizer
-    std::unique_ptr<Tokenizer> tokenizer =
-        own ? find_tokenizer("", {from}) : find_tokenizer(o.tokenizer, directories_of(o, start ? start->directory : ""));
-    if (!from.empty() && !own)
+private:
+    void resume() {
+        directory.emplace(o.out, true);
+        if (const std::vector<std::string> found = checkpoints_in(o.out); !found.empty()) from = found.back();
+        const std::string where = from.empty() ? o.out + "/log.jsonl" : from + "/state.json";
+        Json state, stored;
+        if (!from.empty()) {
+            state = verify_checkpoint(from), stored = state["options"];
+            position = Position(state, where);
+            auto of = [&](const char* name) { return strtod(stored[name].string.c_str(), nullptr); };
+            if (!state["window"])                            // older ones; the last step of an epoch may be partial
+                position.window = std::min(position.step * std::floor(of("tokens_per_step") / of("context")),
+                    of("steps") ? INFINITY : std::round(std::max(1.0, of("epochs") * position.windows)));
+        } else if (exists(where)) {
+            const std::string log = read_file(where);
+            if (log.find('\n') != log.npos) stored = parse_json(log.substr(0, log.find('\n')), where)["options"];
+        }
+        Options fresh;
+        const Table table = o.table();
+        if (stored.kind == Json::OBJECT)
+            resume_options(table, fresh.table(), o.given, stored, bool(state["data"]), o.out, where);
+        if (o.steps) o.epochs = 0;
+        for (const Option& row : table)
+            if (auto* path = std::get_if<text*>(&row.value); path && !o.has(row.name))
+                if (row.is('D') || (!strcmp(row.name, "init") && !is_preset(o.init)))
+                    **path = given_in(stored["directory"].string, **path);
+        if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
+    }
+
+    // The model's shape and tokenizer: of the checkpoint, of the weights to start from, or of the options.
+    void open_start() {
+        std::string init = from.empty() ? o.init : from, presets;
+        for (const Preset& p : PRESETS) presets += std::string(p.name) + ", ";
+        if (from.empty() && !is_preset(init) && !exists(init))
+            die_usage("--init %s: no such file or directory, and no size of a model: those are %scustom%s", init.c_str(),
+                      presets.c_str(), published(init));
+        if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_model(init);
+        const bool own = !from.empty() && !o.has("tokenizer");               // a checkpoint has its tokenizer
+        tokenizer = own ? find_tokenizer("", {from})
+                        : find_tokenizer(o.tokenizer, directories_of(o, start ? start->directory : ""));
+        if (from.empty() || own) return;
         if (auto its = find_tokenizer("", {from}); its && !its->same(*tokenizer))
             die_usage("--tokenizer %s: is not that of the run in %s", o.tokenizer.c_str(), o.out.c_str());
-    const Config c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
-    const int B = o.batch, T = o.context, eot = end_of_text(tokenizer.get(), c.V);
-    if (o.min_lr < 0) o.min_lr = 0.1 * o.lr;
-    if (o.tokens_per_step == 0) o.tokens_per_step = o.batch * o.context;
-    if (o.tokens_per_step % (o.batch * o.context))
-        die_usage("--tokens-per-step %lld: not a multiple of batch x context = %lld", o.tokens_per_step,
-                  o.batch * o.context);
-
-    // The data. An epoch ends where its last window does: the rows of a step beyond it stay empty.
-    Windows windows(o.train, o.rows, !o.raw.empty(), T, c.V, o.seed);
-    const size_t per_step = o.tokens_per_step / T,
-                 end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows.total));
-    if (position.window > end)
-        die_usage("--epochs %s: the run in %s has done more already", show(o.epochs).c_str(), o.out.c_str());
-    const integer steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
-    const HeldOut held_out(o, c.V, T, eot);
-    std::map<std::string, std::string> data = held_out.data;
-    data["train"] = windows.identity.text();
-    for (auto& [name, was] : position.data)
-        if (const text& path = name == "train" ? o.train : name == "val" ? o.val : o.answers; data[name] != was)
-            die("%s %s: %s, but the run in %s was given other data: %s", dashed(name).c_str(), path.c_str(),
-                data[name].c_str(), o.out.c_str(), was.c_str());
-    if (!from.empty() && position.windows != windows.total)
-        die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
-            windows.total, o.out.c_str(), position.windows);
-    if (position.step > steps)
-        die_usage("--steps %lld: the run in %s has done %lld already", steps, o.out.c_str(), position.step);
-    position.windows = windows.total, position.data = data;
-    position.beginning = beginning_of(*windows.shards[0], eot, T);
-    const double floor = held_out.floor;
-
-    choose_threads(o, c, (size_t)B * T, true);
-    Model model(c, B, T, true, o.dtype == "bf16");
-    if (!run) run.emplace(o.out, false);
-    if (start) load_tensors(model, WEIGHT, start->tensors, start->path);
-    else model.initialize(o.seed);
-    if (!from.empty()) {
-        Safetensors moments(from + "/optimizer.safetensors");
-        load_tensors(model, MOMENT1, moments.tensors, moments.file.path, "m.");
-        load_tensors(model, MOMENT2, moments.tensors, moments.file.path, "v.");
     }
-    start.reset(), held.reset();
-    const AdamW adamw{o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
-    const Schedule schedule{o.schedule, o.lr, o.min_lr, o.warmup, steps};
 
+    // An epoch ends where its last window does: the rows of a step beyond it stay empty.
+    void open_data() {
+        const integer row_tokens = o.batch * o.context;
+        if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens;
+        if (o.tokens_per_step % row_tokens)
+            die_usage("--tokens-per-step %lld: not a multiple of batch x context = %lld", o.tokens_per_step, row_tokens);
+        if (!o.steps && o.epochs == 0) o.epochs = 1;
+        windows.emplace(o.train, o.rows, !o.raw.empty(), o.context, c.V, o.seed);
+        per_step = o.tokens_per_step / o.context;
+        end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows->total));
+        if (position.window > end)
+            die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(o.epochs).c_str(),
+                      o.out.c_str(), position.window, windows->total);
+        steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
+        held_out.emplace(o, c.V, o.context, eot);
+        std::map<std::string, std::string> data = held_out->data;
+        data["train"] = windows->identity.text();
+        for (auto& [name, was] : position.data)
+            if (const text& path = name == "train" ? o.train : name == "val" ? o.val : o.answers; data[name] != was)
+                die("%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new "
+                    "run from its weights", dashed(name).c_str(), path.c_str(), data[name].c_str(), o.out.c_str(), was.c_str(),
+                    o.out.c_str());
+        if (!from.empty() && position.windows != windows->total)
+            die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
+                windows->total, o.out.c_str(), position.windows);
+        if (position.step > steps)
+            die_usage("--steps %lld: the run in %s has done %lld already", steps, o.out.c_str(), position.step);
+        if (o.warmup >= steps && o.has("warmup"))
+            warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
+        if (o.min_lr > o.lr) warn("--min-lr %s: is above --lr %s", show(o.min_lr).c_str(), show(o.lr).c_str());
+        position.windows = windows->total, position.data = data;
+        position.beginning = beginning_of(*windows->shards[0], eot, o.context);
+    }
+};
+
+template <typename Model> struct Training : Run {
+    Model model;
+    const Schedule schedule;
+    const double floor;
     Display display;
-    display.steps = steps, display.floor = floor;
-    display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s", command_line(o).c_str(),
-                model.layout.parameters, steps, o.tokens_per_step, windows.total, model.describe().c_str());
-    if (!from.empty()) display.say("resumed from %s", from.c_str());
-    else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
-    run->rewind_log(position.step, steps);
-    auto log = [&](const char* event, integer step, const std::vector<std::pair<const char*, std::string>>& fields) {
-        std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, step);
-        for (auto& [name, value] : fields) line += format(", \"%s\": %s", name, value.c_str());
-        run->put(line + "}");
-    };
-    if (position.step == 0)
-        log("run", 0, {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
-                       {"floor", json_number(floor)}, {"options", options_json(o)}});
+    Saver saver;
 
-    // A checkpoint is a copy that another thread writes while training goes on; without memory for one, training waits.
-    std::string saved = from;                // the newest that is whole
-    std::future<std::string> writing;        // the next; every way out of here waits for it, if only in the destructor
-    integer writing_step = 0;
-    double stood_ms = 0, last_save = seconds();              // while it was begun; when that was
-    integer best = position.lowest_step;     // of the checkpoint in OUT/best
-    if (best >= 0 && best == position.step) make_best(o.out, from);      // a kill may have come between the two
-    auto finish = [&] {
-        if (!writing.valid()) return;
-        saved = writing.get();               // or dies of what the thread died of
-        log("checkpoint", writing_step, {{"path", json_quote(saved)}, {"ms", format("%.3f", stood_ms)}});
-    };
-    auto save = [&] {
-        const double start = seconds();
-        finish();
-        auto write = [&, at = position](auto& source) { return save_checkpoint(source, o, at, tokenizer.get()); };
-        if (Snapshot::fits(model.layout))
-            writing = std::async(std::launch::async, [write, copy = Snapshot(model)] { return write(copy); });
-        else
-            (writing = std::async(std::launch::deferred, [&] { return write(model); })).wait();
-        writing_step = position.step, best = position.lowest_step;
-        last_save = seconds(), stood_ms = (last_save - start) * 1e3;
-    };
-    auto evaluate = [&] {
-        Validation v = validate(model, B, *held_out.val, tokenizer.get());
+    explicit Training(const Options& given)
+        : Run(given), model(c, o.batch, o.context, true, o.dtype == "bf16"),
+          schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
+          saver{from, position.lowest_step} {
+        if (!directory) directory.emplace(o.out, false);
+        if (start) load_tensors(stored(model), start->tensors, start->path);
+        else model.initialize(o.seed);
+        if (!from.empty()) {
+            Safetensors moments(from + "/optimizer.safetensors");
+            load_tensors(stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}}), moments.tensors, moments.file.path);
+        }
+        start.reset(), held.reset();
+        saver.run = &*directory, display.steps = steps, display.floor = floor;
+        display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s",
+                    command_line(TRAIN_GPT, o.verb, o.table()).c_str(), model.layout.parameters, steps, o.tokens_per_step,
+                    windows->total, model.describe().c_str());
+        if (!from.empty()) display.say("resumed from %s", from.c_str());
+        else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
+        if (position.step && position.step < steps && (o.has("steps") || o.has("epochs")) && o.schedule != "constant")
+            display.say("the schedule ends at step %lld now: the learning rate goes on at %.2e", steps, lr_at(schedule, position.step));
+        directory->rewind_log(position.step, steps);
+        if (position.step == 0)
+            directory->put("run", 0, {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
+                                      {"floor", json_number(floor)}, {"options", options_json(o.table(), 't')}});
+        if (saver.best >= 0 && saver.best == position.step) make_best(o.out, from);      // a kill may have come between the two
+    }
+
+    void evaluate() {
+        Validation v = validate(model, o.batch, *held_out->val, tokenizer.get());
         display.val_loss = v.loss();
         if (v.loss() < position.lowest) position.lowest = v.loss(), position.lowest_step = position.step;
         display.say("%s", v.line().c_str());
         const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
-        log("eval", position.step, {{"val_loss", json_number(v.loss())}, {"bits_per_byte", json_number(bits)},
-                                    {"floor", json_number(floor)}});
-        return v;
-    };
-    auto sample = [&](int samples) {
+        directory->put("eval", position.step, {{"val_loss", json_number(v.loss())}, {"bits_per_byte", json_number(bits)},
+                                               {"floor", json_number(floor)}});
+    }
+    void sample(int samples) {
         Options s = o;
-        s.samples = samples, s.tokens = std::min(T, 200), s.seed = o.seed + position.step;
+        s.samples = samples, s.tokens = std::min<integer>(o.context, 200), s.seed = o.seed + position.step;
         std::vector<std::string> texts = sample_texts(model, s, position.beginning, eot, tokenizer.get());
         for (size_t i = 0; i < texts.size(); i++) {
             if (position.beginning[0] != eot)
                 texts[i] = show_tokens(position.beginning, tokenizer.get()) + (tokenizer ? "" : " ") + texts[i];
             display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
-            log("sample", position.step, {{"text", json_quote(valid_utf8(texts[i]))}});
+            directory->put("sample", position.step, {{"text", json_quote(valid_utf8(texts[i]))}});
         }
-    };
-
-    auto read = [&](size_t g) {                              // the micro-batches of the step that begins with window g
+    }
+    void save() {
+        saver.save({o.out, (size_t)o.keep, position, options_json(o.table(), 't'), config_json(c, eot), fingerprint_json(c),
+                    tokenizer.get(), stored(model), stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}})});
+    }
+    size_t windows_at(size_t g) const { return std::min(per_step, end - g); }            // of the step that begins with g
+    std::vector<Batch> batches_at(size_t g) {                                            // its micro-batches
         std::vector<Batch> batches;
-        for (const size_t last = std::min(g + per_step, end); g < last; g += B) {
+        for (const size_t last = g + windows_at(g); g < last; g += o.batch) {
             std::vector<Row> rows;
-            for (size_t k = g; k < std::min(g + B, last); k++) rows.push_back(windows.row(k));
+            for (size_t k = g; k < std::min<size_t>(g + o.batch, last); k++) rows.push_back(windows->row(k));
             batches.emplace_back(rows);
         }
         return batches;
-    };
-    std::vector<Batch> batches = read(position.window);
-    double began = seconds();
-    while (position.step < steps && !stop_signal) {
+    }
+
+    // Takes the step with these micro-batches, then reads the next ones into them, while a GPU is still at work.
+    void take_step(std::vector<Batch>& batches) {
+        const double began = seconds();
         const integer step = position.step + 1;
-        const size_t there = std::min(per_step, end - position.window);
-        const double targets = (double)there * (windows.sliding ? 1 : T), lr = lr_at(schedule, position.step);
+        const size_t there = windows_at(position.window);
+        const double targets = (double)there * (windows->sliding ? 1 : o.context), lr = lr_at(schedule, position.step);
         for (const Batch& b : batches) {
             model.forward(b.x.data(), b.y.data(), nullptr, targets, b.B, b.T, true);
             model.backward();
         }
-        AdamW now = adamw;
-        now.lr = lr;
-        model.update(now, o.clip, step);
-        batches = read(position.window + there);             // a GPU is still at work meanwhile
+        model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, step);
+        batches = batches_at(position.window + there);
         const auto [loss, norm] = model.result();
         if (!std::isfinite(loss) || !std::isfinite(norm)) {
-            finish();
-            die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step,
-                loss, norm, std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss",
-                saved.empty() ? "none" : saved.c_str());
+            saver.finish();
+            auto plain = [](double v) { return std::isnan(v) ? NAN : v; };               // not -nan
+            die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss), plain(norm),
+                std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss",
+                saver.saved.empty() ? "none" : saver.saved.c_str());
         }
         position.step = step, position.window += there;
-        const double ms = (seconds() - began) * 1e3;
-        const Speed speed = model.speed(there * T, ms / 1e3);
-        display.step(step, loss, norm, lr, ms, there * T, speed.text);
-        std::vector<std::pair<const char*, std::string>> fields = {
-            {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
-            {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", there * T / ms * 1e3)},
-            {"tokens", format("%.0f", (double)position.window * T)}};
+        const double ms = (seconds() - began) * 1e3, tokens = there * o.context;
+        const Speed speed = model.speed(tokens, ms / 1e3);
+        display.step(step, loss, norm, lr, ms, tokens, speed.text);
+        RunDirectory::Fields fields = {
+            {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
+            {"tokens_per_s", format("%.1f", tokens / ms * 1e3)}, {"tokens", format("%.0f", (double)position.window * o.context)}};
         fields.insert(fields.end(), speed.log.begin(), speed.log.end());
-        log("step", step, fields);
-        auto due = [&](integer every) { return every && step % every == 0 && step < steps; };
-        if (held_out.val && due(o.eval_every)) evaluate();
-        if (due(o.sample_every)) sample(1);
-        const double since = seconds() - last_save;
-        const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * stood_ms / 1e3;
-        if (due(o.save_every) || position.lowest_step != best || (by_time && step < steps)) save();
-        if (writing.valid() && writing.wait_for(std::chrono::seconds(0)) == std::future_status::ready) finish();
-        began = seconds();
+        directory->put("step", step, fields);
     }
-    finish();
-    const bool ended = position.step == steps;
-    if (ended && held_out.val) {
-        Validation v = evaluate();
-        if (std::isfinite(floor)) display.say("val loss %.4f nats/token, floor %.4f", v.loss(), floor);
+
+    void run() {
+        std::vector<Batch> batches = batches_at(position.window);
+        while (position.step < steps && !stop_signal) {
+            take_step(batches);
+            const bool more = position.step < steps;
+            auto due = [&](integer every) { return every && position.step % every == 0 && more; };
+            if (held_out->val && due(o.eval_every)) evaluate();
+            if (due(o.sample_every)) sample(1);
+            const double since = seconds() - saver.last;
+            const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * saver.stood_ms / 1e3;
+            if (due(o.save_every) || position.lowest_step != saver.best || (by_time && more)) save();
+            saver.look();
+        }
+        saver.finish();
+        const bool ended = position.step == steps;
+        if (ended && held_out->val) evaluate();
+        if (ended && std::isfinite(floor)) display.say("floor %.6f nats/token", floor);
+        if (saver.saved != o.out + format("/step_%08lld", position.step) || position.lowest_step != saver.best)
+            save(), saver.finish();
+        if (!ended)
+            return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s", position.step,
+                               shell_quote(o.out).c_str());
+        if (auto& answers = held_out->answers) {
+            const integer right = right_answers(model, o.batch, *answers, eot), all = answers->size();
+            display.say("answers right %lld of %lld", right, all);
+            directory->put("answers", steps, {{"right", show(right)}, {"of", show(all)}});
+        }
+        if (o.sample_every) sample(3);
+        display.say("saved %s", saver.saved.c_str());
     }
-    if (saved != o.out + format("/step_%08lld", position.step) || position.lowest_step != best) save(), finish();
-    if (!ended)
-        return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s",
-                           position.step, shell_quote(o.out).c_str());
-    if (auto& answers = held_out.answers) {
-        const size_t right = right_answers(model, B, *answers, eot);
-        display.say("answers right %zu of %zu", right, answers->size());
-        log("answers", steps, {{"right", show((integer)right)}, {"of", show((integer)answers->size())}});
-    }
-    if (o.sample_every) sample(3);
-    display.say("saved %s", saved.c_str());
-}
+};
 
 // ---- 10. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
     for (text* p : {&o.train, &o.val, &o.answers, &o.choices, &o.tokenizer, &o.init, &o.model, &o.out, &o.prompt_file})
         *p = at_home(*p);
-    if (o.verb == "train") return train<Model>(o);
+    if (o.verb == "train") return Training<Model>(o).run();
     std::string path = o.model;
+    if (!exists(path)) die("--model %s: no such file or directory%s", path.c_str(), published(path));
     std::optional<Held> held(hold_newest(path));
     ModelFile file = open_model(path);
     const Config c = config_of(file, o.heads);
+    check_fingerprint(c, file.directory);
     std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
     if (tokenizer && tokenizer->vocab() > c.V)
         die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
@@ -2761,9 +2324,9 @@ template <typename Model> void run_verb(Options o) {
             prompt.push_back(id);
             for (s = after; *s == ' ';) s++;
         }
-        if (const std::string state = file.directory + "/state.json"; prompt.empty() && exists(state)) {
-            const Json run = parse_json(read_file(state), state);
-            for (const Json& token : run["beginning"].items) prompt.push_back(token.number);
+        if (prompt.empty() && is_checkpoint(file.directory)) {
+            const std::string state = file.directory + "/state.json";
+            prompt = Position(read_json(state), state).beginning;
             if (!prompt.empty() && prompt[0] != eot) o.prompt = show_tokens(prompt, tokenizer.get());
         }
         if (prompt.empty()) prompt.push_back(eot >= 0 ? eot : 0);
@@ -2778,7 +2341,7 @@ template <typename Model> void run_verb(Options o) {
 
     choose_threads(o, c, o.verb == "sample" ? B : (size_t)B * T, false);
     Model model(c, B, T, false, o.dtype == "bf16");
-    load_tensors(model, WEIGHT, file.tensors, file.path);
+    load_tensors(stored(model), file.tensors, file.path);
     held.reset();
     if (o.verb == "graph") graph(model);
     if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
@@ -2808,32 +2371,18 @@ template <typename Model> void run_verb(Options o) {
     }
 }
 
-// OpenMP's waiting threads spin for milliseconds, which beside any other busy process costs far more than the work. The
-// runtime reads its environment before main(), so the program starts itself again with a short spin.
-inline void spin_briefly(char** argv) {
-    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
-    std::error_code none;
-#ifdef __linux__
-    if (getauxval(AT_BASE) == 0) return;                     // started through the loader: that is what would start
-#endif
-    setenv("GOMP_SPINCOUNT", "1000", 1), setenv("KMP_BLOCKTIME", "1", 1);
-    execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
-}
-
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.
 template <typename Model> int run_program(int argc, char** argv) {
     spin_briefly(argv);
     const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
-    if (words.empty()) return fputs(USAGE, stderr), 2;
+    if (words.empty()) return fputs(TRAIN_GPT.usage, stderr), 2;
     auto asked = [&](const char* word) { return std::count(words.begin(), words.end(), word) > 0; };
     return run_main([&] {
-        if (asked("--help") || asked("-h")) return print_help();
+        if (asked("--help") || asked("-h")) return print_help(TRAIN_GPT, Options().table(), words[0][0] == '-' ? "" : words[0]);
         if (asked("--version")) return (void)puts(PROGRAM " " VERSION);
         Options o = parse_options(words);
         if (o.threads) omp_set_num_threads(o.threads);
-        if (o.verb == "train")
-            for (int number : {SIGINT, SIGTERM, SIGHUP})     // under nohup the last is ignored, and remains so
-                if (signal(number, on_signal) == SIG_IGN && number == SIGHUP) signal(number, SIG_IGN);
+        if (o.verb == "train") watch_signals();
         run_verb<Model>(o);
     });
 }

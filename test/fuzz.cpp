@@ -59,14 +59,14 @@ static void examples(std::string_view) {
     Examples e(PATH, V, T);
     must(right_answers(tiny_model(), 4, e, EOT) <= e.size(), "more right than there are");
 }
-static void choices(std::string_view) { multiple_choice(tiny_model(), 4, Choices(PATH, V, T)); }
+static void choices(std::string_view) { multiple_choice(tiny_model(), 4, Choices(PATH, V, T), nullptr); }
 
 static void model(std::string_view) {                           // safetensors or llm.c, as --model opens it
     ModelFile m = open_model(PATH);
-    const Config c = config_of(m, m.c.NH ? 0 : 1);
+    const Config c = config_of(m, m.config_path.empty());
     if ((double)c.L * (12.0 * c.C + 99) * c.C + ((double)c.V + c.T) * c.C > 1e5) return;
     cpu::Model model(c, 1, std::min(c.T, 4), false);
-    load_tensors(model, WEIGHT, m.tensors, m.path);
+    load_tensors(stored(model), m.tensors, m.path);
     Options o;
     o.tokens = 3, o.top_p = 0.9, o.top_k = 5;
     sample_texts(model, o, {0}, -1, nullptr);
@@ -79,9 +79,9 @@ static void config(std::string_view bytes) {
         for (auto& [name, value] : j.members)
             for (auto& s : {name, value.string}) must(parse_json(json_quote(s), PATH).string == s, "json_quote", s);
     });
-    const Config c = read_config(PATH);
+    const Config c = read_config(read_json(PATH), PATH);
     write_file(PATH, config_json(c, c.V - 1));
-    const Config again = read_config(PATH);
+    const Config again = read_config(read_json(PATH), PATH);
     must(config_json(c, 0) == config_json(again, 0), "config_json", config_json(c, 0));
 }
 static void merges(std::string_view bytes) {                    // merges, a zero byte, text
@@ -111,10 +111,11 @@ static void options(std::string_view bytes) {                   // one word a li
     for (; !bytes.empty(); bytes.remove_prefix(std::min(bytes.size(), words.back().size() + 1)))
         words.push_back(std::string(bytes.substr(0, bytes.find('\n'))));
     Options o = parse_options(words);
-    if (o.min_lr < 0) o.min_lr = 0.1 * o.lr;                    // as train() does before it stores them
-    const std::string stored = options_json(o);
-    if (o.verb == "train")
-        must(options_json(resumed_options(o, parse_json(stored, "log"), false, "log")) == stored, "resumed_options", stored);
+    const std::string stored = options_json(o.table(), 't');
+    if (o.verb != "train") return;
+    Options again, fresh;
+    resume_options(again.table(), fresh.table(), {}, parse_json(stored, "log"), false, "a run", "log");
+    must(options_json(again.table(), 't') == stored, "resume_options", stored);
 }
 
 // ---- seeds ----------------------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ static Seeds safetensors_seeds() {
         c.L = 1, c.NH = 1, c.C = 2, c.V = 3, c.T = 2, c.bias = full, c.tied = full;
         cpu::Model m(c, 1, 2, false);
         m.initialize(1);
-        seeds.push_back(written([&] { save_tensors(PATH, m, {{"", WEIGHT}}); }));
+        seeds.push_back(written([&] { save_tensors(PATH, stored(m)); }));
     }
     return seeds;
 }

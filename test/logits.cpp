@@ -14,7 +14,7 @@ int main(int argc, char** argv) {
         const int T = x.size();
         if (T > c.T) die_usage("%d tokens, but %s has positions for %d", T, file.path.c_str(), c.T);
         cpu::Model model(c, 1, T, false);
-        load_tensors(model, WEIGHT, file.tensors, file.path);
+        load_tensors(stored(model), file.tensors, file.path);
         model.extend(x.data(), 1, 0, T);
         std::vector<float> logits(c.V);
         for (int t = 0; t < T; t++) {

@@ -115,7 +115,7 @@ static void kinds() {
         reader("encode", !c.text, [&] { shards::Source(Input(path).text(), path, "", "text"); });
         reader("--prompt-file", !c.text, [&] { read_prompt(path); });
         reader("--tokenizer", !plain, [&] { Tokenizer::load(path); });
-        reader("config.json", !c.text, [&] { read_config(path); });
+        reader("config.json", !c.text, [&] { read_config(read_json(path), path); });
         if (c.text && !json && wrong.empty()) wrong = error_of([&] { shards::Source(Input(path).text(), path, "", "text"); });
         check(wrong.empty(), "cases/named: %s%s", c.what, wrong.c_str());
     }
@@ -288,7 +288,7 @@ static void weights() {
             const Config found = config_of(file, 2);
             if (found.L != c.L || found.V != c.V || found.T != c.T || found.tied != tied) die("another shape");
             cpu::Model loaded(found, 1, 4, false);
-            load_tensors(loaded, WEIGHT, file.tensors, file.path);
+            load_tensors(stored(loaded), file.tensors, file.path);
             for (const Piece& p : pieces_of(loaded))
                 if (p.name != "lm_head.weight" && std::none_of(good.begin(), good.end(), [&](const Piece& g) { return g.name == p.name && g.data == p.data; }))
                     die("tensor %s differs", p.name.c_str());
@@ -391,7 +391,7 @@ static void weights() {
                 dies(format("%s %g", dtype, bad).c_str(), "model.safetensors: tensor '" + p.name + "': " + place + format(" is %g", bad), [&] {
                     const ModelFile file = open_model(dir);
                     cpu::Model loaded(config_of(file, 2), 1, 4, false);
-                    load_tensors(loaded, WEIGHT, file.tensors, file.path);
+                    load_tensors(stored(loaded), file.tensors, file.path);
                 });
             }
 }

@@ -35,8 +35,8 @@ static void wrong_files() {
     const std::string path = DIR + "file";
     auto shard = [&] { Shard(path, false).check_tokens(10); };
     auto tensors = [&] { Safetensors s(path); };
-    auto config = [&] { read_config(path); };
-    auto llmc = [&] { read_llmc(path); };
+    auto config = [&] { read_config(read_json(path), path); };
+    auto llmc = [&] { config_of(read_llmc(path), 0); };
     auto examples = [&] { Examples(path, 10, 8); };
     auto choices = [&] { Choices(path, 10, 8); };
     auto json_of = [](const char* changed) {
@@ -68,12 +68,12 @@ static void wrong_files() {
         {"config activation", config, json_of(",\"activation_function\":\"relu\""), "FILE: activation_function 'relu' is not computed here, only gelu_new"},
         {"config n_inner", config, json_of(",\"n_inner\":9"), "FILE: n_inner 9 is not computed here, only 4 x n_embd = 32"},
         {"config unscaled", config, json_of(",\"scale_attn_weights\":false"), "FILE: attention without scaling, scaled by layer, or across sequences is not computed here"},
-        {"config epsilon", config, json_of(",\"layer_norm_epsilon\":-1"), "FILE: layer_norm_epsilon must lie between 0 and 1"},
+        {"config epsilon", config, json_of(",\"layer_norm_epsilon\":-1"), "FILE: 'layer_norm_epsilon' must lie between 0 and 1"},
         {"config flag", config, json_of(",\"bias\":1"), "FILE: 'bias' must be true or false"},
         {"config deep", config, std::string(100, '['), "FILE: byte 65: found byte 0x5b, expected at most 64 levels"},
         {"llm.c version", llmc, header({20240326, 4}, 0), "FILE: byte 4: found version 4, expected 3 (float32) or 5 (bfloat16)"},
         {"llm.c size", llmc, header({20240326, 3, 4, 5, 1, 1, 2, 128}, 0), "FILE: 1024 bytes, its header means 2392"},
-        {"llm.c heads", llmc, header({20240326, 3, 4, 5, 1, 3, 2, 128}, 0), "FILE: 2 channels are not a multiple of 3 heads"},
+        {"llm.c heads", llmc, header({20240326, 3, 4, 5, 1, 3, 2, 128}, 1368), "FILE: 2 channels are not a multiple of 3 heads"},
         {"examples magic", examples, header({1, 1}, 0), "FILE: byte 0: found magic 1, expected 20261121 (an example shard)"},
         {"examples segments", examples, header({20261121, 1, 1, 4, 2}, 0), "FILE: byte 12: found 4 segments, expected 2 or 3"},
         {"examples size", examples, header({20261121, 1, 1, 2, 2}, 0), "FILE: 1024 bytes, but its header of 1 examples and 0 tokens means 1048"},
@@ -260,7 +260,7 @@ static void runs() {
         std::string line = c.line;
         line.replace(line.find("OUT"), 3, whole);
         code = execute({"./train_gpt", "train", "--resume", "--out", whole, c.option, c.value});
-        check(code == 2 && last_line() == "error: " + line, "run/resumed with another %s: %s", c.option, last_line().c_str());
+        check(code == 2 && last_line().starts_with("error: " + line), "run/resumed with another %s: %s", c.option, last_line().c_str());
     }
 
     // A disk that fills: files may not grow beyond a part of the checkpoint.
@@ -402,7 +402,7 @@ static void resuming() {
     code += execute({"./train_gpt", "train", "--resume", "--out", out, "--epochs", "2"});
     check(code == 0 && sums() == is, "resuming/a checkpoint that does not name its window: %s", last_line().c_str());
     code = execute({"./train_gpt", "train", "--resume", "--out", out, "--epochs", "1.5"});
-    check(code == 2 && last_line() == "error: --epochs 1.5: the run in " + out + " has done more already", "resuming/fewer epochs: %s", last_line().c_str());
+    check(code == 2 && last_line() == "error: --epochs 1.5: the run in " + out + " has seen 374 windows already, and an epoch has 187", "resuming/fewer epochs: %s", last_line().c_str());
 
     // the same data elsewhere, under another name; from another directory
     write_file(DIR + "given.txt", "a b\n"), write_file(DIR + "same.txt", "#version: 0.2\na b\n"), write_file(DIR + "other.txt", "b a\n");
@@ -557,7 +557,7 @@ static void broken() {
     check(code == 1 && last_line() == "error: " + DIR + "other: the tokenizer there is not that of " + bad + "; encode the text with the model's, or say which is right with --tokenizer",
           "run/two tokenizers: %s", last_line().c_str());
 
-    cpu::Model model(open_model(newest(DIR + "whole")).c, 1, 4, true);
+    cpu::Model model(config_of(open_model(newest(DIR + "whole")), 0), 1, 4, true);
     check(first_bad_gradient(model) == "the norm, but no gradient,", "files/gradients that are finite");
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {               // as backward leaves them: all before it are bad, too
         if (!model.layout.tensors[i].present) continue;
@@ -585,14 +585,13 @@ static void broken() {
 // ---- damage to a checkpoint of ours ----
 static void damage() {
     const std::string good = newest(DIR + "whole"), bad = DIR + "bad";
-    Config c = open_model(good).c;
+    Config c = config_of(open_model(good), 0);
     cpu::Model model(c, 1, 1, true);
     auto load = [&] {
         ModelFile m = open_model(bad);
-        load_tensors(model, WEIGHT, m.tensors, m.path);
+        load_tensors(stored(model), m.tensors, m.path);
         Safetensors moments(bad + "/optimizer.safetensors");
-        load_tensors(model, MOMENT1, moments.tensors, moments.file.path, "m.");
-        load_tensors(model, MOMENT2, moments.tensors, moments.file.path, "v.");
+        load_tensors(stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}}), moments.tensors, moments.file.path);
     };
     std::vector<std::string> names;
     for (auto& entry : fs::directory_iterator(good)) names.push_back(entry.path().filename().string());
@@ -636,10 +635,10 @@ static void damage() {
         quick_write(bad + "/" + name, changed);
         std::string error = error_of([&] {
             ModelFile m = open_model(bad);
-            const Config f = m.c;
+            const Config f = config_of(m, 0);
             if ((double)f.L * f.C * f.C < 1e6 && (double)(f.V + f.T) * f.C < 1e6) {
-                cpu::Model fresh(config_of(m, 0), 1, 1, false);
-                load_tensors(fresh, WEIGHT, m.tensors, m.path);
+                cpu::Model fresh(f, 1, 1, false);
+                load_tensors(stored(fresh), m.tensors, m.path);
             }
         });
         refused += one_line(error), other += !error.empty() && !one_line(error);

@@ -103,7 +103,8 @@ static void run_case(Case& k) {
     k.training = json("train.json"), k.batch = json("batch.json"), k.expected = json("expected.json");
     if (std::string loss = need(need(k.training, "loss"), "type").string; loss != "lm") die("loss '%s' is not supported", loss.c_str());
     if (k.training["lora"]) die("LoRA is not supported");
-    const Config c = read_config(k.dir + "/config.json");
+    const std::string config = k.dir + "/config.json";
+    const Config c = read_config(read_json(config), config);
     Safetensors expected(k.dir + "/expected.safetensors");
 
     const int rows = need(k.batch, "inputs").items.size(), T = need(k.batch, "inputs").items.at(0).items.size();
@@ -122,7 +123,7 @@ static void run_case(Case& k) {
         make_weights(model, json("weights.json"), k.dir + "/weights.json");
     } else {
         ModelFile file = open_model(k.dir + "/model.safetensors");
-        load_tensors(model, WEIGHT, file.tensors, file.path);
+        load_tensors(stored(model), file.tensors, file.path);
     }
     k.near("param_count", model.layout.parameters, need(k.expected, "param_count").number, 0.5);
     k.near("denominator", denominator, need(k.expected, "denominator").number, 1e-6);

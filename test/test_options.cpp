@@ -7,13 +7,13 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"fly", "fly: unknown verb; expected train, sample, eval or graph"},
     {"Train", "Train: unknown verb; expected train, sample, eval or graph"},
     {"-x", "-x: unknown verb; expected train, sample, eval or graph"},
-    {"train --out OUT", "train: --train is missing"},
-    {"train --train a.bin", "train: --out is missing"},
-    {"--resume", "train: --out is missing"},
-    {"sample", "sample: --model is missing"},
-    {"eval --val a.bin", "eval: --model is missing"},
+    {"train --out OUT", "train: --train is missing: token shards to train on: a glob, in quotes [required]"},
+    {"train --train a.bin", "train: --out is missing: directory of the run: log.jsonl and checkpoints [required]"},
+    {"--resume", "train: --out is missing: directory of the run: log.jsonl and checkpoints [required]"},
+    {"sample", "sample: --model is missing: a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin [required]"},
+    {"eval --val a.bin", "eval: --model is missing: a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin [required]"},
     {"eval --model m", "eval: give --val, --choices or --answers"},
-    {"graph", "graph: --model is missing"},
+    {"graph", "graph: --model is missing: a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin [required]"},
     {"train --frobnicate 3", "--frobnicate: unknown option; train_gpt --help lists them"},
     {"train --step 3", "--step: unknown option, nearest is --steps; train_gpt --help lists them"},
     {"train --Steps 3", "--Steps: unknown option, nearest is --steps; train_gpt --help lists them"},
@@ -88,7 +88,9 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"train --dtype fp64", "--dtype fp64: must be one of fp32|bf16"},
     {"train --raw u8", "--raw u8: must be one of u16"},
     {"train --rows all", "--rows all: must be one of packed|documents|sliding"},
-    {"eval --model m --val v --rows sliding", "--rows sliding: not for eval"},
+    {"sample --model m --prompt a --prompt-file b", "--prompt-file: give --prompt or --prompt-file, not both"},
+    {"train --train TRAIN TRAIN", "build/test_options_data/train.bin: unknown option; a pattern for several files must stand in quotes"},
+    {"train --train TRAIN --out OUT --init gpt2", "--init gpt2: no such file or directory, and no size of a model: those are d6, d12, d24, d36, d48, custom; dev/data/download.sh gpt2-124M fetches the published GPT-2 into data/gpt2-124M"},
     {"sample --temperature -0.5", "--temperature -0.5: must lie in 0..1000"},
     {"sample --temperature warm", "--temperature warm: not a number"},
     {"sample --top-k -1", "--top-k -1: must lie in 0..16777216"},
@@ -138,12 +140,12 @@ int main() {
     check(o.min_lr == 0.25 && o.tokens_per_step == 64, "options/underscores are dashes");
     // what is printed at the start, read by a shell and again by the program
     o = parse_options({"train", "--train", "it's [1] $HOME*.bin", "--out", "a \"b\"", "--lr", "3e-4", "--epochs", "2.5", "--resume"});
-    FILE* shell = popen(("printf '%s\n' " + command_line(o).substr(strlen("./" PROGRAM " "))).c_str(), "r");
+    FILE* shell = popen(("printf '%s\n' " + command_line(TRAIN_GPT, o.verb, o.table()).substr(strlen("./" PROGRAM " "))).c_str(), "r");
     std::vector<std::string> words;
     for (char line[256]; fgets(line, sizeof line, shell);) words.push_back(std::string(line, strcspn(line, "\n")));
     pclose(shell);
-    const Options again = parse_options(words);
-    check(options_json(again) == options_json(o) && again.resume, "options/a run's options as a command: %s", command_line(o).c_str());
+    Options again = parse_options(words);
+    check(options_json(again.table(), 't') == options_json(o.table(), 't') && again.resume, "options/a run's options as a command: %s", command_line(TRAIN_GPT, o.verb, o.table()).c_str());
     check(parse_options({"--train", "a", "--out", "b"}).verb == "train", "options/train is the verb where none is given");
     return failed > 0;
 }

@@ -1,6 +1,6 @@
 /* dev/host/files.h -- what the trainer and the data tools stand on: errors, files, a checksum, random numbers, JSON.
-   Shards are read and written by shards.h, text by tokenizer.h, weights are read by weights.h, checkpoints written by
-   train_gpt.cpp; kinds.h knows other people's files. */
+   Shards are read and written by shards.h, text by tokenizer.h, other people's weights read by weights.h, checkpoints
+   written by checkpoints.h; kinds.h knows other people's files. */
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -64,6 +64,15 @@ inline std::string printable(const std::string& s) {
         else out += (char)c;
     }
     return out;
+}
+
+__attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt, ...);
+
+inline std::string show(double v) {                          // the shortest form that reads back as the same number
+    std::string s;
+    for (int digits = 6; digits <= 17; digits++)
+        if (strtod((s = format("%.*g", digits, v)).c_str(), nullptr) == v) break;
+    return s;
 }
 
 // A word as a shell reads it back.
@@ -448,3 +457,6 @@ inline std::string json_quote(std::string_view s) {
     }
     return out + '"';
 }
+
+// JSON has no nan and no infinity.
+inline std::string json_number(double v) { return std::isfinite(v) ? show(v) : "null"; }

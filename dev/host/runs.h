@@ -1,5 +1,5 @@
 /* dev/host/runs.h -- the directory of a run: its checkpoints step_N, of which the best is in best, too; its log; and
-   what tells its data from other data. Checkpoints are written by train_gpt.cpp, whole ones are known by state.json. */
+   what tells its data from other data. Checkpoints are written by checkpoints.h, whole ones are known by state.json. */
 #pragma once
 #include "shards.h"
 #include <sys/file.h>
@@ -48,6 +48,14 @@ inline std::string given_in(const std::string& directory, const std::string& pat
 // The last line of state.json vouches for all before it.
 inline std::string checksum_line(const std::string& body) {
     return "  \"checksum\": \"" + hex(checksum(body)) + "\"\n}\n";
+}
+
+// Whether a directory has a state.json of ours, whole or damaged; other programs have files of that name.
+inline bool is_checkpoint(const std::string& dir) {
+    if (!exists(dir + "/state.json")) return false;
+    const Mapped file(dir + "/state.json");
+    const std::string_view text = file.text(), first = "{\n  \"format\": 1,\n  \"step\"";
+    return text.substr(0, first.size()) == first.substr(0, text.size()) || text.find("  \"checksum\": \"") != text.npos;
 }
 
 // Checks a checkpoint of ours against its state.json, which it returns.
@@ -194,8 +202,11 @@ struct RunDirectory {
         fs::rename(log_path() + ".new", log_path(), error);
         if (error || !(log = fopen(log_path().c_str(), "a"))) die("%s: cannot write", log_path().c_str());
     }
-    void put(const std::string& line) {
-        if (fprintf(log, "%s\n", line.c_str()) < 0 || fflush(log) != 0)
+    using Fields = std::vector<std::pair<const char*, std::string>>;     // names, and values as JSON has them
+    void put(const char* event, long long step, const Fields& fields) {
+        std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, step);
+        for (auto& [name, value] : fields) line += format(", \"%s\": %s", name, value.c_str());
+        if (fprintf(log, "%s}\n", line.c_str()) < 0 || fflush(log) != 0)
             die("%s: cannot write: %s", log_path().c_str(), strerror(errno));
     }
 };

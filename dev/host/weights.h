@@ -1,7 +1,9 @@
-/* dev/host/weights.h -- safetensors, one file or several, and whatever names wrappers gave a GPT-2's tensors. */
+/* dev/host/weights.h -- models on disk: safetensors, one file or several, whatever names wrappers gave a GPT-2's tensors,
+   and llm.c's format. Each becomes a description in config.json's words and a view of every tensor. */
 #pragma once
-#include "kinds.h"
+#include "runs.h"
 #include <tuple>
+#include <variant>
 
 struct View {                                // one tensor in a mapped file
     std::string dtype;                       // F32, BF16, F16
@@ -158,4 +160,169 @@ inline std::string weights_in(const std::string& dir) {
     }
     if (!largest.empty()) refuse(largest, *kind_of(Mapped(largest).text()), "model.safetensors");
     die("%s: holds no model.safetensors and no whole checkpoint", dir.c_str());
+}
+
+// A model on disk, whatever its format; tensors have their Hugging Face names.
+struct ModelFile {
+    std::string path, directory;
+    Json config;
+    std::string config_path;                 // where it stands; "": made of shapes, which do not tell the number of heads
+    std::map<std::string, View> tensors;
+    std::shared_ptr<void> memory;            // what the views look into
+};
+
+inline Json json_of(double value, Json::Kind kind = Json::NUMBER) {
+    Json j;
+    j.kind = kind, j.number = value;
+    return j;
+}
+
+// llm.c's model file: 256 int32 {magic, 3 float32 or 5 bfloat16, T, V, L, NH, C, padded V}, then the tensors one after
+// the other, all layers of one together; weights of Linear layers stand (out, in).
+inline ModelFile read_llmc(const std::string& path) {
+    auto file = std::make_shared<Mapped>(path);
+    const char* name = path.c_str();
+    if (file->size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, file->size, HEADER);
+    auto field = [&](int i) { return file->at<int32_t>(4 * i); };
+    if (field(1) != 3 && field(1) != 5)
+        die("%s: byte 4: found version %d, expected 3 (float32) or 5 (bfloat16)", name, field(1));
+    for (int i = 2; i < 8; i++)
+        if (field(i) < 1 || field(i) > 1 << 24 || (i == 4 && field(i) > 1000))
+            die("%s: byte %d: found %d, expected a size from 1 to %d", name, 4 * i, field(i), i == 4 ? 1000 : 1 << 24);
+    const size_t T = field(2), V = field(3), L = field(4), NH = field(5), C = field(6), padded_V = field(7);
+    if (padded_V < V) die("%s: byte 28: found a vocabulary of %zu padded to %zu", name, V, padded_V);
+    ModelFile m{path, directory_of(path), json_of(0, Json::OBJECT), path, {}, file};
+    for (auto [key, value] : {std::pair("n_positions", T), {"vocab_size", V}, {"n_layer", L}, {"n_head", NH}, {"n_embd", C}})
+        m.config.members[key] = json_of(value);
+    const struct { std::string name; size_t rows, cols; } tensors[] = {
+        {"wte.weight", V, C}, {"wpe.weight", T, C}, {"h.%.ln_1.weight", 0, C}, {"h.%.ln_1.bias", 0, C},
+        {"h.%.attn.c_attn.weight", C, 3 * C}, {"h.%.attn.c_attn.bias", 0, 3 * C}, {"h.%.attn.c_proj.weight", C, C},
+        {"h.%.attn.c_proj.bias", 0, C}, {"h.%.ln_2.weight", 0, C}, {"h.%.ln_2.bias", 0, C},
+        {"h.%.mlp.c_fc.weight", C, 4 * C}, {"h.%.mlp.c_fc.bias", 0, 4 * C}, {"h.%.mlp.c_proj.weight", 4 * C, C},
+        {"h.%.mlp.c_proj.bias", 0, C}, {"ln_f.weight", 0, C}, {"ln_f.bias", 0, C}};
+    const size_t item = field(1) == 3 ? 4 : 2;
+    size_t at = HEADER;
+    for (auto& t : tensors) {
+        const size_t layer = t.name.find('%');
+        for (size_t l = 0; l < (layer == t.name.npos ? 1 : L); l++) {
+            std::string full = "transformer." + t.name;
+            if (layer != t.name.npos) full.replace(full.find('%'), 1, std::to_string(l));
+            const std::vector<size_t> shape = t.rows ? std::vector{t.rows, t.cols} : std::vector{t.cols};
+            m.tensors[full] = {item == 4 ? "F32" : "BF16", shape, file->data + at, layer != t.name.npos && t.rows};
+            at += item * (at == HEADER ? padded_V : std::max<size_t>(t.rows, 1)) * t.cols;
+        }
+    }
+    if (file->size != at) die("%s: %zu bytes, its header means %zu", name, file->size, at);
+    return m;
+}
+
+// What shapes tell of a GPT-2 without a config.json.
+inline Json config_of_shapes(const std::map<std::string, View>& tensors, const std::string& path) {
+    auto shape = [&](const char* name) {
+        auto it = tensors.find(name);
+        if (it == tensors.end() || it->second.shape.size() != 2)
+            die("%s: no matrix '%s' in it; is this a GPT-2?", path.c_str(), name);
+        return it->second.shape;
+    };
+    const auto wte = shape("transformer.wte.weight"), wpe = shape("transformer.wpe.weight");
+    const auto head = tensors.find("lm_head.weight");
+    int layers = 0;
+    while (tensors.count(format("transformer.h.%d.ln_1.weight", layers))) layers++;
+    Json config = json_of(0, Json::OBJECT);
+    config.members = {{"vocab_size", json_of(wte[0])}, {"n_embd", json_of(wte[1])}, {"n_positions", json_of(wpe[0])},
+                      {"n_layer", json_of(layers)},
+                      {"bias", json_of(tensors.count("transformer.h.0.attn.c_attn.bias"), Json::BOOL)},
+                      {"tie_word_embeddings", json_of(head == tensors.end() ||
+                           same_bytes(head->second, tensors.at("transformer.wte.weight")), Json::BOOL)}};
+    return config;
+}
+
+// Names that other programs take for a model to fetch.
+inline const char* published(const std::string& name) {
+    return !name.starts_with("gpt2") || name.find('/') != name.npos ? ""
+           : "; dev/data/download.sh gpt2-124M fetches the published GPT-2 into data/gpt2-124M";
+}
+
+inline ModelFile open_model(std::string path) {
+    if (exists(path, true)) {
+        const std::vector<std::string> found = checkpoints_in(path);
+        if (!exists(path + "/config.json") && !found.empty()) path = found.back();
+        if (is_checkpoint(path)) verify_checkpoint(path);
+        path = weights_in(path);
+    }
+    Mapped probe(path);
+    if (probe.size >= 4 && probe.at<int32_t>(0) == 20240326) return read_llmc(path);
+    auto files = std::make_shared<std::vector<std::unique_ptr<Safetensors>>>();
+    const std::string config = directory_of(path) + "/config.json";
+    ModelFile m{path, directory_of(path), {}, exists(config) ? config : "", {}, files};
+    if (path.ends_with(".index.json")) m.tensors = gpt2_tensors(read_index(path, *files), path);
+    else files->push_back(std::make_unique<Safetensors>(path)), m.tensors = gpt2_tensors(files->back()->tensors, path);
+    const bool described = !m.config_path.empty();
+    if (described) m.config = read_json(config, 1 << 20);
+    const Json& tied = m.config["tie_word_embeddings"];
+    if ((!tied || tied.number) && !m.tensors.count("transformer.wte.weight"))
+        if (auto node = m.tensors.extract("lm_head.weight")) {               // tied, and kept under this name
+            node.key() = "transformer.wte.weight";
+            m.tensors.insert(std::move(node));
+        }
+    if (!described) m.config = config_of_shapes(m.tensors, path);
+    return m;
+}
+
+// ---- config.json ----------------------------------------------------------------------------------------------------
+// A member of config.json that a program's Config has as a field. Numbers that are whole have to be there.
+struct Member {
+    const char* name;
+    std::variant<int*, bool*, double*> value;
+    int largest = 0;                         // of a whole number, which is 1 at least
+};
+
+// Fills in the members; dies of a model that is no GPT-2 or computes something else.
+inline void read_config(const std::vector<Member>& members, const Json& j, const std::string& path) {
+    const char* where = path.c_str();
+    if (j.kind != Json::OBJECT) die("%s: not a JSON object", where);
+    const std::string &type = j["model_type"].string, &act = j["activation_function"].string;
+    if (j["model_type"] && type != "gpt2") die("%s: found model_type '%s', expected 'gpt2'", where, type.c_str());
+    if (act != "" && act != "gelu_new" && act != "gelu_pytorch_tanh")
+        die("%s: activation_function '%s' is not computed here, only gelu_new", where, act.c_str());
+    for (const Member& m : members) {
+        const Json& v = j[m.name];
+        if (auto* value = std::get_if<int*>(&m.value)) {
+            if (!v) die("%s: '%s' is missing", where, m.name);
+            if (v.kind != Json::NUMBER || v.number < 1 || v.number > m.largest || v.number != std::floor(v.number))
+                die("%s: '%s' must be a whole number from 1 to %d", where, m.name, m.largest);
+            **value = v.number;
+        } else if (auto* value = std::get_if<bool*>(&m.value)) {
+            if (v && v.kind != Json::BOOL) die("%s: '%s' must be true or false", where, m.name);
+            if (v) **value = v.number != 0;
+        } else if (v) {
+            if (v.kind != Json::NUMBER || !(v.number > 0 && v.number < 1)) die("%s: '%s' must lie between 0 and 1", where, m.name);
+            *std::get<double*>(m.value) = v.number;
+        }
+    }
+    const double hidden = 4 * j["n_embd"].number;
+    if (const Json& inner = j["n_inner"]; inner && inner.number != hidden)
+        die("%s: n_inner %g is not computed here, only 4 x n_embd = %g", where, inner.number, hidden);
+    auto says = [&](const char* name, bool fallback) {
+        const Json& v = j[name];
+        if (v && v.kind != Json::BOOL) die("%s: '%s' must be true or false", where, name);
+        return v ? v.number != 0 : fallback;
+    };
+    if (!says("scale_attn_weights", true) || says("scale_attn_by_inverse_layer_idx", false) || says("add_cross_attention", false))
+        die("%s: attention without scaling, scaled by layer, or across sequences is not computed here", where);
+}
+
+// eot: the end of text's token, or -1
+inline std::string config_json(const std::vector<Member>& members, int eot) {
+    std::string s = "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n";
+    for (const Member& m : members) {
+        std::string value;
+        if (auto* v = std::get_if<int*>(&m.value)) value = std::to_string(**v);
+        else if (auto* v = std::get_if<bool*>(&m.value)) value = **v ? "true" : "false";
+        else value = show(*std::get<double*>(m.value));
+        s += format("  \"%s\": %s,\n", m.name, value.c_str());
+    }
+    if (eot >= 0) s += format("  \"bos_token_id\": %d,\n  \"eos_token_id\": %d,\n", eot, eot);
+    return s + "  \"n_inner\": null,\n  \"activation_function\": \"gelu_new\",\n  \"attn_pdrop\": 0.0,\n"
+               "  \"embd_pdrop\": 0.0,\n  \"resid_pdrop\": 0.0,\n  \"torch_dtype\": \"float32\"\n}\n";
 }

@@ -1,0 +1,51 @@
+/* dev/host/machine.h -- what a program asks of the system it runs on: time, memory, signals, how its threads wait. */
+#pragma once
+#include "files.h"
+#include <chrono>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
+
+inline double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Bytes that could be had, of the machine and of the container; SIZE_MAX where the system does not say.
+inline size_t available_memory() {
+    auto field = [](const char* path, const char* pattern) {
+        size_t value = SIZE_MAX;
+        char line[128];
+        FILE* f = fopen(path, "r");
+        while (f && fgets(line, sizeof line, f)) if (sscanf(line, pattern, &value) == 1) break;
+        if (f) fclose(f);
+        return value;
+    };
+    const size_t kb = field("/proc/meminfo", "MemAvailable: %zu"), machine = kb == SIZE_MAX ? kb : kb * 1024;
+    const size_t limit = field("/sys/fs/cgroup/memory.max", "%zu");
+    const size_t used = field("/sys/fs/cgroup/memory.stat", "anon %zu");
+    return std::min(machine, limit == SIZE_MAX || used == SIZE_MAX ? limit : limit - std::min(limit, used));
+}
+
+// A first SIGINT, SIGTERM, SIGHUP, or an output that nobody reads any more, asks for an end; a second ends at once.
+inline volatile sig_atomic_t stop_signal = 0;
+inline void on_signal(int signal) {
+    if (stop_signal) _exit(128 + signal);
+    stop_signal = signal;
+    ::signal(SIGPIPE, SIG_IGN);                              // who reads our output may be gone by now
+}
+inline void watch_signals() {
+    for (int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE})             // under nohup the last is ignored, and remains so
+        if (signal(number, on_signal) == SIG_IGN && number == SIGHUP) signal(number, SIG_IGN);
+}
+
+// OpenMP's waiting threads spin for milliseconds, which beside any other busy process costs far more than the work. The
+// runtime reads its environment before main(), so the program starts itself again with a short spin.
+inline void spin_briefly(char** argv) {
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
+    std::error_code none;
+#ifdef __linux__
+    if (getauxval(AT_BASE) == 0) return;                     // started through the loader: that is what would start
+#endif
+    setenv("GOMP_SPINCOUNT", "1000", 1), setenv("KMP_BLOCKTIME", "1", 1);
+    execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
+}

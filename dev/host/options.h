@@ -1,0 +1,182 @@
+/* dev/host/options.h -- a command line as a table of options says it: parsed, explained by --help, written as a command
+   that can be given again, and brought back when a run is resumed. It knows options by their rows alone. */
+#pragma once
+#include "files.h"
+#include <set>
+#include <variant>
+
+using text = std::string;
+using integer = long long;
+using number = double;
+using flag = bool;
+
+inline std::string show(const text& v) { return v; }
+inline std::string show(flag v) { return v ? "1" : "0"; }
+inline std::string show(integer v) { return format("%lld", v); }
+
+inline std::string dashed(std::string name) {
+    std::replace(name.begin(), name.end(), '_', '-');
+    return "--" + name;
+}
+
+inline void read_value(text& out, const char* s, const char* allowed) {
+    const std::string list = std::string("|") + allowed + "|";
+    if (*allowed && (strchr(s, '|') || list.find("|" + std::string(s) + "|") == list.npos))
+        die_usage("must be one of %s", allowed);
+    out = s;
+}
+inline void read_value(flag& out, const char* s, const char*) { out = strcmp(s, "0") != 0; }
+template <typename T> void read_value(T& out, const char* s, const char* allowed) {
+    constexpr bool whole = std::is_same_v<T, integer>;
+    char* end;
+    errno = 0;
+    if constexpr (whole) out = strtoll(s, &end, 10);
+    else out = strtod(s, &end);
+    const bool plain = strspn(s, "+-.0123456789eE") == strlen(s);            // no blanks, nan, inf or hexadecimal
+    if (end == s || *end || !plain) die_usage(whole ? "not an integer" : "not a number");
+    const char* dots = strstr(allowed, "..");
+    if ((whole && errno) || (dots && (out < strtod(allowed, nullptr) || out > strtod(dots + 2, nullptr))))
+        die_usage("must lie in %s", allowed);
+}
+
+// One row of a table.
+struct Option {
+    const char* name;                        // with underscores where a dash is typed
+    std::variant<text*, integer*, number*, flag*> value;
+    const char* allowed;                     // a|b|c, or lo..hi; "" is anything
+    const char* marks;                       // letters of its verbs, and what is said of it below
+    const char* help;                        // what its default stands for, in [...] at the end; else the default is shown
+
+    /* R   may differ when a run is resumed     D   names data, which may then lie elsewhere
+       E   may be empty     F   a value that another program wrote and this one does not know is none
+       1   options with the same digit exclude each other */
+    bool is(char mark) const { return strchr(marks, mark); }
+    bool excludes(const Option& other) const {
+        return &other != this && std::any_of(marks, marks + strlen(marks), [&](char m) { return isdigit(m) && other.is(m); });
+    }
+    bool is_flag() const { return std::holds_alternative<flag*>(value); }
+    std::string typed() const { return dashed(name); }
+    std::string show() const {
+        return std::visit([](auto* v) { return ::show(*v); }, value);
+    }
+    void set(const std::string& s, const char* within) const {
+        try {
+            std::visit([&](auto* v) { read_value(*v, s.c_str(), within); }, value);
+        } catch (const Error& e) { die_usage("%s %s: %s", typed().c_str(), s.c_str(), e.line.c_str()); }
+    }
+    bool is_given() const {                  // a default that is not allowed says "not given"
+        if (is_flag()) return show() == "1";
+        try {
+            set(show(), allowed);
+            return !show().empty();
+        } catch (const Error&) { return false; }
+    }
+};
+using Table = std::vector<Option>;
+
+struct Program {
+    const char* name;
+    std::vector<std::pair<char, const char*>> verbs;         // the first, where none is given
+    const char *title, *usage, *footer;
+};
+
+// All options, or those of one verb.
+inline void print_help(const Program& program, const Table& options, const std::string& only) {
+    if (only.empty()) printf("%s -- %s\n\n%s", program.name, program.title, program.usage);
+    for (auto [letter, verb] : program.verbs) {
+        if (!only.empty() && only != verb) continue;
+        printf("%s%s\n", only.empty() ? "\n" : (std::string(program.name) + " ").c_str(), verb);
+        for (const Option& o : options) {
+            if (!o.is(letter)) continue;
+            const std::string help = o.help, takes = o.is_flag() ? "" : *o.allowed ? o.allowed : "TEXT";
+            const std::string value = help.ends_with("]") || takes.empty() ? "" : " [" + o.show() + "]";
+            printf("  %-18s %-28s %s%s\n", o.typed().c_str(), takes.c_str(), o.help, value.c_str());
+        }
+    }
+    fputs(program.footer, stdout);
+}
+
+// The command that has these options, those left out that only say "not given".
+inline std::string command_line(const Program& program, const std::string& verb, const Table& options) {
+    std::string line = std::string("./") + program.name + " " + verb;
+    for (const Option& o : options)
+        if (o.is(verb[0]) && o.is_given()) line += " " + o.typed() + (o.is_flag() ? "" : " " + shell_quote(o.show()));
+    return line;
+}
+
+// Gives the options the values that stand in the words after the program's name, and returns the verb. Dies with exit 2 of
+// anything unknown, repeated or out of range.
+inline std::string parse_words(const Program& program, const std::vector<std::string>& words, const Table& options,
+                               std::set<std::string>& given) {
+    size_t i = 0;
+    std::string verb = program.verbs[0].second, verbs;
+    if (!words.empty() && words[0].rfind("--", 0) != 0) verb = words[i++];
+    char letter = 0;
+    for (size_t k = 0, n = program.verbs.size(); k < n; k++) {
+        if (verb == program.verbs[k].second) letter = program.verbs[k].first;
+        verbs += std::string(k == 0 ? "" : k + 1 < n ? ", " : " or ") + program.verbs[k].second;
+    }
+    if (!letter) die_usage("%s: unknown verb; expected %s", verb.c_str(), verbs.c_str());
+    while (i < words.size()) {
+        std::string word = words[i++], value;
+        const size_t equals = word.find('=');
+        const bool joined = word.rfind("--", 0) == 0 && equals != word.npos;
+        if (joined) value = word.substr(equals + 1), word.resize(equals);
+        if (word.rfind("--", 0) == 0) std::replace(word.begin(), word.end(), '_', '-');
+        const auto o = std::find_if(options.begin(), options.end(), [&](const Option& o) { return word == o.typed(); });
+        if (o == options.end()) {
+            std::vector<std::string> names;
+            for (const Option& known : options) if (known.is(letter)) names.push_back(known.typed());
+            if (i > 1 && word[0] != '-' && exists(word))
+                die_usage("%s: unknown option; a pattern for several files must stand in quotes", word.c_str());
+            die_usage("%s: unknown option%s; %s --help lists them", word.c_str(), nearest(word, names).c_str(), program.name);
+        }
+        const char* name = word.c_str();
+        if (!o->is(letter)) die_usage("%s: not an option of %s", name, verb.c_str());
+        if (!given.insert(o->name).second) die_usage("%s: given twice", name);
+        if (o->is_flag() && joined) die_usage("%s: takes no value", name);
+        if (o->is_flag()) value = "1";
+        else if (!joined && i == words.size()) die_usage("%s: needs a value", name);
+        else if (!joined) value = words[i++];
+        if (value.find('\0') != value.npos) die_usage("%s: the value holds a zero byte", name);
+        if (value.empty() && !o->is('E')) die_usage("%s: needs a value", name);
+        o->set(value, o->allowed);
+    }
+    for (const Option& a : options) for (const Option& b : options)
+        if (&a < &b && a.excludes(b) && given.count(a.name) && given.count(b.name))
+            die_usage("%s: give %s or %s, not both", b.typed().c_str(), a.typed().c_str(), b.typed().c_str());
+    return verb;
+}
+
+// The options that have a mark, as a JSON object, with the directory in which paths were given.
+inline std::string options_json(const Table& options, char mark) {
+    std::error_code none;
+    std::string s = "{\"directory\": " + json_quote(fs::current_path(none).string());
+    for (const Option& o : options)
+        if (o.is(mark) && !o.is_flag()) s += ", " + json_quote(o.name) + ": " + json_quote(o.show());
+    return s + "}";
+}
+
+// Gives the options of a run that is resumed the values it had, but for those on the command line that may differ, and
+// for those that exclude one of them. data_known: other places hold the same data, or it will be found out.
+inline void resume_options(const Table& options, const Table& defaults, const std::set<std::string>& given,
+                           const Json& stored, bool data_known, const std::string& run, const std::string& where) {
+    for (size_t i = 0; i < options.size(); i++) {
+        const Option& o = options[i];
+        const Json& old = stored[o.name];
+        const bool is_given = given.count(o.name), elsewhere = o.is('D') && data_known && !old.string.empty();
+        const bool instead = std::any_of(options.begin(), options.end(),
+                                         [&](const Option& other) { return o.excludes(other) && given.count(other.name); });
+        const std::string bars = "|", list = bars + o.allowed + bars;
+        const bool foreign = o.is('F') && list.find(bars + old.string + bars) == list.npos;
+        if (!old || instead || foreign || (is_given && (o.is('R') || elsewhere))) continue;
+        const std::string now = o.show();
+        try {
+            o.set(old.string, old.string == defaults[i].show() ? "" : o.allowed);
+        } catch (const Error& e) { die("%s: %s", where.c_str(), e.line.c_str()); }
+        if (is_given && o.show() != now)
+            die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it; --init %s --out with another "
+                      "directory begins a new one from its weights", o.typed().c_str(), now.c_str(), run.c_str(),
+                      old.string.empty() ? "none" : old.string.c_str(), run.c_str());
+    }
+}
