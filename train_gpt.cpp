@@ -2,7 +2,7 @@
 
    It trains from scratch or from a published checkpoint, evaluates, samples, draws small models as state graphs, and
    reads and writes Hugging Face checkpoints. It is also written to be the reference that faster kernels are checked
-   against: such a program includes this file and replaces sections 5 and 6.
+   against: such a program includes this file and puts its own layers behind section 7's network.
    It does not do dropout, or other architectures than GPT-2. What is fast here is fast because of loop order, vector
    types in the matrix product, and the compiler; intrinsics there are none but for AMX, a matrix unit, in one place.
 
@@ -16,8 +16,8 @@
    dx is the gradient of the loss with respect to x. A matrix (R,K) is row-major: element (r,k) stands at r*K + k.
 
    Top to bottom:
-      1 options            2 config and tensors     3 order of the data            4 scalar maths     5 layers
-      6 model              7 model files            8 evaluate, sample, graph      9 train           10 main
+      1 options            2 config and tensors     3 order of the data    4 scalar maths                5 layers
+      6 matrix product     7 model                  8 model files          9 evaluate, sample, graph    10 train, 11 main
    What is to be taken on trust at a first reading, because no model depends on it, are the headers of dev/host: command
    lines, files, shards, the tokenizer, weights and checkpoints on disk, run directories, the display. */
 
@@ -604,10 +604,16 @@ struct AdamW { double lr, beta1, beta2, eps, weight_decay; };
    here     new = 1 - beta,   keep = 1 - lr decay,   rate = lr / correction1,   root = 1 / sqrt(correction2);   t counts
             steps from 1
    source   Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2 */
-HD void adamw_step(real& w, real& m, real& v, real g, real new1, real new2, real eps, real keep, real rate, real root) {
-    m += new1 * (g - m);
-    v += new2 * (g * g - v);
-    w = keep * w - rate * m / (root * std::sqrt(v) + eps);
+struct AdamWStep {
+    real new1, new2, eps, rate, root, keep;  // keep: of a tensor that decays
+    AdamWStep(const AdamW& o, integer t)
+        : new1(1 - o.beta1), new2(1 - o.beta2), eps(o.eps), rate(o.lr / (1 - std::pow(o.beta1, t))),
+          root(1 / std::sqrt(1 - std::pow(o.beta2, t))), keep(1 - o.lr * o.weight_decay) {}
+};
+HD void adamw_step(real& w, real& m, real& v, real g, const AdamWStep& s, bool decays) {
+    m += s.new1 * (g - m);
+    v += s.new2 * (g * g - v);
+    w = (decays ? s.keep : 1) * w - s.rate * m / (s.root * std::sqrt(v) + s.eps);
 }
 
 struct Schedule {
@@ -636,33 +642,16 @@ inline double lr_at(const Schedule& s, integer it) {
 // of weights (dw, db), and write those of activations unless they say otherwise.
 namespace cpu {
 
-/* The matrix product: everything expensive goes through gemm(), and a faster one goes here.
+/* The matrix product, through which everything expensive goes. Its plain form is three loops, the first rung of
+   build/study_gemm; section 6 makes it fast.
 
      C = A B (+ bias) (+ plus)        A (M,K), B (K,N) by strides, so a transpose is two numbers swapped; C row-major
+   cost     2 M N K FLOPs
+   order    sums run over k upwards, in pieces of KC, whatever M and N are and however many threads there are
 
-            N                C is cut into tiles; a tile is the work of one thread. Within a tile, K is cut into
-        +---------+          pieces of KC. A piece of B, NR columns wide, is copied into a panel, where the innermost
-      K | B  |NR| |          loop reads it in order from the level-1 or 2 cache, for every MR rows of the tile in turn.
-        +---------+          That loop keeps MR x NR sums in registers, and takes in one column of A and one row of B
-    +--+ +---------+         at a time: MR NR multiply-adds for MR + NR numbers read.
-  M |A | | C  |NR| |
-    |MR| |MR  +--+ |   cost  2 M N K FLOPs; B is copied once for every TILE_M rows of C, A once for every tile, and not
-    +--+ +---------+         at all where its rows run along K.
-                       order sums run over k upwards, in pieces of KC: the same for every tile size and any M and N.
-
-   Numbers are multiplied as type P: real, or bfloat16, to which both inputs are then rounded while they are copied;
-   sums are real in either case. B may already lie there as bfloat16, which halves what is read of it.
-   source   Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication, doi:10.1145/1356052.1356053 */
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, MR = 8, VECTORS = 3;
-#elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32, MR = 6, VECTORS = 2;
-#else
-constexpr int VECTOR_BYTES = 16, MR = 4, VECTORS = 2;
-#endif
-typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-constexpr int VL = VECTOR_BYTES / sizeof(real), NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
-
+   Numbers are multiplied as type P: real, or bfloat16, to which both inputs are then rounded; sums are real in either
+   case. B may already lie there as bfloat16, which halves what is read of it. gemm() runs on all threads, gemm_tile() on
+   the one that calls it. */
 template <typename E = real> struct Matrix { // element (i,j) is p[i * row + j * col]
     const E* p;
     long row, col;
@@ -679,17 +668,370 @@ struct Target {
     Target from(long i, long j) const {
         return {c + i * ldc + j, ldc, plus ? plus + i * ldc + j : nullptr, bias ? bias + j : nullptr};
     }
-    void put(real sum) const {
-        if (bias) sum += *bias;
-        if (plus) sum += *plus;
-        *c = sum;
-    }
-    void put(vec sums) const {
-        if (bias) sums += *(const vec*)bias;
-        if (plus) sums += *(const vec*)plus;
-        *(vec*)c = sums;
-    }
 };
+template <typename P = real, typename E = real> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K);
+template <typename P = real, typename E = real> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K);
+
+/* linear -- the Linear layer; numbers are multiplied in the type that w has
+   math     out = x w + b (+ plus)      plus: the residual stream that this branch joins, or null
+   shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus (N,OC) */
+template <typename P>
+void linear_forward(real* out, const real* x, const P* w, const real* b, const real* plus, int N, int C, int OC) {
+    gemm<P>({out, OC, plus, b}, {x, C, 1}, Matrix{w, OC, 1}, N, OC, C);
+}
+
+// db += sum over n of dout; threads own columns, so every sum runs over n upwards
+inline void bias_backward(real* db, const real* dout, int N, int OC) {
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < OC; c0 += 32) {
+        int width = std::min(32, OC - c0);
+        real sums[32] = {};
+        for (int n = 0; n < N; n++) {
+            #pragma omp simd
+            for (int c = 0; c < width; c++) sums[c] += dout[(size_t)n * OC + c0 + c];
+        }
+        for (int c = 0; c < width; c++) db[c0 + c] += sums[c];
+    }
+}
+
+// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout;   db is bias_backward()'s
+template <typename P>
+void linear_backward(real* dx, real* dw, const real* dout, const real* x, const P* w, int N, int C, int OC) {
+    const Matrix d = {dout, OC, 1};
+    gemm<P>({dx, C}, d, Matrix{w, OC, 1}.t(), N, C, OC);
+    gemm<P>({dw, OC, dw}, Matrix{x, C, 1}.t(), d, C, OC, N);
+}
+
+/* embedding -- what the token is plus where it stands
+   math     out[b,t] = wte[x[b,t]] + wpe[t0 + t]
+   shapes   x (B,T)   wte (V,C)   wpe (positions,C)   out (B,T,C) */
+inline void embedding_forward(real* out, const int* x, const real* wte, const real* wpe, int B, int t0, int T, int C) {
+    #pragma omp parallel for collapse(2) schedule(static)
+    for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
+        size_t n = (size_t)b * T + t;
+        const real *token = wte + (size_t)x[n] * C, *position = wpe + (size_t)(t0 + t) * C;
+        for (int c = 0; c < C; c++) out[n * C + c] = token[c] + position[c];
+    }
+}
+
+// Tokens repeat, so threads own columns, not rows.
+inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int* x, int B, int T, int C) {
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < C; c0 += 16) {
+        int width = std::min(16, C - c0);
+        for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
+            size_t n = (size_t)b * T + t;
+            real *dtoken = dwte + (size_t)x[n] * C + c0, *dposition = dwpe + (size_t)t * C + c0;
+            for (int c = 0; c < width; c++) {
+                dtoken[c] += dout[n * C + c0 + c];
+                dposition[c] += dout[n * C + c0 + c];
+            }
+        }
+    }
+}
+
+/* layernorm
+   math     xhat = (x - mean) rstd,   rstd = 1 / sqrt(var + eps), var over C;   out = xhat w + b
+   shapes   x, out (N,C)   w, b (C)   mean, rstd (N), kept for backward
+   source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
+inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* w, const real* b, int N,
+                              int C, double eps) {
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real* x_n = x + (size_t)n * C;
+        real* out_n = out + (size_t)n * C;
+        real sum = 0, squares = 0;
+        #pragma omp simd reduction(+ : sum)
+        for (int c = 0; c < C; c++) sum += x_n[c];
+        real m = sum / C;
+        #pragma omp simd reduction(+ : squares)
+        for (int c = 0; c < C; c++) squares += (x_n[c] - m) * (x_n[c] - m);
+        real r = 1 / std::sqrt(squares / C + real(eps));
+        #pragma omp simd
+        for (int c = 0; c < C; c++) out_n[c] = (x_n[c] - m) * r * w[c] + b[c];
+        mean[n] = m, rstd[n] = r;
+    }
+}
+
+/* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:
+   math     dx += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat));   dw += sum_n dout xhat;   db += sum_n dout
+   It adds to dx, which holds the gradient that goes around the branch. */
+inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, const real* x, const real* w,
+                               const real* mean, const real* rstd, int N, int C) {
+    #pragma omp parallel for schedule(static)
+    for (int n = 0; n < N; n++) {
+        const real *x_n = x + (size_t)n * C, *dout_n = dout + (size_t)n * C;
+        real *dx_n = dx + (size_t)n * C, m = mean[n], r = rstd[n], sum = 0, dot = 0;
+        #pragma omp simd reduction(+ : sum, dot)
+        for (int c = 0; c < C; c++) {
+            real dxhat = dout_n[c] * w[c];
+            sum += dxhat;
+            dot += dxhat * (x_n[c] - m) * r;
+        }
+        sum /= C, dot /= C;
+        #pragma omp simd
+        for (int c = 0; c < C; c++) dx_n[c] += r * (dout_n[c] * w[c] - sum - (x_n[c] - m) * r * dot);
+    }
+    #pragma omp parallel for schedule(static)
+    for (int c0 = 0; c0 < C; c0 += 32) {
+        int width = std::min(32, C - c0);
+        real sums_w[32] = {}, sums_b[32] = {};
+        for (int n = 0; n < N; n++) {
+            const real *x_n = x + (size_t)n * C + c0, *dout_n = dout + (size_t)n * C + c0;
+            #pragma omp simd
+            for (int c = 0; c < width; c++) {
+                sums_w[c] += dout_n[c] * (x_n[c] - mean[n]) * rstd[n];
+                sums_b[c] += dout_n[c];
+            }
+        }
+        for (int c = 0; c < width; c++) dw[c0 + c] += sums_w[c], db[c0 + c] += sums_b[c];
+    }
+}
+
+/* attention -- causal self-attention, a block of queries and of keys at a time: a thread holds (64,512) scores at most
+   math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
+            With the keys of a block, the highest score so far may rise: what was summed up before then shrinks by
+            e^(before - now), and is divided by the sum of all e^s_j at the end.
+   shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b exist
+            out (B,T,C), lse (B,NH,T): of the T rows from t0 on. Training has t0 = 0, S = T; a sampler adds rows to qkv
+            and asks for those only, which makes qkv its cache.
+   cost     2 B T^2 C FLOPs (causal)
+   source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1; blocks, and lse kept for backward instead of p: Dao 2023,
+            arXiv:2307.08691, algorithm 1 */
+constexpr int QUERIES = 64, KEYS = 512;
+
+inline void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
+    const int HS = C / NH;
+    const long row = 3L * C;
+    const real scale = 1 / std::sqrt(real(HS));
+    #pragma omp parallel for collapse(3) schedule(dynamic)
+    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i0 = 0; i0 < T; i0 += QUERIES) {
+        static thread_local std::vector<real> scores(QUERIES * KEYS);
+        const int queries = std::min(QUERIES, T - i0), keys = t0 + i0 + queries;
+        const Matrix q = {qkv + (size_t)b * S * row + h * HS, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
+        real* out_0 = out + ((size_t)b * T + i0) * C + h * HS;
+        real highest[QUERIES], sum[QUERIES] = {};
+        std::fill_n(highest, queries, -INFINITY);
+        for (int j0 = 0; j0 < keys; j0 += KEYS) {
+            const int n = std::min(KEYS, keys - j0);
+            gemm_tile({scores.data(), n}, q.from(t0 + i0, 0), k.from(j0, 0).t(), queries, n, HS);
+            for (int i = 0; i < queries; i++) {
+                const int visible = std::clamp(t0 + i0 + i + 1 - j0, 0, n);
+                real *s = &scores[(size_t)i * n], *out_i = out_0 + (size_t)i * C, high = highest[i], total = 0;
+                #pragma omp simd reduction(max : high)
+                for (int j = 0; j < visible; j++) high = s[j] > high ? s[j] : high;
+                #pragma omp simd reduction(+ : total)
+                for (int j = 0; j < visible; j++) total += s[j] = fast_exp(scale * (s[j] - high));
+                std::fill(s + visible, s + n, real(0));
+                const real shrink = fast_exp(scale * (highest[i] - high));
+                for (int c = 0; c < HS && j0; c++) out_i[c] *= shrink;
+                sum[i] = sum[i] * shrink + total, highest[i] = high;
+            }
+            gemm_tile({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
+        }
+        for (int i = 0; i < queries; i++) {
+            for (int c = 0; c < HS; c++) out_0[(size_t)i * C + c] /= sum[i];
+            lse[((size_t)b * NH + h) * T + i0 + i] = scale * highest[i] + std::log(sum[i]);
+        }
+    }
+}
+
+/* forward: p_ij = e^(s_ij - lse_i), out_i = sum_j p_ij v_j     so, with dp_ij = dout_i . v_j and D_i = dout_i . out_i:
+   math     ds_ij = p_ij (dp_ij - D_i);   dq_i = sum_j ds_ij k_j / sqrt(HS);   dk_j = sum_i ds_ij q_i / sqrt(HS);
+            dv_j = sum_i p_ij dout_i
+   shapes   dqkv (B,T,3C), written whole   dout, out (B,T,C)
+   cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
+   source   Dao 2023, algorithm 2 */
+inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
+                               int T, int C, int NH) {
+    const int HS = C / NH;
+    const long row = 3L * C;
+    const real scale = 1 / std::sqrt(real(HS));
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) {
+        static thread_local std::vector<real> p(QUERIES * KEYS), ds(QUERIES * KEYS);
+        const size_t head = (size_t)b * T * row + h * HS;
+        const Matrix q = {qkv + head, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
+        const Target dq = {dqkv + head, row}, dk = dq.from(0, C), dv = dq.from(0, 2 * C);
+        for (int t = 0; t < T; t++)
+            for (int part = 0; part < 3; part++) std::fill_n(dq.from(t, part * C).c, HS, real(0));
+        for (int i0 = 0; i0 < T; i0 += QUERIES) for (int j0 = 0; j0 < std::min(T, i0 + QUERIES); j0 += KEYS) {
+            const int queries = std::min(QUERIES, T - i0), n = std::min(KEYS, i0 + queries - j0);
+            const Matrix q_i = q.from(i0, 0), k_j = k.from(j0, 0), v_j = v.from(j0, 0);
+            const Matrix dout_i = {dout + ((size_t)b * T + i0) * C + h * HS, C, 1};
+            gemm_tile({p.data(), n}, q_i, k_j.t(), queries, n, HS);
+            gemm_tile({ds.data(), n}, dout_i, v_j.t(), queries, n, HS);
+            for (int i = 0; i < queries; i++) {
+                const size_t t = (size_t)b * T + i0 + i;
+                const real *dout_t = dout + t * C + h * HS, *out_t = out + t * C + h * HS, lse_t = lse[((size_t)b * NH + h) * T + i0 + i];
+                real *p_i = &p[(size_t)i * n], *ds_i = &ds[(size_t)i * n], D = 0;
+                const int visible = std::clamp(i0 + i + 1 - j0, 0, n);
+                for (int c = 0; c < HS; c++) D += dout_t[c] * out_t[c];
+                #pragma omp simd
+                for (int j = 0; j < visible; j++) {
+                    p_i[j] = fast_exp(scale * p_i[j] - lse_t);
+                    ds_i[j] = scale * p_i[j] * (ds_i[j] - D);
+                }
+                std::fill(p_i + visible, p_i + n, real(0)), std::fill(ds_i + visible, ds_i + n, real(0));
+            }
+            const Matrix P = {p.data(), n, 1}, dS = {ds.data(), n, 1};
+            auto add = [&](Target to, Matrix<> a, Matrix<> b, int M, int K) {
+                gemm_tile({to.c, row, to.c}, a, b, M, HS, K);
+            };
+            add(dq.from(i0, 0), dS, k_j, queries, n);
+            add(dk.from(j0, 0), dS.t(), q_i, n, queries);
+            add(dv.from(j0, 0), P.t(), dout_i, n, queries);
+        }
+    }
+}
+
+// The activation, element by element; n numbers.
+inline void gelu_forward(real* out, const real* x, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) out[i] = gelu(x[i]);
+}
+
+inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) dx[i] = dout[i] * gelu_grad(x[i]);
+}
+
+/* cross_entropy -- softmax and weighted cross-entropy of logits, whose gradients take their place if asked
+   math     logprob_n = logits_n[y_n] - log sum_v e^(logits_n[v]);   loss = -sum_n weight_n logprob_n
+            dlogits_n = weight_n (softmax(logits_n) - onehot(y_n))
+   shapes   logits (N,V)   y (N); y_n = -1 counts nowhere   weight (N)   logprob (N), best (N): the likeliest token, or -1
+            where y_n is */
+inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, const double* weight, int N, int V,
+                          bool gradients) {
+    #pragma omp parallel for schedule(dynamic, 8)
+    for (int n = 0; n < N; n++) {
+        real *z = logits + (size_t)n * V, highest = z[0], sum = 0;
+        logprob[n] = 0, best[n] = -1;
+        if (y[n] < 0) {
+            if (gradients) std::fill(z, z + V, real(0));
+            continue;
+        }
+        #pragma omp simd reduction(max : highest)
+        for (int v = 0; v < V; v++) highest = z[v] > highest ? z[v] : highest;
+        best[n] = int(std::find(z, z + V, highest) - z);
+        const real target = z[y[n]] - highest;
+        #pragma omp simd reduction(+ : sum)
+        for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - highest);
+        logprob[n] = target - std::log(sum);
+        if (!gradients) continue;
+        const real scale = real(weight[n]) / sum;
+        #pragma omp simd
+        for (int v = 0; v < V; v++) z[v] *= scale;
+        z[y[n]] -= real(weight[n]);
+    }
+}
+
+/* adamw -- one step of the optimizer for n weights, with gradients times scale, which it then clears; `rounded`, if not
+   null, is the copy of the weights that products read
+   cost     32 bytes a weight: w, m, v and g are read and written; 34 with the copy */
+inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const AdamWStep& s, bool decays, double scale,
+                         bfloat16* rounded = nullptr) {
+    const real factor = scale;
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        adamw_step(w[i], m[i], v[i], factor * g[i], s, decays);
+        g[i] = 0;
+        if (rounded) rounded[i] = w[i];
+    }
+}
+
+// Sum of squares in double, over fixed blocks that are added up in order.
+inline double sum_of_squares(const real* x, size_t n) {
+    const size_t block = 1 << 15;
+    std::vector<double> sums((n + block - 1) / block);
+    #pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < sums.size(); i++) {
+        double sum = 0;
+        #pragma omp simd reduction(+ : sum)
+        for (size_t k = i * block; k < std::min(n, (i + 1) * block); k++) sum += (double)x[k] * x[k];
+        sums[i] = sum;
+    }
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
+/* pick -- draws a token from softmax(logits / temperature), cut to the top_k likeliest, the lower number first where
+   two are equal, and then to the fewest of them whose weights reach top_p of their sum
+   math     the first v whose sum over u <= v of weight_u exceeds rng.below(sum over all)
+   source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
+inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
+    static thread_local std::vector<uint64_t> weight, order;
+    float highest = -INFINITY;
+    for (int v = 0; v < V; v++)
+        if (!std::isfinite(logits[v])) die("a logit is %g; are the model's weights finite?", logits[v]);
+    #pragma omp simd reduction(max : highest)
+    for (int v = 0; v < V; v++) highest = logits[v] > highest ? logits[v] : highest;
+    if (s.top_k == 1) return int(std::find(logits, logits + V, highest) - logits);
+    auto weigh = [&](int v) { return weight_of(highest - logits[v], s.scale); };
+    weight.resize(V);
+    if (s.top_k < V || s.top_p) {
+        order.resize(V);                     // the likelier, the greater
+        for (int v = 0; v < V; v++) order[v] = (uint64_t)ordered(logits[v]) << 32 | ~(uint32_t)v;
+        auto id = [](uint64_t place) { return ~(uint32_t)place; };
+        if (s.top_k < V) {
+            std::nth_element(order.begin(), order.begin() + s.top_k - 1, order.end(), std::greater());
+            order.resize(s.top_k);
+        }
+        if (s.top_p) {
+            std::sort(order.begin(), order.end(), std::greater());
+            uint64_t sum = 0, kept = 0;
+            for (uint64_t place : order) sum += weigh(id(place));
+            size_t n = 0;
+            for (const uint64_t least = multiply_high(sum, s.top_p); kept < least;) kept += weigh(id(order[n++]));
+            order.resize(n);
+        }
+        std::fill(weight.begin(), weight.end(), 0);
+        for (uint64_t place : order) weight[id(place)] = weigh(id(place));
+    } else
+        for (int v = 0; v < V; v++) weight[v] = weigh(v);
+    uint64_t left = rng.below(std::accumulate(weight.begin(), weight.end(), uint64_t(0)));
+    int v = 0;
+    while (left >= weight[v]) left -= weight[v++];
+    return v;
+}
+
+}  // namespace cpu
+
+// ---- 6. matrix product ----------------------------------------------------------------------------------------------
+namespace cpu {
+
+/* How gemm() is made fast:
+
+            N                C is cut into tiles; a tile is the work of one thread. Within a tile, K is cut into
+        +---------+          pieces of KC. A piece of B, NR columns wide, is copied into a panel, where the innermost
+      K | B  |NR| |          loop reads it in order from the level-1 or 2 cache, for every MR rows of the tile in turn.
+        +---------+          That loop keeps MR x NR sums in registers, and takes in one column of A and one row of B
+    +--+ +---------+         at a time: MR NR multiply-adds for MR + NR numbers read.
+  M |A | | C  |NR| |
+    |MR| |MR  +--+ |   copies   B once for every TILE_M rows of C, A once for every tile, and not at all where its rows
+    +--+ +---------+            run along K; bfloat16 numbers are rounded while they are copied
+
+   source   Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication, doi:10.1145/1356052.1356053 */
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, MR = 8, VECTORS = 3;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, MR = 6, VECTORS = 2;
+#else
+constexpr int VECTOR_BYTES = 16, MR = 4, VECTORS = 2;
+#endif
+typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+constexpr int VL = VECTOR_BYTES / sizeof(real), NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
+
+// One sum, or a vector of neighbours, to where it belongs.
+inline void put(Target to, real sum) {
+    if (to.bias) sum += *to.bias;
+    if (to.plus) sum += *to.plus;
+    *to.c = sum;
+}
+inline void put(Target to, vec sums) {
+    if (to.bias) sums += *(const vec*)to.bias;
+    if (to.plus) sums += *(const vec*)to.plus;
+    *(vec*)to.c = sums;
+}
 
 // c (m,n) = sum over k of a(i,k) b(k,j), m <= MR, n <= V VL; a has MR rows, b is packed (K,NR)
 template <int V> __attribute__((noinline))
@@ -704,12 +1046,12 @@ void multiply_add(Target to, Matrix<> a, const real* b, int m, int n, int K) {
             for (int v = 0; v < V; v++) sums[i][v] += a.p[i * a.row] * row[v];
     }
     if (m == MR && n == V * VL) {
-        for (int i = 0; i < MR; i++) for (int v = 0; v < V; v++) to.from(i, v * VL).put(sums[i][v]);
+        for (int i = 0; i < MR; i++) for (int v = 0; v < V; v++) put(to.from(i, v * VL), sums[i][v]);
         return;
     }
     real edge[MR][V * VL];
     for (int i = 0; i < MR; i++) for (int v = 0; v < V; v++) *(vec*)(edge[i] + v * VL) = sums[i][v];
-    for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) to.from(i, j).put(edge[i][j]);
+    for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) put(to.from(i, j), edge[i][j]);
 }
 
 // VL neighbours, rounded to P; bfloat16 where real is float only
@@ -844,14 +1186,14 @@ template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E
         const Target target = k0 ? Target{to.c, to.ldc, to.c} : to;
         for (int i = 0; i < M; i++) {
             const vec* row = sums + i * TILE_N / VL;
-            for (int j = 0; j < n / VL; j++) target.from(i, j0 + j * VL).put(row[j]);
-            for (int j = n / VL * VL; j < n; j++) target.from(i, j0 + j).put(row[j / VL][j % VL]);
+            for (int j = 0; j < n / VL; j++) put(target.from(i, j0 + j * VL), row[j]);
+            for (int j = n / VL * VL; j < n; j++) put(target.from(i, j0 + j), row[j / VL][j % VL]);
         }
     }
 }
 
 // One tile, on one thread. Unless M <= MR, A is rounded to P already.
-template <typename P = real, typename E = real>
+template <typename P, typename E>
 void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if (M <= MR) return gemm_rows<P>(to, a, b, M, N, K);
     static thread_local std::vector<real> a_panels, b_panel(KC * NR);
@@ -962,8 +1304,8 @@ template <typename E> void gemm_amx(Target to, Matrix<> a, Matrix<E> b, int M, i
                 amx_multiply(sums, rows + i0 * row + k0, row, pairs, kn);
                 for (int i = 0; i < std::min(AMX, M - i0); i++) {
                     const real* from = sums + i * AMX;
-                    for (int j = 0; j < n / VL * VL; j += VL) target.from(i0 + i, j0 + j).put(*(const vec*)(from + j));
-                    for (int j = n / VL * VL; j < n; j++) target.from(i0 + i, j0 + j).put(from[j]);
+                    for (int j = 0; j < n / VL * VL; j += VL) put(target.from(i0 + i, j0 + j), *(const vec*)(from + j));
+                    for (int j = n / VL * VL; j < n; j++) put(target.from(i0 + i, j0 + j), from[j]);
                 }
             }
         }
@@ -991,7 +1333,7 @@ template <typename E> void gemm_amx(Target, Matrix<>, Matrix<E>, int, int, int) 
 inline double amx_trial() { return 0; }
 #endif
 
-template <typename P = real, typename E = real> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
         if (amx()) return gemm_amx(to, a, b, M, N, K);
         a = rounded(a, M, K);
@@ -1036,354 +1378,11 @@ inline double measure_peak(bool bf16 = false, int trials = 32) {
     return best;
 }
 
-/* linear -- the Linear layer; numbers are multiplied in the type that w has
-   math     out = x w + b (+ plus)      plus: the residual stream that this branch joins, or null
-   shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus (N,OC) */
-template <typename P>
-void linear_forward(real* out, const real* x, const P* w, const real* b, const real* plus, int N, int C, int OC) {
-    gemm<P>({out, OC, plus, b}, {x, C, 1}, Matrix{w, OC, 1}, N, OC, C);
-}
-
-// db += sum over n of dout; threads own columns, so every sum runs over n upwards
-inline void bias_backward(real* db, const real* dout, int N, int OC) {
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < OC; c0 += 32) {
-        int width = std::min(32, OC - c0);
-        real sums[32] = {};
-        for (int n = 0; n < N; n++) {
-            #pragma omp simd
-            for (int c = 0; c < width; c++) sums[c] += dout[(size_t)n * OC + c0 + c];
-        }
-        for (int c = 0; c < width; c++) db[c0 + c] += sums[c];
-    }
-}
-
-// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout;   db is bias_backward()'s
-template <typename P>
-void linear_backward(real* dx, real* dw, const real* dout, const real* x, const P* w, int N, int C, int OC) {
-    const Matrix d = {dout, OC, 1};
-    gemm<P>({dx, C}, d, Matrix{w, OC, 1}.t(), N, C, OC);
-    gemm<P>({dw, OC, dw}, Matrix{x, C, 1}.t(), d, C, OC, N);
-}
-
-/* embedding -- what the token is plus where it stands
-   math     out[b,t] = wte[x[b,t]] + wpe[t0 + t]
-   shapes   x (B,T)   wte (V,C)   wpe (positions,C)   out (B,T,C) */
-inline void embedding_forward(real* out, const int* x, const real* wte, const real* wpe, int B, int t0, int T, int C) {
-    #pragma omp parallel for collapse(2) schedule(static)
-    for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
-        size_t n = (size_t)b * T + t;
-        const real *token = wte + (size_t)x[n] * C, *position = wpe + (size_t)(t0 + t) * C;
-        for (int c = 0; c < C; c++) out[n * C + c] = token[c] + position[c];
-    }
-}
-
-// Tokens repeat, so threads own columns, not rows.
-inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int* x, int B, int T, int C) {
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < C; c0 += 16) {
-        int width = std::min(16, C - c0);
-        for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
-            size_t n = (size_t)b * T + t;
-            real *dtoken = dwte + (size_t)x[n] * C + c0, *dposition = dwpe + (size_t)t * C + c0;
-            for (int c = 0; c < width; c++) {
-                dtoken[c] += dout[n * C + c0 + c];
-                dposition[c] += dout[n * C + c0 + c];
-            }
-        }
-    }
-}
-
-/* layernorm
-   math     xhat = (x - mean) rstd,   rstd = 1 / sqrt(var + eps), var over C;   out = xhat w + b
-   shapes   x, out (N,C)   w, b (C)   mean, rstd (N), kept for backward
-   source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
-inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* w, const real* b, int N,
-                              int C, double eps) {
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < N; n++) {
-        const real* x_n = x + (size_t)n * C;
-        real* out_n = out + (size_t)n * C;
-        real sum = 0, squares = 0;
-        #pragma omp simd reduction(+ : sum)
-        for (int c = 0; c < C; c++) sum += x_n[c];
-        real m = sum / C;
-        #pragma omp simd reduction(+ : squares)
-        for (int c = 0; c < C; c++) squares += (x_n[c] - m) * (x_n[c] - m);
-        real r = 1 / std::sqrt(squares / C + real(eps));
-        #pragma omp simd
-        for (int c = 0; c < C; c++) out_n[c] = (x_n[c] - m) * r * w[c] + b[c];
-        mean[n] = m, rstd[n] = r;
-    }
-}
-
-/* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:
-   math     dx += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat));   dw += sum_n dout xhat;   db += sum_n dout
-   It adds to dx, which holds the gradient that goes around the branch. */
-inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, const real* x, const real* w,
-                               const real* mean, const real* rstd, int N, int C) {
-    #pragma omp parallel for schedule(static)
-    for (int n = 0; n < N; n++) {
-        const real *x_n = x + (size_t)n * C, *dout_n = dout + (size_t)n * C;
-        real *dx_n = dx + (size_t)n * C, m = mean[n], r = rstd[n], sum = 0, dot = 0;
-        #pragma omp simd reduction(+ : sum, dot)
-        for (int c = 0; c < C; c++) {
-            real dxhat = dout_n[c] * w[c];
-            sum += dxhat;
-            dot += dxhat * (x_n[c] - m) * r;
-        }
-        sum /= C, dot /= C;
-        #pragma omp simd
-        for (int c = 0; c < C; c++) dx_n[c] += r * (dout_n[c] * w[c] - sum - (x_n[c] - m) * r * dot);
-    }
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < C; c0 += 32) {
-        int width = std::min(32, C - c0);
-        real sums_w[32] = {}, sums_b[32] = {};
-        for (int n = 0; n < N; n++) {
-            const real *x_n = x + (size_t)n * C + c0, *dout_n = dout + (size_t)n * C + c0;
-            #pragma omp simd
-            for (int c = 0; c < width; c++) {
-                sums_w[c] += dout_n[c] * (x_n[c] - mean[n]) * rstd[n];
-                sums_b[c] += dout_n[c];
-            }
-        }
-        for (int c = 0; c < width; c++) dw[c0 + c] += sums_w[c], db[c0 + c] += sums_b[c];
-    }
-}
-
-/* attention -- causal self-attention, a block of queries and of keys at a time: a thread holds (64,512) scores at most
-   math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
-            With the keys of a block, the highest score so far may rise: what was summed up before then shrinks by
-            e^(before - now), and is divided by the sum of all e^s_j at the end.
-   shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b exist
-            out (B,T,C), lse (B,T,NH): of the T rows from t0 on. Training has t0 = 0, S = T; a sampler adds rows to qkv
-            and asks for those only, which makes qkv its cache.
-   cost     2 B T^2 C FLOPs (causal)
-   source   Vaswani et al. 2017, arXiv:1706.03762, eq. 1; blocks, and lse kept for backward instead of p: Dao 2023,
-            arXiv:2307.08691, algorithm 1 */
-constexpr int QUERIES = 64, KEYS = 512;
-
-inline void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
-    const int HS = C / NH;
-    const long row = 3L * C;
-    const real scale = 1 / std::sqrt(real(HS));
-    #pragma omp parallel for collapse(3) schedule(dynamic)
-    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i0 = 0; i0 < T; i0 += QUERIES) {
-        static thread_local std::vector<real> scores(QUERIES * KEYS);
-        const int queries = std::min(QUERIES, T - i0), keys = t0 + i0 + queries;
-        const Matrix q = {qkv + (size_t)b * S * row + h * HS, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
-        real* out_0 = out + ((size_t)b * T + i0) * C + h * HS;
-        real highest[QUERIES], sum[QUERIES] = {};
-        std::fill_n(highest, queries, -INFINITY);
-        for (int j0 = 0; j0 < keys; j0 += KEYS) {
-            const int n = std::min(KEYS, keys - j0);
-            gemm_tile({scores.data(), n}, q.from(t0 + i0, 0), k.from(j0, 0).t(), queries, n, HS);
-            for (int i = 0; i < queries; i++) {
-                const int visible = std::clamp(t0 + i0 + i + 1 - j0, 0, n);
-                real *s = &scores[(size_t)i * n], *out_i = out_0 + (size_t)i * C, high = highest[i], total = 0;
-                #pragma omp simd reduction(max : high)
-                for (int j = 0; j < visible; j++) high = s[j] > high ? s[j] : high;
-                #pragma omp simd reduction(+ : total)
-                for (int j = 0; j < visible; j++) total += s[j] = fast_exp(scale * (s[j] - high));
-                std::fill(s + visible, s + n, real(0));
-                const real shrink = fast_exp(scale * (highest[i] - high));
-                for (int c = 0; c < HS && j0; c++) out_i[c] *= shrink;
-                sum[i] = sum[i] * shrink + total, highest[i] = high;
-            }
-            gemm_tile({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
-        }
-        for (int i = 0; i < queries; i++) {
-            for (int c = 0; c < HS; c++) out_0[(size_t)i * C + c] /= sum[i];
-            lse[((size_t)b * T + i0 + i) * NH + h] = scale * highest[i] + std::log(sum[i]);
-        }
-    }
-}
-
-/* forward: p_ij = e^(s_ij - lse_i), out_i = sum_j p_ij v_j     so, with dp_ij = dout_i . v_j and D_i = dout_i . out_i:
-   math     ds_ij = p_ij (dp_ij - D_i);   dq_i = sum_j ds_ij k_j / sqrt(HS);   dk_j = sum_i ds_ij q_i / sqrt(HS);
-            dv_j = sum_i p_ij dout_i
-   shapes   dqkv (B,T,3C), written whole   dout, out (B,T,C)
-   cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
-   source   Dao 2023, algorithm 2 */
-inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
-                               int T, int C, int NH) {
-    const int HS = C / NH;
-    const long row = 3L * C;
-    const real scale = 1 / std::sqrt(real(HS));
-    #pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) {
-        static thread_local std::vector<real> p(QUERIES * KEYS), ds(QUERIES * KEYS);
-        const size_t head = (size_t)b * T * row + h * HS;
-        const Matrix q = {qkv + head, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
-        const Target dq = {dqkv + head, row}, dk = dq.from(0, C), dv = dq.from(0, 2 * C);
-        for (int t = 0; t < T; t++)
-            for (int part = 0; part < 3; part++) std::fill_n(dq.from(t, part * C).c, HS, real(0));
-        for (int i0 = 0; i0 < T; i0 += QUERIES) for (int j0 = 0; j0 < std::min(T, i0 + QUERIES); j0 += KEYS) {
-            const int queries = std::min(QUERIES, T - i0), n = std::min(KEYS, i0 + queries - j0);
-            const Matrix q_i = q.from(i0, 0), k_j = k.from(j0, 0), v_j = v.from(j0, 0);
-            const Matrix dout_i = {dout + ((size_t)b * T + i0) * C + h * HS, C, 1};
-            gemm_tile({p.data(), n}, q_i, k_j.t(), queries, n, HS);
-            gemm_tile({ds.data(), n}, dout_i, v_j.t(), queries, n, HS);
-            for (int i = 0; i < queries; i++) {
-                const size_t t = (size_t)b * T + i0 + i;
-                const real *dout_t = dout + t * C + h * HS, *out_t = out + t * C + h * HS, lse_t = lse[t * NH + h];
-                real *p_i = &p[(size_t)i * n], *ds_i = &ds[(size_t)i * n], D = 0;
-                const int visible = std::clamp(i0 + i + 1 - j0, 0, n);
-                for (int c = 0; c < HS; c++) D += dout_t[c] * out_t[c];
-                #pragma omp simd
-                for (int j = 0; j < visible; j++) {
-                    p_i[j] = fast_exp(scale * p_i[j] - lse_t);
-                    ds_i[j] = scale * p_i[j] * (ds_i[j] - D);
-                }
-                std::fill(p_i + visible, p_i + n, real(0)), std::fill(ds_i + visible, ds_i + n, real(0));
-            }
-            const Matrix P = {p.data(), n, 1}, dS = {ds.data(), n, 1};
-            auto add = [&](Target to, Matrix<> a, Matrix<> b, int M, int K) {
-                gemm_tile({to.c, row, to.c}, a, b, M, HS, K);
-            };
-            add(dq.from(i0, 0), dS, k_j, queries, n);
-            add(dk.from(j0, 0), dS.t(), q_i, n, queries);
-            add(dv.from(j0, 0), P.t(), dout_i, n, queries);
-        }
-    }
-}
-
-// The activation, element by element; n numbers.
-inline void gelu_forward(real* out, const real* x, size_t n) {
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) out[i] = gelu(x[i]);
-}
-
-inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) dx[i] = dout[i] * gelu_grad(x[i]);
-}
-
-/* head -- logits, softmax and weighted cross-entropy, with their gradients if asked, a chunk of rows at a time, so that
-   logits (N,V) are never held whole and dlogits take the place of the logits
-   math     logits = x w^T;   logprob_n = logits_n[y_n] - log sum_v e^(logits_n[v]);   loss = -sum_n weight_n logprob_n
-            dlogits_n = weight_n (softmax(logits_n) - onehot(y_n));   dx = dlogits w;   dw += dlogits^T x
-   shapes   x, dx (N,C)   w, dw (V,C)   y (N); y_n = -1 counts nowhere   weight (N)   logits (HEAD_ROWS,V): work space
-            logprob (N), best (N): the likeliest token, or -1 where y_n is
-   cost     2 N C V FLOPs, 6 N C V with gradients */
-inline int head_rows(int V) { return std::clamp((1 << 23) / V, 64, 1024); }
-
-template <typename P>
-double head(real* logits, real* logprob, int* best, real* dx, real* dw, const real* x, const P* w, const int* y,
-            const double* weight, int N, int C, int V) {
-    for (int n0 = 0; n0 < N; n0 += head_rows(V)) {
-        int rows = std::min(head_rows(V), N - n0);
-        const Matrix x_n = {x + (size_t)n0 * C, C, 1}, d = {logits, V, 1};
-        const Matrix table = {w, C, 1};
-        gemm<P>({logits, V}, x_n, table.t(), rows, V, C);
-        #pragma omp parallel for schedule(dynamic, 8)
-        for (int r = 0; r < rows; r++) {
-            const int n = n0 + r;
-            real *z = logits + (size_t)r * V, highest = z[0], sum = 0;
-            logprob[n] = 0, best[n] = -1;
-            if (y[n] < 0) {
-                if (dx) std::fill(z, z + V, real(0));
-                continue;
-            }
-            #pragma omp simd reduction(max : highest)
-            for (int v = 0; v < V; v++) highest = z[v] > highest ? z[v] : highest;
-            best[n] = int(std::find(z, z + V, highest) - z);
-            const real target = z[y[n]] - highest;
-            #pragma omp simd reduction(+ : sum)
-            for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - highest);
-            logprob[n] = target - std::log(sum);
-            if (!dx) continue;
-            const real scale = real(weight[n]) / sum;
-            #pragma omp simd
-            for (int v = 0; v < V; v++) z[v] *= scale;
-            z[y[n]] -= real(weight[n]);
-        }
-        if (!dx) continue;
-        gemm<P>({dx + (size_t)n0 * C, C}, d, table, rows, C, V);
-        gemm<P>({dw, C, dw}, d.t(), x_n, V, C, rows);
-    }
-    double loss = 0;
-    for (int n = 0; n < N; n++) if (y[n] >= 0) loss -= weight[n] * logprob[n];
-    return loss;
-}
-
-/* adamw -- one step of the optimizer for n weights, with gradients times scale, which it then clears; `rounded`, if not
-   null, is the copy of the weights that products read
-   math     adamw_step(); step counts from 1
-   cost     32 bytes a weight: w, m, v and g are read and written; 34 with the copy */
-inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const AdamW& o, double decay, double scale,
-                         integer step, bfloat16* rounded = nullptr) {
-    const real new1 = 1 - o.beta1, new2 = 1 - o.beta2, eps = o.eps, factor = scale, keep = 1 - o.lr * decay;
-    const real rate = o.lr / (1 - std::pow(o.beta1, step)), root = 1 / std::sqrt(1 - std::pow(o.beta2, step));
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) {
-        adamw_step(w[i], m[i], v[i], factor * g[i], new1, new2, eps, keep, rate, root);
-        g[i] = 0;
-        if (rounded) rounded[i] = w[i];
-    }
-}
-
-// Sum of squares in double, over fixed blocks that are added up in order.
-inline double sum_of_squares(const real* x, size_t n) {
-    const size_t block = 1 << 15;
-    std::vector<double> sums((n + block - 1) / block);
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < sums.size(); i++) {
-        double sum = 0;
-        #pragma omp simd reduction(+ : sum)
-        for (size_t k = i * block; k < std::min(n, (i + 1) * block); k++) sum += (double)x[k] * x[k];
-        sums[i] = sum;
-    }
-    return std::accumulate(sums.begin(), sums.end(), 0.0);
-}
-
-/* pick -- draws a token from softmax(logits / temperature), cut to the top_k likeliest, the lower number first where
-   two are equal, and then to the fewest of them whose weights reach top_p of their sum
-   math     the first v whose sum over u <= v of weight_u exceeds rng.below(sum over all)
-   source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
-inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
-    static thread_local std::vector<uint64_t> weight, order;
-    float highest = -INFINITY;
-    for (int v = 0; v < V; v++)
-        if (!std::isfinite(logits[v])) die("a logit is %g; are the model's weights finite?", logits[v]);
-    #pragma omp simd reduction(max : highest)
-    for (int v = 0; v < V; v++) highest = logits[v] > highest ? logits[v] : highest;
-    if (s.top_k == 1) return int(std::find(logits, logits + V, highest) - logits);
-    auto weigh = [&](int v) { return weight_of(highest - logits[v], s.scale); };
-    weight.resize(V);
-    if (s.top_k < V || s.top_p) {
-        order.resize(V);                     // the likelier, the greater
-        for (int v = 0; v < V; v++) order[v] = (uint64_t)ordered(logits[v]) << 32 | ~(uint32_t)v;
-        auto id = [](uint64_t place) { return ~(uint32_t)place; };
-        if (s.top_k < V) {
-            std::nth_element(order.begin(), order.begin() + s.top_k - 1, order.end(), std::greater());
-            order.resize(s.top_k);
-        }
-        if (s.top_p) {
-            std::sort(order.begin(), order.end(), std::greater());
-            uint64_t sum = 0, kept = 0;
-            for (uint64_t place : order) sum += weigh(id(place));
-            size_t n = 0;
-            for (const uint64_t least = multiply_high(sum, s.top_p); kept < least;) kept += weigh(id(order[n++]));
-            order.resize(n);
-        }
-        std::fill(weight.begin(), weight.end(), 0);
-        for (uint64_t place : order) weight[id(place)] = weigh(id(place));
-    } else
-        for (int v = 0; v < V; v++) weight[v] = weigh(v);
-    uint64_t left = rng.below(std::accumulate(weight.begin(), weight.end(), uint64_t(0)));
-    int v = 0;
-    while (left >= weight[v]) left -= weight[v++];
-    return v;
-}
-
 }  // namespace cpu
 
-// ---- 6. model -------------------------------------------------------------------------------------------------------
+// ---- 7. model -------------------------------------------------------------------------------------------------------
 // What train(), checkpoints and the verbs need of a model, and cpu::Model, which is one.
 //   Model(config, B, T, training, bf16)      allocates for at most B rows of T tokens, once; dies if that does not fit
-//   initialize(seed)                   fresh weights
 //   forward(x, y, weight, denominator, B, T, backward)
 //                                      loss = -sum weight logprob / denominator, in nats; weight may be null (all 1).
 //                                      The denominator is the whole step's, so that micro-batches add up to one batch.
@@ -1405,16 +1404,37 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
 //   speed(tokens, seconds)             of a step: for its line, and for the log
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
+template <typename Model> void initialize(Model& model, uint64_t seed) {
+    for (size_t i = 0; i < model.layout.tensors.size(); i++) model.set(WEIGHT, i, model.layout.initial_values(i, seed).data());
+}
 struct StepResult { double loss, norm; };
 struct Speed { std::string text; std::vector<std::pair<const char*, std::string>> log; };
 
-/* The network, for both programs. m has the layers: cpu::Model below calls section 5's functions, gpu::Model its kernels.
-   norm_forward() returns what a linear layer reads: the normalized numbers, or what they will be made of there. */
+/* The network, for both programs: m has the layers, which cpu::Model below makes of section 5's functions, gpu::Model of
+   its kernels. norm_forward() returns what a linear layer reads: the normalized numbers, or what they will be made of
+   there. */
+
+// Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
+// act is the type of activations, stat of sums over them; a GPU adds rows.
+#define ACTIVATIONS(X) \
+    X(act,  embedded,  ONCE,   N * c.C)         /* the residual stream before the first block */ \
+    X(act,  ln1,       KEPT,   N * c.C)         X(stat, ln1_mean, KEPT, N)   X(stat, ln1_rstd, KEPT, N) \
+    X(act,  qkv,       BLOCK,  N * c.qkv())     /* when sampling, the cache of keys and values */ \
+    X(act,  att,       KEPT,   N * c.C)         X(stat, lse, KEPT, N * c.NH) \
+    X(act,  middle,    KEPT,   N * c.C)         /* the residual stream after attention */ \
+    X(act,  ln2,       KEPT,   N * c.C)         X(stat, ln2_mean, KEPT, N)   X(stat, ln2_rstd, KEPT, N) \
+    X(act,  fc,        KEPT,   N * c.hidden())  X(act, fc_gelu, KEPT, N * c.hidden()) \
+    X(act,  stream,    KEPT,   N * c.C)         /* the residual stream after the block */ \
+    X(act,  lnf,       ONCE,   N * c.C)         X(stat, lnf_mean, ONCE, N)   X(stat, lnf_rstd, ONCE, N) \
+    X(act,  logits,    ONCE,   head_rows(N, c.V) * padded(c.V)) \
+    X(act,  dstream,   ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
+    X(act,  dx,        ONCE,   training ? N * c.C : 0)       /* of what is C wide within a branch */ \
+    X(act,  dwide,     ONCE,   training ? N * std::max(c.qkv(), c.hidden()) : 0)     /* of qkv or fc */
 
 // Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm, which it returns. qkv holds S tokens
 // a row; those of one row only are neighbours there, so with T < S they are made in fc, and then join the others.
 template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
-    const int N = B * T, C = m.c.C;
+    const int N = B * T, C = m.c.C, H = m.c.hidden();
     auto stream = m.activations(0).embedded;
     for (int l = 0; l < m.c.L; l++) {
         const auto a = m.activations(l);
@@ -1422,12 +1442,12 @@ template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
         const auto qkv = T == S ? a.qkv : a.fc;
         const auto ln1 = l == 0 ? m.embedding_norm_forward(a, w, B, t0, T)
                                 : m.norm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N);
-        m.linear_forward(qkv, ln1, w.qkv_w, w.qkv_b, nullptr, nullptr, N, C, 3 * C);
+        m.linear_forward(qkv, ln1, w.qkv_w, w.qkv_b, nullptr, nullptr, N, C, m.c.qkv());
         m.attention_forward(a, qkv, B, t0, T, S);
         m.linear_forward(a.middle, a.att, w.proj_w, w.proj_b, stream, nullptr, N, C, C);
         const auto ln2 = m.norm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N);
-        m.linear_forward(a.fc_gelu, ln2, w.fc_w, w.fc_b, nullptr, a.fc, N, C, 4 * C);
-        m.linear_forward(a.stream, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, nullptr, N, 4 * C, C);
+        m.linear_forward(a.fc_gelu, ln2, w.fc_w, w.fc_b, nullptr, a.fc, N, C, H);
+        m.linear_forward(a.stream, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, nullptr, N, H, C);
         stream = a.stream;
     }
     const auto a = m.activations(0);
@@ -1435,9 +1455,23 @@ template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
     return m.norm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, stream, w.lnf_w, w.lnf_b, N);
 }
 
+/* The head: logits = x table^T, their loss, and if asked the gradients of x, which are left in dx, and of the table. It
+   takes a chunk of rows at a time, so that logits (N,V) are never held whole; their gradients take their place.
+   cost     2 N C V FLOPs, 6 N C V with gradients */
+template <typename M, typename X> void network_head(M& m, X x, int N, bool gradients) {
+    const int chunk = m.chunk();
+    for (int n0 = 0; n0 < N; n0 += chunk) {
+        const int n = std::min(chunk, N - n0);
+        m.logits_forward(x, n0, 1, n);
+        m.cross_entropy(n0, n, gradients);
+        if (gradients) m.logits_backward(x, n0, n);
+    }
+    m.add_loss(N);
+}
+
 // The head has left d(loss)/d(lnf) in dx. A bias's gradient is summed up where the gradient of what it is added to is made.
 template <typename M> void network_backward(M& m, int B, int T) {
-    const int N = B * T, C = m.c.C, L = m.c.L;
+    const int N = B * T, C = m.c.C, H = m.c.hidden(), L = m.c.L;
     const auto end = m.activations(L - 1);
     m.norm_backward(end.dstream, false, m.gradients_of(0).lnf_w, m.gradients_of(0).lnf_b, m.gradients_of(L - 1).fcproj_b,
                     end.dx, end.stream, m.weights_of(0).lnf_w, end.lnf_mean, end.lnf_rstd, N);
@@ -1448,14 +1482,14 @@ template <typename M> void network_backward(M& m, int B, int T) {
         const auto entered = l ? m.activations(l - 1).stream : a.embedded;
         const auto entered_b = l ? m.gradients_of(l - 1).fcproj_b : nullptr;
         // forward: stream = middle + gelu(norm(middle) fc) fcproj
-        m.linear_backward(a.dwide, g.fcproj_w, a.dstream, a.fc_gelu, w.fcproj_w, N, 4 * C, C);
-        m.gelu_backward(a.dwide, g.fc_b, a.fc, N, 4 * C);
-        m.linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, 4 * C);
+        m.linear_backward(a.dwide, g.fcproj_w, a.dstream, a.fc_gelu, w.fcproj_w, N, H, C);
+        m.gelu_backward(a.dwide, g.fc_b, a.fc, N, H);
+        m.linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, H);
         m.norm_backward(a.dstream, true, g.ln2_w, g.ln2_b, g.proj_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N);
         // forward: middle = entered + attention(norm(entered) qkv) proj
         m.linear_backward(a.dx, g.proj_w, a.dstream, a.att, w.proj_w, N, C, C);
         m.attention_backward(a, g.qkv_b, B, T);
-        m.linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, 3 * C);
+        m.linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, m.c.qkv());
         m.norm_backward(a.dstream, true, g.ln1_w, g.ln1_b, entered_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N);
     }
     m.embedding_backward(m.gradients_of(0), end.dstream, B, T);
@@ -1463,33 +1497,21 @@ template <typename M> void network_backward(M& m, int B, int T) {
 
 namespace cpu {
 
-// Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
-#define ACTIVATIONS(X) \
-    X(embedded,  ONCE,   N * C)        /* the residual stream before the first block */ \
-    X(ln1,       KEPT,   N * C)        X(ln1_mean, KEPT, N)   X(ln1_rstd, KEPT, N) \
-    X(qkv,       BLOCK,  N * 3 * C)    /* when sampling, the cache of keys and values */ \
-    X(att,       KEPT,   N * C)        X(lse, KEPT, N * c.NH) \
-    X(middle,    KEPT,   N * C)        /* the residual stream after attention */ \
-    X(ln2,       KEPT,   N * C)        X(ln2_mean, KEPT, N)   X(ln2_rstd, KEPT, N) \
-    X(fc,        KEPT,   N * 4 * C)    X(fc_gelu, KEPT, N * 4 * C) \
-    X(stream,    KEPT,   N * C)        /* the residual stream after the block */ \
-    X(lnf,       ONCE,   N * C)        X(lnf_mean, ONCE, N)   X(lnf_rstd, ONCE, N) \
-    X(logits,    ONCE,   std::min<size_t>(N, head_rows(c.V)) * c.V) \
-    X(dstream,   ONCE,   training ? N * C : 0)         /* gradient of the residual stream */ \
-    X(dx,        ONCE,   training ? N * C : 0)         /* of what is C wide within a branch */ \
-    X(dwide,     ONCE,   training ? N * 4 * C : 0)     /* of qkv or fc */
+using act = real;
+using stat = real;
+inline size_t head_rows(size_t N, int V) { return std::min<size_t>(N, std::clamp((1 << 23) / V, 64, 1024)); }
+inline size_t padded(int V) { return V; }
 
 struct Activations {
-#define X(field, ...) real* field;
+#define X(type, field, ...) type* field;
     ACTIVATIONS(X)
 #undef X
 };
 
 inline Slots activation_slots(const Config& c, size_t N, bool training) {
-    const size_t C = c.C;
     const Per KEPT = training ? BLOCK : ONCE;
     std::vector<std::pair<Per, size_t>> v;
-#define X(field, per, count) v.push_back({per, count});
+#define X(type, field, per, count) v.push_back({per, count});
     ACTIVATIONS(X)
 #undef X
     return Slots(v, c.L);
@@ -1547,21 +1569,11 @@ struct Model {
         return layout.slots.size * weight + slots.size * sizeof(real);
     }
 
-    void initialize(uint64_t seed) {
-        for (size_t i = 0; i < layout.tensors.size(); i++) set(WEIGHT, i, layout.initial_values(i, seed).data());
-    }
-
     void forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
         const int N = B * T;
-        tokens.assign(x, x + N), rows = B, columns = T;
+        tokens.assign(x, x + N), targets.assign(y, y + N), rows = B, columns = T;
         for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
-        const Activations a = activations(0);
-        const Weights g = gradients_of(0);
-        const real* lnf = network_forward(*this, B, 0, T, T);
-        with_matrix(table(), [&](auto table) {
-            loss += head(a.logits, logprob.data(), best.data(), backward ? a.dx : nullptr, c.tied ? g.wte : g.head_w, lnf,
-                         table, y, weight.data(), N, c.C, c.V);
-        });
+        network_head(*this, network_forward(*this, B, 0, T, T), N, backward);
     }
     void backward() { network_backward(*this, rows, columns); }
     void extend(const int* x, int B, int t0, int T) {
@@ -1569,12 +1581,12 @@ struct Model {
         network_forward(*this, B, t0, T, this->T);
     }
     void logits(int n, int step, int count, float* out) {
-        std::vector<real> z((size_t)count * c.V);
-        const real* lnf = activations(0).lnf + (size_t)n * c.C;
-        with_matrix(table(), [&]<typename P>(const P* table) {
-            gemm<P>({z.data(), c.V}, {lnf, (long)step * c.C, 1}, Matrix{table, c.C, 1}.t(), count, c.V, c.C);
-        });
-        std::copy(z.begin(), z.end(), out);
+        const Activations a = activations(0);
+        for (int i = 0; i < count; i += chunk()) {
+            const int some = std::min(chunk(), count - i);
+            logits_forward(a.lnf, n + i * step, step, some);
+            std::copy_n(a.logits, (size_t)some * c.V, out + (size_t)i * c.V);
+        }
     }
     void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token) {
         std::vector<float> z((size_t)B * c.V);
@@ -1587,10 +1599,11 @@ struct Model {
         norm = std::sqrt(sum_of_squares(gradients.data(), gradients.size));
         if (!std::isfinite(norm) || !std::isfinite(loss)) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
+        const AdamWStep s(o, step);
         for (const Tensor& t : layout.tensors)
             if (t.present)
                 adamw_update(weights.data() + t.offset, moment1.data() + t.offset, moment2.data() + t.offset,
-                             gradients.data() + t.offset, t.count(), o, t.decays() ? o.weight_decay : 0, scale, step,
+                             gradients.data() + t.offset, t.count(), s, t.decays(), scale,
                              bf16 ? rounded.data() + t.offset : nullptr);
     }
 
@@ -1610,7 +1623,7 @@ struct Model {
         size_t k = 0;
         auto pointer = [&] { return acts.data() + slots.first[k] + l * slots.stride[k]; };
         Activations a;
-#define X(field, ...) a.field = pointer(), k++;
+#define X(type, field, ...) a.field = pointer(), k++;
         ACTIVATIONS(X)
 #undef X
         return a;
@@ -1646,20 +1659,45 @@ struct Model {
         if (db) bias_backward(db, d, N, C);
     }
     void attention_forward(const Activations& a, const real* qkv, int B, int t0, int T, int S) {
-        const size_t row = 3 * c.C;
+        const size_t row = c.qkv();
         for (int b = 0; b < B && T != S; b++) std::copy_n(qkv + b * T * row, T * row, a.qkv + ((size_t)b * S + t0) * row);
         cpu::attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
     }
     void attention_backward(const Activations& a, real* db, int B, int T) {
         cpu::attention_backward(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.C, c.NH);
-        if (db) bias_backward(db, a.dwide, B * T, 3 * c.C);
+        if (db) bias_backward(db, a.dwide, B * T, c.qkv());
     }
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
         cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C);
     }
+    int chunk() const { return head_rows((size_t)B * T, c.V); }
+    // of rows n0, n0 + step, ... of x
+    void logits_forward(const real* x, int n0, int step, int rows) {
+        with_matrix(table(), [&]<typename P>(const P* table) {
+            const Matrix<> some = {x + (size_t)n0 * c.C, (long)step * c.C, 1};
+            gemm<P>({activations(0).logits, c.V}, some, Matrix{table, c.C, 1}.t(), rows, c.V, c.C);
+        });
+    }
+    void cross_entropy(int n0, int rows, bool gradients) {
+        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], &weight[n0], rows, c.V, gradients);
+    }
+    void logits_backward(const real* x, int n0, int rows) {
+        const Activations a = activations(0);
+        const Matrix<> d = {a.logits, c.V, 1};
+        real* const dtable = c.tied ? gradients_of(0).wte : gradients_of(0).head_w;
+        with_matrix(table(), [&]<typename P>(const P* table) {
+            gemm<P>({a.dx + (size_t)n0 * c.C, c.C}, d, Matrix{table, c.C, 1}, rows, c.C, c.V);
+            gemm<P>({dtable, c.C, dtable}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, c.V, c.C, rows);
+        });
+    }
+    void add_loss(int N) {
+        double sum = 0;
+        for (int n = 0; n < N; n++) if (targets[n] >= 0) sum -= weight[n] * logprob[n];
+        loss += sum;
+    }
 
 private:
-    std::vector<int> tokens;                 // of the last forward or extend
+    std::vector<int> tokens, targets;        // of the last forward or extend
     std::vector<double> weight;
     int rows = 0, columns = 0;
     double loss = 0, norm = 0, peak = 0;
@@ -1678,7 +1716,7 @@ private:
 
 }  // namespace cpu
 
-// ---- 7. model files -------------------------------------------------------------------------------------------------
+// ---- 8. model files -------------------------------------------------------------------------------------------------
 // The shape of a model on disk, its tensors, and what tells whether this program computes what its writer did.
 inline Config read_config(const Json& json, const std::string& path) {
     Config c;
@@ -1767,7 +1805,7 @@ inline int end_of_text(const Tokenizer* tokenizer, int V) {
     return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1;
 }
 
-// ---- 8. evaluate, sample, graph -------------------------------------------------------------------------------------
+// ---- 9. evaluate, sample, graph -------------------------------------------------------------------------------------
 // Scores n rows, `batch` at a time; each(i, row, logprob, best) sees them in order.
 template <typename Model, typename RowAt, typename Each>
 void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
@@ -1985,7 +2023,7 @@ template <typename Model> void graph(Model& model) {
     printf("}\n");
 }
 
-// ---- 9. train -------------------------------------------------------------------------------------------------------
+// ---- 10. train ------------------------------------------------------------------------------------------------------
 // The loop, and all that stands before it. Everything random is a function of the seed and the step.
 
 // The shape that --init and the size options ask for; fills in the options it decides, so that they can be printed.
@@ -2171,7 +2209,7 @@ template <typename Model> struct Training : Run {
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false);
         if (start) load_tensors(stored(model), start->tensors, start->path);
-        else model.initialize(o.seed);
+        else initialize(model, o.seed);
         if (!from.empty()) {
             Safetensors moments(from + "/optimizer.safetensors");
             load_tensors(stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}}), moments.tensors, moments.file.path);
@@ -2290,7 +2328,7 @@ template <typename Model> struct Training : Run {
     }
 };
 
-// ---- 10. main -------------------------------------------------------------------------------------------------------
+// ---- 11. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
     for (text* p : {&o.train, &o.val, &o.answers, &o.choices, &o.tokenizer, &o.init, &o.model, &o.out, &o.prompt_file})
         *p = at_home(*p);

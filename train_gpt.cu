@@ -1492,11 +1492,6 @@ inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* 
 
 // What a step leaves on the device, and what it needs to know there.
 struct Outcome { double loss, norm; };
-struct Update { float new1, new2, eps, rate, root, lr_decay, clip; };
-inline Update update_of(const AdamW& o, double clip, integer step) {     // in the terms of adamw_step()
-    return {float(1 - o.beta1), float(1 - o.beta2), float(o.eps), float(o.lr / (1 - std::pow(o.beta1, step))),
-            float(1 / std::sqrt(1 - std::pow(o.beta2, step))), float(o.lr * o.weight_decay), float(clip)};
-}
 
 // loss += - sum over n of weight logprob, by one block in a fixed order
 __global__ void add_loss_kernel(Outcome* outcome, const float* logprob, const float* weight, const int* y, int N) {
@@ -1601,31 +1596,30 @@ __global__ void squares_kernel(double* squares, const float* g, size_t n) {
     if (threadIdx.x == 0) squares[blockIdx.x] = sum;
 }
 __global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays,
-                             size_t n, Update u, const double* squares, int parts, Outcome* outcome) {
+                             size_t n, AdamWStep s, float clip, const double* squares, int parts, Outcome* outcome) {
     double sum = 0;
     for (int b = threadIdx.x; b < parts; b += blockDim.x) sum += squares[b];
     const double norm = sqrt(block_sum(sum));
     if (blockIdx.x == 0 && threadIdx.x == 0) outcome->norm = norm;
     if (!isfinite(norm) || !isfinite(outcome->loss)) return;
-    const float scale = u.clip > 0 ? fminf(1, u.clip / (float(norm) + 1e-6f)) : 1;
+    const float scale = clip > 0 ? fminf(1, clip / (float(norm) + 1e-6f)) : 1;
     const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
     if (i >= n) return;
-    const float keep = decays[i / 128] ? 1 - u.lr_decay : 1;
     float w4[4], m4[4], v4[4], g4[4];
     load(w4, w + i), load(m4, m + i), load(v4, v + i), load(g4, g + i);
     for (int k = 0; k < 4; k++) {
-        adamw_step(w4[k], m4[k], v4[k], scale * g4[k], u.new1, u.new2, u.eps, keep, u.rate, u.root);
+        adamw_step(w4[k], m4[k], v4[k], scale * g4[k], s, decays[i / 128]);
         g4[k] = 0;
     }
     store(w + i, w4), store(m + i, m4), store(v + i, v4), store(g + i, g4);
     if (rounded) store(rounded + i, w4);
 }
 inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
-                  const Update& update, double* squares, Outcome* outcome) {
+                  const AdamWStep& s, double clip, double* squares, Outcome* outcome) {
     const int parts = std::min(NORM_BLOCKS, blocks_for(n, 4096));
     launch(squares_kernel, parts, 256, 0, squares, g, n);
     launch(adamw_kernel, blocks_for(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays,
-           n, update, squares, parts, outcome);
+           n, s, (float)clip, squares, parts, outcome);
 }
 __global__ void round_kernel(floatX* rounded, const float* w, size_t n) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -2106,23 +2100,11 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
 }
 
 // ---- 6. model -------------------------------------------------------------------------------------------------------
-// Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
+// What a step computes on a GPU beside ACTIVATIONS.
 #define GPU_ACTIVATIONS(X) \
-    X(floatX, embedded, ONCE,  N * C)        /* the residual stream before the first block */ \
-    X(floatX, ln1,      KEPT,  N * C)        X(float, ln1_mean, KEPT, N)   X(float, ln1_rstd, KEPT, N) \
-    X(floatX, qkv,      BLOCK, N * 3 * C)    /* when sampling, the cache of keys and values */ \
-    X(floatX, att,      KEPT,  N * C)        X(float, lse, KEPT, N * c.NH) \
-    X(floatX, middle,   KEPT,  N * C)        /* the residual stream after attention */ \
-    X(floatX, ln2,      KEPT,  N * C)        X(float, ln2_mean, KEPT, N)   X(float, ln2_rstd, KEPT, N) \
-    X(floatX, fc,       KEPT,  N * 4 * C)    X(floatX, fc_gelu, KEPT, N * 4 * C) \
-    X(floatX, stream,   KEPT,  N * C)        /* the residual stream after the block */ \
-    X(floatX, lnf,      ONCE,  N * C)        X(float, lnf_mean, ONCE, N)   X(float, lnf_rstd, ONCE, N) \
-    X(floatX, logits,   ONCE,  (size_t)chunk * padded(c.V)) \
-    X(floatX, dstream,  ONCE,  training ? N * C : 0)         /* gradient of the residual stream */ \
-    X(floatX, dx,       ONCE,  training ? N * C : 0)         /* of what is C wide within a branch */ \
-    X(floatX, dwide,    ONCE,  training ? N * 4 * C : 0)     /* of qkv or fc */ \
-    X(float,  scratch,  ONCE,  training ? attention_scratch(B, T, c.NH, C / c.NH) : 0) \
-    X(float,  partial,  ONCE,  training ? partial_size(C) : 0) \
+    ACTIVATIONS(X) \
+    X(float,  scratch,  ONCE,  training ? attention_scratch(B, T, c.NH, c.head_size()) : 0) \
+    X(float,  partial,  ONCE,  training ? partial_size(c.C) : 0) \
     X(int,    token,    ONCE,  N)            X(int, target, ONCE, N)       X(float, weight, ONCE, N) \
     X(float,  logprob,  ONCE,  N)            X(int, best, ONCE, N) \
     X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
@@ -2132,18 +2114,19 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
     X(int,    hidden,   ONCE,  c.V)          /* these four: for pick() */ \
     X(Outcome, outcome, ONCE,  1)
 
+using act = floatX;
+using stat = float;
 struct Activations {
 #define X(type, field, ...) type* field;
     GPU_ACTIVATIONS(X)
 #undef X
 };
 
-inline int chunk_rows(size_t N, int V) { return (int)std::min<size_t>(N, std::clamp((1 << 29) / V, 64, 16384)); }
+inline size_t head_rows(size_t N, int V) { return std::min<size_t>(N, std::clamp((1 << 29) / V, 64, 16384)); }
 
 // The arrays in units of 16 bytes, so that Slots aligns each to more than anyone asks for.
 inline std::vector<std::pair<Per, size_t>> activation_arrays(const Config& c, int B, int T, bool training) {
-    const size_t N = (size_t)B * T, C = c.C;
-    const int chunk = chunk_rows(N, c.V);
+    const size_t N = (size_t)B * T;
     const Per KEPT = training ? BLOCK : ONCE;
     std::vector<std::pair<Per, size_t>> v;
 #define X(type, field, per, count) v.push_back({per, ((count) * sizeof(type) + 15) / 16});
@@ -2252,10 +2235,6 @@ struct Model {
                  {"sol", json_number(sol)}}};
     }
 
-    void initialize(uint64_t seed) {
-        for (size_t i = 0; i < layout.tensors.size(); i++) set(WEIGHT, i, layout.initial_values(i, seed).data());
-    }
-
     void forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
         const int N = B * T;
         Activations a = activations(0);
@@ -2272,9 +2251,10 @@ struct Model {
         for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
         send(a.token, x, N), send(a.target, y, N), send(a.weight, weight.data(), N);
         scored = backward ? 0 : N;
-        if (!backward) forward_kernels(B, T, false);
+        auto kernels = [&] { network_head(*this, network_forward(*this, B, 0, T, T), N, backward); };
+        if (!backward) kernels();
         else {
-            play(FORWARD, B, T, [&] { forward_kernels(B, T, true); });
+            play(FORWARD, B, T, kernels);
             const SortedTokens sorted = sort_tokens(x, N, c.V);          // while the device is at work
             const int tokens = (int)sorted.first.size() - 1;
             send(a.order, sorted.order.data(), N), send(a.start, sorted.start.data(), sorted.start.size());
@@ -2286,7 +2266,7 @@ struct Model {
 
     void update(const AdamW& o, double clip, integer step) {
         const Activations a = activations(0);
-        adamw(weights, moment1, moment2, gradients, rounded, decays, layout.slots.size, update_of(o, clip, step),
+        adamw(weights, moment1, moment2, gradients, rounded, decays, layout.slots.size, AdamWStep(o, step), clip,
               a.squares, a.outcome);
     }
 
@@ -2306,11 +2286,11 @@ struct Model {
     }
     void logits(int n, int step, int count, float* out) {
         const Activations a = activations(0);
-        const int row = padded(c.V), chunk = chunk_rows((size_t)B * T, c.V);
+        const int row = padded(c.V), chunk = this->chunk();
         std::vector<floatX> z;
         for (int i = 0; i < count; i += chunk) {
             const int some = std::min(chunk, count - i);
-            logits_of(a.lnf + (size_t)(n + i * step) * c.C, (long)step * c.C, some);
+            logits_forward(a.lnf, n + i * step, step, some);
             z.resize((size_t)some * row);
             download(z.data(), a.logits, z.size() - (row - c.V));
             CHECK(cudaStreamSynchronize(device().stream));
@@ -2324,7 +2304,7 @@ struct Model {
         const int at = t0 + T;               // where the new tokens will stand
         if (t0 == 0 || !steps_fit(c.C, c.NH)) {
             extend(x, B, t0, T);
-            logits_of(a.lnf + (size_t)(T - 1) * c.C, (long)T * c.C, B);
+            logits_forward(a.lnf, T - 1, T, B);
             const std::vector<int> positions(B, at - 1);
             s.hidden = hidden.size();
             upload(a.position, positions.data(), B), upload(a.rng, rng, B), upload(a.sampling, &s, 1);
@@ -2404,9 +2384,9 @@ struct Model {
     }
     void attention_forward(const Activations& a, const floatX* qkv, int B, int t0, int T, int S) {
         if (decoding) return attention_step(a.att, a.qkv, qkv, a.position, B, S, c.C, c.NH);
-        const size_t row = 3 * c.C * sizeof(floatX);
+        const size_t row = c.qkv() * sizeof(floatX);
         if (T != S)
-            CHECK(cudaMemcpy2DAsync(a.qkv + (size_t)t0 * 3 * c.C, S * row, qkv, T * row, T * row, B,
+            CHECK(cudaMemcpy2DAsync(a.qkv + (size_t)t0 * c.qkv(), S * row, qkv, T * row, T * row, B,
                                     cudaMemcpyDeviceToDevice, device().stream));
         gpu::attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
     }
@@ -2417,6 +2397,32 @@ struct Model {
         const Activations a = activations(0);
         gpu::embedding_backward(g.wte, g.wpe, (float*)a.dwide, dout, a.token, {a.order, a.start, a.first, a.tokens}, B, T,
                                 c.C);
+    }
+
+    int chunk() const { return (int)head_rows((size_t)B * T, c.V); }
+    // Of rows n0, n0 + step, ... of x; what decoding has left to be normalized is here.
+    void logits_forward(const Normed& x, int n0, int step, int rows) {
+        const Activations a = activations(0);
+        const int V = padded(c.V);
+        if (x.w) layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, x.x, x.w, x.b, rows, c.C, x.eps);
+        const floatX* some = (x.w ? a.lnf : x.x) + (size_t)n0 * c.C;
+        multiply(a.logits, table(), some, {V, rows, c.C, true, false, c.C, (long)step * c.C, V});
+    }
+    void cross_entropy(int n0, int rows, bool gradients) {
+        const Activations a = activations(0);
+        gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, a.weight + n0, rows, c.V, padded(c.V), gradients);
+    }
+    void logits_backward(const Normed& x, int n0, int rows) {
+        const Activations a = activations(0);
+        const int V = padded(c.V);
+        float* const dtable = c.tied ? gradients_of(0).wte : gradients_of(0).head_w;
+        multiply(a.dx + (size_t)n0 * c.C, table(), a.logits, {c.C, rows, V, false, false, c.C, V, c.C});
+        multiply(dtable, x.x + (size_t)n0 * c.C, a.logits, {c.C, V, rows, false, true, c.C, V, c.C, false, false, true, true},
+                 nullptr, dtable);
+    }
+    void add_loss(int N) {
+        const Activations a = activations(0);
+        launch(add_loss_kernel, 1, threads_for(N, 1024), 0, a.outcome, a.logprob, a.weight, a.target, N);
     }
 
 private:
@@ -2481,44 +2487,16 @@ private:
         CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, device().stream));
     }
 
-    void forward_kernels(int B, int T, bool backward) {
-        const int N = B * T;
-        const Activations a = activations(0);
-        const Weights g = gradients_of(0);
-        const int V = padded(c.V), chunk = chunk_rows((size_t)this->B * this->T, c.V);
-        network_forward(*this, B, 0, T, T);
-        for (int n0 = 0; n0 < N; n0 += chunk) {
-            const int n = std::min(chunk, N - n0);
-            const floatX* lnf = a.lnf + (size_t)n0 * c.C;
-            logits_of(lnf, c.C, n);
-            cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, a.weight + n0, n, c.V, V, backward);
-            if (!backward) continue;
-            multiply(a.dx + (size_t)n0 * c.C, table(), a.logits, {c.C, n, V, false, false, c.C, V, c.C});
-            float* dtable = c.tied ? g.wte : g.head_w;
-            multiply(dtable, lnf, a.logits, {c.C, V, n, false, true, c.C, V, c.C, false, false, true, true}, nullptr,
-                     dtable);
-        }
-        launch(add_loss_kernel, 1, threads_for(N, 1024), 0, a.outcome, a.logprob, a.weight, a.target, N);
-    }
-
     // What draw() has recorded: a token more for each of B rows.
     void step_kernels(int B) {
         decoding = true;
-        logits_of(network_forward(*this, B, 0, 1, T), c.C, B);
+        logits_forward(network_forward(*this, B, 0, 1, T), 0, 1, B);
         decoding = false;
         pick(B);
     }
     void pick(int B) {
         const Activations a = activations(0);
         gpu::pick({a.token, a.position, a.rng, drawn}, a.logits, a.sampling, a.hidden, B, c.V, this->B);
-    }
-
-    // logits (rows, padded V) = x table^T; rows of x lie `stride` apart
-    void logits_of(const Normed& x, long stride, int rows) {
-        const Activations a = activations(0);
-        const int V = padded(c.V);
-        if (x.w) layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, x.x, x.w, x.b, rows, c.C, x.eps);
-        multiply(a.logits, table(), x.w ? a.lnf : x.x, {V, rows, c.C, true, false, c.C, stride, V});
     }
 };
 
@@ -2559,7 +2537,7 @@ template <typename T> std::vector<float> host_copy(const T* p, size_t n) {
 inline void check_drawing(Comparison& compare, const Config& c, int B, double limit) {
     cpu::Model there(c, B, c.T, false, BF16);
     Model here(c, B, c.T, false);
-    there.initialize(1), here.initialize(1);
+    initialize(there, 1), initialize(here, 1);
     Options o;
     o.temperature = 0.7, o.top_k = c.V / 2, o.top_p = 0.9;
     const Sampling sampling(o);
@@ -2592,7 +2570,7 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
 inline Comparison check_model(const Config& c, int B, int T) {
     cpu::Model there(c, B, T, true, BF16);
     Model here(c, B, T, true);
-    there.initialize(1), here.initialize(1);
+    initialize(there, 1), initialize(here, 1);
     printf("%d layers, %d heads, %d channels, vocabulary %d, %d rows of %d tokens, %s, %s\n", c.L, c.NH, c.C, c.V, B, T,
            c.bias ? "biases" : "no biases", c.tied ? "tied head" : "head of its own");
     const double limit = BF16 ? 0.03 : 2e-5, lr = 1e-3;
@@ -2608,14 +2586,13 @@ inline Comparison check_model(const Config& c, int B, int T) {
         for (int l = 0; l < c.L; l++) {
             const cpu::Activations a = there.activations(l);
             const Activations b = here.activations(l);
-            auto layer = [&](const char* name, const floatX* got, const real* want, int columns) {
-                compare(format("activation %d %s", l, name), host_copy(got, (size_t)N * columns), want, limit);
+            const bool KEPT = true, BLOCK = true, ONCE = l == 0, training = false;
+            auto row = [&](const char* name, bool here, const auto* got, const real* want, size_t count) {
+                if (here && count && strcmp(name, "logits")) compare(format("activation %d %s", l, name), host_copy(got, count), want, limit);
             };
-            if (l == 0) layer("embedded", b.embedded, a.embedded, c.C);
-            layer("ln1", b.ln1, a.ln1, c.C), layer("qkv", b.qkv, a.qkv, 3 * c.C), layer("att", b.att, a.att, c.C);
-            layer("middle", b.middle, a.middle, c.C), layer("ln2", b.ln2, a.ln2, c.C), layer("fc", b.fc, a.fc, 4 * c.C);
-            layer("fc_gelu", b.fc_gelu, a.fc_gelu, 4 * c.C), layer("stream", b.stream, a.stream, c.C);
-            if (l == c.L - 1) layer("lnf", b.lnf, a.lnf, c.C);
+#define X(type, field, per, count) row(#field, per, b.field, a.field, count);
+            ACTIVATIONS(X)
+#undef X
         }
         there.backward(), here.backward();
         auto tensors = [&](const char* what, Which which, double limit, double unit) {

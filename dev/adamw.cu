@@ -10,33 +10,32 @@
    The math is adamw_step() of train_gpt.cpp in all of them. */
 #include "bench.cuh"
 namespace adamw_study {
-using gpu::Outcome, gpu::Update;
+using gpu::Outcome;
 
 __global__ void square_sum(float* sum, const float* g, size_t n) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     const float part = gpu::block_sum(i < n ? g[i] * g[i] : 0.0f);
     if (threadIdx.x == 0) atomicAdd(sum, part);
 }
-DEVICE void update_one(float* w, float* m, float* v, float* g, floatX* rounded, bool decays, const Update& u,
-                       float scale) {
-    const float keep = decays ? 1 - u.lr_decay : 1;
-    adamw_step(*w, *m, *v, scale * *g, u.new1, u.new2, u.eps, keep, u.rate, u.root);
+DEVICE void update_one(float* w, float* m, float* v, float* g, floatX* rounded, bool decays,
+                       const AdamWStep& s, float scale) {
+    adamw_step(*w, *m, *v, scale * *g, s, decays);
     *g = 0, *rounded = floatX(*w);
 }
 __global__ void update(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
-                       Update u, float scale) {
+                       AdamWStep s, float scale) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) update_one(w + i, m + i, v + i, g + i, rounded + i, decays[i / 128], u, scale);
+    if (i < n) update_one(w + i, m + i, v + i, g + i, rounded + i, decays[i / 128], s, scale);
 }
 __global__ void update_on_device(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays,
-                                 size_t n, Update u, const double* squares, int parts, Outcome* outcome) {
+                                 size_t n, AdamWStep s, float clip, const double* squares, int parts, Outcome* outcome) {
     double sum = 0;
     for (int b = threadIdx.x; b < parts; b += blockDim.x) sum += squares[b];
     const float norm = sqrt(gpu::block_sum(sum));
     if (blockIdx.x == 0 && threadIdx.x == 0) outcome->norm = norm;
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const float scale = u.clip > 0 ? fminf(1, u.clip / (norm + 1e-6f)) : 1;
-    if (i < n) update_one(w + i, m + i, v + i, g + i, rounded + i, decays[i / 128], u, scale);
+    const float scale = clip > 0 ? fminf(1, clip / (norm + 1e-6f)) : 1;
+    if (i < n) update_one(w + i, m + i, v + i, g + i, rounded + i, decays[i / 128], s, scale);
 }
 
 // A step whose gradients or loss are not finite changes nothing; the norm tells. Finite ones may have any size.
@@ -57,12 +56,12 @@ static void ladder(size_t n, double clip, Step kind) {
     Array<unsigned char> decays(every_third);
     Array<Outcome> outcome(std::vector<Outcome>{{kind == INFINITE_LOSS ? INFINITY : 1, 0}});
     const AdamW o{1e-2, 0.9, 0.95, 1e-8, 0.1};
-    const int step = 3;
+    const AdamWStep s(o, 3);
     auto scale_of = [&](double norm) { return clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1; };
     const double norm = std::sqrt(cpu::sum_of_squares(g.cpu(), n));
     for (size_t i = 0; i < n && changes; i += 128)
-        cpu::adamw_update(w.cpu() + i, m.cpu() + i, v.cpu() + i, g.cpu() + i, 128, o,
-                          every_third[i / 128] ? o.weight_decay : 0, scale_of(norm), step);
+        cpu::adamw_update(w.cpu() + i, m.cpu() + i, v.cpu() + i, g.cpu() + i, 128, s, every_third[i / 128],
+                          scale_of(norm));
     auto norm_error = [&] {
         const double found = outcome.get()[0].norm;
         return kind != NAN_GRADIENT ? std::abs(found / norm - 1) : std::isnan(found) ? 0 : INFINITY;
@@ -77,7 +76,6 @@ static void ladder(size_t n, double clip, Step kind) {
     };
     if (gpu::BF16) results.push_back({"rounded", rounded_error, 0, [&] { copy.reset(); }, [&] { return copy.bits(); }});
 
-    const Update u = gpu::update_of(o, clip, step);
     const int blocks = blocks_for(n, 256), parts = std::min(gpu::NORM_BLOCKS, blocks_for(n, 4096));
     std::vector<Rung> rungs = {
         {"host", [&] {
@@ -85,15 +83,15 @@ static void ladder(size_t n, double clip, Step kind) {
             launch(square_sum, blocks, 256, 0, sum, g, n);
             const Outcome seen{1, std::sqrt(sum.get()[0])};
             ok(cudaMemcpyAsync(outcome, &seen, sizeof seen, cudaMemcpyHostToDevice, stream()));
-            launch(update, blocks, 256, 0, w, m, v, g, copy, decays, n, u, (float)scale_of(seen.norm));
+            launch(update, blocks, 256, 0, w, m, v, g, copy, decays, n, s, (float)scale_of(seen.norm));
             ok(cudaStreamSynchronize(stream()));
         }, true},
         {"device", [&] {
             launch(gpu::squares_kernel, parts, 256, 0, squares, g, n);
-            launch(update_on_device, blocks, 256, 0, w, m, v, g, copy, decays, n, u, squares, parts, outcome);
+            launch(update_on_device, blocks, 256, 0, w, m, v, g, copy, decays, n, s, (float)clip, squares, parts, outcome);
         }}};
     if (kind != FINE) rungs.clear();         // only what ships looks
-    rungs.push_back({"shipped", [&] { gpu::adamw(w, m, v, g, copy, decays, n, u, squares, outcome); }});
+    rungs.push_back({"shipped", [&] { gpu::adamw(w, m, v, g, copy, decays, n, s, clip, squares, outcome); }});
     climb("adamw", format("n=%zu clip=%g%s", n, clip, STEPS[kind]), {16.0 * n, (gpu::BF16 ? 38.0 : 36.0) * n}, results, rungs);
 }
 

@@ -33,7 +33,7 @@ static cpu::Model& tiny_model() {
     static std::unique_ptr<cpu::Model> model;
     Config c;
     c.L = 1, c.NH = 2, c.C = 4, c.V = V, c.T = T;
-    if (!model) model = std::make_unique<cpu::Model>(c, 4, T, false), model->initialize(1);
+    if (!model) model = std::make_unique<cpu::Model>(c, 4, T, false), initialize(*model, 1);
     return *model;
 }
 
@@ -143,7 +143,7 @@ static Seeds safetensors_seeds() {
         Config c;
         c.L = 1, c.NH = 1, c.C = 2, c.V = 3, c.T = 2, c.bias = full, c.tied = full;
         cpu::Model m(c, 1, 2, false);
-        m.initialize(1);
+        initialize(m, 1);
         seeds.push_back(written([&] { save_tensors(PATH, stored(m)); }));
     }
     return seeds;

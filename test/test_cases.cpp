@@ -279,7 +279,7 @@ static std::vector<Piece> pieces_of(const cpu::Model& m) {
 static void weights() {
     const Config c = tiny_config();
     cpu::Model model(c, 1, 4, false);
-    model.initialize(5);
+    initialize(model, 5);
     const std::vector<Piece> good = pieces_of(model);
     const std::string dir = fresh_directory("weights");
     auto differs = [&](const std::string& path, bool tied = true) {     // from the model, "" if it does not
@@ -486,7 +486,7 @@ static void runs() {
     // a model of 260 tokens, of which bytes, end of text and <|sep|> = 258 can be shown; 257 and 259 are padding
     const std::string dir = fresh_directory("model"), data = fresh_directory("data"), other = fresh_directory("other"), out = DIR + "run";
     cpu::Model model(tiny_config(), 1, 4, false);
-    model.initialize(5);
+    initialize(model, 5);
     write_file(dir + "/model.safetensors", safetensors(pieces_of(model))), write_file(dir + "/config.json", config_json(model.c, 256));
     write_file(dir + "/merges.txt", "#version: 0.2\n"), write_file(dir + "/added_tokens.json", "{\"<|sep|>\": 258}");
     Ids tokens(300);
@@ -519,7 +519,7 @@ static void runs() {
         o.tokens = 3000, o.temperature = temperature, o.top_k = top_k, o.top_p = top_p;
         Config c = model.c;
         cpu::Model m(c, 1, 8, false);
-        m.initialize(3);
+        initialize(m, 3);
         auto w = m.layout.at(m.weights.data(), 0);
         for (int k = 0; k < c.C; k++) {                                // lnf_b points to 257 and 259, away from end of text
             w.lnf_b[k] = k % 2 ? -1 : 1;

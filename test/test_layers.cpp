@@ -105,26 +105,27 @@ static void layers() {
         differentiate("embedding wpe", wpe.data(), wpe.size(), dwpe.data(), f);
     }
     {
-        auto x = random_values(N * C), w = random_values(V * C);
-        std::vector<real> dx(N * C), dw(V * C), logits(N * V);
+        auto logits = random_values(N * V);
         std::vector<double> weight(N);
         std::vector<int> y(N), best(N);
-        std::vector<real> logprob(N);
+        std::vector<real> logprob(N), dlogits;
         for (int n = 0; n < N; n++) y[n] = n % 5 == 3 ? -1 : (int)rng.below(V), weight[n] = rng.normal();
-        auto head = [&](real* dx) { return cpu::head(logits.data(), logprob.data(), best.data(), dx, dw.data(), x.data(), w.data(), y.data(), weight.data(), N, C, V); };
-        head(dx.data());
-        auto f = [&] { return head(nullptr); };
-        differentiate("head dx", x.data(), x.size(), dx.data(), f);
-        differentiate("head dw", w.data(), w.size(), dw.data(), f);
+        auto loss = [&](bool gradients) {
+            dlogits = logits;
+            cpu::cross_entropy(dlogits.data(), logprob.data(), best.data(), y.data(), weight.data(), N, V, gradients);
+            return -std::inner_product(weight.begin(), weight.end(), logprob.begin(), 0.0);
+        };
+        loss(true);
+        const std::vector<real> gradient = dlogits;
+        differentiate("cross_entropy", logits.data(), logits.size(), gradient.data(), [&] { return loss(false); });
         double want = 0;
         for (int n = 0; n < N; n++) {
             if (y[n] < 0) continue;
-            std::vector<double> z(V);
             double sum = 0;
-            for (int v = 0; v < V; v++) sum += std::exp(z[v] = std::inner_product(&x[n * C], &x[n * C] + C, &w[v * C], 0.0));
-            want -= weight[n] * (z[y[n]] - std::log(sum));
+            for (int v = 0; v < V; v++) sum += std::exp(logits[n * V + v]);
+            want -= weight[n] * (logits[n * V + y[n]] - std::log(sum));
         }
-        check(std::abs(f() - want) <= 1e-12, "head: loss against plain loops: error %.1e", std::abs(f() - want));
+        check(std::abs(loss(false) - want) <= 1e-12, "cross_entropy: loss against plain loops: error %.1e", std::abs(loss(false) - want));
     }
 }
 
@@ -134,7 +135,7 @@ static void whole_model(bool bias, bool tied) {
     c.L = 2, c.NH = 3, c.C = 15, c.V = 11, c.T = 9, c.bias = bias, c.tied = tied;
     const int B = 2, T = 7, N = B * T;
     cpu::Model model(c, B, T, true);
-    model.initialize(3);
+    initialize(model, 3);
     for (size_t i = 0; i < model.layout.slots.size; i++) model.weights.data()[i] += 0.3 * rng.normal();
     std::vector<int> x(N), y(N);
     std::vector<float> w(N);
@@ -163,7 +164,7 @@ static void scalars() {
         check(std::abs(lr - r.lr) <= 1e-9, "scalar/lr_at %s %lld: %.4f, expected %.4f", r.kind, (long long)r.it, lr, r.lr);
     }
     real w = 1, m = 0.1, v = 0.2;
-    adamw_step(w, m, v, real(0.5), real(0.1), real(0.01), real(1e-8), real(1 - 0.01 * 0.1), real(0.01 / 0.19), real(1 / std::sqrt(0.0199)));
+    adamw_step(w, m, v, real(0.5), AdamWStep({0.01, 0.9, 0.99, 1e-8, 0.1}, 2), true);
     check(std::abs(m - 0.14) <= 1e-12 && std::abs(v - 0.2005) <= 1e-12 &&
               std::abs(w - (0.999 - 0.01 * (0.14 / 0.19) / (std::sqrt(0.2005 / 0.0199) + 1e-8))) <= 1e-12, "scalar/adamw_step");
 }
@@ -174,7 +175,7 @@ static std::vector<real> train_a_little(int threads, int micro) {
     c.L = 2, c.NH = 2, c.C = 24, c.V = 67, c.T = 40;
     const int rows = 6, B = rows / micro, T = c.T;
     cpu::Model model(c, B, T, true);
-    model.initialize(1);
+    initialize(model, 1);
     Rng data(5);
     std::vector<int> x(rows * T), y(rows * T);
     for (int step = 1; step <= 20; step++) {
@@ -202,7 +203,7 @@ static void promises() {
     c.L = 2, c.NH = 2, c.C = 16, c.V = 19, c.T = 150;
     const int B = 3, T = c.T;
     cpu::Model batch(c, B, T, false), cached(c, B, T, false);
-    batch.initialize(2), cached.initialize(2);
+    initialize(batch, 2), initialize(cached, 2);
     std::vector<int> x(B * T);
     for (int& t : x) t = rng.below(c.V);
     batch.extend(x.data(), B, 0, T);

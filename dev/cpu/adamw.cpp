@@ -41,7 +41,7 @@ static void ladder(size_t n) {
                 for (size_t i = 0; i < n; i++) formula(w.data()[i], m.data()[i], v.data()[i], g.data()[i]);
             }},
            {"hoisted (cpu::adamw_update)",
-            [&] { cpu::adamw_update(w.data(), m.data(), v.data(), g.data(), n, OPTIONS, OPTIONS.weight_decay, 1, STEP); }}});
+            [&] { cpu::adamw_update(w.data(), m.data(), v.data(), g.data(), n, AdamWStep(OPTIONS, STEP), true, 1); }}});
 }
 
 static void study() {

@@ -11,7 +11,7 @@
 
 static void ladder(const Config& c, int B, int held) {
     cpu::Model model(c, B, held + 24, false), whole(c, B, held + 24, false), bf16(c, B, held + 24, false, true);
-    model.initialize(1), whole.initialize(1), bf16.initialize(1);
+    initialize(model, 1), initialize(whole, 1), initialize(bf16, 1);
     std::vector<int> x((size_t)B * (held + 24));
     Rng rng(3);
     for (int& token : x) token = (int)rng.below(c.V);
