@@ -17,13 +17,22 @@ run() {
     printf '%-16s %4d ok %4d s\n' "$name" "$(grep -c '^ok ' build/test.out)" $(($(date +%s) - start))
     cat build/test.out >> $log
 }
-# What only a processor with AMX compiles and runs: test_gemm emulates it, and here at least it compiles.
-amx() {
-    if ! echo 'int main() {}' | ${CXX:-c++} -march=sapphirerapids -fsyntax-only -x c++ - 2>/dev/null; then echo "skip amx: the compiler does not know it"
-    elif ${CXX:-c++} -std=c++20 -march=sapphirerapids -fopenmp-simd -Wno-unknown-pragmas -fsyntax-only train_gpt.cpp; then echo "ok amx compiles"
-    else echo "FAIL amx: does not compile"; fi
+# What no test runs, and must compile all the same: what only a processor with AMX is for (test_gemm emulates it), every header
+# alone, the programs of make fuzz and make test-hf.
+compiles() {                                 # FILE FLAGS...
+    file=$1
+    shift
+    if message=$(${CXX:-c++} -std=c++20 -Wall -Wextra -Werror -fopenmp-simd -Wno-unknown-pragmas -fsyntax-only "$@" 2>&1)
+    then echo "ok compiles/$file"; else echo "FAIL compiles/$file: $(echo "$message" | grep -m 1 error)"; fi
 }
-run amx
+sources() {
+    if echo 'int main() {}' | ${CXX:-c++} -march=sapphirerapids -fsyntax-only -x c++ - 2>/dev/null
+    then compiles "train_gpt.cpp with AMX" -march=sapphirerapids train_gpt.cpp; else echo "skip compiles/train_gpt.cpp with AMX: the compiler does not know it"; fi
+    for header in dev/host/*.h; do compiles $header -include $header -x c++ /dev/null; done
+    compiles test/fuzz.cpp -DTARGET=model test/fuzz.cpp
+    compiles test/logits.cpp test/logits.cpp
+}
+run sources
 run build/test_layers
 run build/test_gemm
 for study in build/study_*; do run "$study" --check; done
