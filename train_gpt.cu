@@ -35,6 +35,9 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include "train_gpt.cpp"
+#ifndef SYNCHRONOUS                          // true by make DEBUG=1: the host waits for each kernel, to learn whose fault it is
+#define SYNCHRONOUS false
+#endif
 
 namespace gpu {
 
@@ -128,10 +131,12 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... 
     cudaLaunchConfig_t config = {};
     config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
     config.stream = device().stream;
-    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
-    if (error == cudaSuccess) return;
     const char* name = "a kernel";
-    cudaFuncGetName(&name, (const void*)kernel);
+    if (SYNCHRONOUS) cudaFuncGetName(&name, (const void*)kernel);        // after a fault no call is answered
+    cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
+    if (SYNCHRONOUS && error == cudaSuccess) error = cudaStreamSynchronize(device().stream);
+    if (error == cudaSuccess) return;
+    if (!SYNCHRONOUS) cudaFuncGetName(&name, (const void*)kernel);
     die("%s: %u x %u x %u blocks of %d threads, %zu bytes of shared memory: %s", name, grid.x, grid.y, grid.z, threads,
         shared, cudaGetErrorString(error));
 }
@@ -1785,6 +1790,7 @@ inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const
     if (!it->second && p.gelu) return false;
     if (!it->second) die("cuBLASLt has no product (%d,%d) (%d,%d) for this GPU", p.n, p.k, p.k, p.m);
     CHECK(multiply_by(*it->second, d, a, b, p, bias, c, before_gelu));
+    if (SYNCHRONOUS) CHECK(cudaStreamSynchronize(device().stream));
     return true;
 }
 
@@ -2468,7 +2474,7 @@ private:
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
         auto [it, first] = graphs.try_emplace({sequence, B, T}, nullptr);
-        if (first) return enqueue();
+        if (first || SYNCHRONOUS) return enqueue();
         if (!it->second) {
             cudaGraph_t graph;
             CHECK(cudaStreamBeginCapture(device().stream, cudaStreamCaptureModeThreadLocal));

@@ -17,6 +17,29 @@ run() {
     printf '%-16s %4d ok %4d s\n' "$name" "$(grep -c '^ok ' build/test.out)" $(($(date +%s) - start))
     cat build/test.out >> $log
 }
+# Whether a program is there. One that is not did not compile: one failure, of the file to blame, whatever else needs it.
+built() {
+    [ -x "$1" ] && return
+    name=$(basename "$1" | sed 's/^emulated_//; s/_fp32$//')
+    blamed=$(ls test/$name.cpp test/test_$name.cpp dev/$name.cu dev/cpu/${name#study_}.cpp dev/data/$name.cpp 2> /dev/null | head -1)
+    case $1 in *emulated*) [ -x build/train_gpt_emulated ] || blamed=train_gpt.cu ;; esac
+    [ -x train_gpt ] || blamed=train_gpt.cpp
+    if grep -q "^FAIL ${blamed:=$1}: " $log; then echo "skip $1: $blamed does not compile"; else echo "FAIL $blamed: does not compile"; fi | tee -a $log
+    return 1
+}
+try() { built "$1" && run "$@"; }
+# All ladders, which are one program; where that does not compile, each is one of its own.
+ladders() {                                  # FORMAT ORDERS [SIZE]
+    format=$1
+    shift
+    if [ -x build/emulated_kernels$format ] || ! built build/train_gpt_emulated$format; then try build/emulated_kernels$format "$@"; return; fi
+    for ladder in dev/*.cu; do
+        program=build/emulated_$(basename $ladder .cu)$format
+        ${MAKE:-make} -s $program > /dev/null 2>&1
+        try $program "$@"
+    done
+    grep -q '^FAIL dev/.*: does not compile' $log || built build/emulated_kernels$format
+}
 # What no test runs, and must compile all the same: what only a processor with AMX is for (test_gemm emulates it), every header
 # alone, the programs of make fuzz and make test-hf.
 compiles() {                                 # FILE FLAGS...
@@ -33,30 +56,30 @@ sources() {
     compiles test/logits.cpp test/logits.cpp
 }
 run sources
-run build/test_layers
-run build/test_gemm
-for study in build/study_*; do run "$study" --check; done
-run build/test_golden test/golden/*/
-run build/test_options
-run build/emulated_golden test/golden/*/
-run build/emulated_golden_fp32 test/golden/*/
-run build/emulated_kernels ${STRESS:+1}4 ${STRESS:+large}      # orders of the threads; in make stress 14, and larger shapes
-run build/emulated_kernels_fp32 ${STRESS:+1}2 ${STRESS:+large}
-run build/emulated_proposals
-run build/emulated_broken
-run test/gpu.sh build/train_gpt_emulated
-run test/sanitizers.sh
-run test/rung.sh
-run test/nvcc.sh
-run build/test_files
-run build/test_cases
-run test/make.sh
-run build/test_corpus
-run build/test_tokenizer
-if [ -n "$MERGES" ]; then run build/test_tokenizer "$MERGES" test/gpt2_cases.tsv; else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi
+try build/test_layers
+try build/test_gemm
+for study in dev/cpu/*.cpp; do try build/study_$(basename $study .cpp) --check; done
+try build/test_golden test/golden/*/
+try build/test_options
+try build/emulated_golden test/golden/*/
+try build/emulated_golden_fp32 test/golden/*/
+ladders "" ${STRESS:+1}4 ${STRESS:+large}      # orders of the threads; in make stress 14, and larger shapes
+ladders _fp32 ${STRESS:+1}2 ${STRESS:+large}
+try build/emulated_proposals
+try build/emulated_broken
+built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run test/gpu.sh build/train_gpt_emulated
+for script in sanitizers rung nvcc; do         # these compile all ladders
+    if [ -x build/emulated_kernels ]; then run test/$script.sh; else echo "skip $script: build/emulated_kernels does not compile" | tee -a $log; fi
+done
+try build/test_files
+try build/test_cases
+built train_gpt && built build/shards && built build/corpus && run test/make.sh
+try build/test_corpus
+try build/test_tokenizer
+if [ -n "$MERGES" ]; then try build/test_tokenizer "$MERGES" test/gpt2_cases.tsv; else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi
 data=$(dirname "$TEXT")
 if [ -n "$MERGES" ] && [ -f "$data/tiny_shakespeare_train.bin" ] && [ -f "$data/tiny_shakespeare_val.bin" ]; then
-    run build/test_tokenizer --shakespeare "$TEXT" "$MERGES" "$data/tiny_shakespeare_train.bin" "$data/tiny_shakespeare_val.bin"
+    try build/test_tokenizer --shakespeare "$TEXT" "$MERGES" "$data/tiny_shakespeare_train.bin" "$data/tiny_shakespeare_val.bin"
 else
     echo "skip tokenizer/tinyshakespeare: give MERGES= and TEXT=, with llm.c's tiny_shakespeare_train.bin and _val.bin beside it" | tee -a $log
 fi
