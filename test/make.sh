@@ -47,7 +47,7 @@ for target in train_gpt build/shards build/test_files build/train_gpt_emulated b
     esac
     ok "flags of the environment, $target" "$line" first
 done
-unset CXXFLAGS CPPFLAGS LDFLAGS
+unset CXXFLAGS CPPFLAGS LDFLAGS MAKEFLAGS DEBUG SANITIZE PORTABLE ARCH NVCC MERGES TEXT
 
 # A compiler whose programs say ok, that knows no error but #error, in a file or those of other folders that it includes.
 mkdir copy && cp -r ../../Makefile ../../dev ../../test ../../train_gpt.cpp ../../train_gpt.cu copy && cd copy || exit 1
