@@ -39,8 +39,6 @@ compile   = rm -f $@; $(GIVEN) $(OPTIMIZE) $(FLAGS) $(if $(WERROR),-Werror) $(VE
 # What the programs are built with, so that a change of it builds them again; not what changes no program.
 quoted    = '$(subst ','\'',$(1))'
 WITH     := $(call quoted,$(GIVEN) $(OPTIMIZE) $(FLAGS))
-build/flags: $(shell echo $(WITH) | cmp -s - build/flags || echo FORCE)
-	@mkdir -p build && echo $(WITH) > $@
 
 TOOLS := build/corpus build/shards
 TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
@@ -55,6 +53,8 @@ HEADERS := $(wildcard dev/host/*.h)
 FILES := $(HEADERS) build/flags
 
 all: train_gpt $(TOOLS)
+build/flags: $(shell echo $(WITH) | cmp -s - build/flags || echo FORCE)
+	@mkdir -p build && echo $(WITH) > $@
 train_gpt: train_gpt.cpp $(FILES)
 	$(call compile,3) $< -o $@
 $(TOOLS): build/%: dev/data/%.cpp $(FILES)

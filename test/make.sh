@@ -71,6 +71,7 @@ fake test > output 2>&1
 ok 'all compiles' "$? $(grep -c '^FAIL' output)" '0 0'
 fake $everything > output 2>&1
 all=$(commands -B)
+ok 'make builds the program and its tools' "$(fake -Bn | grep ' -o ' | sed 's/.* //' | tr '\n' ' ')" 'train_gpt build/corpus build/shards '
 ok 'nothing is built again' "$(commands) $(commands WERROR=1)" '0 0'
 ok 'DEBUG=1 reaches all' "$(fake -n DEBUG=1 $everything | grep -c -e '-O0 .*-DSYNCHRONOUS=true.* -o ') $(fake -n DEBUG=1 $everything | grep -c -e '-O[^0]')" "$all 0"
 for change in DEBUG=1 PORTABLE=1; do ok "$change builds all again" $(commands "$change") $all; done
