@@ -35,7 +35,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include "train_gpt.cpp"
-#ifndef SYNCHRONOUS                          // true by make DEBUG=1: the host waits for each kernel, to learn whose fault it is
+#ifndef SYNCHRONOUS                          // true by make DEBUG=1: the host waits for each kernel, to see its faults
 #define SYNCHRONOUS false
 #endif
 
