@@ -294,14 +294,6 @@ __global__ void round_dq(floatX* dqkv, const float* dq, size_t n, int C) {
     if (i < n) dqkv[i / C * 3 * C + i % C] = floatX(dq[i]);
 }
 
-// lse is (B,NH,T) on the GPU, (B,T,NH) on the CPU
-static std::vector<float> turned(const std::vector<float>& lse, int B, int T, int NH) {
-    std::vector<float> v(lse.size());
-    for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) for (int h = 0; h < NH; h++)
-        v[((size_t)b * NH + h) * T + t] = lse[((size_t)b * T + t) * NH + h];
-    return v;
-}
-
 // T queries from t0 on, among S tokens that there is room for: in training t0 = 0, S = T.
 static void forward(int B, int t0, int T, int S, int NH, int HS) {
     const int C = NH * HS;
@@ -309,7 +301,6 @@ static void forward(int B, int t0, int T, int S, int NH, int HS) {
     Array<floatX> qkv(numbers((size_t)B * S * 3 * C)), out((size_t)B * T * C);
     Array<float> lse((size_t)B * T * NH), matrix(t0 || S != T ? 0 : (size_t)B * NH * T * T);
     cpu::attention_forward(out.cpu(), lse.cpu(), qkv.cpu(), B, t0, T, S, C, NH);
-    lse.host = turned(lse.host, B, T, NH);
     std::vector<Rung> rungs;
     if (matrix.n) rungs.push_back({"matrix", [&] {
         launch(scores, dim3(blocks_for(T, 128), T, B * NH), 128, 0, matrix, qkv, T, C, HS, scale);
@@ -345,7 +336,7 @@ static void backward(int B, int T, int NH, int HS) {
     std::vector<float> o(dout.n), l((size_t)B * T * NH);
     cpu::attention_forward(o.data(), l.data(), qkv.cpu(), B, 0, T, T, C, NH);
     Array<floatX> out(rounded(o));           // as forward leaves it
-    Array<float> lse(turned(l, B, T, NH)), D(lse.n), dq(std::vector<float>(out.n)), dqkv_b(numbers(3 * C));
+    Array<float> lse(l), D(lse.n), dq(std::vector<float>(out.n)), dqkv_b(numbers(3 * C));
     Array<float> scratch(gpu::attention_scratch(B, T, NH, HS)), partial(gpu::partial_size(C));
     cpu::attention_backward(dqkv.cpu(), dout.cpu(), qkv.cpu(), out.cpu(), l.data(), B, T, C, NH);
     cpu::bias_backward(dqkv_b.cpu(), dqkv.cpu(), B * T, 3 * C);

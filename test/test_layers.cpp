@@ -75,7 +75,7 @@ static void layers() {
             const double total = std::accumulate(p.begin(), p.end(), 0.0);
             for (int j = 0; j <= i; j++) for (int c = 0; c < HS; c++) sum[c] += p[j] / total * k[(size_t)j * row + C + c];
             for (int c = 0; c < HS; c++) keep_worst(worst, std::abs(sum[c] - out[(size_t)(b * T + i) * C + h * HS + c]));
-            keep_worst(worst, std::abs(std::log(total) - lse[(size_t)(b * T + i) * NH + h]));
+            keep_worst(worst, std::abs(std::log(total) - lse[(size_t)(b * NH + h) * T + i]));
         }
         check(worst <= 1e-12, "attention T=%d against plain loops: error %.1e", T, worst);
         cpu::attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), B, T, C, NH);
