@@ -4,7 +4,7 @@
    reads and writes Hugging Face checkpoints. It is also written to be the reference that faster kernels are checked
    against: such a program includes this file and puts its own layers behind section 7's network.
    It does not do dropout, or other architectures than GPT-2. What is fast here is fast because of loop order, vector
-   types in the matrix product, and the compiler; intrinsics there are none but for AMX, a matrix unit, in one place.
+   types in the matrix product, and the compiler; intrinsics there are none but those of AMX, a matrix unit, in dev/host/amx.h.
 
      make run                                              build, make a corpus, train on it, show what it learned
      ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --init d6 --out runs/a
@@ -26,11 +26,7 @@
 #include <numeric>
 #include <optional>
 #include <utility>
-#if defined(__AMX_BF16__)
-#include <asm/prctl.h>
-#include <immintrin.h>
-#include <sys/syscall.h>
-#endif
+#include "dev/host/amx.h"
 #include "dev/host/checkpoints.h"
 #include "dev/host/display.h"
 #include "dev/host/machine.h"
@@ -1233,46 +1229,10 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
     return {copy, K, 1};
 }
 
-/* The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons. A tile register holds 16 rows of 64 bytes;
-   one instruction adds the product of (16,32) and (32,16) numbers to (16,16) sums. Here four tiles hold (32,32) sums,
-   two of the others are of A and two of B.
-   layout   A, rounded whole: rows whose length is a multiple of 32, zeros at the end. B, a panel at a time: words
-            (K/2,32), numbers 2k and 2k+1 of a column in the lower and the upper half
-   source   Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS */
-#if defined(__AMX_BF16__) || defined(EMULATED_AMX)
-constexpr int AMX = 32, AMX_M = 1024, AMX_N = 128;           // a thread's work: (AMX_M,AMX_N) of C
-
-inline bool amx() {                                          // Linux is asked for the tiles' place in a thread's state
-#if defined(EMULATED_AMX)
-    return EMULATED_AMX;
-#else
-    static const bool granted = sizeof(real) == 4 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, 18) == 0;
-    return granted;
-#endif
-}
-
-// All eight tiles have 16 rows of 64 bytes.
-inline void amx_begin() {
-    struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {1, 0, {}, {}, {}};
-    for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = 16;
-    _tile_loadconfig(&config);
-}
-
-// sums (32,32) = a (32,K) b (K,32)
-__attribute__((noinline))
-inline void amx_multiply(real* sums, const bfloat16* a, long a_row, const uint32_t* b, int K) {
-    asm volatile("" ::: "memory");           // not every compiler knows that tiles are loaded from what was written
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    for (int k = 0; k < K; k += 32, a += 32, b += 16 * AMX) {
-        _tile_loadd(4, a, 2 * a_row); _tile_loadd(5, a + 16 * a_row, 2 * a_row);
-        _tile_loadd(6, b, 4 * AMX); _tile_loadd(7, b + 16, 4 * AMX);
-        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, sums, 4 * AMX); _tile_stored(1, sums + 16, 4 * AMX);
-    _tile_stored(2, sums + 16 * AMX, 4 * AMX); _tile_stored(3, sums + 16 * AMX + 16, 4 * AMX);
-    asm volatile("" ::: "memory");
-}
-
+/* The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, by blocks of (32,32); dev/host/amx.h has the
+   instructions. A, rounded whole, has rows whose length is a multiple of 32, zeros at the end; B is packed a panel at a
+   time. */
+constexpr int AMX_M = 1024, AMX_N = 128;                     // a thread's work: (AMX_M,AMX_N) of C
 template <typename E> void gemm_amx(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     static thread_local std::vector<bfloat16> memory;
     const long row = (K + 31) / 32 * 32;
@@ -1301,7 +1261,7 @@ template <typename E> void gemm_amx(Target to, Matrix<> a, Matrix<E> b, int M, i
             }
             for (int i0 = m0; i0 < std::min(M, m0 + AMX_M); i0 += AMX) {
                 alignas(64) real sums[AMX * AMX];
-                amx_multiply(sums, rows + i0 * row + k0, row, pairs, kn);
+                amx_multiply((float*)sums, rows + i0 * row + k0, row, pairs, kn);
                 for (int i = 0; i < std::min(AMX, M - i0); i++) {
                     const real* from = sums + i * AMX;
                     for (int j = 0; j < n / VL * VL; j += VL) put(target.from(i0 + i, j0 + j), *(const vec*)(from + j));
@@ -1309,33 +1269,13 @@ template <typename E> void gemm_amx(Target to, Matrix<> a, Matrix<E> b, int M, i
                 }
             }
         }
-        _tile_release();
+        amx_end();
     }
 }
-
-// Products of zeros in the level-1 cache, on all threads; how many FLOPs they were
-inline double amx_trial() {
-    const int products = 400;
-    #pragma omp parallel
-    {
-        alignas(64) real sums[AMX * AMX];
-        alignas(64) bfloat16 a[AMX * KC] = {};
-        alignas(64) uint32_t b[KC / 2 * AMX] = {};
-        amx_begin();
-        for (int p = 0; p < products; p++) amx_multiply(sums, a, KC, b, KC);
-        _tile_release();
-    }
-    return 2.0 * AMX * AMX * KC * products * omp_get_max_threads();
-}
-#else
-constexpr bool amx() { return false; }
-template <typename E> void gemm_amx(Target, Matrix<>, Matrix<E>, int, int, int) {}
-inline double amx_trial() { return 0; }
-#endif
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
-        if (amx()) return gemm_amx(to, a, b, M, N, K);
+        if (sizeof(real) == 4 && amx()) return gemm_amx(to, a, b, M, N, K);
         a = rounded(a, M, K);
     }
     int tile_m = TILE_M, tile_n = TILE_N;                    // lower tiles copy B more often, narrower ones at most A

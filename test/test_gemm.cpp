@@ -47,7 +47,7 @@ template <typename Type> static double product(int M, int N, int K, int kind) {
 }
 
 template <typename Type> static void products() {
-    const char* name = cpu::amx() ? "gemm, AMX" : "gemm";
+    const char* name = amx() ? "gemm, AMX" : "gemm";
     using P = typename Type::P;
     for (int from = 0; from < 64; from += 8) {
         double worst = 0;
@@ -77,7 +77,7 @@ template <typename Type> static void products() {
         const cpu::Matrix A = {a.data(), K, 1}, B = turned ? cpu::Matrix{b.data(), 1, K} : cpu::Matrix{b.data(), N, 1};
         cpu::gemm<P>({whole.data(), N}, A, B, M, N, K);
         for (int rows : {1, 3, 8, 9, 64}) {
-            if (cpu::amx() && rows <= cpu::MR) continue;
+            if (amx() && rows <= cpu::MR) continue;
             cpu::gemm<P>({some.data(), N}, A.from(5, 0), B, rows, N, K);
             check(!memcmp(some.data(), &whole[5 * N], sizeof(float) * rows * N), "%s/%s, %d rows%s: the same bits as among %d", name, Type::name, rows, turned ? " (B turned)" : "", M);
         }
