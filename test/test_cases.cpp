@@ -65,6 +65,28 @@ template <typename T> static std::string numbers(size_t n, int below) {
     return s;
 }
 
+template <typename T> static std::string floats(size_t n, double scale) {
+    std::string s;
+    for (size_t i = 0; i < n; i++) {
+        const T v = scale * rng.normal();
+        s.append((const char*)&v, sizeof v);
+    }
+    return s;
+}
+template <typename T> static std::string whole(size_t n) {               // tokens, as floats
+    std::string s;
+    for (size_t i = 0; i < n; i++) {
+        const T v = rng.below(50257);
+        s.append((const char*)&v, sizeof v);
+    }
+    return s;
+}
+static std::string halves(size_t n) {                                    // bfloat16
+    std::string s;
+    for (const std::string all = floats<float>(n, 1); s.size() < 2 * n;) s += all.substr(2 * s.size() + 2, 2);
+    return s;
+}
+
 static void kinds() {
     using namespace std::string_literals;
     const std::string rest(1500, '\2'), prose = "One day, a cat sat.\nIt was \xc3\xa9t\xc3\xa9.\n";
@@ -92,6 +114,22 @@ static void kinds() {
         {"{\"!\": 0, \"a\": 1}", "the vocab.json of a tokenizer", "merges.txt", true},
         {"{\"version\": \"1.0\", \"added_tokens\": []}", "a tokenizer.json", "model.save(", true},
         {"{\"metadata\": {}, \"weight_map\": {}}", "the index of a model", "directory", true},
+        {"PK\3\4\x14\0\0\0\0\0archive/data.pkl\x80\x02" "ctorch._utils\n_rebuild_tensor_v2\n"s + rest, "a PyTorch tensor", "torch.load("},
+        {"PK\3\4\x14\0\0\0\0\0archive/data.pkl\x80\x02}q\0X\3\0\0\0idsq\1ctorch._utils\n_rebuild_tensor_v2\nq\2((X\7\0\0\0storageq\3ctorch\nLongStorage\n"s + rest, "PyTorch tensors of whole numbers", "[NAME].numpy()"},
+        {"\x80\x04\x95\0\0\0\0\0\0\0\0}\x94(\x8c\nvocab_size\x94KA"s + rest, "the meta.pkl of nanoGPT's data", "--raw u16 --vocab N"}, {"\x80\2}q\0(X\n\0\0\0vocab_sizeq\1KA"s + rest, "the meta.pkl of nanoGPT's data", "--raw u16 --vocab N"},
+        {"(lp0\nI1\naI2\na.", "a Python pickle", "pickle.load("}, {"(dp0\nVa\np1\nI1\ns.", "a Python pickle", "pickle.load("}, {"]q\0(K\1K\2e."s, "a Python pickle", "pickle.load("},
+        {"cnumpy.core.multiarray\n_reconstruct\np0\n", "a Python pickle", "pickle.load("}, {"MMIDIDX\0\0\1\0\0\0"s + rest, "the index of Megatron's data", "'bin', 'uint16')"},
+        {"PK\3\4\x14\0\6\0[Content_Types].xml"s + rest, "an Office document", "libreoffice"}, {"PK\3\4mimetypeapplication/epub+zip"s + rest, "an EPUB book", "pandoc"},
+        {"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0\0"s + rest, "an old Office document", "libreoffice"}, {"SQLite format 3\0\x10\0"s + rest, "an SQLite database", "sqlite3 -json "},
+        {"\x08\x08\x12\7pytorch\x1a\5"s + rest, "an ONNX model", "model.safetensors"}, {"\x89PNG\r\n\x1a\n\0\0"s + rest, "a picture (PNG)", "neither text nor tokens"},
+        {"\xff\xd8\xff\xe0\0\x10JFIF\0"s + rest, "a picture (JPEG)", "neither"}, {"GIF89a\1\0\1\0"s + rest, "a picture (GIF)", "neither"}, {"RIFF\0\0\0\0WAVEfmt \x10\0"s + rest, "a sound (WAV)", "neither"},
+        {"\x7f" "ELF\2\1\1\0"s + rest, "a program (ELF)", "neither"}, {"\x4\x22\x4d\x18\0"s + rest, "LZ4 data", "lz4 -d "},
+        {"\n<!doctype HTML>\n<p>", "a web page", "pandoc -f html", true}, {"<HTML>\n<p>", "a web page", "pandoc", true}, {"<?xml version=\"1.0\"?>\n<html><p>", "a web page", "pandoc", true},
+        {"<mediawiki xml:lang=\"en\">", "a dump of Wikipedia", "wikiextractor", true}, {"<?xml version=\"1.0\"?>\n<doc>", "XML", "pandoc", true}, {"{\\rtf1\\ansi Hello}", "Rich Text", "libreoffice", true},
+        {"{\n \"cells\": [", "a notebook", "nbconvert", true}, {std::string(999, '\0'), "zeros and nothing else", "make it again"}, {std::string(64, '\0'), "zeros and nothing else", "make it again"},
+        {floats<float>(500, 1), "bare 32-bit floats", "'float32'"}, {floats<float>(500, 0.02), "bare 32-bit floats", "'float32'"}, {floats<double>(500, 1), "bare 64-bit floats", "'float64'"},
+        {whole<float>(500), "bare 32-bit floats", "'float32'"}, {whole<double>(500), "bare 64-bit floats", "'float64'"},
+        {halves(500), "bare 16-bit floats", "whole numbers"},
         {numbers<int32_t>(500, 50257), "bare 32-bit numbers", "'int32'"}, {numbers<int32_t>(64, 257), "bare 32-bit numbers", "'int32'"},
         {numbers<int32_t>(500, 200000), "bare 32-bit numbers", "'int32'"}, {numbers<int64_t>(500, 50257), "bare 64-bit numbers", "'int64'"},
     };
@@ -112,11 +150,11 @@ static void kinds() {
         reader("--answers", true, [&] { Examples(path, 10, 8); });
         reader("--choices", true, [&] { Choices(path, 10, 8); });
         reader("--model", true, [&] { open_model(path); });
-        reader("encode", !c.text, [&] { shards::Source(Input(path).text(), path, "", "text"); });
+        reader("encode", !c.text, [&] { check_text(path, Input(path).text()); });
         reader("--prompt-file", !c.text, [&] { read_prompt(path); });
         reader("--tokenizer", !plain, [&] { Tokenizer::load(path); });
         reader("config.json", !c.text, [&] { read_config(read_json(path), path); });
-        if (c.text && !json && wrong.empty()) wrong = error_of([&] { shards::Source(Input(path).text(), path, "", "text"); });
+        if (c.text && !json && wrong.empty()) wrong = error_of([&] { check_text(path, Input(path).text()), shards::Source(Input(path).text(), path, "", "text"); });
         check(wrong.empty(), "cases/named: %s%s", c.what, wrong.c_str());
     }
     // ours, given to the wrong option
@@ -127,7 +165,7 @@ static void kinds() {
     for (auto& [bytes, words] : ours) {
         write_file(path, bytes);
         dies(format("ours as --raw: %s", words).c_str(), words, [&] { Shard(path, true); });
-        dies(format("ours as text: %s", words).c_str(), words, [&] { shards::Source(Input(path).text(), path, "", "text"); });
+        dies(format("ours as text: %s", words).c_str(), words, [&] { check_text(path, Input(path).text()); });
         if (!has(bytes, "{")) dies(format("ours as merges: %s", words).c_str(), words, [&] { Tokenizer::load(path); });
     }
     // what is 16-bit tokens: GPT-2's, in shards of any length; bytes, of DNA and of text; two values; every second one 0
@@ -142,6 +180,53 @@ static void kinds() {
         if (n > 2) mistaken += kind_of(bytes, true) != nullptr;
     }
     check(mistaken == 0, "cases/4000 files of 16-bit tokens, %zu taken for something else", mistaken);
+}
+
+// What is given as text: taken, taken with a warning, or refused with the command that makes it text.
+static void foreign_texts() {
+    using namespace std::string_literals;
+    auto repeated = [](const std::string& s, size_t n) { std::string all; while (n--) all += s; return all; };
+    const std::string line = "The cat sat on the mat, and it was 12.\n", many = repeated(line, 100), path = DIR + "a text's", quoted = "'" + DIR + "a text'\\''s'";
+    const struct { const char* name; std::string bytes, said; bool taken; } cases[] = {
+        {"ASCII", many, "", true}, {"UTF-8", repeated("D\xc3\xa9j\xc3\xa0 vu: \xe4\xb8\xad\xe6\x96\x87 \xf0\x9f\x98\x80\n", 99), "", true}, {"terminal colours", many + "\x1b[31mred\x1b[0m\f\x7f", "", true},
+        {"3 bytes that are none", many + "\xff caf\xe9 \x80", "warning: " + path + ": byte 3900, 0xff, is not UTF-8, the first of 3; they are taken as they stand", true},
+        {"a character cut off", many + "\xf0\x9f\x98", "is not UTF-8, the first of 3", true}, {"a surrogate", many + "\xed\xa0\x80", "is not UTF-8, the first of 3", true},
+        {"French in Latin-1", repeated("Le caf\xe9 est tr\xe8s na\xef" "f, o\xf9 \xe7" "a br\xfble.\n", 9), "byte 6, 0xe9, is not UTF-8, the first of 54: looks like Latin-1 text; make it UTF-8: iconv -f LATIN1 -t UTF-8 " + quoted + " > text.txt", false},
+        {"English in Windows-1252", repeated("He said \x93yes\x94: it\x92s fine \x97 really, and so it went on and on for the day.\n", 9), "iconv -f WINDOWS-1252 -t UTF-8 " + quoted, false},
+        {"one line in Latin-1", "tr\xe8s na\xef" "f, l'\xe9t\xe9", "iconv -f LATIN1", false}, {"Russian in KOI8-R", repeated("\xf0\xd2\xc9\xd7\xc5\xd4 \xcd\xc9\xd2\n", 9), "looks like text in another encoding; make it UTF-8: iconv -f ENCODING", false},
+        {"damaged UTF-8", repeated("\xd0\x9f\xd1\x80\xd0", 99), "looks like damaged UTF-8; take out what is none: iconv -c", false},
+        {"a zero byte", many + "a\0b"s, "byte 3901 is zero, the first of 1: looks like text with zero bytes, not UTF-8 text; take them out: tr -d '\\000' < " + quoted, false},
+        {"GPT-2's 16-bit tokens", numbers<uint16_t>(500, 5000), "looks like bare 16-bit tokens, not UTF-8 text; --train and --val read these with --raw u16", false},
+        {"16-bit tokens of characters", numbers<uint16_t>(500, 65), "looks like bare 16-bit tokens", false}, {"noise", numbers<uint32_t>(5000, INT_MAX), "looks like binary data, not UTF-8 text", false}};
+    for (auto& c : cases)
+        for (const char* reader : {"encode", "bpe", "--prompt-file"}) {
+            write_file(path, c.bytes);
+            std::string said, error;
+            if (*reader == 'e') said = shards_run({"encode", "--in", path, "--tokenizer", "bytes", "--out", DIR + "text"}, &error);
+            else if (*reader == 'b') said = shards_run({"bpe", "--in", path, "--vocab", "257", "--out", DIR + "text"}, &error);
+            else error = error_of([&] { if (read_prompt(path) != c.bytes.substr(0, c.bytes.size() - c.bytes.ends_with('\n'))) die("other bytes"); }, &said);
+            std::string wrong = c.taken ? error : one_line_with(error, c.said);
+            if (wrong.empty() && c.taken && (c.said.empty() ? has(said, "warning") : !has(said, c.said))) wrong = ": " + said;
+            check(wrong.empty(), "cases/text by %s: %s%s", reader, c.name, wrong.c_str());
+        }
+    // counted in pieces, which begin anywhere
+    std::string wrong;
+    for (const std::string& c : {"\xc3\xa9"s, "\xe4\xb8\xad"s, "\xf0\x9f\x98\x80"s, "a\r\n"s, "\x80\xfe"s, "\xf0\x9f\x98"s})
+        for (size_t shift = 0; shift < 5; shift++) {
+            const TextCount t = count_text(std::string(shift, ' ') + repeated(c, (5 << 20) / c.size())), one = count_text(c);
+            const size_t n = (5 << 20) / c.size();
+            if (t.wide != n * one.wide || t.bad != n * one.bad || t.returns != n * one.returns || t.zeros || t.first_bad != (one.bad ? shift : SIZE_MAX))
+                wrong = format("%zu characters %s behind %zu blanks: %zu wide, %zu bad, %zu returns", n, json_quote(c).c_str(), shift, t.wide, t.bad, t.returns);
+        }
+    check(wrong.empty(), "cases/text counted in pieces %s", wrong.c_str());
+    // text that may not be meant so is told of
+    const std::pair<const char*, std::pair<std::string, const char*>> told[] = {{"page.html", {"<!DOCTYPE html><p>a", "looks like a web page, and is taken as it stands"}}, {"a.csv", {"a,b\n1,2\n", "looks like a table, and is taken"}},
+        {"A.TSV", {"a\tb\n", "looks like a table"}}, {"a.rtf", {"{\\rtf1 a}", "looks like Rich Text"}}, {"lines.txt", {"a\r\nb\r\nc\rd\n", "lines.txt: 2 lines end in \\r\\n, as on Windows"}}};
+    for (auto& [name, c] : told) {
+        write_file(DIR + name, c.first);
+        const std::string said = shards_run({"encode", "--in", DIR + name, "--tokenizer", "bytes", "--out", DIR + "text"});
+        check(has(said, std::string("warning: ") + DIR + name + ": ") && has(said, c.second) && has(said, "tokens, documents: 1") && has(said, "out: tr -d") == has(c.second, "Windows"), "cases/text told of: %s%s", name, has(said, c.second) ? "" : (": " + said).c_str());
+    }
 }
 
 // ---- tokenizers -----------------------------------------------------------------------------------------------------
@@ -447,7 +532,7 @@ static void texts() {
         const std::string said = shards_run(words), got = has(said, "error") ? said : shard("_train.bin");
         check(got == c.want && has(said, c.said), "cases/encode %s%s", c.name, got == c.want && has(said, c.said) ? "" : (": " + json_quote(got) + " " + said).c_str());
     }
-    check(!has(shards_run({"encode", "--in", dir + "/crlf.txt", "--split", "\\n\\n", "--tokenizer", "bytes", "--out", out}), "warning"), "cases/encode: no warning where --split matches");
+    check(!has(shards_run({"encode", "--in", dir + "/crlf.txt", "--split", "\\n\\n", "--tokenizer", "bytes", "--out", out}), "--split"), "cases/encode: no warning where --split matches");
     shards_run({"encode", "--in", dir + "/two.txt", "--in", dir + "/second", "--in", dir + "/crlf.txt", "--val-fraction", "0.2", "--tokenizer", "bytes", "--out", out});
     write_file(dir + "/second", "x--y");
     const std::string fraction = shards_run({"encode", "--in", dir + "/two.txt", "--in", dir + "/second", "--val-fraction", "0.5", "--tokenizer", "bytes", "--out", out});
@@ -568,7 +653,7 @@ static void runs() {
 int main() {
     fs::remove_all(DIR);
     fs::create_directories(DIR);
-    for (auto section : {kinds, ids, weights, paths, texts, runs})
+    for (auto section : {kinds, foreign_texts, ids, weights, paths, texts, runs})
         try {
             section();
         } catch (const std::exception& e) {

@@ -157,6 +157,14 @@ inline bool is_json_lines(std::string_view text, std::string name) {
     } catch (const Error&) { return false; }
 }
 
+// What a text is by its name.
+inline const Kind* table_kind(std::string name) {
+    static const Kind TABLE = {0, "", "", "a table", "for a text a row, in Python: pandas.read_csv('FILE').to_json('text.jsonl', "
+                               "orient='records', lines=True)", true};
+    for (char& c : name) c = (char)tolower((unsigned char)c);
+    return name.ends_with(".csv") || name.ends_with(".tsv") ? &TABLE : nullptr;
+}
+
 // The first separator in a text from `at` on, where it begins and ends; a line in it may end as on Windows.
 inline std::pair<size_t, size_t> find_separator(std::string_view text, std::string_view split, size_t at) {
     for (size_t i = at; !split.empty() && (i = text.find(split[0], i)) != text.npos; i++) {
@@ -185,7 +193,6 @@ struct Source {
            bool lines = false)
         : text(without_mark(whole)), name(name), split(split), field(field),
           json_lines(lines || is_json_lines(text, name)) {
-        if (const Kind* kind = kind_of(whole); kind && !kind->text) refuse(name, *kind, "UTF-8 text");
         const size_t first = text.find_first_not_of(" \t\r\n");
         if (json_lines ? first != text.npos && text[first] == '[' : name.ends_with(".json"))
             die("%s: looks like JSON, not JSON Lines, an object a line; make it that: jq -c '.[]' %s > text.jsonl",
@@ -233,6 +240,29 @@ struct Source {
         storage = member.string;
         out = storage;
         return true;
+    }
+};
+
+// The files of --in, which must outlive their sources.
+struct Inputs {
+    std::vector<std::unique_ptr<Input>> files;
+    std::vector<Source> sources;
+
+    Inputs(const Arguments& a, const std::string& split, const std::string& field, bool lines = false) {
+        for (const std::string& path : a.inputs) {
+            files.push_back(std::make_unique<Input>(path));
+            const std::string_view text = files.back()->text();
+            const TextCount count = check_text(path, text);
+            sources.emplace_back(text, path, split, field, lines);
+            if (sources.back().text.empty()) die("%s: empty, expected text", shown(path));
+            if (sources.back().json_lines) continue;
+            const Kind *marked = marked_kind(text), *kind = marked ? marked : table_kind(path);
+            if (kind) warn("%s: looks like %s, and is taken as it stands, with all that is no prose; %s", shown(path),
+                           kind->what, usable(kind->usable, path).c_str());
+            if (count.returns)
+                warn("%s: %zu lines end in \\r\\n, as on Windows, and every \\r is taken, too; take them out: %s", shown(path),
+                     count.returns, usable("tr -d '\\r' < FILE > text.txt", path).c_str());
+        }
     }
 };
 
@@ -359,15 +389,10 @@ inline std::string encode(const Arguments& a) {
     const double val_fraction = a.number("val-fraction", 0, 1, false);
     if (val_tokens > 0 && val_fraction > 0) die_usage("--val-tokens and --val-fraction: give one of them");
     const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
-    std::vector<std::unique_ptr<Input>> inputs;
-    std::vector<Source> sources;
+    Inputs inputs(a, a.unescaped("split"), a["field"]);
+    std::vector<Source>& sources = inputs.sources;
     size_t bytes = 0, before = 0;
-    for (const std::string& path : a.inputs) {
-        inputs.push_back(std::make_unique<Input>(path));
-        sources.emplace_back(inputs.back()->text(), path, a.unescaped("split"), a["field"]);
-        if (sources.back().text.empty()) die("%s: empty, expected text to encode", path.c_str());
-        bytes += sources.back().text.size();
-    }
+    for (const Source& s : sources) bytes += s.text.size();
     for (Source& s : sources) {
         const size_t end = (size_t)(val_fraction * (double)bytes);
         s.validation_end = end - std::min(end, before), before += s.text.size();
@@ -521,13 +546,7 @@ inline Tokenizer train_tokenizer(std::vector<Source> sources, int vocab) {
 
 inline std::string bpe(const Arguments& a) {
     const int vocab = (int)a.number("vocab", 257, 1 << 23, true);
-    std::vector<std::unique_ptr<Input>> inputs;
-    std::vector<Source> sources;
-    for (const std::string& path : a.inputs) {
-        inputs.push_back(std::make_unique<Input>(path));
-        sources.emplace_back(inputs.back()->text(), path, "", a["field"]);
-    }
-    const Tokenizer tokenizer = train_tokenizer(sources, vocab);
+    const Tokenizer tokenizer = train_tokenizer(Inputs(a, "", a["field"]).sources, vocab);
     make_directory(a["out"]);
     tokenizer.save(a["out"]);
     return format("%s: %d tokens\n", (fs::path(a["out"]) / "merges.txt").c_str(), vocab);
@@ -540,12 +559,11 @@ inline std::string examples(const Arguments& a) {
     const std::vector<std::string>* form = nullptr;
     std::vector<std::vector<int>> segments;
     Tokenizer::Scratch scratch;
-    for (const std::string& path : a.inputs) {
-        const Input input(path);
-        Source source(input.text(), path, "", "", true);
+    Inputs inputs(a, "", "", true);
+    for (Source& source : inputs.sources) {
         for (Piece piece; source.next(piece);) {
             if (piece.text.find_first_not_of(" \t\r") == piece.text.npos) continue;
-            const std::string where = format("%s: line %zu", path.c_str(), piece.line);
+            const std::string where = format("%s: line %zu", shown(source.name), piece.line);
             const Json json = parse_json(piece.text, where);
             if (!form) form = &forms[json["chosen"] ? 1 : 0];
             for (const std::string& name : *form) {

@@ -333,6 +333,19 @@ inline void append_utf8(std::string& out, unsigned code) {
     for (int k = more; k-- > 0;) out += (char)(0x80 | (code >> 6 * k & 63));
 }
 
+// The bytes of the UTF-8 character at p < end; 0 where none begins: a stray byte, too long a form, a surrogate, what is
+// above U+10FFFF or cut off.
+inline int utf8_size(const char* p, const char* end) {
+    const uint8_t first = p[0];
+    if (first < 0x80) return 1;
+    const int size = first < 0xC2 || first > 0xF4 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+    if (size == 0 || end - p < size) return 0;
+    const uint8_t second = p[1], least = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80,
+                  most = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+    for (int i = 2; i < size; i++) if ((p[i] & 0xC0) != 0x80) return 0;
+    return second >= least && second <= most ? size : 0;
+}
+
 // JSON (RFC 8259), read whole. Object members are sorted by name; a name that stands twice is refused.
 struct Json {
     enum Kind { NUL, BOOL, NUMBER, STRING, ARRAY, OBJECT } kind = NUL;

@@ -59,21 +59,14 @@ struct Char {
     int size;               // bytes
 };
 
-// The character at p < end. A byte which starts no valid UTF-8 sequence (too long a form, a surrogate, above U+10FFFF,
-// cut off) is by itself one character of class OTHER: that keeps the encoding lossless.
+// The character at p < end. A byte which starts none is by itself one of class OTHER: that keeps the encoding lossless.
 inline Char char_at(const char* p, const char* end) {
     uint32_t code = (uint8_t)p[0];
     if (code < 0x80) return {CLASS_OF[code], 1};
-    int size = code < 0xC2 || code > 0xF4 ? 1 : code < 0xE0 ? 2 : code < 0xF0 ? 3 : 4;
-    if (size == 1 || end - p < size) return {CharClass::OTHER, 1};
+    const int size = utf8_size(p, end);
+    if (size == 0) return {CharClass::OTHER, 1};
     code &= 0x7F >> size;
-    for (int i = 1; i < size; i++) {
-        if ((p[i] & 0xC0) != 0x80) return {CharClass::OTHER, 1};
-        code = code << 6 | (p[i] & 0x3F);
-    }
-    const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-    bool valid = code >= smallest[size] && code <= 0x10FFFF && (code < 0xD800 || code > 0xDFFF);
-    if (!valid) return {CharClass::OTHER, 1};
+    for (int i = 1; i < size; i++) code = code << 6 | (p[i] & 0x3F);
     return {code < CLASS_OF.size() ? CLASS_OF[code] : CharClass::OTHER, size};
 }
 
