@@ -539,8 +539,11 @@ static void texts() {
     check(shard("_val.bin") == "|one" && shard("_train.bin") == "|x--y" && has(fraction, "_val.bin: 4 tokens, documents: 1"), "cases/encode two inputs, the first part for validation: %s", json_quote(fraction).c_str());
     const std::pair<const char*, const char*> refused[][2] = {
         {{"array.json", "[{\"text\": \"a\"}]"}, {"jq -c '.[]' ", ""}}, {{"pretty.json", "{\n  \"text\": \"a\"\n}\n"}, {"looks like JSON, not JSON Lines", ""}},
-        {{"array.jsonl", "[\n{\"text\": \"a\"}\n]"}, {"looks like JSON, not JSON Lines", ""}}, {{"chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n"}, {"line 1: expected an object with a string \"text\"; it holds a chat", ""}},
-        {{"pairs.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n"}, {"build/shards examples reads", ""}}, {{"other.jsonl", "{\"content\": \"a\"}\n"}, {"with --field", ""}}};
+        {{"array.jsonl", "[\n{\"text\": \"a\"}\n]"}, {"looks like JSON, not JSON Lines", ""}}, {{"chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n"}, {"line 1: expected an object with a string \"text\"; it has \"messages\" (no string); it holds a chat", ""}},
+        {{"pairs.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n"}, {"build/shards examples reads", ""}}, {{"other.jsonl", "{\"content\": \"a\", \"id\": 3}\n"}, {"it has \"content\", \"id\" (no string); name another member with --field", ""}},
+        {{"none.jsonl", "{}\n"}, {"it has no members", ""}}, {{"string.jsonl", "\"a\"\n"}, {"found no object", ""}}, {{"blank.jsonl", "\n \n"}, {"blank.jsonl: holds no text", ""}},
+        {{"data.json", "{\"version\": 2, \"data\": [{\"text\": \"a\"}]}"}, {"jq -c '.[\"data\"][]' " , ""}}, {{"data.jsonl", "{\n \"of all\":\n [\"a\"]}"}, {"byte 1: ", ""}}, {{"texts.json", "{\n \"n\": {\"a\": [1]}, \"of all\":\n [\"a\"]}"}, {"jq -c '.[\"of all\"][] | {text: .}' ", ""}},
+        {{"strings.json", "[\"a\", \"b\"]"}, {"jq -c '.[] | {text: .}' ", ""}}, {{"cut.json", "{\n\"a\": "}, {"cut.json: byte 7: the JSON ends", ""}}, {{"no text", ""}, {"no text: empty, expected text", ""}}};
     for (auto& c : refused) {
         write_file(dir + "/" + c[0].first, c[0].second);
         std::string error;
@@ -548,6 +551,31 @@ static void texts() {
         const std::string wrong = one_line_with(error, c[1].first);
         check(wrong.empty(), "cases/encode refuses %s%s", c[0].first, wrong.c_str());
     }
+    // names of inputs and outputs
+    write_file(dir + "/g1.txt", "one"), write_file(dir + "/g2.txt", "two"), write_file(dir + "/g 3.txt", "three");
+    shards_run({"encode", "--in", dir + "/g*.txt", "--tokenizer", "bytes", "--out", out});
+    check(shard("_train.bin") == "|three|one|two", "cases/encode takes a pattern");
+    shards_run({"encode", "--in", dir + "/g1.txt", "--tokenizer", "bytes", "--out", out + "2"});
+    check(shards_run({"decode", "--in", out + "*_train.bin", "--eot", "|", "--tokenizer", "bytes"}) == "|one|three|one|two", "cases/decode takes a pattern");
+    const std::pair<const char*, std::vector<std::string>> usages[] = {{"\"b.txt\": stands after no option; give each file after an --in, or all as a pattern in quotes", {"--in", "a.txt", "b.txt", "--out", out}},
+        {"h*.txt: no such file", {"--in", dir + "/h*.txt", "--out", out}}, {"/: names a directory; give what the names of files in it begin with, too: --out ", {"--in", dir + "/g1.txt", "--out", dir + "/"}}, {"--out ..: names a directory", {"--in", dir + "/g1.txt", "--out", ".."}}};
+    for (auto [words, arguments] : usages) {
+        arguments.insert(arguments.begin(), "encode"), arguments.insert(arguments.end(), {"--tokenizer", "bytes"});
+        std::string error;
+        shards_run(arguments, &error);
+        const std::string wrong = one_line_with(error, words);
+        check(wrong.empty(), "cases/encode refuses %s%s", words, wrong.c_str());
+    }
+    for (const char* name : {"/no text", "/blank.jsonl"}) dies(format("bpe of%s", name).c_str(), name[1] == 'n' ? "no text: empty, expected text" : "blank.jsonl: holds no text", [&] { std::string e; shards_run({"bpe", "--in", dir + name, "--vocab", "300", "--out", out}, &e); die("%s", e.c_str()); });
+    check(has(shards_run({"encode", "--in", dir + "/crlf.txt", "--val-fraction", "0.5", "--tokenizer", "bytes", "--out", out}), "_train.bin: 9 tokens, the rest of a document, shards: 1"), "cases/encode a document in two parts");
+    // examples and text of one directory have one tokenizer
+    write_file(dir + "/pairs.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n"), write_file(dir + "/other.txt", "a b\n"), write_file(dir + "/wrong.jsonl", "{\"instruction\": \"a\", \"output\": \"b\"}\n");
+    const std::vector<std::string> pairs = {"examples", "--in", dir + "/pairs.jsonl", "--out", dir + "/pairs/p.bin", "--tokenizer"};
+    auto with = [](std::vector<std::string> words, const std::string& more) { return words.push_back(more), words; };
+    check(has(shards_run(with(pairs, "bytes")), "1 examples of 2 segments") && Tokenizer::load(dir + "/pairs").same(Tokenizer::load("bytes")), "cases/examples keep their tokenizer beside them");
+    check(has(shards_run(with(pairs, dir + "/other.txt")), "/pairs/merges.txt: is another tokenizer than --tokenizer "), "cases/examples of another tokenizer");
+    check(has(shards_run({"encode", "--in", dir + "/g1.txt", "--tokenizer", dir + "/other.txt", "--out", dir + "/pairs/t"}), "/pairs/merges.txt: is another tokenizer"), "cases/a text of another tokenizer than the examples beside it");
+    check(has(shards_run({"examples", "--in", dir + "/wrong.jsonl", "--out", out, "--tokenizer", "bytes"}), "it has \"instruction\", \"output\""), "cases/examples of other members");
     // standard input and a pipe
     for (const std::string bytes : {"one--two", "{\"text\": \"one--two\"}\n"}) {
         write_file(dir + "/stdin", bytes);
@@ -556,6 +584,13 @@ static void texts() {
         const std::string said = shards_run({"encode", "--in", "-", "--tokenizer", "bytes", "--out", out});
         dup2(keep, 0), close(keep), close(file);
         check(shard("_train.bin") == "|one--two", "cases/encode standard input: %s", json_quote(said).c_str());
+    }
+    {
+        write_file(dir + "/stdin", "\x1f\x8b\x08 zipped");
+        const int keep = dup(0), file = open((dir + "/stdin").c_str(), O_RDONLY);
+        dup2(file, 0);
+        check(has(shards_run({"encode", "--in", "-", "--tokenizer", "bytes", "--out", out}), "error: standard input: looks like gzip data, not UTF-8 text; put it in a FILE, and unpack it: gunzip FILE"), "cases/encode standard input that is no text");
+        dup2(keep, 0), close(keep), close(file);
     }
     const std::string pipe = dir + "/pipe";
     mkfifo(pipe.c_str(), 0666);

@@ -23,10 +23,12 @@ struct Flag {
     const char *name, *argument, *verbs, *value, *help;      // value: the default, nullptr if it has to be given
 };
 const Flag FLAGS[] = {
-    {"in", "FILE", "encode bpe examples decode", nullptr, "the input, or several, each after an --in; - is standard "
-     "input; .jsonl and .ndjson are JSON Lines, as are .json and - whose first line is an object"},
-    {"out", "PATH", "encode bpe examples", nullptr, "encode: PREFIX; bpe: DIR; examples: FILE; old ones are replaced"},
-    {"tokenizer", "FILE", "encode examples decode", nullptr, "merges file, or the word bytes for none"},
+    {"in", "FILE", "encode bpe examples decode", nullptr, "the input, or several, each after an --in, or a pattern in "
+     "quotes, '*.txt'; - is standard input; .jsonl and .ndjson are JSON Lines, as are .json and - whose first line is "
+     "an object"},
+    {"out", "PATH", "encode bpe examples", nullptr, "encode: PREFIX, as DIR/book; bpe: DIR; examples: FILE; old ones "
+     "are replaced"},
+    {"tokenizer", "FILE", "encode examples decode", nullptr, "merges file, or its directory, or the word bytes"},
     {"split", "TEXT", "encode", "", "what separates documents in a text (\\n, also as \\r\\n, \\t, \\r, \\\\); white "
                                     "space stays with the document before it, any other separator is removed"},
     {"field", "NAME", "encode bpe", "text", "the member of a JSON line that holds a document's text"},
@@ -87,11 +89,15 @@ inline Arguments parse_arguments(int argc, char** argv) {
                 known.push_back(std::string("--") + f.name);
                 if (name.substr(0, equals) == known.back()) flag = &f;
             }
+        if (!flag && name[0] != '-')
+            die_usage("%s: stands after no option; give each file after an --in, or all as a pattern in quotes: --in "
+                      "'*.txt'", json_quote(name).c_str());
         if (!flag) die_usage("%s: not an option of %s%s; see --help", json_quote(name).c_str(), word.c_str(),
                              nearest(name.substr(0, equals), known).c_str());
         if (equals < name.size()) value = name.substr(equals + 1);
         else if (i + 1 < argc) value = argv[++i];
         else die_usage("--%s: expected %s after it", flag->name, flag->argument);
+        if (std::strchr("FP", *flag->argument)) value = at_home(value);                    // FILE, PATH
         if (flag->name == std::string("in")) a.inputs.push_back(a.values["in"] = value);
         else if (!a.values.emplace(flag->name, value).second) die_usage("--%s: given twice", flag->name);
     }
@@ -101,19 +107,25 @@ inline Arguments parse_arguments(int argc, char** argv) {
             die_usage("%s: --%s %s is missing, see --help", word.c_str(), f.name, f.argument);
         if (f.value) a.values.emplace(f.name, f.value);
     }
+    std::vector<std::string> files;
+    for (const std::string& path : a.inputs)
+        for (auto& file : path == "-" ? std::vector{path} : glob_files(path, "--in")) files.push_back(file);
+    a.inputs = files;
     return a;
 }
 
-inline void print_help() {
+inline void print_help(FILE* to) {
     for (auto& [verb, help] : VERBS) {
-        printf("shards %s: %s\n", verb, help);
+        fprintf(to, "shards %s: %s\n", verb, help);
         for (const Flag& f : FLAGS)
             if (strstr(f.verbs, verb))
-                printf("  --%-12s %-5s %s%s\n", f.name, f.argument, f.help,
-                       f.value && *f.value ? format(" (%s)", f.value).c_str() : "");
+                fprintf(to, "  --%-12s %-5s %s%s\n", f.name, f.argument, f.help,
+                        f.value && *f.value ? format(" [%s]", f.value).c_str() : f.value ? "" : " [has to be given]");
     }
-    printf("\n  shards encode --in tinyshakespeare.txt --tokenizer vocab.bpe --split '\\n\\n' --val-tokens 32768 --out "
-           "data/tiny_shakespeare\n");
+    fprintf(to, "\nA book's own tokenizer, its shards, and back to text:\n"
+                "  shards bpe    --in book.txt --vocab 4096 --out data\n"
+                "  shards encode --in book.txt --tokenizer data --val-fraction 0.1 --out data/book\n"
+                "  shards decode --in data/book_val.bin --tokenizer data\n");
 }
 
 // ---- input ----------------------------------------------------------------------------------------------------------
@@ -157,10 +169,58 @@ inline bool is_json_lines(std::string_view text, std::string name) {
     } catch (const Error&) { return false; }
 }
 
+// The jq filter that makes JSON Lines of one value: the items of its list, or of the first one among its members.
+inline std::string lines_filter(std::string_view text, const std::string& name) {
+    JsonParser p{text, name};
+    std::string list = ".[]";
+    p.blanks();
+    for (bool first = true; p.take(first ? '{' : ','); first = false) {
+        p.blanks();
+        if (p.take('}')) return ".";
+        const std::string member = p.string();
+        list = ".[" + json_quote(member) + "][]";
+        p.blanks();
+        if (!p.take(':')) p.fail("':'");
+        p.blanks();
+        if (p.i < text.size() && text[p.i] == '[') break;
+        p.value(0), p.blanks();
+        if (p.take('}')) return ".";
+    }
+    if (!p.take('[')) p.fail("'[', '{' or ','");
+    p.blanks();
+    return list + (p.i < text.size() && text[p.i] == '"' ? " | {text: .}" : "");
+}
+
+inline std::string lines_by(const std::string& filter, const std::string& path) {
+    return usable("make an object a line: jq -c " + shell_quote(filter) + " FILE > text.jsonl", path);
+}
+
+inline std::string members_of(const Json& json) {
+    std::string names;
+    for (auto& [name, value] : json.members)
+        if (names.size() < 300) names += (names.empty() ? "" : ", ") + json_quote(name.substr(0, 60)) +
+                                         (value.kind == Json::STRING ? "" : " (no string)");
+    return json.kind != Json::OBJECT ? "found no object" : "it has " + (names.empty() ? "no members" : names);
+}
+
+// What to do about a JSON line without the member that was asked for.
+inline std::string advice_on(const Json& json, std::string_view line, const std::string& path) {
+    std::string step = "name another member with --field";
+    bool strings = false;
+    for (auto& [name, value] : json.members) strings |= value.kind == Json::STRING;
+    for (auto& [name, value] : json.members)
+        if (!strings && value.kind == Json::ARRAY) step = lines_by(lines_filter(line, path), path);
+    if (json["messages"])
+        step = usable("it holds a chat; make texts of chats: jq -c '{text: [.messages[] | .role + \": \" + .content] | "
+                      "join(\"\\n\")}' FILE > text.jsonl", path);
+    if (json["prompt"]) step = "build/shards examples reads prompts and responses";
+    return members_of(json) + "; " + step;
+}
+
 // What a text is by its name.
 inline const Kind* table_kind(std::string name) {
-    static const Kind TABLE = {0, "", "", "a table", "for a text a row, in Python: pandas.read_csv('FILE').to_json('text.jsonl', "
-                               "orient='records', lines=True)", true};
+    static const Kind TABLE = {0, "", "", "a table", "for a text a row, in Python: pandas.read_csv('FILE').to_json("
+                               "'text.jsonl', orient='records', lines=True)", true};
     for (char& c : name) c = (char)tolower((unsigned char)c);
     return name.ends_with(".csv") || name.ends_with(".tsv") ? &TABLE : nullptr;
 }
@@ -195,8 +255,8 @@ struct Source {
           json_lines(lines || is_json_lines(text, name)) {
         const size_t first = text.find_first_not_of(" \t\r\n");
         if (json_lines ? first != text.npos && text[first] == '[' : name.ends_with(".json"))
-            die("%s: looks like JSON, not JSON Lines, an object a line; make it that: jq -c '.[]' %s > text.jsonl",
-                name.c_str(), name.c_str());
+            die("%s: looks like JSON, not JSON Lines; %s", shown(name),
+                lines_by(lines_filter(text, name), name).c_str());
         if (json_lines && !split.empty()) die_usage("--split: not for JSON Lines, where every line is a document");
         if (json_lines) this->split = "\n";
     }
@@ -228,15 +288,12 @@ struct Source {
         out = piece.text;
         if (!json_lines) return true;
         if (out.find_first_not_of(" \t\r") == out.npos) return false;
-        const std::string where = format("%s: line %zu", name.c_str(), piece.line);
+        const std::string where = format("%s: line %zu", shown(name), piece.line);
         const Json json = parse_json(out, where);
         const Json& member = json[field];
         if (member.kind != Json::STRING)
             die("%s: expected an object with a string %s; %s", where.c_str(), json_quote(field).c_str(),
-                json["messages"] ? format("it holds a chat; make texts of chats: jq -c '{text: [.messages[] | .role + "
-                                          "\": \" + .content] | join(\"\\n\")}' %s > text.jsonl", name.c_str()).c_str()
-                : json["prompt"] ? "build/shards examples reads prompts and responses"
-                                 : "name another member with --field");
+                advice_on(json, out, name).c_str());
         storage = member.string;
         out = storage;
         return true;
@@ -260,8 +317,8 @@ struct Inputs {
             if (kind) warn("%s: looks like %s, and is taken as it stands, with all that is no prose; %s", shown(path),
                            kind->what, usable(kind->usable, path).c_str());
             if (count.returns)
-                warn("%s: %zu lines end in \\r\\n, as on Windows, and every \\r is taken, too; take them out: %s", shown(path),
-                     count.returns, usable("tr -d '\\r' < FILE > text.txt", path).c_str());
+                warn("%s: %zu lines end in \\r\\n, as on Windows, and every \\r is taken, too; take them out: %s",
+                     shown(path), count.returns, usable("tr -d '\\r' < FILE > text.txt", path).c_str());
         }
     }
 };
@@ -273,7 +330,7 @@ struct ShardWriter {
     size_t shard_tokens;
     const ShardKind& kind;
     const int eot;
-    size_t tokens = 0, documents = 0, files = 0, in_file = 0;
+    size_t tokens = 0, documents = 0, files = 0, in_file = 0;            // documents: those that begin here
     std::unique_ptr<Writer> writer;
 
     ShardWriter(const std::string& prefix, size_t shard_tokens, const Tokenizer& t)
@@ -321,8 +378,9 @@ struct ShardWriter {
         for (size_t i = files == 1 ? 0 : files; unlink(numbered(i).c_str()) == 0; i++) {}
         if (files == 0) return "";
         const std::string name = files == 1 ? single : prefix + "_*.bin";
+        const std::string begun = documents ? format("documents: %zu", documents) : "the rest of a document";
         const std::string line =
-            format("%s: %zu tokens, documents: %zu, shards: %zu\n", name.c_str(), tokens, documents, files);
+            format("%s: %zu tokens, %s, shards: %zu\n", name.c_str(), tokens, begun.c_str(), files);
         files = 0;
         return line;
     }
@@ -367,7 +425,7 @@ template <class Sink> void encode_all(Source& source, const Tokenizer& tokenizer
             } catch (const Error& e) {                       // must not leave the parallel region
                 job.error = e.line;
             } catch (const std::exception& e) {
-                job.error = source.name + ": " + e.what();
+                job.error = std::string(shown(source.name)) + ": " + e.what();
             }
         }
         for (size_t j = 0; j < used; j++) {
@@ -383,11 +441,24 @@ inline void make_directory(const std::string& path) {
     if (code) die("%s: cannot make the directory: %s", path.c_str(), code.message().c_str());
 }
 
+// The trainer finds the tokenizer beside the data, so one directory cannot hold data of two.
+inline std::string directory_for(const Arguments& a, const Tokenizer& tokenizer) {
+    const std::string directory = directory_of(a["out"]), merges = directory + "/merges.txt";
+    make_directory(directory);
+    if (exists(merges) && !Tokenizer::load(merges).same(tokenizer))
+        die("%s: is another tokenizer than --tokenizer %s; choose another directory for --out", merges.c_str(),
+            a["tokenizer"].c_str());
+    return directory;
+}
+
 inline std::string encode(const Arguments& a) {
     const size_t val_tokens = (size_t)a.number("val-tokens", 0, 2147483647, true);
     const size_t shard_tokens = (size_t)a.number("shard-tokens", 1, 2147483647, true);
     const double val_fraction = a.number("val-fraction", 0, 1, false);
     if (val_tokens > 0 && val_fraction > 0) die_usage("--val-tokens and --val-fraction: give one of them");
+    if (const std::string name = fs::path(a["out"]).filename().string(); name.empty() || name == "." || name == "..")
+        die_usage("--out %s: names a directory; give what the names of files in it begin with, too: --out %s/text",
+                  a["out"].c_str(), directory_of(a["out"] + "/").c_str());
     const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
     Inputs inputs(a, a.unescaped("split"), a["field"]);
     std::vector<Source>& sources = inputs.sources;
@@ -398,14 +469,7 @@ inline std::string encode(const Arguments& a) {
         s.validation_end = end - std::min(end, before), before += s.text.size();
     }
 
-    // The trainer finds the tokenizer beside the shards, so one directory cannot hold shards of two.
-    const std::string directory = fs::path(a["out"]).parent_path().string();
-    const std::string merges = (fs::path(directory) / "merges.txt").string();
-    make_directory(directory);
-    if (fs::exists(merges) && !Tokenizer::load(merges).same(tokenizer))
-        die("%s: is another tokenizer than --tokenizer %s; choose another directory for --out", merges.c_str(),
-            a["tokenizer"].c_str());
-
+    const std::string directory = directory_for(a, tokenizer);
     ShardWriter train(a["out"] + "_train", shard_tokens, tokenizer), val(a["out"] + "_val", shard_tokens, tokenizer);
     for (Source& source : sources) encode_all(source, tokenizer, [&](const std::vector<int>& ids, bool validation) {
         const size_t room = val_tokens - std::min(val_tokens, val.tokens);
@@ -413,13 +477,14 @@ inline std::string encode(const Arguments& a) {
         val.put(ids, 0, to_val);
         train.put(ids, to_val, ids.size());
     });
+    if (val.tokens + train.tokens == 0) die("%s: holds no text", shown(a["in"]));
     if (val.tokens < val_tokens || train.tokens == 0)
         die("%s: holds %zu tokens, which leaves none for training; give a smaller --val-tokens or --val-fraction",
-            a["in"].c_str(), val.tokens + train.tokens);
+            shown(a["in"]), val.tokens + train.tokens);
     if (!a["split"].empty() && std::none_of(sources.begin(), sources.end(), [](const Source& s) { return s.matched; }))
         warn("--split %s: is nowhere in %s, which is one document", a["split"].c_str(),
              sources.size() == 1 ? "the input" : "any input, each of");
-    tokenizer.save(directory.empty() ? "." : directory);
+    tokenizer.save(directory);
     const std::string line = train.publish();
     return line + val.publish();
 }
@@ -534,10 +599,11 @@ inline Tokenizer train_tokenizer(std::vector<Source> sources, int vocab) {
     const size_t wanted = vocab - 257;
     std::unordered_map<std::string, int64_t> counts;
     for (Source& source : sources) count_words(source, counts);
+    if (counts.empty()) die("%s: holds no text", shown(sources.back().name));
     const auto merges = trainer.train(counts, wanted);
     if (merges.size() < wanted)
         die("%s: no two tokens are left to join after %zu merges; give --vocab %zu or less, or more text",
-            sources.back().name.c_str(), merges.size(), merges.size() + 257);
+            shown(sources.back().name), merges.size(), merges.size() + 257);
     std::string text;
     for (auto [left, right] : merges)
         text += GPT2_BYTES.printable(trainer.tokens[left]) + " " + GPT2_BYTES.printable(trainer.tokens[right]) + "\n";
@@ -570,15 +636,17 @@ inline std::string examples(const Arguments& a) {
                 const Json& member = json[name];
                 if (member.kind != Json::STRING)
                     die("%s: expected an object with a string \"%s\", as in {\"prompt\", \"response\"} or {\"prompt\", "
-                        "\"chosen\", \"rejected\"}, the same on every line", where.c_str(), name.c_str());
+                        "\"chosen\", \"rejected\"}, the same on every line; %s", where.c_str(), name.c_str(),
+                        members_of(json).c_str());
                 segments.emplace_back();
                 tokenizer.encode(member.string, segments.back(), scratch);
             }
         }
     }
-    if (!form) die("%s: no examples, expected one JSON object a line", a["in"].c_str());
-    make_directory(fs::path(a["out"]).parent_path().string());
+    if (!form) die("%s: no examples, expected one JSON object a line", shown(a["in"]));
+    const std::string directory = directory_for(a, tokenizer);
     write_examples(a["out"], segments, (int)form->size(), tokenizer.vocab());
+    tokenizer.save(directory);
     return format("%s: %zu examples of %zu segments\n", a["out"].c_str(), segments.size() / form->size(), form->size());
 }
 
@@ -604,9 +672,10 @@ std::string (*const RUN[])(const Arguments&) = {encode, bpe, examples, decode};
 
 #ifndef NO_SHARDS_MAIN
 int main(int argc, char** argv) {
+    if (argc < 2) return shards::print_help(stderr), 2;
     return run_main([&] {
         for (int i = 1; i < argc; i++)
-            if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return shards::print_help();
+            if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return shards::print_help(stdout);
         if (argc > 1 && !strcmp(argv[1], "--version")) return (void)puts("shards " VERSION);
         const shards::Arguments a = shards::parse_arguments(argc, argv);
         fputs(shards::RUN[a.verb](a).c_str(), stdout);

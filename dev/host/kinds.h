@@ -3,8 +3,8 @@
 #pragma once
 #include "files.h"
 
-// In `usable` FILE stands for the path, BESIDE/ for its directory. A kind that is text may be taken as it is by who reads
-// text; its mark may follow blanks, in capitals or not.
+// In `usable` FILE stands for the path, BESIDE/ for its directory. A kind that is text may be taken as it is by who
+// reads text; its mark may follow blanks, in capitals or not.
 struct Kind {
     size_t at;                               // where mark stands, and somewhere in the first 1024 bytes `also`
     std::string mark, also;
@@ -26,14 +26,15 @@ inline const Kind* marked_kind(std::string_view bytes) {
     using namespace std::string_literals;
     const char *const SHARD = "--train and --val read it, without --raw",
         *const NOTHING = "it holds neither text nor tokens",
-        *const TORCH = "python3 -c \"import torch, safetensors.torch as s; w = torch.load('FILE', 'cpu'); w = w.get('model',"
-                       " w.get('state_dict', w)); s.save_file({k: v.contiguous().clone() for k, v in w.items() if "
-                       "torch.is_tensor(v)}, 'BESIDE/model.safetensors')\"",
-        *const META = "the data are the .bin files beside it, with --raw u16 --vocab N, where N is: python3 -c \"import "
-                      "pickle; print(pickle.load(open('FILE', 'rb'))['vocab_size'])\"",
+        *const TORCH = "python3 -c \"import torch, safetensors.torch as s; w = torch.load('FILE', 'cpu'); w = w.get("
+                       "'model', w.get('state_dict', w)); s.save_file({k: v.contiguous().clone() for k, v in w.items() "
+                       "if torch.is_tensor(v)}, 'BESIDE/model.safetensors')\"",
+        *const META = "the data are the .bin files beside it, with --raw u16 --vocab N, where N is: python3 -c \""
+                      "import pickle; print(pickle.load(open('FILE', 'rb'))['vocab_size'])\"",
         *const OFFICE = "take its text: libreoffice --headless --convert-to txt:Text FILE",
         *const PANDOC = "take its text: pandoc -t plain -o text.txt FILE",
-        *const PAGE = "if another file was meant, download that; take its text: pandoc -f html -t plain -o text.txt FILE",
+        *const PAGE = "if another file was meant, download that; take its text: pandoc -f html -t plain -o text.txt "
+                      "FILE",
         *const GPT2 = "only GPT-2 is computed here; take its model.safetensors",
         *const MERGES = "--tokenizer takes the merges of GPT-2's byte-level BPE, merges.txt or vocab.bpe",
         *const DIRECTORY = "give its directory",
@@ -79,16 +80,16 @@ inline const Kind* marked_kind(std::string_view bytes) {
         {0, "(lp1\n", "", "a Python pickle", PICKLE}, {0, "(dp1\n", "", "a Python pickle", PICKLE},
         {0, "]q\0"s, "", "a Python pickle", PICKLE}, {0, "}q\0"s, "", "a Python pickle", PICKLE},
         {0, "cnumpy", "_reconstruct\n", "a Python pickle", PICKLE}, {0, "ccopy_reg\n", "", "a Python pickle", PICKLE},
-        {0, "MMIDIDX\0"s, "", "the index of Megatron's data", "the tokens are in the .bin beside it; in Python, if they are "
-         "of 16 bits: a = numpy.fromfile('FILE'[:-3] + 'bin', 'uint16'); " + TO_SHARD},
+        {0, "MMIDIDX\0"s, "", "the index of Megatron's data", "the tokens are in the .bin beside it; in Python, if "
+         "they are of 16 bits: a = numpy.fromfile('FILE'[:-3] + 'bin', 'uint16'); " + TO_SHARD},
         {0, "PK\3\4", ".npy", "NumPy arrays (.npz)", "in Python: a = numpy.load('FILE')[NAME]; " + TO_SHARD},
         {0, "PK\3\4", "[Content_Types].xml", "an Office document", OFFICE},
         {0, "PK\3\4", "mimetypeapplication/vnd.oasis", "an OpenDocument file", OFFICE},
         {0, "PK\3\4", "mimetypeapplication/epub", "an EPUB book", PANDOC},
         {0, "PK\3\4", "", "a zip archive", "unpack it: unzip FILE"},
         {0, "\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "", "an old Office document", OFFICE},
-        {0, "SQLite format 3\0"s, "", "an SQLite database", "take a table of it: sqlite3 -json FILE 'select COLUMN as text "
-         "from TABLE' | jq -c '.[]' > text.jsonl"},
+        {0, "SQLite format 3\0"s, "", "an SQLite database", "take a table of it: sqlite3 -json FILE 'select COLUMN as "
+         "text from TABLE' | jq -c '.[]' > text.jsonl"},
         {2, "\x12\7pytorch", "", "an ONNX model", "take the model.safetensors of the same model"},
         {0, "\x4\x22\x4d\x18", "", "LZ4 data", "unpack it: lz4 -d FILE"},
         {0, "\x89PNG\r\n\x1a\n", "", "a picture (PNG)", NOTHING}, {0, "\xff\xd8\xff", "", "a picture (JPEG)", NOTHING},
@@ -133,8 +134,7 @@ inline const Kind* marked_kind(std::string_view bytes) {
     return nullptr;
 }
 
-// What numbers of 16, 32 or 64 bits are, if they are floats: of moderate size, or 0, which indices and tokens are not, whose
-// upper bits tell of a size too small or too large. 0 if they are none.
+// How many bits numbers have, if they are floats of moderate size or 0; else 0. Tokens, even of 16 bits, are smaller.
 inline int bits_of_floats(std::string_view some) {
     const size_t n = some.size() / 8 * 4;                    // units of 16 bits, the lowest first
     size_t bad[3] = {}, zeros[3] = {}, low = 0;              // of 16, 32, 64; low: 32-bit ones at even places, not 0
@@ -151,7 +151,9 @@ inline int bits_of_floats(std::string_view some) {
     }
     auto are = [&](int which, size_t count) { return 50 * bad[which] <= count && 8 * zeros[which] <= 7 * count; };
     if (n < 256) return 0;
-    return are(0, n) && 4 * zeros[0] <= n ? 16 : are(1, n / 2) && low ? 32 : are(2, n / 4) ? 64 : are(1, n / 2) ? 32 : 0;
+    if (are(0, n) && 4 * zeros[0] <= n) return 16;
+    if (!low && are(2, n / 4)) return 64;
+    return are(1, n / 2) ? 32 : are(2, n / 4) ? 64 : 0;
 }
 
 // The kind of a file, or none. raw: it may be bare 16-bit tokens, which are not like text, no byte of which controls
@@ -208,8 +210,9 @@ inline std::string usable(std::string text, const std::string& path) {
     std::string quoted;
     for (char c : path) quoted += c == '\'' || c == '\\' ? std::string{'\\', c} : std::string(1, c);
     const std::string beside = quoted.substr(0, quoted.rfind('/') + 1);
-    for (auto& [word, replacement] : {std::pair<std::string, std::string>("BESIDE/", beside), {"'FILE'", "'" + quoted + "'"},
-                                      {"FILE", shell_quote(path)}})
+    const std::pair<std::string, std::string> words[] = {
+        {"BESIDE/", beside}, {"'FILE'", "'" + quoted + "'"}, {"FILE", shell_quote(path)}};
+    for (auto& [word, replacement] : words)
         for (size_t at = 0; (at = text.find(word, at)) != text.npos; at += replacement.size())
             text.replace(at, word.size(), replacement);
     return text;
@@ -233,13 +236,13 @@ inline Json read_json(const std::string& path, size_t limit = SIZE_MAX) {
 
 // How far a text is UTF-8.
 struct TextCount {
-    size_t zeros = 0, bad = 0, wide = 0, returns = 0;        // bytes of no character, characters of several, ends by \r\n
+    size_t zeros = 0, bad = 0, wide = 0, returns = 0;        // bytes of no character, characters of several, \r\n
     size_t first_zero = SIZE_MAX, first_bad = SIZE_MAX;
     bool controls = false;                                   // bad ones in 0x80..0x9f, which are no letters of Latin-1
 };
 
-// Pieces are counted apart. One that begins within a character begins behind it: that a byte stands in one is seen from it
-// and the 3 before it, as no byte both begins a character and continues one.
+// Pieces are counted apart. One that begins within a character is counted from behind it: whether it does, the 3 bytes
+// before tell, as no byte both begins a character and continues one.
 inline TextCount count_text(std::string_view text) {
     const size_t piece = 1 << 20, pieces = (text.size() + piece - 1) / piece;
     std::vector<TextCount> counts(pieces);
@@ -271,8 +274,8 @@ inline TextCount count_text(std::string_view text) {
     return all;
 }
 
-/* Dies of what is no text, and tells of bytes in it that are not UTF-8: a few are taken, as a tokenizer of bytes takes any.
-   More than 3 and 1 in 500 are another encoding: a language with accents has 1 in 100 to 1 in 25 of them in Latin-1. */
+/* Dies of what is no text, and tells of bytes in it that are not UTF-8: a few are taken, as a tokenizer of bytes takes
+   any. More than 3 and 1 in 500 are another encoding: languages with accents have 1 in 100 and more in Latin-1. */
 inline TextCount check_text(const std::string& path, std::string_view text) {
     if (const Kind* kind = kind_of(text); kind && !kind->text) refuse(path, *kind, "UTF-8 text");
     const TextCount t = count_text(text);
@@ -291,7 +294,8 @@ inline TextCount check_text(const std::string& path, std::string_view text) {
     if (t.bad == 0) return t;
     const auto [what, step] =
         t.wide > t.bad ? as("damaged UTF-8", "take out what is none: iconv -c -f UTF-8 -t UTF-8 FILE > text.txt")
-        : 4 * t.bad > text.size() ? as("text in another encoding", "make it UTF-8: iconv -f ENCODING -t UTF-8 FILE > text.txt")
+        : 4 * t.bad > text.size() ? as("text in another encoding", "make it UTF-8: iconv -f ENCODING -t UTF-8 FILE > "
+                                       "text.txt")
         : t.controls ? as("Windows-1252 text", "make it UTF-8: iconv -f WINDOWS-1252 -t UTF-8 FILE > text.txt")
                      : as("Latin-1 text", "make it UTF-8: iconv -f LATIN1 -t UTF-8 FILE > text.txt");
     const std::string found = format("%s: byte %zu, 0x%02x, is not UTF-8, the first of %zu", shown(path),

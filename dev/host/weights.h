@@ -43,7 +43,8 @@ struct Safetensors {
     explicit Safetensors(const std::string& path) : file(path) {
         const char* name = path.c_str();
         uint64_t length = file.size < 8 ? 0 : file.at<uint64_t>(0);
-        if (file.size < 8 || length < 2 || length > file.size - 8 || file.data[9] != '"') name_kind(file, "safetensors");
+        if (file.size < 8 || length < 2 || length > file.size - 8 || file.data[9] != '"')
+            name_kind(file, "safetensors");
         if (file.size < 8) die("%s: %zu bytes, too short for safetensors", name, file.size);
         if (length > file.size - 8)
             die("%s: byte 0: a header of %llu bytes does not fit a file of %zu; is this safetensors, and whole?", name,
