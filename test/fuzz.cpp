@@ -97,7 +97,7 @@ static void merges(std::string_view bytes) {                    // merges, a zer
 }
 static void vocab(std::string_view bytes) {                     // vocab.json, beside merges
     const std::string dir = "/tmp/fuzz_vocab_" + std::to_string(getpid());
-    fs::create_directories(dir);
+    fs::remove_all(dir), fs::create_directories(dir);
     write_file(dir + "/merges.txt", "a b\nab c\n"), write_file(dir + "/vocab.json", bytes);
     const Tokenizer t = Tokenizer::load(dir);
     std::string decoded;

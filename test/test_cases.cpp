@@ -241,6 +241,14 @@ static std::string json_of(const std::map<std::string, int>& ids) {
     for (auto& [token, id] : ids) s += (s.empty() ? "{" : ", ") + json_quote(token) + ": " + std::to_string(id);
     return s.empty() ? "{}" : s + "}";
 }
+// What Hugging Face's tokenizers save of MERGES, with the ids given.
+static std::string whole_json(const std::map<std::string, int>& ids, const std::string& added) {
+    std::string merges;
+    for (const char* pair : {"t h", "th e", "\xc4\xa0 the", "c a", "ca t"}) merges += (merges.empty() ? "" : ", ") + json_quote(pair);
+    return "{\"version\": \"1.0\", \"truncation\": null, \"added_tokens\": [" + added + "], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true}, "
+           "\"post_processor\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true}, \"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"dropout\": null, \"continuing_subword_prefix\": \"\", \"end_of_word_suffix\": null, \"byte_fallback\": false, "
+           "\"ignore_merges\": false, \"vocab\": " + json_of(ids) + ", \"merges\": [" + merges + "]}}";
+}
 static void ids() {
     const Tokenizer plain = Tokenizer::from_merges(MERGES, "merges");
     auto names = [&](auto id_of) {
@@ -270,7 +278,7 @@ static void ids() {
             if (kind == "added") {
                 write_file(dir + "/added_tokens.json", "{\"<|sep|>\": 270}");
                 write_file(dir + "/tokenizer_config.json", "{\"add_bos_token\": false, \"added_tokens_decoder\": {\"271\": {\"content\": \"two words\"}, \"270\": {\"content\": \"<|sep|>\"}}}");
-                write_file(dir + "/tokenizer.json", "{\"added_tokens\": [{\"id\": 272, \"content\": \"\xc3\xa9\", \"special\": true}]}");
+                write_file(dir + "/tokenizer.json", whole_json(vocab, "{\"id\": 272, \"content\": \"\xc3\xa9\", \"special\": true}"));
             }
             std::string wrong = error_of([&] {
                 const Tokenizer t = Tokenizer::load(dir + "/" + merges);
@@ -313,12 +321,55 @@ static void ids() {
         {"an id too large", changed([](Vocab v) { v["the"] = 1 << 23; }), "expected an id below"},
         {"an id that is no number", "{\"!\": \"0\"}", "expected an id below"}, {"no token", "{}", "token \"th\": missing"},
         {"two ids of one token", changed([](Vocab) {}), "found id 301, but 300", "tokenizer_config.json", "{\"added_tokens_decoder\": {\"300\": {\"content\": \"<x>\"}, \"301\": {\"content\": \"<x>\"}}}"},
-        {"no end of text", changed([](Vocab v) { v.erase("<|endoftext|>"), v["</s>"] = 290; }), "which token ends a text?"},
+        {"no end of text", changed([](Vocab v) { v.erase("<|endoftext|>"), v["</s>"] = 290; }), "which token ends a text? none is <|endoftext|>; name it in tokenizer_config.json: {\"eos_token\": \"</s>\"}"},
         {"not an object", "[1]", "token \"th\": missing"}, {"not JSON", "{\"!\": 0,", "JSON ends"}, {"UTF-16", "\xff\xfe{", "looks like UTF-16 text, not JSON"}};
     for (auto& c : refused) {
         fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES), write_file(dir + "/vocab.json", c.vocab);
         if (!c.other.empty()) write_file(dir + "/" + c.other, c.content);
         dies(format("ids refused: %s", c.name).c_str(), c.words, [&] { Tokenizer::load(dir); });
+    }
+    // a tokenizer.json beside them: taken where it makes the same tokens
+    auto vocab = names([](int i) { return i; });
+    vocab["<|endoftext|>"] = plain.eot();
+    const std::string good = whole_json(vocab, "{\"id\": 261, \"content\": \"<|endoftext|>\", \"special\": true}");
+    const struct { const char *name, *from, *to, *words; } settings[] = {
+        {"as it is saved", "", "", ""}, {"merges as pairs", "\"th e\"", "[\"th\", \"e\"]", ""}, {"no use_regex", ", \"use_regex\": true", "", ""}, {"an older one", "\"type\": \"BPE\", ", "", ""}, {"a sequence of one", "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true}", "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"ByteLevel\", \"add_prefix_space\": false}]}", ""},
+        {"lower case", "\"normalizer\": null", "\"normalizer\": {\"type\": \"Lowercase\"}", "tokenizer/tokenizer.json: normalizer: found \"Lowercase\", expected null: "}, {"several normalizers", "\"normalizer\": null", "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": []}", "normalizer: found \"Sequence\""},
+        {"a blank before", "\"add_prefix_space\": false", "\"add_prefix_space\": true", "add_prefix_space of the pre_tokenizer: found true, expected false"}, {"no pattern", "\"use_regex\": true", "\"use_regex\": false", "use_regex of the pre_tokenizer: found false"},
+        {"another pre_tokenizer", "{\"type\": \"ByteLevel\"", "{\"type\": \"Whitespace\"", "pre_tokenizer: found \"Whitespace\", expected \"ByteLevel\" alone"}, {"several pre_tokenizers", "{\"type\": \"ByteLevel\"", "{\"pretokenizers\": [{\"type\": \"Digits\"}, {\"type\": \"ByteLevel\"}], \"type\": \"Sequence\"", "pre_tokenizer: found \"Sequence\""},
+        {"no pre_tokenizer", "\"pre_tokenizer\"", "\"pre\"", "pre_tokenizer: found null"}, {"another model", "\"BPE\"", "\"Unigram\"", "model: found \"Unigram\", expected \"BPE\""}, {"dropout", "\"dropout\": null", "\"dropout\": 0.1", "dropout of the model"},
+        {"ignore_merges", "\"ignore_merges\": false", "\"ignore_merges\": true", "ignore_merges of the model"}, {"a suffix", "\"end_of_word_suffix\": null", "\"end_of_word_suffix\": \"</w>\"", "end_of_word_suffix of the model"},
+        {"another merge", "\"c a\"", "\"a c\"", "merges of the model: found \"a c\", expected \"c a\", as in merges.txt"}, {"a merge more", "\"ca t\"", "\"ca t\", \"cat s\"", "merges of the model: found \"cat s\""}, {"a merge less", ", \"ca t\"", "", "merges of the model: found \"\", expected \"ca t\""},
+        {"another id", "\"the\": 257", "\"the\": 300", "vocab of the model: found another id of \"the\", expected 257"}, {"an added word", "\"special\": true}", "\"special\": true}, {\"id\": 262, \"content\": \"newword\", \"special\": false}", "added_tokens: found \"newword\" for texts, expected \"special\": true"}};
+    for (auto& c : settings) {
+        std::string json = good;
+        const size_t at = json.find(c.from);
+        json.replace(at, strlen(c.from), c.to);
+        fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES), write_file(dir + "/vocab.json", json_of(vocab)), write_file(dir + "/tokenizer.json", json);
+        const std::string error = error_of([&] { if (!Tokenizer::load(dir).same(plain)) die("another tokenizer"); });
+        const std::string wrong = *c.words ? one_line_with(error, c.words) : error;
+        check(wrong.empty() && (!*c.words || has(error, "if merges.txt alone is meant")), "cases/tokenizer.json: %s %s", c.name, wrong.c_str());
+    }
+    fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES), write_file(dir + "/tokenizer_config.json", "{\"add_prefix_space\": true}");
+    dies("tokenizer_config.json with a blank before texts", "tokenizer_config.json: add_prefix_space: found true, expected false", [&] { Tokenizer::load(dir); });
+
+    // which token ends a text: the declared one
+    const std::string config = "tokenizer_config.json", map = "special_tokens_map.json", both = changed([](Vocab v) { v["</s>"] = 270, v["<pad>"] = 271; }), eos = "{\"eos_token\": \"</s>\"}", usual = "{\"eos_token\": \"<|endoftext|>\"}";
+    const struct { const char* name; std::vector<std::pair<std::string, std::string>> files; int end; const char* words; } ends[] = {
+        {"none declared", {}, 261, ""}, {"in tokenizer_config.json", {{config, eos}}, 270, ""}, {"in special_tokens_map.json", {{map, "{\"eos_token\": {\"content\": \"</s>\"}}"}}, 270, ""}, {"in config.json", {{"config.json", "{\"eos_token_id\": 270}"}}, 270, ""}, {"in all", {{config, eos}, {map, eos}, {"config.json", "{\"eos_token_id\": 270}"}}, 270, ""},
+        {"the usual one", {{config, usual}}, 261, ""}, {"a null", {{config, "{\"eos_token\": null}"}}, 261, ""}, {"an id of no added token", {{"config.json", "{\"eos_token_id\": 50256}"}, {config, eos}}, 270, ""}, {"an id of an ordinary token", {{"config.json", "{\"eos_token_id\": 5}"}}, 261, ""},
+        {"two files differ", {{config, eos}, {map, usual}}, 0, "special_tokens_map.json: token \"<|endoftext|>\": ends a text, but \"</s>\" does by tokenizer_config.json"}, {"config.json differs", {{config, eos}, {"config.json", "{\"eos_token_id\": 261}"}}, 0, "config.json: token \"<|endoftext|>\": ends a text, but \"</s>\" does by tokenizer_config.json"},
+        {"one without an id", {{config, "{\"eos_token\": \"<end>\"}"}}, 0, "tokenizer_config.json: token \"<end>\": ends a text, but has no id in vocab.json"}};
+    for (auto& c : ends) {
+        fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES), write_file(dir + "/vocab.json", both);
+        for (auto& [name, json] : c.files) write_file(dir + "/" + name, json);
+        const std::string error = error_of([&] {
+            const Tokenizer t = Tokenizer::load(dir);
+            t.save(fresh_directory("copy"));
+            if (t.eot() != c.end || Tokenizer::load(DIR + "copy").eot() != c.end) die("end of text is %d", t.eot());
+        });
+        const std::string wrong = *c.words ? one_line_with(error, c.words) : error;
+        check(wrong.empty(), "cases/end of text: %s %s", c.name, wrong.c_str());
     }
     fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES);
     write_file(dir + "/vocab.json", changed([](Vocab v) { v.erase("x"); }));

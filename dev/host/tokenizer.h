@@ -229,8 +229,7 @@ struct Tokenizer {
     }
     std::string merges_txt() const {
         std::string s = "#version: 0.2\n";
-        for (auto [left, right] : merges)
-            s += GPT2_BYTES.printable(tokens[left]) + " " + GPT2_BYTES.printable(tokens[right]) + "\n";
+        for (size_t i = 0; i < merges.size(); i++) s += merge_line(i) + "\n";
         return s;
     }
     std::string vocab_json() const {
@@ -249,6 +248,9 @@ private:
     static constexpr const char* END_OF_TEXT = "<|endoftext|>";
     static constexpr int NO_MERGE = INT_MAX, POSITION_BITS = 40, MAX_VOCAB = 1 << 23;
 
+    std::string merge_line(size_t i) const {
+        return GPT2_BYTES.printable(tokens[merges[i].first]) + " " + GPT2_BYTES.printable(tokens[merges[i].second]);
+    }
     static std::string names_json(const std::map<int, std::string>& names) {
         std::string s;
         for (auto& [id, name] : names) s += (s.empty() ? "{" : ", ") + json_quote(name) + ": " + std::to_string(id);
@@ -277,7 +279,13 @@ private:
         const Json vocab = read(vocab_name);
 
         std::map<std::string, int> listed;                             // added tokens; -1: the id is not told here
-        std::string end;
+        std::string end, end_told;                                     // the end of text, and the file that tells it
+        auto ends = [&](const std::string& token, const std::string& name) {
+            if (end.empty()) end = token, end_told = name;
+            if (!token.empty() && token != end)
+                wrong(name, token, "ends a text, but " + json_quote(end.substr(0, 60)) + " does by " + end_told);
+        };
+        const Json whole = before.empty() ? read("tokenizer.json") : Json();
         auto list = [&](const Json& token, const Json& id, const std::string& name) {
             const std::string& text = token.kind == Json::STRING ? token.string : token["content"].string;
             if (text.empty()) return text;
@@ -290,15 +298,18 @@ private:
         auto string = [](const std::string& s) { Json j; j.kind = Json::STRING, j.string = s; return j; };
         if (before.empty()) {
             for (auto& [token, id] : read("added_tokens.json").members) list(string(token), id, "added_tokens.json");
-            for (auto& token : read("tokenizer.json")["added_tokens"].items) list(token, token["id"], "tokenizer.json");
+            for (auto& token : whole["added_tokens"].items) list(token, token["id"], "tokenizer.json");
             for (const std::string name : {"tokenizer_config.json", "special_tokens_map.json"})
                 for (const Json json = read(name); auto& [role, token] : json.members) {
                     for (auto& [id, added] : token.members)
                         if (role == "added_tokens_decoder") list(added, parse_json(id, dir + name), name);
                     for (auto& added : token.items) if (role == "additional_special_tokens") list(added, Json(), name);
+                    if (role == "add_prefix_space" && token.number == 1)
+                        die("%s%s: add_prefix_space: found true, expected false: a text is taken as it is; with a blank "
+                            "before each, Hugging Face's tokenizers make other tokens", dir.c_str(), name.c_str());
                     if (!role.ends_with("_token")) continue;
                     const std::string text = list(token, Json(), name);
-                    if (role == "eos_token" && end.empty()) end = text;
+                    if (role == "eos_token") ends(text, name);
                 }
         }
 
@@ -332,12 +343,19 @@ private:
             give(id, token), added[id] = token;
         }
 
+        // A model's config.json may have kept the id of another tokenizer, which is then that of no added token.
+        const Json model_end = before.empty() ? read("config.json")["eos_token_id"] : Json();
+        for (auto& [id, token] : added)
+            if (model_end.kind == Json::NUMBER && model_end.number == id) ends(token, "config.json");
         end_id = -1;
-        for (const std::string& name : {std::string(END_OF_TEXT), end})
-            for (auto& [id, token] : added) if (end_id < 0 && token == name) end_id = id;
+        for (auto& [id, token] : added) if (token == (end.empty() ? END_OF_TEXT : end)) end_id = id;
+        if (end_id < 0 && !end.empty() && end != END_OF_TEXT)
+            wrong(end_told, end, "ends a text, but has no id in " + vocab_name + " or added_tokens.json");
         if (end_id < 0 && vocab && !added.empty())
-            die("%s%s: which token ends a text? none is %s; name it in tokenizer_config.json: {\"eos_token\": \"\"}",
-                dir.c_str(), vocab_name.c_str(), END_OF_TEXT);
+            die("%s%s: which token ends a text? none is %s; name it in tokenizer_config.json: {\"eos_token\": %s}, if "
+                "that is it", dir.c_str(), vocab_name.c_str(), END_OF_TEXT,
+                json_quote(listed.count("</s>") ? "</s>" : added.rbegin()->second.substr(0, 60)).c_str());
+        if (whole) check_settings(whole, dir + "tokenizer.json", file);
         if (end_id < 0) {                                              // as Hugging Face's tokenizers add it
             give(end_id = vocab ? names.rbegin()->first + 1 : (int)tokens.size(), END_OF_TEXT);
             added[end_id] = in_vocab[end_id] = END_OF_TEXT;
@@ -345,6 +363,42 @@ private:
         texts.resize(names.rbegin()->first + 1);
         for (auto& [id, token] : added) texts[id] = token;
         for (size_t i = 0; i < tokens.size(); i++) if (id_of[i] >= 0) texts[id_of[i]] = tokens[i];
+    }
+
+    // A tokenizer.json beside the merges may ask for more than these: what makes other tokens of a text is refused.
+    void check_settings(const Json& json, const std::string& path, const std::string& file) const {
+        using Text = const std::string&;
+        auto expect = [&](bool good, Text member, Text found, Text expected) {
+            if (!good)
+                die("%s: %s: found %s, expected %s: Hugging Face's tokenizers make other tokens of texts; encode with "
+                    "these, or move this file away, if %s alone is meant", path.c_str(), member.c_str(),
+                    found.substr(0, 80).c_str(), expected.substr(0, 80).c_str(), file.c_str());
+        };
+        auto type = [](const Json& j) { return !j ? "null" : j["type"] ? json_quote(j["type"].string) : "no type"; };
+        const Json &steps = json["pre_tokenizer"]["pretokenizers"], &model = json["model"], &merging = model["merges"],
+                   &pre = steps.items.size() == 1 ? steps.items[0] : json["pre_tokenizer"];
+        expect(!json["normalizer"], "normalizer", type(json["normalizer"]), "null");
+        expect(pre["type"].string == "ByteLevel", "pre_tokenizer", type(pre), "\"ByteLevel\" alone");
+        expect(pre["add_prefix_space"].number == 0, "add_prefix_space of the pre_tokenizer", "true", "false");
+        expect(!pre["use_regex"] || pre["use_regex"].number == 1, "use_regex of the pre_tokenizer", "false", "true");
+        expect(!model["type"] || model["type"].string == "BPE", "model", type(model), "\"BPE\"");
+        for (const std::string name : {"dropout", "byte_fallback", "ignore_merges", "continuing_subword_prefix",
+                                       "end_of_word_suffix"})
+            expect(model[name].number == 0 && model[name].string.empty(), name + " of the model", "one", "none");
+        for (size_t i = 0; i < std::max(merges.size(), merging.items.size()); i++) {
+            const Json& pair = i < merging.items.size() ? merging.items[i] : Json();
+            const std::string ours = i < merges.size() ? merge_line(i) : "none",
+                theirs = pair.items.size() == 2 ? pair.items[0].string + " " + pair.items[1].string : pair.string;
+            expect(ours == theirs, "merges of the model", json_quote(theirs), json_quote(ours) + ", as in " + file);
+        }
+        for (size_t i = 0; i < tokens.size(); i++) {
+            const Json& id = model["vocab"][GPT2_BYTES.printable(tokens[i])];
+            expect(id ? id.number == id_of[i] : id_of[i] < 0, "vocab of the model", "another id of " +
+                   json_quote(GPT2_BYTES.printable(tokens[i])), std::to_string(id_of[i]));
+        }
+        for (auto& token : json["added_tokens"].items)
+            expect(token["special"].number == 1, "added_tokens", json_quote(token["content"].string) + " for texts",
+                   "\"special\": true");
     }
 
     struct Merge {
