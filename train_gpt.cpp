@@ -1985,7 +1985,7 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
         if (o.layers) c.L = o.layers;
         if (o.heads) c.NH = o.heads;
         if (o.channels) c.C = o.channels;
-        c.V = o.vocab ? o.vocab : tokenizer ? tokenizer->vocab() : 50257;
+        c.V = o.vocab ? o.vocab : tokenizer ? tokenizer->vocab() : assumed_vocab(o.train, o.val, !o.raw.empty());
         if (o.context == 0) o.context = 1024;
         c.T = o.context, c.bias = o.bias, c.tied = o.tied;
         if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);

@@ -247,6 +247,34 @@ def tokenizers(name, merges, texts):
         check(shard == [eot] + ids and hf.eos_token_id == eot, f"HF GPT2Tokenizer, {name}, {kind}", detail)
 
 
+def tokenizer_settings(training, text):
+    """A tokenizer.json beside merges: the ids are the same, or it is refused by the name of what differs."""
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer, pre_tokenizers
+    with open(f"{DIR}/settings.txt", "w", encoding="utf-8") as f:
+        f.write(text)
+    def without_regex(t): t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    def other(t): t.pre_tokenizer = pre_tokenizers.Whitespace()
+    for name, options, change, words in (
+            ("as it is", {}, None, None), ("lowercase", dict(lowercase=True), None, "normalizer: found"),
+            ("a blank before", dict(add_prefix_space=True), None, "add_prefix_space"),
+            ("no regex", {}, without_regex, "use_regex"), ("another pre_tokenizer", {}, other, "pre_tokenizer: found"),
+            ("a special token", {}, lambda t: t.add_special_tokens(["<|sep|>"]), None),
+            ("a token", {}, lambda t: t.add_tokens(["tokenizer"]), "added_tokens: found")):
+        made, path = ByteLevelBPETokenizer(**options), f"{DIR}/settings_{name.replace(' ', '_')}"
+        made.train([training], vocab_size=600, special_tokens=["<|endoftext|>"])
+        if change:
+            change(made._tokenizer)
+        os.makedirs(path)
+        made._tokenizer.save(path + "/tokenizer.json"), made._tokenizer.model.save(path)
+        out = run("build/shards", "encode", "--in", f"{DIR}/settings.txt", "--tokenizer", path, "--out", path + "_out/x",
+                  ok=not words)
+        if words:
+            check(words in out and "\n" not in out, f"tokenizer.json refused: {name}", out)
+            continue
+        shard = np.fromfile(path + "_out/x_train.bin", "<u2")[512:].tolist()
+        check(shard[1:] == Tokenizer.from_file(path + "/tokenizer.json").encode(text).ids, f"tokenizer.json, {name}")
+
+
 def all_tokenizers():
     source = open("dev/host/tokenizer.h", encoding="utf-8").read()
     text = open(os.environ["TEXT"], encoding="utf-8", newline="").read() if os.environ.get("TEXT") else source
@@ -265,6 +293,7 @@ def all_tokenizers():
         guarded("tokenizers, GPT-2", lambda: tokenizers("GPT-2", os.environ["MERGES"], texts))
     else:
         skip("tokenizers, GPT-2", "give MERGES=vocab.bpe")
+    guarded("tokenizer.json", lambda: tokenizer_settings(f"{DIR}/bpe.txt", source))
     # a checkpoint is a whole HF directory: model and tokenizer
     run("build/shards", "encode", "--in", "dev/host/tokenizer.h", "--out", f"{DIR}/words/x",
         "--tokenizer", f"{DIR}/bpe/merges.txt")

@@ -504,6 +504,7 @@ static void weights() {
             write_file(dir + "/" + name, std::string("PK\3\4\0\0a/data.pkl", 16) + std::string(999, '\1'));
             write_file(dir + "/optimizer.pt", std::string("PK\3\4\0\0a/data.pkl", 16));
             dies(format("%s in a directory", name).c_str(), dir + "/" + name + ": looks like a PyTorch checkpoint, not model.safetensors; python3 -c ", [&] { open_model(dir); });
+            dies(format("%s in a directory, and its weights beside", name).c_str(), "w.get('state_dict', w)); s.save_file({k: v.contiguous().clone() for k, v in w.items() if torch.is_tensor(v)}, '" + dir + "/model.safetensors')", [&] { open_model(dir); });
         }
     fresh_directory("weights");
     dies("an empty directory", "holds no model.safetensors and no whole checkpoint", [&] { open_model(dir); });
@@ -554,6 +555,39 @@ static void paths() {
     const std::string home = getenv("HOME");
     check(at_home("~/x1.bin") == home + "/x1.bin" && at_home("~") == home && at_home("~x") == "~x" && at_home("a/~") == "a/~", "cases/~ is the home directory");
     check(glob_files(at_home("~/x*.bin"), "--train").size() == 2, "cases/a glob below ~");
+}
+
+// Data without a tokenizer: nothing in it tells the vocabulary, and a shell may have seen the pattern first.
+static void data() {
+    const std::string dir = fresh_directory("bare"), out = DIR + "bare_run", none = dir + "/none.bin", wide = dir + "/wide.bin", narrow = dir + "/narrow.bin";
+    write_file(narrow, numbers<uint16_t>(999, 65) + std::string("\x40\0", 2)), write_file(wide, numbers<uint16_t>(999, 50257) + std::string("\x50\xc4", 2)), write_file(none, "");
+    std::string error, said;
+    auto start = [&](std::vector<std::string> words) {
+        words.insert(words.begin(), "train"), words.insert(words.end(), {"--init", "custom", "--layers", "1", "--heads", "1", "--channels", "4", "--context", "4", "--batch", "1", "--steps", "1", "--sample-every", "0", "--out", out});
+        fs::remove_all(out), said = run(words, &error);
+        return error;
+    };
+    const std::string far = "--vocab: is missing, and the largest token is 64, where GPT-2 has 50257; give --vocab 65, or more if ";
+    auto right = [&](const char* name, const std::string& wrong) { check(wrong.empty(), "cases/data: %s %s", name, wrong.c_str()); };
+    right("16-bit tokens of characters", one_line_with(start({"--train", narrow, "--raw", "u16"}), far + "the tokenizer has more"));
+    right("these in --train, GPT-2's in --val", start({"--train", narrow, "--val", wide, "--raw", "u16", "--eval-rows", "1"}));
+    right("the vocabulary given", start({"--train", narrow, "--raw", "u16", "--vocab", "65"}));
+    right("GPT-2's tokens", start({"--train", wide, "--raw", "u16"}));
+    write_file(dir + "/meta.pkl", "\x80\4");
+    right("GPT-2's tokens beside meta.pkl", one_line_with(start({"--train", wide, "--raw", "u16"}), "the largest token is 50256, where GPT-2 has 50257; give --vocab 50257, or more if " + dir + "/meta.pkl has a vocab_size of more"));
+    fs::remove(dir + "/meta.pkl");
+    Ids small(99);
+    small[0] = 64;
+    write_shard(dir + "/shard.bin", small, 65), write_shard(dir + "/nothing.bin", {}, 65);
+    right("a shard of characters", start({"--train", dir + "/shard.bin"}));
+    check(has(said, "warning: " + far), "cases/data: a shard of characters is told of");
+    for (const char* raw : {"", "u16"}) {
+        std::vector<std::string> words = {"--train", none, "--vocab", "65"};
+        if (*raw) words.insert(words.end(), {"--raw", raw});
+        right("an empty file", one_line_with(start(words), none + ": empty, expected tokens"));
+    }
+    right("no tokens", one_line_with(start({"--train", dir + "/nothing.bin", "--vocab", "65"}), "nothing.bin: holds no tokens"));
+    right("a pattern without quotes", one_line_with(start({"--train", narrow, wide}), wide + ": stands after no option; a pattern needs quotes: --train 'data/*.bin'"));
 }
 
 static void texts() {
@@ -739,7 +773,7 @@ static void runs() {
 int main() {
     fs::remove_all(DIR);
     fs::create_directories(DIR);
-    for (auto section : {kinds, foreign_texts, ids, weights, paths, texts, runs})
+    for (auto section : {kinds, foreign_texts, ids, weights, paths, data, texts, runs})
         try {
             section();
         } catch (const std::exception& e) {

@@ -128,7 +128,7 @@ inline std::string parse_words(const Program& program, const std::vector<std::st
             std::vector<std::string> names;
             for (const Option& known : options) if (known.is(letter)) names.push_back(known.typed());
             if (i > 1 && word[0] != '-' && exists(word))
-                die_usage("%s: unknown option; a pattern for several files must stand in quotes", word.c_str());
+                die_usage("%s: stands after no option; a pattern needs quotes: --train 'data/*.bin'", word.c_str());
             die_usage("%s: unknown option%s; %s --help lists them", word.c_str(), nearest(word, names).c_str(), program.name);
         }
         const char* name = word.c_str();

@@ -21,6 +21,7 @@ struct Shard {
 
     Shard(const std::string& path, bool raw) : file(path) {
         const char* name = path.c_str();
+        if (file.size == 0) die("%s: empty, expected tokens", name);
         if (raw) {
             begin = 0, count = file.size / 2;
             name_kind(file, "bare 16-bit tokens", true);
@@ -37,6 +38,7 @@ struct Shard {
             die("%s: byte 0: found magic %d, expected %d or %d; a nanoGPT file has no header: read it with --raw u16",
                 name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
         if (version != kind->version) die("%s: byte 4: found version %d, expected %d", name, version, kind->version);
+        if (file.at<int32_t>(8) == 0 && file.size == HEADER) die("%s: holds no tokens", name);
         count = file.at<uint32_t>(8), token_bytes = kind->token_bytes;
         size_t expected = HEADER + count * token_bytes;
         if (file.at<int32_t>(8) < 0 || file.size != expected)
@@ -74,6 +76,27 @@ inline std::vector<std::string> glob_files(const std::string& pattern, const cha
     std::sort(paths.begin(), paths.end());                    // braces are sorted one by one, and may overlap
     paths.erase(std::unique(paths.begin(), paths.end()), paths.end());
     return paths;
+}
+
+// The vocabulary where nothing tells it: GPT-2's, unless the tokens lie far below it, as those of characters do.
+inline int assumed_vocab(const std::string& train, const std::string& val, bool raw) {
+    const int gpt2 = 50257;
+    std::vector<std::string> paths = glob_files(train, "--train");
+    if (!val.empty()) for (const std::string& path : glob_files(val, "--val")) paths.push_back(path);
+    uint32_t largest = 0;
+    for (const std::string& path : paths) {
+        const Shard shard(path, raw);
+        #pragma omp parallel for reduction(max : largest)
+        for (size_t i = 0; i < shard.count; i++) largest = std::max(largest, shard[i]);
+    }
+    const std::string meta = directory_of(paths[0]) + "/meta.pkl";           // nanoGPT's, beside data of characters
+    if (!exists(meta) && largest >= gpt2 / 8) return gpt2;
+    const std::string found = format(
+        "--vocab: is missing, and the largest token is %u, where GPT-2 has %d; give --vocab %u, or more if %s", largest,
+        gpt2, largest + 1, exists(meta) ? (meta + " has a vocab_size of more").c_str() : "the tokenizer has more");
+    if (raw) die_usage("%s", found.c_str());
+    warn("%s", found.c_str());
+    return gpt2;
 }
 
 // Examples of 2 segments (prompt, response) or 3 (prompt, chosen, rejected); formats: header, offsets, tokens.
