@@ -197,7 +197,7 @@ static void foreign_texts() {
         {"damaged UTF-8", repeated("\xd0\x9f\xd1\x80\xd0", 99), "looks like damaged UTF-8; take out what is none: iconv -c", false},
         {"a zero byte", many + "a\0b"s, "byte 3901 is zero, the first of 1: looks like text with zero bytes, not UTF-8 text; take them out: tr -d '\\000' < " + quoted, false},
         {"GPT-2's 16-bit tokens", numbers<uint16_t>(500, 5000), "looks like bare 16-bit tokens, not UTF-8 text; --train and --val read these with --raw u16", false},
-        {"16-bit tokens of characters", numbers<uint16_t>(500, 65), "looks like bare 16-bit tokens", false}, {"noise", numbers<uint32_t>(5000, INT_MAX), "looks like binary data, not UTF-8 text", false}};
+        {"16-bit tokens, few of them small", numbers<uint16_t>(999, 50257), "looks like bare 16-bit tokens", false}, {"16-bit tokens of characters", numbers<uint16_t>(500, 65), "looks like bare 16-bit tokens", false}, {"noise", numbers<uint32_t>(5000, INT_MAX), "looks like binary data, not UTF-8 text", false}};
     for (auto& c : cases)
         for (const char* reader : {"encode", "bpe", "--prompt-file"}) {
             write_file(path, c.bytes);
@@ -626,7 +626,7 @@ static void texts() {
         {{"array.json", "[{\"text\": \"a\"}]"}, {"jq -c '.[]' ", ""}}, {{"pretty.json", "{\n  \"text\": \"a\"\n}\n"}, {"looks like JSON, not JSON Lines", ""}},
         {{"array.jsonl", "[\n{\"text\": \"a\"}\n]"}, {"looks like JSON, not JSON Lines", ""}}, {{"chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n"}, {"line 1: expected an object with a string \"text\"; it has \"messages\" (no string); it holds a chat", ""}},
         {{"pairs.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n"}, {"build/shards examples reads", ""}}, {{"other.jsonl", "{\"content\": \"a\", \"id\": 3}\n"}, {"it has \"content\", \"id\" (no string); name another member with --field", ""}},
-        {{"none.jsonl", "{}\n"}, {"it has no members", ""}}, {{"string.jsonl", "\"a\"\n"}, {"found no object", ""}}, {{"blank.jsonl", "\n \n"}, {"blank.jsonl: holds no text", ""}},
+        {{"nested.jsonl", "{\"doc\": {\"text\": \"a\"}}\n"}, {"it has \"doc\" (no string); take it from where it is: jq -c '{text: .MEMBER}' ", ""}}, {{"none.jsonl", "{}\n"}, {"it has no members", ""}}, {{"string.jsonl", "\"a\"\n"}, {"found no object", ""}}, {{"blank.jsonl", "\n \n"}, {"blank.jsonl: holds no text", ""}},
         {{"data.json", "{\"version\": 2, \"data\": [{\"text\": \"a\"}]}"}, {"jq -c '.[\"data\"][]' " , ""}}, {{"data.jsonl", "{\n \"of all\":\n [\"a\"]}"}, {"byte 1: ", ""}}, {{"texts.json", "{\n \"n\": {\"a\": [1]}, \"of all\":\n [\"a\"]}"}, {"jq -c '.[\"of all\"][] | {text: .}' ", ""}},
         {{"strings.json", "[\"a\", \"b\"]"}, {"jq -c '.[] | {text: .}' ", ""}}, {{"cut.json", "{\n\"a\": "}, {"cut.json: byte 7: the JSON ends", ""}}, {{"no text", ""}, {"no text: empty, expected text", ""}}};
     for (auto& c : refused) {

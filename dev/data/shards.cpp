@@ -205,9 +205,10 @@ inline std::string members_of(const Json& json) {
 
 // What to do about a JSON line without the member that was asked for.
 inline std::string advice_on(const Json& json, std::string_view line, const std::string& path) {
-    std::string step = "name another member with --field";
     bool strings = false;
     for (auto& [name, value] : json.members) strings |= value.kind == Json::STRING;
+    std::string step = strings ? "name another member with --field"
+                               : usable("take it from where it is: jq -c '{text: .MEMBER}' FILE > text.jsonl", path);
     for (auto& [name, value] : json.members)
         if (!strings && value.kind == Json::ARRAY) step = lines_by(lines_filter(line, path), path);
     if (json["messages"])
