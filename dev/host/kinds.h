@@ -282,7 +282,7 @@ inline TextCount check_text(const std::string& path, std::string_view text) {
     const bool other = t.bad > 3 + text.size() / 500, many = 100 * t.zeros > text.size() + 100;
     auto as = [&](const char* what, const char* step) { return std::pair(std::string(what), usable(step, path)); };
     if (t.zeros) {
-        bool tokens = (many || other) && text.size() >= 64 && text.size() % 2 == 0;                   // below GPT-2's 50257
+        bool tokens = (many || other) && text.size() >= 64 && text.size() % 2 == 0;    // below GPT-2's 50257
         for (size_t i = 0; i + 1 < std::min<size_t>(text.size(), 1 << 16) && tokens; i += 2)
             tokens = ((uint8_t)text[i] | (uint8_t)text[i + 1] << 8) < 50257;
         const auto [what, step] = tokens ? as("bare 16-bit tokens", "--train and --val read these with --raw u16")

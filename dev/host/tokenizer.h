@@ -305,8 +305,8 @@ private:
                         if (role == "added_tokens_decoder") list(added, parse_json(id, dir + name), name);
                     for (auto& added : token.items) if (role == "additional_special_tokens") list(added, Json(), name);
                     if (role == "add_prefix_space" && token.number == 1)
-                        die("%s%s: add_prefix_space: found true, expected false: a text is taken as it is; with a blank "
-                            "before each, Hugging Face's tokenizers make other tokens", dir.c_str(), name.c_str());
+                        die("%s%s: add_prefix_space: found true, expected false: a text is taken as it is; with a "
+                            "blank before each, Hugging Face's tokenizers make other tokens", dir.c_str(), name.c_str());
                     if (!role.ends_with("_token")) continue;
                     const std::string text = list(token, Json(), name);
                     if (role == "eos_token") ends(text, name);
