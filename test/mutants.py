@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""test/mutants.py [--seed S] [--number N] [--only K,K,...] -- tests the tests: breaks shipped code in one small place after
+another, and sees whether they notice.
+
+A mutant is one application of one of OPERATORS to a line of REGIONS, drawn from the seed. It is built in a copy of the tree,
+build/mutants/1 or 2, and goes through the tests that concern its file, cheapest first, until one fails. Its line tells which;
+or SURVIVED, with the lines before and after: then a check is missing, or the mutant does what the original does, and joins
+EQUIVALENT. A mutant that does not compile is drawn again. One that runs for too long counts as caught. Exit 1 if the share of
+caught ones is below LEAST."""
+import argparse, collections, concurrent.futures, math, os, queue, random, re, shutil, signal, subprocess, sys
+
+LEAST = 0.98
+HOME = 'build/mutants'
+
+# Where mutants are made: from one line to another, by a pattern each.
+REGIONS = [
+    ('train_gpt.cu', r'// ---- \d+\. layers', r'static constexpr double GB'),
+    ('train_gpt.cu', r'    void initialize\(uint64_t', r'// ---- \d+\. check'),
+    ('train_gpt.cpp', r'// ---- \d+\. layers', r'product of bfloat16 numbers on AMX'),
+    ('train_gpt.cpp', r'^template .* void gemm\(Target', r'^// Multiply-adds of all threads'),
+    ('train_gpt.cpp', r'^/\* linear --', r'// ---- \d+\. model'),
+    ('train_gpt.cpp', r'^/\* The network, for both', r'    std::string describe\(\)'),
+    ('train_gpt.cpp', r'    void initialize\(uint64_t', r'// ---- \d+\. checkpoints')]
+# What tells people something, is told to the compiler alone, or is checked before anything runs.
+PASSED_OVER = re.compile(r'^\s*(//|#|/\*)|\bdie\(|format\(|static_assert|__builtin_prefetch|__launch_bounds__|ASM\(|EMU\(|constexpr \w+ \w+ =')
+
+NESTED = r'\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)'         # parentheses, up to three deep
+OPERATORS = [                                # (pattern, replacement, kind)
+    (r'__sync(threads|warp)\(\);', ';', 'no barrier'),
+    (r'\b(barrier<\d>|mbarrier_wait|mbarrier_arrive|copies_wait<\d>|products_wait<\d>|bulk_wait|bulk_wait_read)' + NESTED, '(void)0', 'no wait'),
+    (r'\b(stores_visible|products_begin|products_commit|copies_commit|bulk_commit)\(\)', '(void)0', 'no fence'),
+    (r'CHECK\((cuda(Event|Stream|Memset|Memcpy)\w*)' + NESTED + r'\)', '(void)0', 'no call'),
+    (r'^(\s+)(upload|download|send|launch|store|load|std::fill\w*|std::copy\w*)' + NESTED + ';', r'\1;', 'no call'),
+    (r'(?<=[\w)\]]) < (?=[\w(])', ' <= ', '<= for <'), (r' <= ', ' < ', '< for <='),
+    (r'(?<=[\w)\]]) > (?=[\w(])', ' >= ', '>= for >'), (r' >= ', ' > ', '> for >='),
+    (r' == ', ' != ', '!= for =='), (r' && (?!\w+ &)', ' || ', '|| for &&'), (r' \|\| ', ' && ', '&& for ||'),
+    (r' \+= ', ' = ', '= for +='), (r' -= ', ' += ', '+= for -='), (r' \*= ', ' = ', '= for *='),
+    (r'(?<=[\w)\]]) \+ (?=[\w(])', ' - ', '- for +'), (r'(?<=[\w)\]]) - (?=[\w(])', ' + ', '+ for -'),
+    (r'(?<=[\w)\]]) \* (?=[\w(])', ' + ', '+ for *'), (r'(?<=[\w)\]]) / (?=[\w(])', ' * ', '* for /'),
+    (r'(?<=[\w)\]]) % (?=[\w(])', ' / ', '/ for %'),
+    (r'(?<![\w.<])([0-9]+)(?![\w.>])', lambda m: str(int(m[1]) + 1), 'a number and one'),
+    (r'\bif (?!\(const|\(auto)(' + NESTED + ')', r'if (\1 || true)', 'no guard'), (r'\bif (?!\(const|\(auto)(' + NESTED + ')', r'if (\1 && false)', 'never'),
+    (r'(?<=[(,] )(\w[\w.]*), (\w[\w.]*)(?=[,)])', r'\2, \1', 'arguments swapped'),
+    (r'\bmin\(', 'max(', 'max for min'), (r'\bmax\(', 'min(', 'min for max'), (r'\b(true|false)\b(?=[,);])', lambda m: 'false' if m[1] == 'true' else 'true', 'the other truth')]
+
+# Mutants that compute the same, by the text of the mutated line, and why. They do not count.
+EQUIVALENT = {
+}
+
+# By the name of what encloses it: the ladder that checks a kernel, alone.
+LADDERS = [(r'few|attention_step|embedding_step|pick|Cut|cut|sum_before|key_of|number_of|Normed', 'decoding'),
+           (r'attention|Tile|multiply_(turned|results)|boxes|stage_rows|sum_rows|Shape|Walk|Probability|recompute|wgmma|scores', 'attention'),
+           (r'layernorm|rows_for|banked|Embedding\b', 'layernorm'), (r'embedding|sort_tokens', 'embedding'),
+           (r'gelu|column_sums|partial', 'gelu'), (r'cross_entropy|add_loss', 'cross_entropy'), (r'adamw|squares|update_of|round_kernel', 'adamw'),
+           (r'linear|multiply|Product|propos|fastest|random_kernel|differ', 'products')]
+GOLDEN = ' '.join(sorted('test/golden/' + d for d in os.listdir('test/golden') if os.path.isdir('test/golden/' + d)))
+
+
+# What a mutant goes through: (name, programs to build, command).
+def tests_of(file, enclosing):
+    if file == 'train_gpt.cpp':
+        return [('golden', 'build/test_golden', 'build/test_golden ' + GOLDEN),
+                ('test_layers', 'build/test_layers', 'build/test_layers'),
+                ('test_gemm', 'build/test_gemm', 'build/test_gemm'),
+                ('--check', 'build/train_gpt_emulated', 'build/train_gpt_emulated --check'),
+                ('test_cases', 'train_gpt build/test_cases', 'build/test_cases')]
+    tests = []
+    for pattern, ladder in LADDERS:
+        if re.search(pattern, enclosing):
+            tests = [(ladder, f'build/emulated_{ladder}', f'build/emulated_{ladder}'), (ladder + ', fp32', f'build/emulated_{ladder}_fp32', f'build/emulated_{ladder}_fp32')]
+            break
+    if re.search('Product|propos|fastest|random_kernel|differ', enclosing):
+        tests.append(('proposals', 'build/emulated_proposals', 'build/emulated_proposals'))
+    return tests + [
+        ('--check', 'build/train_gpt_emulated', 'build/train_gpt_emulated --check'),
+        ('golden', 'build/emulated_golden', 'build/emulated_golden ' + GOLDEN),
+        ('gpu.sh', 'train_gpt build/train_gpt_emulated build/train_gpt_emulated_fp32', 'test/gpu.sh build/train_gpt_emulated')]
+
+
+def run(directory, command, seconds):
+    """Its exit code and output; 'time' where it takes longer than that."""
+    env = dict(os.environ, OMP_NUM_THREADS='1', MAKEFLAGS='', STRESS='', MAKELEVEL='0')
+    p = subprocess.Popen(command, shell=True, cwd=directory, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True, errors='replace')
+    try:
+        output = p.communicate(timeout=seconds)[0]
+        return p.returncode, output
+    except subprocess.TimeoutExpired:
+        os.killpg(p.pid, signal.SIGKILL)
+        p.communicate()
+        return 'time', ''
+
+
+def candidates():
+    """All mutants: (file, line number, line, mutated line, kind, enclosing definition)."""
+    for file, first, last in REGIONS:
+        inside = comment = False
+        enclosing = ''
+        for number, line in enumerate(SOURCE[file]):
+            if not inside: inside = bool(re.search(first, line))
+            elif re.search(last, line): break
+            if re.match(r'template|struct \w+ {$', line): enclosing = line
+            elif re.match(r'[\w_].*[({]', line): enclosing = line if not enclosing.endswith('>') else enclosing + line
+            comment = comment or line.lstrip().startswith('/*')
+            code = line.split('//')[0].rstrip()
+            if inside and not comment and code and not PASSED_OVER.search(line):
+                for pattern, replacement, kind in OPERATORS:
+                    for m in re.finditer(pattern, code):
+                        mutated = code[:m.start()] + (replacement(m) if callable(replacement) else m.expand(replacement)) + code[m.end():]
+                        if mutated != code: yield file, number, line, mutated, kind, enclosing
+            comment = comment and '*/' not in line
+        else:
+            sys.exit(f'error: {file}: no line like {(last if inside else first)!r}')
+
+
+def judge(slot, mutant):
+    """What catches it, or None; and what that says."""
+    directory = f'{HOME}/{slot}'
+    file, number, line, mutated, kind, enclosing = mutant
+    with open(f'{directory}/{file}', 'w') as f: f.write('\n'.join(SOURCE[file][:number] + [mutated] + SOURCE[file][number + 1:]))
+    try:
+        for name, programs, command in tests_of(file, enclosing):
+            code, output = run(directory, f'make {programs}', 1200)
+            if code: return 'the compiler', ''
+            code, output = run(directory, command, 600)
+            if code == 'time': return name, 'does not end'
+            if code: return name, next((l for l in output.split('\n') if l.startswith('FAIL')), output.strip().split('\n')[-1])
+        return None, ''
+    finally:
+        with open(f'{directory}/{file}', 'w') as f: f.write('\n'.join(SOURCE[file]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--seed', default='1')
+    parser.add_argument('--number', type=int, default=12)
+    parser.add_argument('--only', help='those among them whose line contains this')
+    o = parser.parse_args()
+    # A mutant's place in the order hangs on itself and the seed, so that changes elsewhere leave it; and on how many there are
+    # of its kind: of a hundred times as many, ten times as many are drawn.
+    drawn = list(candidates())
+    kinds = collections.Counter(m[4] for m in drawn)
+    drawn.sort(key=lambda m: random.Random(f'{o.seed} {m[0]} {m[3]} {m[4]}').random() * math.sqrt(kinds[m[4]]))
+    print(f'seed {o.seed}, {o.number} of {len(drawn)} mutants', flush=True)
+    slots = queue.Queue()
+    for slot in (1, 2):
+        shutil.rmtree(f'{HOME}/{slot}', ignore_errors=True)
+        shutil.copytree('.', f'{HOME}/{slot}', ignore=shutil.ignore_patterns('.git', 'build', 'runs', '*.o'))
+        os.makedirs(f'{HOME}/{slot}/build')
+        slots.put(slot)
+    caught, equivalent, survived, dead = {}, 0, 0, 0
+
+    def one(mutant):
+        slot = slots.get()
+        try: return judge(slot, mutant)
+        finally: slots.put(slot)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        at, waiting = iter(drawn), []
+        def more():
+            for mutant in at:
+                if o.only and o.only not in mutant[3]: continue
+                return waiting.append((mutant, pool.submit(one, mutant) if mutant[3].strip() not in EQUIVALENT else None))
+        for _ in range(o.number): more()
+        for mutant, future in waiting:       # grows
+            file, number, line, mutated, kind, _ = mutant
+            where = f'{file}:{number + 1}: {kind}'
+            if not future:
+                equivalent += 1
+                print(f'{where}: equivalent: {EQUIVALENT[mutated.strip()]}', flush=True)
+                continue
+            by, what = future.result()
+            if by == 'the compiler': dead += 1; more(); continue
+            if by: caught[by] = caught.get(by, 0) + 1
+            else: survived += 1
+            print(f'{where}: caught by {by}: {what[:110]}' if by else f'{where}: SURVIVED\n    - {line.strip()}\n    + {mutated.strip()}', flush=True)
+    judged = sum(caught.values()) + survived
+    print(', '.join(f'{n} by {by}' for by, n in sorted(caught.items(), key=lambda c: -c[1])))
+    good = judged > 0 and judged - survived >= LEAST * judged
+    print(f'{"ok" if good else "FAIL"} mutants/seed {o.seed}: {judged - survived} of {judged} caught; {equivalent} are equivalent, {dead} more do not compile')
+    return not good
+
+
+if __name__ == '__main__':
+    SOURCE = {file: open(file).read().split('\n') for file in {r[0] for r in REGIONS}}
+    sys.exit(main())
