@@ -1386,6 +1386,14 @@ inline bool wgmma_fits(int HS) {
 }
 #endif
 
+// Which of these a head size gets, where more than one query stands against no cache.
+inline const char* attention_kernels([[maybe_unused]] int HS) {
+#ifndef TRAIN_FP32
+    if (wgmma_fits(HS)) return "wgmma";
+    if (tiles_fit(HS)) return "tiles";
+#endif
+    return "plain";
+}
 inline size_t scores_size(int n) {           // bytes of n scores in shared memory
     const size_t bytes = (sizeof(float) * n + 15) / 16 * 16, limit = device().properties.sharedMemPerBlockOptin - 1024;
     if (bytes > limit) die("a row of %d attention scores does not fit the GPU's shared memory; lower --context", n);
@@ -2128,7 +2136,8 @@ struct Activations {
 #undef X
 };
 
-inline size_t head_rows(size_t N, int V) { return std::min<size_t>(N, std::clamp((1 << 29) / V, 64, 16384)); }
+inline int most_logits = 1 << 29;            // numbers at once; --check has fewer, so that they come in several chunks
+inline size_t head_rows(size_t N, int V) { return std::min<size_t>(N, std::clamp(most_logits / V, 64, 16384)); }
 
 // The arrays in units of 16 bytes, so that Slots aligns each to more than anyone asks for.
 inline std::vector<std::pair<Per, size_t>> activation_arrays(const Config& c, int B, int T, bool training) {
@@ -2220,9 +2229,9 @@ struct Model {
     std::string describe() const {
         const Device& d = device();
         return format("%s, %d multiprocessors, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, "
-                      "%.2f TB/s; %s", d.properties.name, d.processors(), d.capability() / 10, d.capability() % 10,
+                      "%.2f TB/s; attention: %s; %s", d.properties.name, d.processors(), d.capability() / 10, d.capability() % 10,
                       d.built_for / 10, d.built_for % 10, DTYPE, d.peak() / 1e12, d.bandwidth() / 1e12,
-                      memory(B).c_str());
+                      attention_kernels(c.C / c.NH), memory(B).c_str());
     }
 
     /* What a step of so many tokens takes at least: products and attention at 80 % of the peak; everything else at 90 %
@@ -2539,11 +2548,21 @@ template <typename T> std::vector<float> host_copy(const T* p, size_t n) {
     CHECK(cudaStreamSynchronize(device().stream));
     return std::vector<float>(values.begin(), values.end());
 }
+// Weights to begin with: those of fresh models, but biases and norms, which are alike there, differ everywhere. What joins
+// the stream stays as small as that is, else all tokens would look alike in the next block.
+inline void begin(cpu::Model& there, Model& here) {
+    for (size_t i = 0; i < here.layout.tensors.size(); i++) {
+        std::vector<float> values = here.layout.initial_values(i, 1);
+        const Tensor& t = here.layout.tensors[i];
+        if (Rng rng(2, i + 1); t.rows == 0) for (float& v : values) v += (t.name.find(".ln_") < t.name.npos ? 0.3 : 0.02) * rng.normal();
+        there.set(WEIGHT, i, values.data()), here.set(WEIGHT, i, values.data());
+    }
+}
 // Texts drawn up to the end of the context: the last step's logits, which hang on all before, and what it drew from them.
 inline void check_drawing(Comparison& compare, const Config& c, int B, double limit) {
     cpu::Model there(c, B, c.T, false, BF16);
     Model here(c, B, c.T, false);
-    initialize(there, 1), initialize(here, 1);
+    begin(there, here);
     Options o;
     o.temperature = 0.7, o.top_k = c.V / 2, o.top_p = 0.9;
     const Sampling sampling(o);
@@ -2576,7 +2595,7 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
 inline Comparison check_model(const Config& c, int B, int T) {
     cpu::Model there(c, B, T, true, BF16);
     Model here(c, B, T, true);
-    initialize(there, 1), initialize(here, 1);
+    begin(there, here);
     printf("%d layers, %d heads, %d channels, vocabulary %d, %d rows of %d tokens, %s, %s\n", c.L, c.NH, c.C, c.V, B, T,
            c.bias ? "biases" : "no biases", c.tied ? "tied head" : "head of its own");
     const double limit = BF16 ? 0.03 : 2e-5, lr = 1e-3;
@@ -2586,7 +2605,9 @@ inline Comparison check_model(const Config& c, int B, int T) {
     const int N = B * T;
     for (compare.step = 1; compare.step <= 3; compare.step++) {
         std::vector<int> x(N), y(N);
-        for (int n = 0; n < N; n++) x[n] = rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
+        for (int n = 0; n < N; n++) {        // in the last step all tokens differ, if there are so many
+            x[n] = compare.step == 3 ? n * 7 % c.V : rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
+        }
         there.forward(x.data(), y.data(), nullptr, N, B, T, true);
         here.forward(x.data(), y.data(), nullptr, N, B, T, true);
         for (int l = 0; l < c.L; l++) {
@@ -2604,13 +2625,22 @@ inline Comparison check_model(const Config& c, int B, int T) {
         auto tensors = [&](const char* what, Which which, double limit, double unit) {
             for (size_t i = 0; i < here.layout.tensors.size(); i++) {
                 const Tensor& t = here.layout.tensors[i];
-                if (!t.present) continue;
-                std::vector<float> got(t.count()), want(t.count());
+                std::vector<float> got(t.count()), want(t.count(), 1);
+                if (!t.present) here.set(which, i, want.data());         // does nothing: zeros are read
                 here.get(which, i, got.data()), there.get(which, i, want.data());
                 if (which == WEIGHT) there.set(which, i, got.data());
-                if (which == WEIGHT && t.name.find("c_attn.bias") != t.name.npos)
-                    for (auto* v : {&got, &want}) v->erase(v->begin() + c.C, v->begin() + 2 * c.C);
-                compare(format("%s %s", what, t.name.c_str()), got, want.data(), limit, unit);
+                // At first v's gradients are far larger than those of q and k, and would hide what is wrong with these.
+                const bool qkv = t.name.find("c_attn") < t.name.npos, key_bias = qkv && t.rows == 0;
+                const int parts = qkv && which == GRADIENT && compare.step == 1 ? 3 : 1;
+                for (int part = 0; part < parts; part++) {
+                    std::vector<float> g;
+                    std::vector<real> w;
+                    for (size_t k = 0; k < got.size(); k++)
+                        if (const int p = int(k) % t.cols / c.C; (parts == 1 || p == part) && !(key_bias && p == 1))
+                            g.push_back(got[k]), w.push_back(want[k]);
+                    compare(format("%s %s%.2s", what, t.name.c_str(), parts == 3 ? &" q k v"[2 * part] : ""), g, w.data(),
+                            limit, unit);
+                }
             }
         };
         tensors("gradient", GRADIENT, limit, 0);
@@ -2621,11 +2651,28 @@ inline Comparison check_model(const Config& c, int B, int T) {
         compare("loss", {(float)b.loss}, &loss, limit), compare("gradient norm", {(float)b.norm}, &norm, limit);
         tensors("weight", WEIGHT, BF16 ? 0.5 : 0.05, lr);
     }
+    // What validation asks for. Of equally likely tokens, but for rounding, either may be the best: their logits are compared.
+    std::vector<int> x(N), y(N);
+    std::vector<float> z((size_t)N * c.V), logits(z.size()), logprob, best;
+    std::vector<real> want, highest;
+    for (int n = 0; n < N; n++) x[n] = rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
+    there.forward(x.data(), y.data(), nullptr, N, B, T, false), here.forward(x.data(), y.data(), nullptr, N, B, T, false);
+    const real loss = there.result().loss;
+    compare("validation: loss", {(float)here.result().loss}, &loss, limit);
+    there.logits(0, 1, N, z.data()), here.logits(0, 1, N, logits.data());
+    for (int n = 0; n < N; n++) if (y[n] >= 0) {
+        logprob.push_back(here.logprob[n]), best.push_back(z[(size_t)n * c.V + here.best[n]]);
+        want.push_back(there.logprob[n]), highest.push_back(z[(size_t)n * c.V + there.best[n]]);
+    }
+    compare("validation: logits", logits, std::vector<real>(z.begin(), z.end()).data(), limit);
+    compare("validation: log-probabilities", logprob, want.data(), limit);
+    compare("validation: best", best, highest.data(), limit);
     return compare;
 }
 inline int check_program() {
     return run_main([] {
         int compared = 0, failed = 0;
+        most_logits = 0;                     // the least: chunks of 64 rows
         Config tiles, plain, wide, odd;
         tiles.L = 2, tiles.NH = 2, tiles.C = 128, tiles.V = 512, tiles.T = 96;
         plain = tiles, plain.L = 1, plain.NH = 4, plain.bias = false;

@@ -88,6 +88,10 @@ template <typename T> Result written(const char* name, Array<T>& a, double limit
     return {name, [&a] { return relative_error(a.get().data(), a.cpu(), a.n); }, gpu::BF16 ? limit_bf16 : limit_fp32,
             [&a] { a.reset(); }, [&a] { return a.bits(); }};
 }
+// What a rung leaves to itself on the way: no other may find it there.
+template <typename T> Result forgotten(Array<T>& a) {
+    return {"", [] { return 0.0; }, 1, [&a] { a.reset(); }, [] { return 0; }};
+}
 constexpr double ONE = 0x1p-8;               // a rounding to bf16
 
 // Normal numbers that floatX can hold; every call gives others.

@@ -103,6 +103,8 @@ static void backward(int B, int T, int V, int C) {
 
 static const Study study([] {
     const struct { Size size; int B, T, V, C; } shapes[] = {{TINY, 1, 1, 1, 1}, {TINY, 3, 9, 5, 15}, {TINY, 2, 16, 100, 64},
+                                                            // a token in several pieces; more pieces than blocks
+                                                            {TINY, 3, 50, 2, 8}, {SMALL, 2, 150, 5000, 8},
                                                             {SMALL, 4, 33, 50, 24}, {LARGE, 3, 100, 1000, 768},
                                                             {TRAINING, 64, 1024, 50257, 768}};
     for (auto& s : shapes) if (s.size <= largest) forward(s.B, s.T, s.V, s.C), backward(s.B, s.T, s.V, s.C);

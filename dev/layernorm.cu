@@ -215,6 +215,8 @@ static void backward(int N, int C) {
 static const Study study([] {
     const struct { Size size; int N, C; } shapes[] = {
         {TINY, 1, 1}, {TINY, 3, 15}, {TINY, 7, 24}, {TINY, 40, 64}, {SMALL, 5, 768}, {SMALL, 2, 1600},
+        {TINY, 101, 8},                      // more rows than all blocks take at once
+        {SMALL, 2, gpu::LAYERNORM_THREADS * WIDE}, {SMALL, 3, gpu::LAYERNORM_THREADS * 4 - 1},           // the widest
         {LARGE, 300, 768}, {LARGE, 37, 1000}, {LARGE, 1000, 8},
         {TRAINING, 64 * 1024, 768}, {TRAINING, 16 * 1024, 1600}};
     for (auto& s : shapes) if (s.size <= largest) forward(s.N, s.C), backward(s.N, s.C);

@@ -9,7 +9,7 @@ cp $dir/train.u16 $dir/val.u16
 train="train --train $dir/train.u16 --val $dir/val.u16 --raw u16 --init custom --layers 2 --heads 1 --channels 64 --vocab 50 --context 70
   --tokens-per-step 280 --steps 6 --save-every 3 --keep 9 --eval-every 3 --eval-rows 3 --sample-every 0 --lr 1e-2"
 large="${train%--tokens-per-step*} --tokens-per-step 140000 --batch 2000"
-train="$train --batch 2"
+train="$train --batch 1"                    # four micro-batches: more than the host's two pieces of memory for them
 
 expect() {                                   # NAME COMMAND...: whether the command succeeds
     name=$1
@@ -26,13 +26,17 @@ refused() {                                  # NAME CODE TEXT COMMAND...: one li
 }
 same() { cmp "$1/step_00000006/model.safetensors" "$2/step_00000006/model.safetensors" && cmp "$1/step_00000006/optimizer.safetensors" "$2/step_00000006/optimizer.safetensors"; }
 val_loss() { "$1" eval --model "$2" --val $dir/train.u16 --raw u16 --rows packed | sed -n 's/^val loss \([0-9.]*\).*/\1/p'; }
-sample() { program=$1; shift; "$program" sample --model $dir/whole --prompt "5 7 9" "$@"; }
+sample() { program=$1; shift; EMU_SEED=1 "$program" sample --model $dir/whole --prompt "5 7 9" "$@"; }
 same_text() { sample "${gpu}_fp32" "$@" > $dir/text && sample ./train_gpt "$@" > $dir/text_cpu && cmp $dir/text $dir/text_cpu; }
 second_of() { sample $gpu --tokens 90 --samples $1 | sed -n '/sample 2$/{n;p}'; }
 same_among() { [ "$(second_of $1)" = "$(second_of $2)" ] && [ -n "$(second_of $1)" ]; }
+# How often which kernels took a whole row's attention there and back, by head size: a slower one gives the same numbers.
+kernels() { sed -n 's/.* \([0-9]*\) launches *gpu::attention_\(\(forward_[wt]\|backward_\)[a-z]*\).*<\([^,>]*\).*/\1 \2 \4/p' $dir/output | tr '\n' ';'; }
+attention_was() { expect "attention: $(kernels)" [ "$(kernels)" = "$1;" ]; }
 close() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > 0 && b > 0 && a - b < 0.02 && b - a < 0.02) }'; }
 
 expect "a run" $gpu $train --out $dir/whole
+case $gpu in *emulated*) expect "it says what attention it has" [ "$(grep -c '; attention: wgmma;' $dir/output)" = 1 ] ;; esac
 expect "a run again" $gpu $train --out $dir/again
 expect "the same bits again" same $dir/whole $dir/again
 expect "training goes on while a checkpoint is written" awk '/"step", "step": 4,/ { later = 1 } /"checkpoint", "step": 3,/ { late = later } END { exit !late }' $dir/whole/log.jsonl
@@ -43,8 +47,17 @@ expect "the CPU program goes on" ./train_gpt train --resume --steps 8 --out $dir
 expect "and this one after it" $gpu train --resume --steps 10 --out $dir/resumed
 expect "the CPU program finds the same loss" close "$(val_loss $gpu $dir/whole)" "$(val_loss ./train_gpt $dir/whole)"
 expect "a sample of two texts" $gpu sample --model $dir/whole --prompt "5 7 9" --tokens 12 --samples 2
+case $gpu in *emulated*) export EMU_STATS=1 ;; esac
 expect "all tensors agree with the CPU's" $gpu --check
 case $gpu in *emulated*)
+    plain="9 backward_plain false;9 backward_plain true"
+    tiles="$plain;3 backward_tiles 128;3 backward_tiles 128;6 backward_tiles 64;6 backward_tiles 64;7 forward_tiles 128;14 forward_tiles 64"
+    attention_was "$plain;3 backward_wgmma 128;6 backward_wgmma 64;7 forward_wgmma 128;14 forward_wgmma 64"
+    expect "all tensors agree with the CPU's on an RTX 4090" env EMU_CAPABILITY=89 $gpu --check
+    attention_was "$tiles"
+    expect "all tensors agree with the CPU's in fp32" ${gpu}_fp32 --check
+    unset EMU_STATS
+    [ -z "$STRESS" ] || expect "all tensors agree with the CPU's on an A100" env EMU_CAPABILITY=80 $gpu --check
     for seed in 1 2; do
         expect "a run, order $seed of the threads" env EMU_SEED=$seed $gpu $train --out $dir/order$seed
         expect "the same bits in order $seed" same $dir/whole $dir/order$seed
@@ -53,9 +66,6 @@ case $gpu in *emulated*)
         expect "the CPU's text, twice around a full context: ${how:-one sample}" same_text --tokens 150 $how
     done
     expect "the same text, one of 2 or of 7" same_among 2 7
-    expect "all tensors agree with the CPU's in fp32" ${gpu}_fp32 --check
-    [ -z "$STRESS" ] || expect "all tensors agree with the CPU's on an A100" env EMU_CAPABILITY=80 $gpu --check
-    expect "all tensors agree with the CPU's on an RTX 4090" env EMU_CAPABILITY=89 $gpu --check
     refused "a batch beyond the memory" 1 "not enough memory on the GPU: .*--batch [0-9]* fits" env EMU_MEM_MB=64 $gpu $large --out $dir/none
     refused "no GPU" 1 "no NVIDIA GPU" env EMU_DEVICES=0 $gpu $train --out $dir/none ;;
 esac

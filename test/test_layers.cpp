@@ -14,7 +14,8 @@ static std::vector<real> random_values(size_t n, double scale = 1) {
 
 static double dot(const std::vector<real>& a, const std::vector<real>& b) { return std::inner_product(a.begin(), a.end(), b.begin(), 0.0); }
 
-// The largest difference between the gradient and (f(x + h) - f(x - h)) / 2h, relative to the largest gradient.
+// The largest difference between the gradient and (f(x + h) - f(x - h)) / 2h, relative to the largest gradient; of some
+// numbers each, and along one direction in which all of them move, where the gradient's is its norm at random.
 // The truncation error is O(h^2), the round-off 1e-16 / h: 1e-5 balances them at about 1e-10.
 template <typename F> static void differentiate(const char* name, real* x, size_t n, const real* gradient, F f) {
     const double h = 1e-5;
@@ -23,8 +24,8 @@ template <typename F> static void differentiate(const char* name, real* x, size_
         largest = std::max(largest, std::abs((double)gradient[i]));
         if (!std::isfinite(gradient[i])) worst = NAN;              // also where no difference is taken
     }
-    for (size_t k = 0; k < std::min<size_t>(n, 60); k++) {
-        size_t i = n <= 60 ? k : rng.below(n);
+    for (size_t k = 0; k < std::min<size_t>(n, 30); k++) {
+        size_t i = n <= 30 ? k : rng.below(n);
         const real saved = x[i];
         x[i] = saved + h;
         double up = f();
@@ -34,6 +35,15 @@ template <typename F> static void differentiate(const char* name, real* x, size_
         double error = std::abs((up - down) / (2 * h) - gradient[i]) / largest;
         keep_worst(worst, error);
     }
+    const std::vector<real> saved(x, x + n), direction = random_values(n);
+    double norm = 1e-3, slope = 0, difference = 0;
+    for (size_t i = 0; i < n; i++) norm = std::hypot(norm, gradient[i]), slope += gradient[i] * direction[i];
+    for (double side : {h, -h}) {
+        for (size_t i = 0; i < n; i++) x[i] = saved[i] + side * direction[i];
+        difference += f() / (2 * side);
+    }
+    std::copy(saved.begin(), saved.end(), x);
+    keep_worst(worst, std::abs(difference - slope) / norm);
     check(worst <= 1e-7, "gradient/%s: relative error %.1e, limit 1e-07", name, worst);
 }
 
@@ -119,21 +129,28 @@ static void layers() {
         const std::vector<real> gradient = dlogits;
         differentiate("cross_entropy", logits.data(), logits.size(), gradient.data(), [&] { return loss(false); });
         double want = 0;
+        int right = 0;
         for (int n = 0; n < N; n++) {
-            if (y[n] < 0) continue;
+            if (y[n] < 0) {
+                right += best[n] == -1;
+                continue;
+            }
+            const real* z = &logits[n * V];
             double sum = 0;
-            for (int v = 0; v < V; v++) sum += std::exp(logits[n * V + v]);
-            want -= weight[n] * (logits[n * V + y[n]] - std::log(sum));
+            for (int v = 0; v < V; v++) sum += std::exp(z[v]);
+            want -= weight[n] * (z[y[n]] - std::log(sum));
+            right += best[n] == std::max_element(z, z + V) - z;
         }
-        check(std::abs(loss(false) - want) <= 1e-12, "cross_entropy: loss against plain loops: error %.1e", std::abs(loss(false) - want));
+        const double error = std::abs(loss(false) - want);
+        check(error <= 1e-12 && right == N, "cross_entropy: loss against plain loops: error %.1e; the best of %d of %d rows", error, right, N);
     }
 }
 
 // The whole model, every tensor.
-static void whole_model(bool bias, bool tied) {
+static void whole_model(bool bias, bool tied, int T) {
     Config c;
-    c.L = 2, c.NH = 3, c.C = 15, c.V = 11, c.T = 9, c.bias = bias, c.tied = tied;
-    const int B = 2, T = 7, N = B * T;
+    c.L = 2, c.NH = 3, c.C = 15, c.V = 11, c.T = T + 2, c.bias = bias, c.tied = tied;
+    const int B = 2, N = B * T;
     cpu::Model model(c, B, T, true);
     initialize(model, 3);
     for (size_t i = 0; i < model.layout.slots.size; i++) model.weights.data()[i] += 0.3 * rng.normal();
@@ -145,7 +162,18 @@ static void whole_model(bool bias, bool tied) {
     model.backward();
     for (const Tensor& t : model.layout.tensors)
         if (t.present)
-            differentiate(format("model bias %d tied %d %s", bias, tied, t.name.c_str()).c_str(), model.weights.data() + t.offset, t.count(), model.gradients.data() + t.offset, f);
+            differentiate(format("model bias %d tied %d T %d %s", bias, tied, T, t.name.c_str()).c_str(), model.weights.data() + t.offset, t.count(), model.gradients.data() + t.offset, f);
+    model.update({1e-2, 0.9, 0.95, 1e-8, 0.1}, 1, 1);
+    const real* g = model.gradients.data();
+    check(std::all_of(g, g + model.gradients.size, [](real x) { return x == 0; }), "model bias %d tied %d: update() leaves no gradient", bias, tied);
+    const std::vector<real> before(model.weights.data(), model.weights.data() + model.weights.size);
+    bool zeros = true;
+    for (size_t i = 0; i < model.layout.tensors.size(); i++) if (const Tensor& t = model.layout.tensors[i]; !t.present) {
+        std::vector<float> values(t.count(), 1);
+        model.set(WEIGHT, i, values.data()), model.get(WEIGHT, i, values.data());
+        zeros = zeros && std::all_of(values.begin(), values.end(), [](float x) { return x == 0; });
+    }
+    check(zeros && std::equal(before.begin(), before.end(), model.weights.data()), "model bias %d tied %d: absent tensors are zeros that nobody changes", bias, tied);
 }
 
 static void scalars() {
@@ -163,6 +191,9 @@ static void scalars() {
         double lr = lr_at({r.kind, 1, 0.1, 3, 103}, r.it);
         check(std::abs(lr - r.lr) <= 1e-9, "scalar/lr_at %s %lld: %.4f, expected %.4f", r.kind, (long long)r.it, lr, r.lr);
     }
+    const auto numbers = random_values(100003);                     // four of the blocks that are summed up apart
+    const double squares = dot(numbers, numbers);
+    check(std::abs(cpu::sum_of_squares(numbers.data(), numbers.size()) / squares - 1) <= 1e-12, "scalar/sum_of_squares");
     real w = 1, m = 0.1, v = 0.2;
     adamw_step(w, m, v, real(0.5), AdamWStep({0.01, 0.9, 0.99, 1e-8, 0.1}, 2), true);
     check(std::abs(m - 0.14) <= 1e-12 && std::abs(v - 0.2005) <= 1e-12 &&
@@ -288,7 +319,10 @@ static void drawing() {
 
 int main() {
     layers();
-    for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied);
+    for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied, 7);
+    const int most = std::exchange(cpu::most_logits, 0);             // the head in two chunks, of 64 and of 6 rows
+    whole_model(true, true, 35), whole_model(false, false, 35);
+    cpu::most_logits = most;
     scalars();
     drawing();
     promises();
