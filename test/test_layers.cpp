@@ -147,9 +147,9 @@ static void layers() {
 }
 
 // The whole model, every tensor.
-static void whole_model(bool bias, bool tied, int T) {
+static void whole_model(bool bias, bool tied, int L, int NH, int C, int T) {
     Config c;
-    c.L = 2, c.NH = 3, c.C = 15, c.V = 11, c.T = T + 2, c.bias = bias, c.tied = tied;
+    c.L = L, c.NH = NH, c.C = C, c.V = 11, c.T = T + 2, c.bias = bias, c.tied = tied;
     const int B = 2, N = B * T;
     cpu::Model model(c, B, T, true);
     initialize(model, 3);
@@ -319,9 +319,9 @@ static void drawing() {
 
 int main() {
     layers();
-    for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied, 7);
+    for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied, 2, 3, 15, 7);
     const int most = std::exchange(cpu::most_logits, 0);             // the head in two chunks, of 64 and of 6 rows
-    whole_model(true, true, 35), whole_model(false, false, 35);
+    whole_model(true, true, 1, 2, 6, 35), whole_model(false, false, 1, 2, 6, 35);
     cpu::most_logits = most;
     scalars();
     drawing();
