@@ -1389,8 +1389,7 @@ inline bool wgmma_fits(int HS) {
 // Which of these a head size gets, where more than one query stands against no cache.
 inline const char* attention_kernels([[maybe_unused]] int HS) {
 #ifndef TRAIN_FP32
-    if (wgmma_fits(HS)) return "wgmma";
-    if (tiles_fit(HS)) return "tiles";
+    if (wgmma_fits(HS) || tiles_fit(HS)) return wgmma_fits(HS) ? "wgmma" : "tiles";
 #endif
     return "plain";
 }
@@ -2516,8 +2515,8 @@ private:
 };
 
 // ---- 7. check -------------------------------------------------------------------------------------------------------
-/* Small models draw texts, then take three steps, on CPU and GPU side by side, from the same weights, on the same
-   tokens; every tensor is compared. The CPU rounds to bf16 what products read, if the GPU does.
+/* Small models draw texts, then take three steps and one of validation, on CPU and GPU side by side, from the same weights,
+   on the same tokens; every tensor is compared. The CPU rounds to bf16 what products read, if the GPU does.
    errors   activations and gradients: |gpu - cpu| / |cpu|, 2-norms;   weights: root mean square of gpu - cpu, over lr
    limits   fp32: sums of other orders. bf16: the GPU also rounds activations and their gradients, 2^-9 each at random,
             some 20 times on the way through 2 layers and back: 2^-9 sqrt(20) = 0.009, and a factor of 3. A weight's
@@ -2526,8 +2525,7 @@ private:
             starts from the same again. */
 struct Comparison {
     int step, compared = 0, failed = 0;
-    void operator()(const std::string& name, const std::vector<float>& got, const real* want, double limit,
-                    double unit = 0) {
+    void operator()(const std::string& name, const std::vector<float>& got, const auto* want, double limit, double unit = 0) {
         double difference = 0, size = 0;
         for (size_t i = 0; i < got.size(); i++) {
             difference += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
@@ -2554,7 +2552,9 @@ inline void begin(cpu::Model& there, Model& here) {
     for (size_t i = 0; i < here.layout.tensors.size(); i++) {
         std::vector<float> values = here.layout.initial_values(i, 1);
         const Tensor& t = here.layout.tensors[i];
-        if (Rng rng(2, i + 1); t.rows == 0) for (float& v : values) v += (t.name.find(".ln_") < t.name.npos ? 0.3 : 0.02) * rng.normal();
+        const double size = t.rows ? 0 : t.name.find(".ln_") < t.name.npos ? 0.3 : 0.02;
+        Rng rng(2, i + 1);
+        for (float& v : values) v += size * rng.normal();
         there.set(WEIGHT, i, values.data()), here.set(WEIGHT, i, values.data());
     }
 }
@@ -2585,11 +2585,11 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
     there.extend(x.data(), B, 0, c.T), there.logits(c.T - 1, c.T, B, want.data());
     for (int b = 0; b < B; b++) {
         std::vector<float> z(&got[(size_t)b * padded(V)], &got[(size_t)b * padded(V)] + V);
-        std::vector<real> wanted(&want[b * V], &want[b * V] + V);
-        const real drawn = cpu::pick(z.data(), V, sampling, before[b]);
+        float* const wanted = &want[b * V];
+        const int drawn = cpu::pick(z.data(), V, sampling, before[b]);
         const std::string row = format("row %d of %d, heads of %d", b, B, c.C / c.NH);
         compare("hidden logit of " + row, {z[never]}, &NEVER, 0.01), z[never] = wanted[never] = 0;
-        compare("logits of " + row, z, wanted.data(), limit), compare("token of " + row, {(float)token[b]}, &drawn, 0);
+        compare("logits of " + row, z, wanted, limit), compare("token of " + row, {(float)token[b]}, &drawn, 0);
     }
 }
 inline Comparison check_model(const Config& c, int B, int T) {
@@ -2603,13 +2603,13 @@ inline Comparison check_model(const Config& c, int B, int T) {
     Rng rng(2);
     for (int rows : {1, 3, FEW + 1}) check_drawing(compare, c, rows, limit);
     const int N = B * T;
-    for (compare.step = 1; compare.step <= 3; compare.step++) {
+    for (compare.step = 1; compare.step <= 4; compare.step++) {
+        const bool last = compare.step == 4, differ = compare.step == 3;         // all tokens do, if there are so many
         std::vector<int> x(N), y(N);
-        for (int n = 0; n < N; n++) {        // in the last step all tokens differ, if there are so many
-            x[n] = compare.step == 3 ? n * 7 % c.V : rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
-        }
-        there.forward(x.data(), y.data(), nullptr, N, B, T, true);
-        here.forward(x.data(), y.data(), nullptr, N, B, T, true);
+        for (int n = 0; n < N; n++)
+            x[n] = differ ? n * 7 % c.V : rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
+        there.forward(x.data(), y.data(), nullptr, N, B, T, !last);
+        here.forward(x.data(), y.data(), nullptr, N, B, T, !last);
         for (int l = 0; l < c.L; l++) {
             const cpu::Activations a = there.activations(l);
             const Activations b = here.activations(l);
@@ -2620,6 +2620,17 @@ inline Comparison check_model(const Config& c, int B, int T) {
 #define X(type, field, per, count) row(#field, per, b.field, a.field, count);
             ACTIVATIONS(X)
 #undef X
+        }
+        if (last) {                          // as in validation. Of tokens that are nearly alike, either may be best
+            const double loss = there.result().loss;
+            compare("loss", {(float)here.result().loss}, &loss, limit);
+            compare("log-probabilities", here.logprob, there.logprob.data(), limit);
+            std::vector<float> z((size_t)N * c.V), logits(z.size()), best, want;
+            there.logits(0, 1, N, z.data()), here.logits(0, 1, N, logits.data());
+            for (int n = 0; n < N; n++) if (float* of = &z[(size_t)n * c.V]; y[n] >= 0)
+                best.push_back(of[here.best[n]]), want.push_back(of[there.best[n]]);
+            compare("logits", logits, z.data(), limit), compare("logits of the best", best, want.data(), limit);
+            break;
         }
         there.backward(), here.backward();
         auto tensors = [&](const char* what, Which which, double limit, double unit) {
@@ -2633,8 +2644,7 @@ inline Comparison check_model(const Config& c, int B, int T) {
                 const bool qkv = t.name.find("c_attn") < t.name.npos, key_bias = qkv && t.rows == 0;
                 const int parts = qkv && which == GRADIENT && compare.step == 1 ? 3 : 1;
                 for (int part = 0; part < parts; part++) {
-                    std::vector<float> g;
-                    std::vector<real> w;
+                    std::vector<float> g, w;
                     for (size_t k = 0; k < got.size(); k++)
                         if (const int p = int(k) % t.cols / c.C; (parts == 1 || p == part) && !(key_bias && p == 1))
                             g.push_back(got[k]), w.push_back(want[k]);
@@ -2647,26 +2657,9 @@ inline Comparison check_model(const Config& c, int B, int T) {
         const AdamW adamw{lr, 0.9, 0.95, 1e-8, 0.1};
         there.update(adamw, 1, compare.step), here.update(adamw, 1, compare.step);
         const StepResult a = there.result(), b = here.result();
-        const real loss = a.loss, norm = a.norm;
-        compare("loss", {(float)b.loss}, &loss, limit), compare("gradient norm", {(float)b.norm}, &norm, limit);
+        compare("loss", {(float)b.loss}, &a.loss, limit), compare("gradient norm", {(float)b.norm}, &a.norm, limit);
         tensors("weight", WEIGHT, BF16 ? 0.5 : 0.05, lr);
     }
-    // What validation asks for. Of equally likely tokens, but for rounding, either may be the best: their logits are compared.
-    std::vector<int> x(N), y(N);
-    std::vector<float> z((size_t)N * c.V), logits(z.size()), logprob, best;
-    std::vector<real> want, highest;
-    for (int n = 0; n < N; n++) x[n] = rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
-    there.forward(x.data(), y.data(), nullptr, N, B, T, false), here.forward(x.data(), y.data(), nullptr, N, B, T, false);
-    const real loss = there.result().loss;
-    compare("validation: loss", {(float)here.result().loss}, &loss, limit);
-    there.logits(0, 1, N, z.data()), here.logits(0, 1, N, logits.data());
-    for (int n = 0; n < N; n++) if (y[n] >= 0) {
-        logprob.push_back(here.logprob[n]), best.push_back(z[(size_t)n * c.V + here.best[n]]);
-        want.push_back(there.logprob[n]), highest.push_back(z[(size_t)n * c.V + there.best[n]]);
-    }
-    compare("validation: logits", logits, std::vector<real>(z.begin(), z.end()).data(), limit);
-    compare("validation: log-probabilities", logprob, want.data(), limit);
-    compare("validation: best", best, highest.data(), limit);
     return compare;
 }
 inline int check_program() {

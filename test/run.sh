@@ -71,6 +71,7 @@ built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run tes
 for script in sanitizers rung nvcc; do         # these compile all ladders
     if [ -x build/emulated_kernels ]; then run test/$script.sh; else echo "skip $script: build/emulated_kernels does not compile" | tee -a $log; fi
 done
+[ -z "$STRESS" ] || ! built train_gpt || run test/mutants.py --seed "${SEED:-1}" --number "${N:-12}"                 # SEED= and N= of make
 try build/test_files
 try build/test_cases
 built train_gpt && built build/shards && built build/corpus && run test/make.sh
