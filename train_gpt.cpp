@@ -39,7 +39,7 @@
 #define PROGRAM "train_gpt"
 #define PROGRAM_HELP \
     "Step lines: GFLOP/s counts 6 P + 6 L C T floating point operations a token (P parameters; causal attention\n" \
-    "counted once), and % is of the highest rate measured, at the start or since.\n"
+    "counted once), and % is of the maximum rate measured, at the start or since.\n"
 #define DTYPE "fp32"
 #define DTYPES "fp32|bf16"
 #endif
@@ -63,7 +63,7 @@
     X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",   "tokens of an optimizer step, a multiple of batch x context [batch x context]") \
     X(integer, steps,           0,            "1..1000000000000",             "tR1", "optimizer steps [--epochs decides]") \
     X(number,  epochs,          0,            "0.000001..1000000",            "tR1", "passes over the training data [1]") \
-    X(number,  lr,              6e-4,         "0..1000",                      "t",   "highest learning rate") \
+    X(number,  lr,              6e-4,         "0..1000",                      "t",   "maximum learning rate") \
     X(number,  min_lr,          -1,           "0..1000",                      "t",   "lowest learning rate; wsd falls to 0 [0.1 x lr]") \
     X(integer, warmup,          0,            "0..1000000000000",             "t",   "steps of linear warm-up") \
     X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",   "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
@@ -556,7 +556,7 @@ struct bfloat16 {
     operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
 };
 
-// How a token is drawn, and the weight of one whose logit lies `below` the highest: e^(-below / temperature) as an
+// How a token is drawn, and the weight of one whose logit lies `below` the maximum: e^(-below / temperature) as an
 // integer, so that sums of weights have no order, and any machine draws the same token from the same logits.
 struct Sampling {
     float scale;                             // 2^25 log2(e) / temperature
@@ -786,7 +786,7 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
 
 /* attention -- causal self-attention, a block of queries and of keys at a time: a thread holds (64,512) scores at most
    math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
-            With the keys of a block, the highest score so far may rise: what was summed up before then shrinks by
+            With the keys of a block, the maximum score so far may rise: what was summed up before then shrinks by
             e^(before - now), and is divided by the sum of all e^s_j at the end.
    shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b exist
             out (B,T,C), lse (B,NH,T): of the T rows from t0 on. Training has t0 = 0, S = T; a sampler adds rows to qkv
@@ -806,28 +806,28 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
         const int queries = std::min(QUERIES, T - i0), keys = t0 + i0 + queries;
         const Matrix q = {qkv + (size_t)b * S * row + h * HS, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
         real* out_0 = out + ((size_t)b * T + i0) * C + h * HS;
-        real highest[QUERIES], sum[QUERIES] = {};
-        std::fill_n(highest, queries, -INFINITY);
+        real maximum[QUERIES], sum[QUERIES] = {};
+        std::fill_n(maximum, queries, -INFINITY);
         for (int j0 = 0; j0 < keys; j0 += KEYS) {
             const int n = std::min(KEYS, keys - j0);
             gemm_tile({scores.data(), n}, q.from(t0 + i0, 0), k.from(j0, 0).t(), queries, n, HS);
             for (int i = 0; i < queries; i++) {
                 const int visible = std::clamp(t0 + i0 + i + 1 - j0, 0, n);
-                real *s = &scores[(size_t)i * n], *out_i = out_0 + (size_t)i * C, high = highest[i], total = 0;
+                real *s = &scores[(size_t)i * n], *out_i = out_0 + (size_t)i * C, high = maximum[i], total = 0;
                 #pragma omp simd reduction(max : high)
                 for (int j = 0; j < visible; j++) high = s[j] > high ? s[j] : high;
                 #pragma omp simd reduction(+ : total)
                 for (int j = 0; j < visible; j++) total += s[j] = fast_exp(scale * (s[j] - high));
                 std::fill(s + visible, s + n, real(0));
-                const real shrink = fast_exp(scale * (highest[i] - high));
+                const real shrink = fast_exp(scale * (maximum[i] - high));
                 for (int c = 0; c < HS && j0; c++) out_i[c] *= shrink;
-                sum[i] = sum[i] * shrink + total, highest[i] = high;
+                sum[i] = sum[i] * shrink + total, maximum[i] = high;
             }
             gemm_tile({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
         }
         for (int i = 0; i < queries; i++) {
             for (int c = 0; c < HS; c++) out_0[(size_t)i * C + c] /= sum[i];
-            lse[((size_t)b * NH + h) * T + i0 + i] = scale * highest[i] + std::log(sum[i]);
+            lse[((size_t)b * NH + h) * T + i0 + i] = scale * maximum[i] + std::log(sum[i]);
         }
     }
 }
@@ -901,18 +901,18 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
                           bool gradients) {
     #pragma omp parallel for schedule(dynamic, 8)
     for (int n = 0; n < N; n++) {
-        real *z = logits + (size_t)n * V, highest = z[0], sum = 0;
+        real *z = logits + (size_t)n * V, maximum = z[0], sum = 0;
         logprob[n] = 0, best[n] = -1;
         if (y[n] < 0) {
             if (gradients) std::fill(z, z + V, real(0));
             continue;
         }
-        #pragma omp simd reduction(max : highest)
-        for (int v = 0; v < V; v++) highest = z[v] > highest ? z[v] : highest;
-        best[n] = int(std::find(z, z + V, highest) - z);
-        const real target = z[y[n]] - highest;
+        #pragma omp simd reduction(max : maximum)
+        for (int v = 0; v < V; v++) maximum = z[v] > maximum ? z[v] : maximum;
+        best[n] = int(std::find(z, z + V, maximum) - z);
+        const real target = z[y[n]] - maximum;
         #pragma omp simd reduction(+ : sum)
-        for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - highest);
+        for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - maximum);
         logprob[n] = target - std::log(sum);
         if (!gradients) continue;
         const real scale = real(weight[n]) / sum;
@@ -956,13 +956,13 @@ inline double sum_of_squares(const real* x, size_t n) {
    source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
 inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
     static thread_local std::vector<uint64_t> weight, order;
-    float highest = -INFINITY;
+    float maximum = -INFINITY;
     for (int v = 0; v < V; v++)
         if (!std::isfinite(logits[v])) die("a logit is %g; are the model's weights finite?", logits[v]);
-    #pragma omp simd reduction(max : highest)
-    for (int v = 0; v < V; v++) highest = logits[v] > highest ? logits[v] : highest;
-    if (s.top_k == 1) return int(std::find(logits, logits + V, highest) - logits);
-    auto weigh = [&](int v) { return weight_of(highest - logits[v], s.scale); };
+    #pragma omp simd reduction(max : maximum)
+    for (int v = 0; v < V; v++) maximum = logits[v] > maximum ? logits[v] : maximum;
+    if (s.top_k == 1) return int(std::find(logits, logits + V, maximum) - logits);
+    auto weigh = [&](int v) { return weight_of(maximum - logits[v], s.scale); };
     weight.resize(V);
     if (s.top_k < V || s.top_p) {
         order.resize(V);                     // the likelier, the greater
@@ -1033,7 +1033,7 @@ inline void put(Target to, vec sums) {
 template <int V> __attribute__((noinline))
 void multiply_add(Target to, Matrix<> a, const real* b, int m, int n, int K) {
     vec sums[MR][V] = {};
-    for (int i = 0; i < m; i++)              // C is far away: have it come while the sums are made
+    for (int i = 0; i < m; i++)              // prefetch C: it is not in cache
         for (int v = 0; v < V; v++) __builtin_prefetch(to.c + i * to.ldc + v * VL, 1);
     for (int k = 0; k < K; k++, a.p += a.col, b += NR) {
         vec row[V];
@@ -1364,10 +1364,10 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
     X(act,  middle,    KEPT,   N * c.C)         /* the residual stream after attention */ \
     X(act,  ln2,       KEPT,   N * c.C)         X(stat, ln2_mean, KEPT, N)   X(stat, ln2_rstd, KEPT, N) \
     X(act,  fc,        KEPT,   N * c.hidden())  X(act, fc_gelu, KEPT, N * c.hidden()) \
-    X(act,  stream,    KEPT,   N * c.C)         /* the residual stream after the block */ \
+    X(act,  residual,    KEPT,   N * c.C)         /* the residual stream after the block */ \
     X(act,  lnf,       ONCE,   N * c.C)         X(stat, lnf_mean, ONCE, N)   X(stat, lnf_rstd, ONCE, N) \
     X(act,  logits,    ONCE,   head_rows(N, c.V) * padded(c.V)) \
-    X(act,  dstream,   ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
+    X(act,  dresidual,   ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
     X(act,  dx,        ONCE,   training ? N * c.C : 0)       /* of what is C wide within a branch */ \
     X(act,  dwide,     ONCE,   training ? N * std::max(c.qkv(), c.hidden()) : 0)     /* of qkv or fc */
 
@@ -1375,24 +1375,24 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
 // a row; those of one row only are neighbours there, so with T < S they are made in fc, and then join the others.
 template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
     const int N = B * T, C = m.c.C, H = m.c.hidden();
-    auto stream = m.activations(0).embedded;
+    auto residual = m.activations(0).embedded;
     for (int l = 0; l < m.c.L; l++) {
         const auto a = m.activations(l);
         const auto w = m.weights_of(l);
         const auto qkv = T == S ? a.qkv : a.fc;
         const auto ln1 = l == 0 ? m.embedding_norm_forward(a, w, B, t0, T)
-                                : m.norm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, stream, w.ln1_w, w.ln1_b, N);
+                                : m.norm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, residual, w.ln1_w, w.ln1_b, N);
         m.linear_forward(qkv, ln1, w.qkv_w, w.qkv_b, nullptr, nullptr, N, C, m.c.qkv());
         m.attention_forward(a, qkv, B, t0, T, S);
-        m.linear_forward(a.middle, a.att, w.proj_w, w.proj_b, stream, nullptr, N, C, C);
+        m.linear_forward(a.middle, a.att, w.proj_w, w.proj_b, residual, nullptr, N, C, C);
         const auto ln2 = m.norm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N);
         m.linear_forward(a.fc_gelu, ln2, w.fc_w, w.fc_b, nullptr, a.fc, N, C, H);
-        m.linear_forward(a.stream, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, nullptr, N, H, C);
-        stream = a.stream;
+        m.linear_forward(a.residual, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, nullptr, N, H, C);
+        residual = a.residual;
     }
     const auto a = m.activations(0);
     const auto w = m.weights_of(0);
-    return m.norm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, stream, w.lnf_w, w.lnf_b, N);
+    return m.norm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, residual, w.lnf_w, w.lnf_b, N);
 }
 
 /* The head: logits = x table^T, their loss, and if asked the gradients of x, which are left in dx, and of the table. It
@@ -1413,26 +1413,26 @@ template <typename M, typename X> void network_head(M& m, X x, int N, bool gradi
 template <typename M> void network_backward(M& m, int B, int T) {
     const int N = B * T, C = m.c.C, H = m.c.hidden(), L = m.c.L;
     const auto end = m.activations(L - 1);
-    m.norm_backward(end.dstream, false, m.gradients_of(0).lnf_w, m.gradients_of(0).lnf_b, m.gradients_of(L - 1).fcproj_b,
-                    end.dx, end.stream, m.weights_of(0).lnf_w, end.lnf_mean, end.lnf_rstd, N);
+    m.norm_backward(end.dresidual, false, m.gradients_of(0).lnf_w, m.gradients_of(0).lnf_b, m.gradients_of(L - 1).fcproj_b,
+                    end.dx, end.residual, m.weights_of(0).lnf_w, end.lnf_mean, end.lnf_rstd, N);
     for (int l = L - 1; l >= 0; l--) {
         const auto a = m.activations(l);
         const auto w = m.weights_of(l);
         const auto g = m.gradients_of(l);
-        const auto entered = l ? m.activations(l - 1).stream : a.embedded;
+        const auto entered = l ? m.activations(l - 1).residual : a.embedded;
         const auto entered_b = l ? m.gradients_of(l - 1).fcproj_b : nullptr;
-        // forward: stream = middle + gelu(norm(middle) fc) fcproj
-        m.linear_backward(a.dwide, g.fcproj_w, a.dstream, a.fc_gelu, w.fcproj_w, N, H, C);
+        // forward: residual = middle + gelu(norm(middle) fc) fcproj
+        m.linear_backward(a.dwide, g.fcproj_w, a.dresidual, a.fc_gelu, w.fcproj_w, N, H, C);
         m.gelu_backward(a.dwide, g.fc_b, a.fc, N, H);
         m.linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, H);
-        m.norm_backward(a.dstream, true, g.ln2_w, g.ln2_b, g.proj_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N);
+        m.norm_backward(a.dresidual, true, g.ln2_w, g.ln2_b, g.proj_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N);
         // forward: middle = entered + attention(norm(entered) qkv) proj
-        m.linear_backward(a.dx, g.proj_w, a.dstream, a.att, w.proj_w, N, C, C);
+        m.linear_backward(a.dx, g.proj_w, a.dresidual, a.att, w.proj_w, N, C, C);
         m.attention_backward(a, g.qkv_b, B, T);
         m.linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, m.c.qkv());
-        m.norm_backward(a.dstream, true, g.ln1_w, g.ln1_b, entered_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N);
+        m.norm_backward(a.dresidual, true, g.ln1_w, g.ln1_b, entered_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N);
     }
-    m.embedding_backward(m.gradients_of(0), end.dstream, B, T);
+    m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
 }
 
 namespace cpu {
@@ -1510,10 +1510,10 @@ struct Model {
         return layout.slots.size * weight + slots.size * sizeof(real);
     }
 
-    void forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
+    void forward(const int* x, const int* y, const float* token_weights, double denominator, int B, int T, bool backward) {
         const int N = B * T;
         tokens.assign(x, x + N), targets.assign(y, y + N), rows = B, columns = T;
-        for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
+        for (int n = 0; n < N; n++) weight[n] = (token_weights ? token_weights[n] : 1.0) / denominator;
         network_head(*this, network_forward(*this, B, 0, T, T), N, backward);
     }
     void backward() { network_backward(*this, rows, columns); }
@@ -1580,11 +1580,11 @@ struct Model {
     const real* norm_forward(real* out, real* mean, real* rstd, const real* x, const real* w, const real* b, int N) {
         return layernorm_forward(out, mean, rstd, x, w, b, N, c.C, c.eps), out;
     }
-    void norm_backward(real* dstream, bool add, real* dw, real* db, real* dbias, const real* dout, const real* x,
+    void norm_backward(real* dresidual, bool add, real* dw, real* db, real* dbias, const real* dout, const real* x,
                        const real* w, const real* mean, const real* rstd, int N) {
-        if (!add) std::fill_n(dstream, (size_t)N * c.C, real(0));
-        layernorm_backward(dstream, dw, db, dout, x, w, mean, rstd, N, c.C);
-        if (dbias) bias_backward(dbias, dstream, N, c.C);
+        if (!add) std::fill_n(dresidual, (size_t)N * c.C, real(0));
+        layernorm_backward(dresidual, dw, db, dout, x, w, mean, rstd, N, c.C);
+        if (dbias) bias_backward(dbias, dresidual, N, c.C);
     }
     void linear_forward(real* out, const real* x, const real* w, const real* b, const real* plus, real* before_gelu, int N,
                         int C, int OC) {
@@ -1826,7 +1826,7 @@ template <typename Model> size_t right_answers(Model& model, int batch, const Ex
     return right;
 }
 
-// How often the right completion has the highest log-probability: in all (acc); a token, as llm.c's acc_norm counts; and a
+// How often the right completion has the maximum log-probability: in all (acc); a token, as llm.c's acc_norm counts; and a
 // byte of its text without the space before it, as lm-evaluation-harness's.
 template <typename Model>
 std::array<int, 3> multiple_choice(Model& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
@@ -1955,11 +1955,11 @@ template <typename Model> void graph(Model& model) {
         const std::string from = name(state);
         model.extend(x.data(), 1, 0, T);
         model.logits(T - 1, 1, 1, logits.data());
-        double highest = *std::max_element(logits.begin(), logits.end()), sum = 0;
-        for (float z : logits) sum += std::exp(z - highest);
+        double maximum = *std::max_element(logits.begin(), logits.end()), sum = 0;
+        for (float z : logits) sum += std::exp(z - maximum);
         for (int v = 0; v < V; v++)
             printf("  \"%s\" -> \"%s\" [label=\"%d (%.0f%%)\"];\n", from.c_str(),
-                   name((state * V + v) % (int)contexts).c_str(), v, 100 * std::exp(logits[v] - highest) / sum);
+                   name((state * V + v) % (int)contexts).c_str(), v, 100 * std::exp(logits[v] - maximum) / sum);
     }
     printf("}\n");
 }

@@ -12,7 +12,7 @@
    reads the next batch, and only then waits for loss and gradient norm.
 
    Sections
-      1 what kernels stand on    2 instructions    3 layers    4 products    5 decoding    6 model    7 check    8 main
+      1 what kernels stand on    2 instructions    3 layers    4 matmul      5 decoding    6 model    7 check    8 main
    A kernel's comment gives its maths, shapes, and the bytes it moves: what bounds all kernels but attention and the
    products. X stands for the bytes of one (B,T,C) activation.                                                       */
 
@@ -102,15 +102,15 @@ struct Device {
         CHECK(cublasLtCreate(&cublas));
         CHECK(cudaMalloc(&workspace, workspace_size));
     }
-    int processors() const { return properties.multiProcessorCount; }
+    int sms() const { return properties.multiProcessorCount; }
     int capability() const { return 10 * properties.major + properties.minor; }
     // FLOP/s of the tensor cores in bf16, dense, with fp32 sums: per multiprocessor as on a generation's largest card.
     // Sources: NVIDIA's data sheets of A100, A40, L40S, H100 and H200 SXM, B200, RTX PRO 6000.
     double peak() const {
         const struct { int capability; double flops; int processors; } generations[] = {
             {120, 503.8e12, 188}, {100, 2250e12, 148}, {90, 989.4e12, 132}, {89, 362e12, 142}, {86, 149.7e12, 84}};
-        for (auto& g : generations) if (capability() >= g.capability) return g.flops / g.processors * processors();
-        return 312e12 / 108 * processors();
+        for (auto& g : generations) if (capability() >= g.capability) return g.flops / g.processors * sms();
+        return 312e12 / 108 * sms();
     }
     double bandwidth() const {               // of the memory, bytes/s: two transfers a clock
         int khz = 0, bits = 0;
@@ -311,8 +311,8 @@ DEVICE void stores_visible() { EMU(emu::fence_proxy_async();) ASM("fence.proxy.a
    warps go on. Lane l of warp w holds of d the number (16 w + l / 4 + 8 i, 8 n + l % 4 * 2 + j) in d[4 n + 2 i + j].
    b, and a of multiply_shared(), lie in shared memory as TMA leaves them: panels of 64 numbers a row, in 128 bytes whose
    16-byte pieces are permuted by the row's number. A panel's rows are the product's (m or n), and what is summed over, k,
-   goes along them; or the other way round, if it is TURNED. An Operand is where the part begins: 32 bytes further for the
-   next 16 k; if turned, 16 rows. ("Asynchronous Warpgroup Level Matrix Instructions") */
+   goes along them; or the other way round, if it is TRANSPOSED. An Operand is where the part begins: 32 bytes further for the
+   next 16 k; if transposed, 16 rows. ("Asynchronous Warpgroup Level Matrix Instructions") */
 constexpr int PANEL_ROW = 128;               // bytes
 struct Operand {                             // the lower half of the hardware's descriptor; the upper is the same for all
     unsigned low;
@@ -335,27 +335,27 @@ template <int LEFT> DEVICE void products_wait() {            // until all groups
     "%26,%27,%28,%29,%30,%31"
 #define REGISTERS_32_63 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54," \
     "%55,%56,%57,%58,%59,%60,%61,%62,%63"
-template <bool A_TURNED = false, bool B_TURNED = false>
+template <bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
 DEVICE void multiply_shared(float (&d)[32], uint64_t a, uint64_t b, bool add) {
-    EMU(emu::wgmma_ss<64>(d, a, b, add, A_TURNED, B_TURNED);)
+    EMU(emu::wgmma_ss<64>(d, a, b, add, A_TRANSPOSED, B_TRANSPOSED);)
     ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_0_31
         "}, %32, %33, p, 1, 1, %35, %36;\n}"
-        : NUMBERS_32(d, 0) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TURNED), "n"((int)B_TURNED));
+        : NUMBERS_32(d, 0) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TRANSPOSED), "n"((int)B_TRANSPOSED));
 }
-template <bool A_TURNED = false, bool B_TURNED = false>
+template <bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
 DEVICE void multiply_shared(float (&d)[64], uint64_t a, uint64_t b, bool add) {
-    EMU(emu::wgmma_ss<128>(d, a, b, add, A_TURNED, B_TURNED);)
+    EMU(emu::wgmma_ss<128>(d, a, b, add, A_TRANSPOSED, B_TRANSPOSED);)
     ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_0_31
         "," REGISTERS_32_63 "}, %64, %65, p, 1, 1, %67, %68;\n}"
-        : NUMBERS_32(d, 0), NUMBERS_32(d, 32) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TURNED), "n"((int)B_TURNED));
+        : NUMBERS_32(d, 0), NUMBERS_32(d, 32) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TRANSPOSED), "n"((int)B_TRANSPOSED));
 }
 // a in registers, as pairs of bf16: a[2 k + i] holds (16 w + l / 4 + 8 i, 8 k + l % 4 * 2) and its neighbour
-template <bool B_TURNED = false>
+template <bool B_TRANSPOSED = false>
 DEVICE void multiply_registers(float (&d)[32], const unsigned (&a)[4], uint64_t b, bool add) {
-    EMU(emu::wgmma_rs<64>(d, a, b, add, B_TURNED);)
+    EMU(emu::wgmma_rs<64>(d, a, b, add, B_TRANSPOSED);)
     ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_0_31
         "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
-        : NUMBERS_32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"((int)B_TURNED));
+        : NUMBERS_32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"((int)B_TRANSPOSED));
 }
 
 // ---- 3. layers ------------------------------------------------------------------------------------------------------
@@ -447,17 +447,17 @@ inline void layernorm_forward(floatX* out, float* mean, float* rstd, const float
 }
 
 /* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:
-   math     dstream += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat))
-            dw += sum_n dout xhat;   db += sum_n dout;   dbias += sum_n dstream, the bias gradient of the product whose
+   math     dresidual += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat))
+            dw += sum_n dout xhat;   db += sum_n dout;   dbias += sum_n dresidual, the bias gradient of the product whose
             output joined the stream here
-   layout   a block asks for x, dout and dstream of some rows at once, in shared memory; a warp takes a row for the two
+   layout   a block asks for x, dout and dresidual of some rows at once, in shared memory; a warp takes a row for the two
             means, then a thread takes W columns of these rows, K times, whose sums it keeps in registers. Where columns are
             fewer than threads, several groups of threads share the rows.
-   cost     4X: x, dout and dstream are read, dstream is written */
+   cost     4X: x, dout and dresidual are read, dresidual is written */
 constexpr int LAYERNORM_THREADS = 896;       // for which registers suffice: 72 each, so four blocks of 224, too
 template <int W, int K>
 __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
-    floatX* dstream, bool add, float* partial, const floatX* dout, const floatX* x, const floatX* w, const float* mean,
+    floatX* dresidual, bool add, float* partial, const floatX* dout, const floatX* x, const floatX* w, const float* mean,
     const float* rstd, int N, int C, int rows, int groups) {
     SHARED_DYNAMIC(shared);
     struct Row { float mean, rstd, sum, dot; };
@@ -474,8 +474,8 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
             const size_t at = (size_t)n0 * C + i;
             if constexpr (W == WIDE) {
                 copy_16(shared_address(xs + i), x + at, true), copy_16(shared_address(ds + i), dout + at, true);
-                copy_16(shared_address(gs + i), dstream + at, add);
-            } else xs[i] = x[at], ds[i] = dout[at], gs[i] = add ? dstream[at] : floatX(0);
+                copy_16(shared_address(gs + i), dresidual + at, add);
+            } else xs[i] = x[at], ds[i] = dout[at], gs[i] = add ? dresidual[at] : floatX(0);
         }
         copies_commit(), copies_wait<0>();
         __syncthreads();
@@ -502,7 +502,7 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
                     g[i] += r.rstd * (d[i] * weight[j][i] - r.sum - xhat * r.dot);
                     sums[0][j][i] += d[i] * xhat, sums[1][j][i] += d[i], sums[2][j][i] += g[i];
                 }
-                store(dstream + (size_t)(n0 + k) * C + c, g);
+                store(dresidual + (size_t)(n0 + k) * C + c, g);
             }
         }
         __syncthreads();
@@ -520,16 +520,16 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
         partial[(size_t)blockIdx.x * 3 * C + c] = sum;
     }
 }
-// add: to dstream, else its first gradient, which needs no zeros to be added to
-inline void layernorm_backward(floatX* dstream, bool add, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
+// add: to dresidual, else its first gradient, which needs no zeros to be added to
+inline void layernorm_backward(floatX* dresidual, bool add, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
                                const floatX* x, const floatX* w, const float* mean, const float* rstd, int N, int C) {
     const int each = C % WIDE ? 4 : WIDE, across = blocks_for(C, each);              // columns of a thread: W K
     if (across > LAYERNORM_THREADS) die("--channels %d: a GPU's layernorm takes %d", C, LAYERNORM_THREADS * each);
     const int groups = max(1, 192 / across), threads = threads_for(groups * across, LAYERNORM_THREADS);
     const size_t row = 3 * C * sizeof(floatX) + 16;
-    const int rows = rows_for(row, threads / 32), blocks = min(blocks_for(N, rows), SUM_BLOCKS * device().processors());
+    const int rows = rows_for(row, threads / 32), blocks = min(blocks_for(N, rows), SUM_BLOCKS * device().sms());
     launch(C % WIDE ? layernorm_backward_kernel<1, 4> : layernorm_backward_kernel<WIDE, 1>, blocks, threads,
-           max(rows * row + 16, groups * 3 * C * sizeof(float)), dstream, add, partial, dout, x, w, mean, rstd, N, C, rows,
+           max(rows * row + 16, groups * 3 * C * sizeof(float)), dresidual, add, partial, dout, x, w, mean, rstd, N, C, rows,
            groups);
     add_partials({dw, db, dbias}, 3, partial, blocks, C);
 }
@@ -583,7 +583,7 @@ __global__ void column_sums_kernel(D* __restrict__ d, float* partial, const floa
 template <bool GELU = false, typename D>
 void column_sums(D* d, float* db, float* partial, int N, int C, const floatX* x = nullptr) {
     const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
-    const int down = std::clamp(SUM_BLOCKS * device().processors() / across, 1, blocks_for(N, 8));
+    const int down = std::clamp(SUM_BLOCKS * device().sms() / across, 1, blocks_for(N, 8));
     launch(C % WIDE ? column_sums_kernel<1, GELU, D> : column_sums_kernel<WIDE, GELU, D>, dim3(across, down), 256, 0, d,
            partial, x, N, C);
     if (db) add_partials({db, nullptr, nullptr}, 1, partial, down, C);
@@ -593,7 +593,7 @@ inline void gelu_backward(floatX* d, float* db, float* partial, const floatX* x,
 }
 // numbers in `partial`: 3C from each block; or 32 W at most from each, and 4C
 inline size_t partial_size(size_t C) {
-    return SUM_BLOCKS * device().processors() * max<size_t>(3 * C, 32 * WIDE) + 4 * C;
+    return SUM_BLOCKS * device().sms() * max<size_t>(3 * C, 32 * WIDE) + 4 * C;
 }
 
 /* attention -- causal self-attention; two versions of each kernel
@@ -613,22 +613,22 @@ __global__ void attention_forward_plain(floatX* out, float* lse, const floatX* q
     const int t = blockIdx.x, h = blockIdx.y, b = blockIdx.z, keys = t0 + t + 1;
     const floatX* row = qkv + (size_t)b * S * 3 * C + h * HS;            // of token 0
     const floatX* q = row + (size_t)(t0 + t) * 3 * C;
-    float highest = -INFINITY, sum = 0;
+    float maximum = -INFINITY, sum = 0;
     for (int j = threadIdx.x; j < keys; j += blockDim.x) {
         const floatX* k = row + (size_t)j * 3 * C + C;
         float dot = 0;
         for (int c = 0; c < HS; c++) dot += float(q[c]) * float(k[c]);
-        highest = fmaxf(highest, scores[j] = dot * scale);
+        maximum = fmaxf(maximum, scores[j] = dot * scale);
     }
-    highest = block_max(highest);
-    for (int j = threadIdx.x; j < keys; j += blockDim.x) sum += scores[j] = expf(scores[j] - highest);
+    maximum = block_max(maximum);
+    for (int j = threadIdx.x; j < keys; j += blockDim.x) sum += scores[j] = expf(scores[j] - maximum);
     sum = block_sum(sum);                                    // and all scores are written
     for (int c = threadIdx.x; c < HS; c += blockDim.x) {
         float o = 0;
         for (int j = 0; j < keys; j++) o += scores[j] * float(row[(size_t)j * 3 * C + 2 * C + c]);
         out[((size_t)b * T + t) * C + h * HS + c] = floatX(o / sum);
     }
-    if (threadIdx.x == 0 && lse) lse[((size_t)b * gridDim.y + h) * T + t] = highest + logf(sum);
+    if (threadIdx.x == 0 && lse) lse[((size_t)b * gridDim.y + h) * T + t] = maximum + logf(sum);
 }
 
 // D (B,NH,T) = sum over the head's columns of dout out: a warp for each
@@ -697,12 +697,12 @@ template <int HS, int ROWS> struct Tile {
         }
     }
     // Fragments of the 16 x 16 numbers at (row,column): for the operand A, stored (m,k); for B, stored (k,n); and for
-    // B, stored turned, (n,k).
+    // B, stored transposed, (n,k).
     DEVICE void as_a(unsigned (&r)[4], int row, int column) const {
         const int lane = threadIdx.x % 32;
         load_fragments(r, at(row + lane % 16, column / 8 + lane / 16));
     }
-    DEVICE void as_b_turned(unsigned (&r)[4], int row, int column) const {
+    DEVICE void as_b_transposed(unsigned (&r)[4], int row, int column) const {
         const int lane = threadIdx.x % 32;
         load_fragments(r, at(row + lane % 8 + lane / 16 * 8, column / 8 + lane / 8 % 2));
     }
@@ -713,13 +713,13 @@ template <int HS, int ROWS> struct Tile {
 };
 // c (16, 8 N) += a b^T, of a the 16 rows from `row`
 template <int N, int HS, int R, int S>
-DEVICE void multiply_turned(float (&c)[N][4], Tile<HS, R> a, int row, Tile<HS, S> b) {
+DEVICE void multiply_transposed(float (&c)[N][4], Tile<HS, R> a, int row, Tile<HS, S> b) {
     for (int k = 0; k < HS; k += 16) {
         unsigned f[4];
         a.as_a(f, row, k);
         for (int n = 0; n < N; n += 2) {
             unsigned g[4];
-            b.as_b_turned(g, n * 8, k);
+            b.as_b_transposed(g, n * 8, k);
             mma(c[n], f, g[0], g[1]), mma(c[n + 1], f, g[2], g[3]);
         }
     }
@@ -755,23 +755,23 @@ __global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, floa
         keys(j).fill(row + C, 3 * C, j * TILE, T), values(j).fill(row + 2 * C, 3 * C, j * TILE, T);
     };
     q.fill(row, 3 * C, i0, T), fetch(0), copies_commit();
-    float o[HS / 8][4] = {}, highest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    float o[HS / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     for (int j = 0; j <= block; j++) {
         if (j < block) fetch(j + 1);
         copies_commit(), copies_wait<1>();
         __syncthreads();
         float s[TILE / 8][4] = {};
-        multiply_turned(s, q, warp * 16, keys(j));
+        multiply_transposed(s, q, warp * 16, keys(j));
         for (int r = 0; r < 2; r++) {                        // the two rows this lane has a part of, with three others
             const int i = i0 + warp * 16 + lane / 4 + 8 * r;
-            float high = highest[r];
+            float high = maximum[r];
             for (int n = 0; n < TILE / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) {
                 s[n][e] = j * TILE + n * 8 + lane % 4 * 2 + e % 2 <= i ? s[n][e] * scale * LOG2E : -INFINITY;
                 high = fmaxf(high, s[n][e]);
             }
             high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
-            const float shrink = exp2f(highest[r] - high);
-            highest[r] = high, sum[r] *= shrink;
+            const float shrink = exp2f(maximum[r] - high);
+            maximum[r] = high, sum[r] *= shrink;
             for (int n = 0; n < TILE / 8; n++)
                 for (int e = 2 * r; e < 2 * r + 2; e++) sum[r] += s[n][e] = exp2f(s[n][e] - high);
             for (int n = 0; n < HS / 8; n++) o[n][2 * r] *= shrink, o[n][2 * r + 1] *= shrink;
@@ -789,7 +789,7 @@ __global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, floa
             const float two[2] = {o[n][2 * r] / total, o[n][2 * r + 1] / total};
             store(to + n * 8, two);
         }
-        if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = highest[r] / LOG2E + logf(total);
+        if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);
     }
 }
 
@@ -828,8 +828,8 @@ __global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
         copies_commit(), copies_wait<0>();
         __syncthreads();
         float p[STEP / 8][4] = {}, ds[STEP / 8][4] = {};
-        multiply_turned(p, own, warp * 16, other);           // q k, or k q
-        multiply_turned(ds, own_2, warp * 16, other_2);      // dout v, or v dout
+        multiply_transposed(p, own, warp * 16, other);           // q k, or k q
+        multiply_transposed(ds, own_2, warp * 16, other_2);      // dout v, or v dout
         for (int n = 0; n < STEP / 8; n++) for (int e = 0; e < 4; e++) {
             const int mine = warp * 16 + lane / 4 + e / 2 * 8, its = n * 8 + lane % 4 * 2 + e % 2;
             const int i = KEYS ? its : mine;                 // among the queries
@@ -943,7 +943,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     }
     __syncthreads();
     if (warpgroup >= busy) return;
-    float o[S::PANELS][32], highest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    float o[S::PANELS][32], maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     const int row = in_block * 16 + lane / 4;                // and 8 further down
     const float c = scale * LOG2E;
     const Operand own(queries + warpgroup * BYTES);
@@ -972,12 +972,12 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         float shrink[2];
         #pragma unroll
         for (int i = 0; i < 2; i++) {
-            float high = highest[i];
+            float high = maximum[i];
             #pragma unroll
             for (int n = 0; n < 8; n++) high = fmaxf(high, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
             high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
             const float shift = high * c;
-            shrink[i] = power_of_2((highest[i] - high) * c), highest[i] = high, sum[i] *= shrink[i];
+            shrink[i] = power_of_2((maximum[i] - high) * c), maximum[i] = high, sum[i] *= shrink[i];
             #pragma unroll
             for (int n = 0; n < 8; n++) {
                 const float p0 = power_of_2(s[4 * n + 2 * i] * c - shift), p1 = power_of_2(s[4 * n + 2 * i + 1] * c - shift);
@@ -1002,7 +1002,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     for (int i = 0; i < 2; i++) {
         sum[i] += __shfl_xor_sync(WARP, sum[i], 1), sum[i] += __shfl_xor_sync(WARP, sum[i], 2);
         const int t = block * S::QUERIES + row + 8 * i;
-        if (lane % 4 == 0 && t < T) lse[((size_t)b * gridDim.y + h) * T + t] = highest[i] * scale + logf(sum[i]);
+        if (lane % 4 == 0 && t < T) lse[((size_t)b * gridDim.y + h) * T + t] = maximum[i] * scale + logf(sum[i]);
     }
     // a warpgroup's queries make room for what it has found
     warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : barrier<3>(128);
@@ -1049,7 +1049,7 @@ template <int HS> struct BackwardShape {
     static constexpr size_t SHARED_BYTES = 2 * KEY_BUFFERS * KEYS_BYTES + 2 * STAGES * QUERIES_BYTES + 2 * DS_BYTES +
                                            DQ_BYTES + 2 * ROWS_BYTES + 8 * (STAGES + KEY_BUFFERS);
     static int tiles(int T) { return blocks_for(T, KEYS) * EACH; }
-    static int blocks(int B, int NH) { return min(B * NH, device().processors()); }
+    static int blocks(int B, int NH) { return min(B * NH, device().sms()); }
     // numbers
     static size_t rows(int B, int T, int NH) { return (size_t)B * NH * tiles(T) * 2 * QUERIES; }
     static size_t sums(int B, int T, int NH) { return (size_t)blocks(B, NH) * tiles(T) * 8192; }
@@ -1459,21 +1459,21 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
     if (fits) for (int c = threadIdx.x * W; c < stride; c += step) copy_16(shared_address(row + c), z + c, true);
     const float at_target = target >= 0 ? float(z[target]) : 0;          // before anyone writes
     copies_commit(), copies_wait<0>();                       // a thread goes through what it has fetched itself
-    float highest = -INFINITY, sum = 0, v[W];
-    int where = 0;                                           // the highest is among the W numbers from here on
+    float maximum = -INFINITY, sum = 0, v[W];
+    int where = 0;                                           // the maximum is among the W numbers from here on
     for (int c = threadIdx.x * W; c < V; c += step) {
         load(v, row + c);
         if (c + W > V) for (int i = 1; i < W; i++) if (c + i >= V) v[i] = -INFINITY;
         float high = v[0];
         for (int i = 1; i < W; i++) high = fmaxf(high, v[i]);
-        if (high > highest) sum *= power_of_2((highest - high) * LOG2E), highest = high, where = c;
-        for (int i = 0; i < W; i++) sum += power_of_2(v[i] * LOG2E - highest * LOG2E);
+        if (high > maximum) sum *= power_of_2((maximum - high) * LOG2E), maximum = high, where = c;
+        for (int i = 0; i < W; i++) sum += power_of_2(v[i] * LOG2E - maximum * LOG2E);
     }
-    const float high = block_max(highest);
-    const float total = block_sum(highest == -INFINITY ? 0 : sum * power_of_2((highest - high) * LOG2E));
-    unsigned first = V;                                      // the first place of the highest
+    const float high = block_max(maximum);
+    const float total = block_sum(maximum == -INFINITY ? 0 : sum * power_of_2((maximum - high) * LOG2E));
+    unsigned first = V;                                      // the first place of the maximum
     for (int i = 0; i < W; i++)
-        if (highest == high && where + i < V && float(row[where + i]) == high) first = ::min(first, unsigned(where + i));
+        if (maximum == high && where + i < V && float(row[where + i]) == high) first = ::min(first, unsigned(where + i));
     first = __reduce_min_sync(WARP, first);
     if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = first;
     __syncthreads();
@@ -1581,7 +1581,7 @@ template <int W> __global__ void embedding_backward_wpe_kernel(float* dwpe, cons
 }
 inline void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout, const int* x, Occurrences o,
                                int B, int T, int C) {
-    const int W = C % WIDE ? 1 : WIDE, P = device().processors();
+    const int W = C % WIDE ? 1 : WIDE, P = device().sms();
     launch(WIDTH(C, embedding_backward_pieces_kernel), std::min(B * T, 32 * P), threads_for(C / W, 128), 0, partial, dout,
            o, C);
     launch(WIDTH(C, embedding_backward_wte_kernel), std::min(blocks_for((size_t)B * T * C, 128 * W), 32 * P), 128, 0, dwte,
@@ -1638,19 +1638,19 @@ __global__ void round_kernel(floatX* rounded, const float* w, size_t n) {
     if (i < n) rounded[i] = floatX(w[i]);
 }
 
-// ---- 4. products ----------------------------------------------------------------------------------------------------
+// ---- 4. matmul ------------------------------------------------------------------------------------------------------
 // cuBLASLt sees matrices by columns: what is (N,C) by rows here is (C,N) there, so out = x w is computed as
 // out^T = w^T x^T. What a product is made with (descriptors, layouts, the algorithm) is found out once for each kind.
 // d (m,n) by columns = a (m,k) b (k,n) + ..., each with its leading dimension
-struct Product {
+struct Matmul {
     int m, n, k;
-    bool a_turned, b_turned;                 // as they lie in memory, they are (k,m) and (n,k)
+    bool a_transposed, b_transposed;                 // as they lie in memory, they are (k,m) and (n,k)
     long lda, ldb, ldd;
     bool bias = false, gelu = false;         // + bias (m); then gelu, and what it was made of is kept
     bool plus = false;                       // + c (m,n), which may be d
     bool fp32 = false;                       // c and d are float, not floatX
     unsigned alignment = 256;                // of a, b, c and d, in bytes
-    bool operator==(const Product&) const = default;
+    bool operator==(const Matmul&) const = default;
 };
 template <typename... P> unsigned alignment_of(P*... operands) {
     const uintptr_t all = ((uintptr_t)operands | ... | 256);
@@ -1664,23 +1664,23 @@ struct Plan {
 };
 
 // What cuBLASLt proposes for p, the fastest by its own reckoning first: up to `most`, or none if it cannot do it.
-constexpr int MOST_PROPOSALS = 16;
-inline std::vector<Plan> proposals(const Product& p, const floatX* bias, const floatX* before_gelu, int most) {
+constexpr int MOST_HEURISTICS = 16;
+inline std::vector<Plan> heuristics(const Matmul& p, const floatX* bias, const floatX* before_gelu, int most) {
     const cudaDataType_t type = BF16 ? CUDA_R_16BF : CUDA_R_32F, out = p.fp32 ? CUDA_R_32F : type;
     Plan q;
     CHECK(cublasLtMatmulDescCreate(&q.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
         CHECK(cublasLtMatmulDescSetAttribute(q.operation, attribute, &value, sizeof value));
     };
-    set(CUBLASLT_MATMUL_DESC_TRANSA, p.a_turned ? CUBLAS_OP_T : CUBLAS_OP_N);
-    set(CUBLASLT_MATMUL_DESC_TRANSB, p.b_turned ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(CUBLASLT_MATMUL_DESC_TRANSA, p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(CUBLASLT_MATMUL_DESC_TRANSB, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.gelu ? p.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX
                                               : p.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
     if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type), set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     if (p.gelu) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)p.m);
     if (p.gelu) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before_gelu);
-    CHECK(cublasLtMatrixLayoutCreate(&q.a, type, p.a_turned ? p.k : p.m, p.a_turned ? p.m : p.k, p.lda));
-    CHECK(cublasLtMatrixLayoutCreate(&q.b, type, p.b_turned ? p.n : p.k, p.b_turned ? p.k : p.n, p.ldb));
+    CHECK(cublasLtMatrixLayoutCreate(&q.a, type, p.a_transposed ? p.k : p.m, p.a_transposed ? p.m : p.k, p.lda));
+    CHECK(cublasLtMatrixLayoutCreate(&q.b, type, p.b_transposed ? p.n : p.k, p.b_transposed ? p.k : p.n, p.ldb));
     CHECK(cublasLtMatrixLayoutCreate(&q.d, out, p.m, p.n, p.ldd));
     cublasLtMatmulPreference_t preference;
     CHECK(cublasLtMatmulPreferenceCreate(&preference));
@@ -1693,10 +1693,10 @@ inline std::vector<Plan> proposals(const Product& p, const floatX* bias, const f
         prefer(attribute, uint32_t(p.alignment));
     // where a sum over k is cut into parts, these are added up in fp32
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-    cublasLtMatmulHeuristicResult_t found[MOST_PROPOSALS];
+    cublasLtMatmulHeuristicResult_t found[MOST_HEURISTICS];
     int n = 0;
     const auto status = cublasLtMatmulAlgoGetHeuristic(device().cublas, q.operation, q.a, q.b, q.d, q.d, preference,
-                                                       min(most, MOST_PROPOSALS), found, &n);
+                                                       min(most, MOST_HEURISTICS), found, &n);
     cublasLtMatmulPreferenceDestroy(preference);
     std::vector<Plan> plans;
     for (int i = 0; i < n && status == CUBLAS_STATUS_SUCCESS; i++) {
@@ -1713,7 +1713,7 @@ inline std::vector<Plan> proposals(const Product& p, const floatX* bias, const f
     }
     return plans;
 }
-inline cublasStatus_t multiply_by(const Plan& q, void* d, const floatX* a, const floatX* b, const Product& p,
+inline cublasStatus_t matmul_with(const Plan& q, void* d, const floatX* a, const floatX* b, const Matmul& p,
                                   const floatX* bias, const void* c, const floatX* before_gelu) {
     auto point = [&](cublasLtMatmulDescAttributes_t attribute, const floatX* p) {
         CHECK(cublasLtMatmulDescSetAttribute(q.operation, attribute, &p, sizeof p));
@@ -1725,11 +1725,11 @@ inline cublasStatus_t multiply_by(const Plan& q, void* d, const floatX* a, const
                           device().workspace, device().workspace_size, device().stream);
 }
 
-/* Which proposal is taken. If the first splits its sum, that one: a long sum of few tiles needs it. Else the fastest by
+/* Which heuristic is taken. If the first splits its sum, that one: a long sum of few tiles needs it. Else the fastest by
    the clock of those that do not split it and give the bits of the first, gelu's input included, on random numbers:
    they sum up in one order, so the clock, which never says the same twice, decides about nothing but time. Where time
    or memory for trying is too short, the first.
-   cost     at a product's first use, up to 4 products for each proposal, and memory for operands and two results */
+   cost     at a product's first use, up to 4 products for each heuristic, and memory for operands and two results */
 __global__ void random_kernel(floatX* p, size_t n) {         // u^3, u in [-1,1): of many sizes, so that sums must round
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
         uint64_t x = (i + 1) * 0x9E3779B97F4A7C15ull;
@@ -1742,15 +1742,15 @@ __global__ void differ_kernel(const uint16_t* a, const uint16_t* b, size_t n, in
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x)
         if (a[i] != b[i]) *found = 1;
 }
-inline std::optional<Plan> fastest(const Product& p, const floatX* bias, const floatX* before_gelu,
+inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, const floatX* before_gelu,
                                    double least = 1e10) {
-    const std::vector<Plan> plans = proposals(p, bias, before_gelu, 2.0 * p.m * p.n * p.k < least ? 1 : MOST_PROPOSALS);
+    const std::vector<Plan> plans = heuristics(p, bias, before_gelu, 2.0 * p.m * p.n * p.k < least ? 1 : MOST_HEURISTICS);
     if (plans.empty()) return {};
     if (plans.size() == 1 || plans[0].splits) return plans[0];
     size_t bytes = 0;
     auto room = [&](size_t n) { return std::exchange(bytes, bytes + (n + 255) / 256 * 256); };
     const size_t size = sizeof(floatX), d_size = (size_t)p.n * p.ldd * (p.fp32 ? sizeof(float) : size);
-    const size_t a = room((p.a_turned ? p.m : p.k) * p.lda * size), b = room((p.b_turned ? p.k : p.n) * p.ldb * size);
+    const size_t a = room((p.a_transposed ? p.m : p.k) * p.lda * size), b = room((p.b_transposed ? p.k : p.n) * p.ldb * size);
     const size_t with = room(p.bias ? p.m * size : 0), c = room(p.plus ? d_size : 0), given = bytes;
     const size_t d = room(d_size), before = room(p.gelu ? (size_t)p.n * p.m * size : 0), result = bytes - given;
     const size_t other = room(result), found = room(sizeof(int));        // one after another to `other`, the first to d
@@ -1759,7 +1759,7 @@ inline std::optional<Plan> fastest(const Product& p, const floatX* bias, const f
     cudaEvent_t begin, end;
     CHECK(cudaEventCreate(&begin)), CHECK(cudaEventCreate(&end));
     const cudaStream_t s = device().stream;
-    const int blocks = 8 * device().processors();
+    const int blocks = 8 * device().sms();
     launch(random_kernel, blocks, 256, 0, (floatX*)all, given / size);
     const Plan* best = nullptr;
     float least_time = INFINITY;
@@ -1767,7 +1767,7 @@ inline std::optional<Plan> fastest(const Product& p, const floatX* bias, const f
         if (q.splits) continue;
         char* const to = all + (best ? other : d);
         auto run = [&] {
-            return multiply_by(q, to, (floatX*)(all + a), (floatX*)(all + b), p, (floatX*)(all + with),
+            return matmul_with(q, to, (floatX*)(all + a), (floatX*)(all + b), p, (floatX*)(all + with),
                                p.plus ? all + c : to, (floatX*)(to + before - d));
         };
         int differs = 0;
@@ -1787,16 +1787,16 @@ inline std::optional<Plan> fastest(const Product& p, const floatX* bias, const f
 }
 
 // Whether cuBLASLt can do it with gelu; without, it must.
-inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const floatX* bias = nullptr,
+inline bool matmul(void* d, const floatX* a, const floatX* b, Matmul p, const floatX* bias = nullptr,
                      const void* c = nullptr, const floatX* before_gelu = nullptr) {
-    static std::vector<std::pair<Product, std::optional<Plan>>> plans;
+    static std::vector<std::pair<Matmul, std::optional<Plan>>> plans;
     if (!c) c = d;
     p.alignment = alignment_of(a, b, c, d);
     auto it = std::find_if(plans.begin(), plans.end(), [&](auto& known) { return known.first == p; });
     if (it == plans.end()) it = plans.insert(it, {p, fastest(p, bias, before_gelu)});
     if (!it->second && p.gelu) return false;
     if (!it->second) die("cuBLASLt has no product (%d,%d) (%d,%d) for this GPU", p.n, p.k, p.k, p.m);
-    CHECK(multiply_by(*it->second, d, a, b, p, bias, c, before_gelu));
+    CHECK(matmul_with(*it->second, d, a, b, p, bias, c, before_gelu));
     if (SYNCHRONOUS) CHECK(cudaStreamSynchronize(device().stream));
     return true;
 }
@@ -1806,19 +1806,19 @@ inline bool multiply(void* d, const floatX* a, const floatX* b, Product p, const
    shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus, before (N,OC) */
 inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus,
                            floatX* before, int N, int C, int OC) {
-    Product p{OC, N, C, false, false, OC, C, OC};
+    Matmul p{OC, N, C, false, false, OC, C, OC};
     p.bias = b, p.plus = plus;
     p.gelu = FUSED_GELU && before && OC % 8 == 0;            // which it asks of that leading dimension
-    if (p.gelu && multiply(out, w, x, p, b, plus, before)) return;
+    if (p.gelu && matmul(out, w, x, p, b, plus, before)) return;
     p.gelu = false;
-    multiply(before ? before : out, w, x, p, b, plus);
+    matmul(before ? before : out, w, x, p, b, plus);
     if (before) gelu_forward(out, before, (size_t)N * OC);
 }
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout; the bias's is summed up where dout is written
 inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C,
                             int OC) {
-    multiply(dx, w, dout, {C, N, OC, true, false, OC, OC, C});
-    multiply(dw, dout, x, {OC, C, N, false, true, OC, C, OC, false, false, true, true}, nullptr, dw);
+    matmul(dx, w, dout, {C, N, OC, true, false, OC, OC, C});
+    matmul(dw, dout, x, {OC, C, N, false, true, OC, C, OC, false, false, true, true}, nullptr, dw);
 }
 
 // Products of a size that is no multiple of 8 run at an eighth of the speed. So the device's tables have rows, and rows of
@@ -1910,7 +1910,7 @@ inline bool few(int N, int C) { return N <= FEW && few_bytes(N, C, 8) <= device(
 inline void few_rows(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus, bool gelu, int N, int C,
                      int OC) {
     int across = 1;                          // 16 bytes; up to 128, a line, if there are blocks enough
-    while (across < 8 && OC / (2 * across * WIDE) >= device().processors()) across *= 2;
+    while (across < 8 && OC / (2 * across * WIDE) >= device().sms()) across *= 2;
     launch(N > 1 ? few_rows_kernel<FEW> : few_rows_kernel<1>, blocks_for(OC, across * WIDE), 256, few_bytes(N, C, across),
            out, x, w, b, plus, gelu, N, C, OC, across);
 }
@@ -1941,11 +1941,11 @@ __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
     const bool mine = c < HS;
     floatX* const row = cache + (size_t)b * S * 3 * C + h * HS + c;
     const floatX* const now = fresh + (size_t)b * 3 * C + h * HS + c;
-    float q[W] = {}, o[W] = {}, highest = -FLT_MAX, sum = 0;
+    float q[W] = {}, o[W] = {}, maximum = -FLT_MAX, sum = 0;
     if (mine) load(q, now);
     for (int j0 = 0; j0 < keys; j0 += AT_ONCE * step) {      // all threads alike: lanes meet in the shuffles
         Pack<floatX, W> k[AT_ONCE] = {}, v[AT_ONCE] = {};
-        float s[AT_ONCE] = {}, high = highest;
+        float s[AT_ONCE] = {}, high = maximum;
         for (int i = 0; i < AT_ONCE; i++)
             if (const int j = j0 + first + i * step; mine && j < keys) {
                 const floatX* const at = j + 1 < keys ? row + (size_t)j * 3 * C : now;
@@ -1958,8 +1958,8 @@ __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
             s[i] *= scale * LOG2E;
             if (j0 + first + i * step < keys) high = fmaxf(high, s[i]);
         }
-        const float shrink = exp2f(highest - high);
-        highest = high, sum *= shrink;
+        const float shrink = exp2f(maximum - high);
+        maximum = high, sum *= shrink;
         for (float& f : o) f *= shrink;
         for (int i = 0; i < AT_ONCE; i++) {
             const float p = j0 + first + i * step < keys ? exp2f(s[i] - high) : 0;
@@ -1968,11 +1968,11 @@ __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
         }
     }
     for (int l = lanes; l < 32; l *= 2) {    // a warp's keys
-        const float high = fmaxf(highest, __shfl_xor_sync(WARP, highest, l)), shrink = exp2f(highest - high);
-        highest = high, sum *= shrink, sum += __shfl_xor_sync(WARP, sum, l);
+        const float high = fmaxf(maximum, __shfl_xor_sync(WARP, maximum, l)), shrink = exp2f(maximum - high);
+        maximum = high, sum *= shrink, sum += __shfl_xor_sync(WARP, sum, l);
         for (float& f : o) f *= shrink, f += __shfl_xor_sync(WARP, f, l);
     }
-    if (lane == 0) highs[warp] = highest, sums[warp] = sum;
+    if (lane == 0) highs[warp] = maximum, sums[warp] = sum;
     if (lane < lanes) for (int w = 0; w < W; w++) outs[warp][c + w] = o[w];
     if (first == 0 && mine)
         for (int part : {C, 2 * C}) load(q, now + part), store(row + (size_t)(keys - 1) * 3 * C + part, q);
@@ -1997,7 +1997,7 @@ inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, cons
 
 /* pick -- as in cpu::pick, the same token from the same logits: all sums are of integers
    layout   a block takes a row, each thread a range of it. Where tokens are left out, the last that is kept is found
-            bit by bit, from the highest. */
+            bit by bit, from the maximum. */
 struct Pickers {                             // of each row
     int *token, *position;                   // the last, and where it stands
     Rng* rng;
@@ -2063,15 +2063,15 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
     auto finish = [&](int token, int drawn) {                // by one thread, when all have read
         p.token[b] = token, p.position[b] = at, p.rng[b] = rng, p.drawn[at % DRAWN * B + b] = drawn;
     };
-    float highest = -INFINITY;
+    float maximum = -INFINITY;
     int bad = V;                             // the first that is not finite; V < 2^24, so a float can hold it
-    any([&](int v, float x) { highest = fmaxf(highest, x), bad = isfinite(x) ? bad : ::min(bad, v); });
-    highest = block_max(highest), bad = -(int)block_max(-bad);
+    any([&](int v, float x) { maximum = fmaxf(maximum, x), bad = isfinite(x) ? bad : ::min(bad, v); });
+    maximum = block_max(maximum), bad = -(int)block_max(-bad);
     if (bad < V) {
         if (threadIdx.x == 0) finish(0, __float_as_int(z[bad]));
         return;
     }
-    auto weigh = [&](unsigned key) { return weight_of(highest - number_of(key), s.scale); };
+    auto weigh = [&](unsigned key) { return weight_of(maximum - number_of(key), s.scale); };
     unsigned cut = 0;                        // kept: what is greater, so all; and the first `ties` of what is equal
     wide ties = 0, rank = 0, mine = 0, all;
     if (s.top_k < V) {
@@ -2227,8 +2227,8 @@ struct Model {
     }
     std::string describe() const {
         const Device& d = device();
-        return format("%s, %d multiprocessors, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, "
-                      "%.2f TB/s; attention: %s; %s", d.properties.name, d.processors(), d.capability() / 10, d.capability() % 10,
+        return format("%s, %d SMs, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, "
+                      "%.2f TB/s; attention: %s; %s", d.properties.name, d.sms(), d.capability() / 10, d.capability() % 10,
                       d.built_for / 10, d.built_for % 10, DTYPE, d.peak() / 1e12, d.bandwidth() / 1e12,
                       attention_kernels(c.C / c.NH), memory(B).c_str());
     }
@@ -2249,7 +2249,7 @@ struct Model {
                  {"sol", json_number(sol)}}};
     }
 
-    void forward(const int* x, const int* y, const float* weights_bt, double denominator, int B, int T, bool backward) {
+    void forward(const int* x, const int* y, const float* token_weights, double denominator, int B, int T, bool backward) {
         const int N = B * T;
         Activations a = activations(0);
         rows = B, columns = T;
@@ -2262,7 +2262,7 @@ struct Model {
             CHECK(cudaMemcpyAsync(to, place, 4 * n, cudaMemcpyHostToDevice, device().stream));
             place += n;
         };
-        for (int n = 0; n < N; n++) weight[n] = (weights_bt ? weights_bt[n] : 1.0) / denominator;
+        for (int n = 0; n < N; n++) weight[n] = (token_weights ? token_weights[n] : 1.0) / denominator;
         send(a.token, x, N), send(a.target, y, N), send(a.weight, weight.data(), N);
         scored = backward ? 0 : N;
         auto kernels = [&] { network_head(*this, network_forward(*this, B, 0, T, T), N, backward); };
@@ -2381,9 +2381,9 @@ struct Model {
         layernorm_forward(out, mean, rstd, x, w, b, N, c.C, c.eps);
         return out;
     }
-    void norm_backward(floatX* dstream, bool add, float* dw, float* db, float* dbias, const floatX* dout, const floatX* x,
+    void norm_backward(floatX* dresidual, bool add, float* dw, float* db, float* dbias, const floatX* dout, const floatX* x,
                        const floatX* w, const float* mean, const float* rstd, int N) {
-        layernorm_backward(dstream, add, dw, db, dbias, activations(0).partial, dout, x, w, mean, rstd, N, c.C);
+        layernorm_backward(dresidual, add, dw, db, dbias, activations(0).partial, dout, x, w, mean, rstd, N, c.C);
     }
     void linear_forward(floatX* out, const Normed& x, const floatX* w, const floatX* b, const floatX* plus,
                         floatX* before_gelu, int N, int C, int OC) {
@@ -2420,7 +2420,7 @@ struct Model {
         const int V = padded(c.V);
         if (x.w) layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, x.x, x.w, x.b, rows, c.C, x.eps);
         const floatX* some = (x.w ? a.lnf : x.x) + (size_t)n0 * c.C;
-        multiply(a.logits, table(), some, {V, rows, c.C, true, false, c.C, (long)step * c.C, V});
+        matmul(a.logits, table(), some, {V, rows, c.C, true, false, c.C, (long)step * c.C, V});
     }
     void cross_entropy(int n0, int rows, bool gradients) {
         const Activations a = activations(0);
@@ -2430,8 +2430,8 @@ struct Model {
         const Activations a = activations(0);
         const int V = padded(c.V);
         float* const dtable = c.tied ? gradients_of(0).wte : gradients_of(0).head_w;
-        multiply(a.dx + (size_t)n0 * c.C, table(), a.logits, {c.C, rows, V, false, false, c.C, V, c.C});
-        multiply(dtable, x.x + (size_t)n0 * c.C, a.logits, {c.C, V, rows, false, true, c.C, V, c.C, false, false, true, true},
+        matmul(a.dx + (size_t)n0 * c.C, table(), a.logits, {c.C, rows, V, false, false, c.C, V, c.C});
+        matmul(dtable, x.x + (size_t)n0 * c.C, a.logits, {c.C, V, rows, false, true, c.C, V, c.C, false, false, true, true},
                  nullptr, dtable);
     }
     void add_loss(int N) {
@@ -2547,22 +2547,22 @@ template <typename T> std::vector<float> host_copy(const T* p, size_t n) {
     return std::vector<float>(values.begin(), values.end());
 }
 // Weights to begin with: those of fresh models, but biases and norms, which are alike there, differ everywhere. What joins
-// the stream stays as small as that is, else all tokens would look alike in the next block.
-inline void begin(cpu::Model& there, Model& here) {
-    for (size_t i = 0; i < here.layout.tensors.size(); i++) {
-        std::vector<float> values = here.layout.initial_values(i, 1);
-        const Tensor& t = here.layout.tensors[i];
+// the residual stream stays as small as that is, else all tokens would look alike in the next block.
+inline void begin(cpu::Model& on_cpu, Model& on_gpu) {
+    for (size_t i = 0; i < on_gpu.layout.tensors.size(); i++) {
+        std::vector<float> values = on_gpu.layout.initial_values(i, 1);
+        const Tensor& t = on_gpu.layout.tensors[i];
         const double size = t.rows ? 0 : t.name.find(".ln_") < t.name.npos ? 0.3 : 0.02;
         Rng rng(2, i + 1);
         for (float& v : values) v += size * rng.normal();
-        there.set(WEIGHT, i, values.data()), here.set(WEIGHT, i, values.data());
+        on_cpu.set(WEIGHT, i, values.data()), on_gpu.set(WEIGHT, i, values.data());
     }
 }
 // Texts drawn up to the end of the context: the last step's logits, which hang on all before, and what it drew from them.
 inline void check_drawing(Comparison& compare, const Config& c, int B, double limit) {
-    cpu::Model there(c, B, c.T, false, BF16);
-    Model here(c, B, c.T, false);
-    begin(there, here);
+    cpu::Model on_cpu(c, B, c.T, false, BF16);
+    Model on_gpu(c, B, c.T, false);
+    begin(on_cpu, on_gpu);
     Options o;
     o.temperature = 0.7, o.top_k = c.V / 2, o.top_p = 0.9;
     const Sampling sampling(o);
@@ -2578,11 +2578,11 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
             if (t0) *at = token[b];
             piece.insert(piece.end(), at, at + n);
         }
-        here.draw(piece.data(), B, t0, n, sampling, {never}, rng.data(), token.data());
+        on_gpu.draw(piece.data(), B, t0, n, sampling, {never}, rng.data(), token.data());
     }
     std::vector<float> want((size_t)B * V);
-    const std::vector<float> got = host_copy(here.activations(0).logits, (size_t)B * padded(V));
-    there.extend(x.data(), B, 0, c.T), there.logits(c.T - 1, c.T, B, want.data());
+    const std::vector<float> got = host_copy(on_gpu.activations(0).logits, (size_t)B * padded(V));
+    on_cpu.extend(x.data(), B, 0, c.T), on_cpu.logits(c.T - 1, c.T, B, want.data());
     for (int b = 0; b < B; b++) {
         std::vector<float> z(&got[(size_t)b * padded(V)], &got[(size_t)b * padded(V)] + V);
         float* const wanted = &want[b * V];
@@ -2593,9 +2593,9 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
     }
 }
 inline Comparison check_model(const Config& c, int B, int T) {
-    cpu::Model there(c, B, T, true, BF16);
-    Model here(c, B, T, true);
-    begin(there, here);
+    cpu::Model on_cpu(c, B, T, true, BF16);
+    Model on_gpu(c, B, T, true);
+    begin(on_cpu, on_gpu);
     printf("%d layers, %d heads, %d channels, vocabulary %d, %d rows of %d tokens, %s, %s\n", c.L, c.NH, c.C, c.V, B, T,
            c.bias ? "biases" : "no biases", c.tied ? "tied head" : "head of its own");
     const double limit = BF16 ? 0.03 : 2e-5, lr = 1e-3;
@@ -2608,11 +2608,11 @@ inline Comparison check_model(const Config& c, int B, int T) {
         std::vector<int> x(N), y(N);
         for (int n = 0; n < N; n++)
             x[n] = differ ? n * 7 % c.V : rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
-        there.forward(x.data(), y.data(), nullptr, N, B, T, !last);
-        here.forward(x.data(), y.data(), nullptr, N, B, T, !last);
+        on_cpu.forward(x.data(), y.data(), nullptr, N, B, T, !last);
+        on_gpu.forward(x.data(), y.data(), nullptr, N, B, T, !last);
         for (int l = 0; l < c.L; l++) {
-            const cpu::Activations a = there.activations(l);
-            const Activations b = here.activations(l);
+            const cpu::Activations a = on_cpu.activations(l);
+            const Activations b = on_gpu.activations(l);
             const bool KEPT = true, BLOCK = true, ONCE = l == 0, training = false;
             auto row = [&](const char* name, bool here, const auto* got, const real* want, size_t count) {
                 if (here && count && strcmp(name, "logits")) compare(format("activation %d %s", l, name), host_copy(got, count), want, limit);
@@ -2622,24 +2622,24 @@ inline Comparison check_model(const Config& c, int B, int T) {
 #undef X
         }
         if (last) {                          // as in validation. Of tokens that are nearly alike, either may be best
-            const double loss = there.result().loss;
-            compare("loss", {(float)here.result().loss}, &loss, limit);
-            compare("log-probabilities", here.logprob, there.logprob.data(), limit);
+            const double loss = on_cpu.result().loss;
+            compare("loss", {(float)on_gpu.result().loss}, &loss, limit);
+            compare("log-probabilities", on_gpu.logprob, on_cpu.logprob.data(), limit);
             std::vector<float> z((size_t)N * c.V), logits(z.size()), best, want;
-            there.logits(0, 1, N, z.data()), here.logits(0, 1, N, logits.data());
+            on_cpu.logits(0, 1, N, z.data()), on_gpu.logits(0, 1, N, logits.data());
             for (int n = 0; n < N; n++) if (float* of = &z[(size_t)n * c.V]; y[n] >= 0)
-                best.push_back(of[here.best[n]]), want.push_back(of[there.best[n]]);
+                best.push_back(of[on_gpu.best[n]]), want.push_back(of[on_cpu.best[n]]);
             compare("logits", logits, z.data(), limit), compare("logits of the best", best, want.data(), limit);
             break;
         }
-        there.backward(), here.backward();
+        on_cpu.backward(), on_gpu.backward();
         auto tensors = [&](const char* what, Which which, double limit, double unit) {
-            for (size_t i = 0; i < here.layout.tensors.size(); i++) {
-                const Tensor& t = here.layout.tensors[i];
+            for (size_t i = 0; i < on_gpu.layout.tensors.size(); i++) {
+                const Tensor& t = on_gpu.layout.tensors[i];
                 std::vector<float> got(t.count()), want(t.count(), 1);
-                if (!t.present) here.set(which, i, want.data());         // does nothing: zeros are read
-                here.get(which, i, got.data()), there.get(which, i, want.data());
-                if (which == WEIGHT) there.set(which, i, got.data());
+                if (!t.present) on_gpu.set(which, i, want.data());         // does nothing: zeros are read
+                on_gpu.get(which, i, got.data()), on_cpu.get(which, i, want.data());
+                if (which == WEIGHT) on_cpu.set(which, i, got.data());
                 // At first v's gradients are far larger than those of q and k, and would hide what is wrong with these.
                 const bool qkv = t.name.find("c_attn") < t.name.npos, key_bias = qkv && t.rows == 0;
                 const int parts = qkv && which == GRADIENT && compare.step == 1 ? 3 : 1;
@@ -2655,8 +2655,8 @@ inline Comparison check_model(const Config& c, int B, int T) {
         };
         tensors("gradient", GRADIENT, limit, 0);
         const AdamW adamw{lr, 0.9, 0.95, 1e-8, 0.1};
-        there.update(adamw, 1, compare.step), here.update(adamw, 1, compare.step);
-        const StepResult a = there.result(), b = here.result();
+        on_cpu.update(adamw, 1, compare.step), on_gpu.update(adamw, 1, compare.step);
+        const StepResult a = on_cpu.result(), b = on_gpu.result();
         compare("loss", {(float)b.loss}, &a.loss, limit), compare("gradient norm", {(float)b.norm}, &a.norm, limit);
         tensors("weight", WEIGHT, BF16 ? 0.5 : 0.05, lr);
     }

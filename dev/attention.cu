@@ -38,13 +38,13 @@ __global__ void scores(float* s, const floatX* qkv, int T, int C, int HS, float 
 }
 __global__ void softmax(float* s, float* lse, int T) {
     s += (size_t)blockIdx.x * T;
-    float highest = -INFINITY, sum = 0;
-    for (int j = threadIdx.x; j < T; j += blockDim.x) highest = fmaxf(highest, s[j]);
-    highest = gpu::block_max(highest);
-    for (int j = threadIdx.x; j < T; j += blockDim.x) sum += s[j] = expf(s[j] - highest);
+    float maximum = -INFINITY, sum = 0;
+    for (int j = threadIdx.x; j < T; j += blockDim.x) maximum = fmaxf(maximum, s[j]);
+    maximum = gpu::block_max(maximum);
+    for (int j = threadIdx.x; j < T; j += blockDim.x) sum += s[j] = expf(s[j] - maximum);
     sum = gpu::block_sum(sum);
     for (int j = threadIdx.x; j < T; j += blockDim.x) s[j] /= sum;
-    if (threadIdx.x == 0) lse[blockIdx.x] = highest + logf(sum);
+    if (threadIdx.x == 0) lse[blockIdx.x] = maximum + logf(sum);
 }
 __global__ void times_v(floatX* out, const float* p, const floatX* qkv, int T, int C, int HS) {
     const int c = threadIdx.x, i = blockIdx.x, b = blockIdx.y * HS / C, h = blockIdx.y % (C / HS);
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
     SHARED(v, float[32][HS]);
     const int i = blockIdx.x * 64 + threadIdx.x, h = blockIdx.y, b = blockIdx.z;
     const floatX* row = qkv + (size_t)b * T * 3 * C + h * HS;
-    float q[HS], o[HS], highest = -INFINITY, sum = 0;
+    float q[HS], o[HS], maximum = -INFINITY, sum = 0;
     #pragma unroll
     for (int c = 0; c < HS; c++) q[c] = i < T ? float(row[(size_t)i * 3 * C + c]) : 0, o[c] = 0;
     for (int j0 = 0; j0 < T && j0 < int(blockIdx.x + 1) * 64; j0 += 32) {
@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
             #pragma unroll
             for (int c = 0; c < HS; c++) s += q[c] * k[j][c];
             s *= scale;
-            const float high = fmaxf(highest, s), shrink = expf(highest - high), p = expf(s - high);
-            highest = high, sum = sum * shrink + p;
+            const float high = fmaxf(maximum, s), shrink = expf(maximum - high), p = expf(s - high);
+            maximum = high, sum = sum * shrink + p;
             #pragma unroll
             for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * v[j][c];
         }
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
     if (i >= T) return;
     #pragma unroll
     for (int c = 0; c < HS; c++) out[((size_t)b * T + i) * C + h * HS + c] = floatX(o[c] / sum);
-    lse[((size_t)b * gridDim.y + h) * T + i] = highest + logf(sum);
+    lse[((size_t)b * gridDim.y + h) * T + i] = maximum + logf(sum);
 }
 
 #ifndef TRAIN_FP32
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
     };
     auto at = [&](floatX (&x)[SIDE][SIDE], int row, int column) { return gpu::shared_address(&x[row][column]); };
     fill(q, row, i0);
-    float o[SIDE / 8][4] = {}, highest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    float o[SIDE / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     for (int j0 = 0; j0 <= i0; j0 += SIDE) {
         __syncthreads();
         fill(k, row + C, j0), fill(v, row + 2 * C, j0);
@@ -122,14 +122,14 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
             }
         }
         for (int r = 0; r < 2; r++) {                        // the two rows this lane has a part of, with three others
-            float high = highest[r];
+            float high = maximum[r];
             for (int n = 0; n < SIDE / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) {
                 const bool seen = j0 + n * 8 + lane % 4 * 2 + e % 2 <= i0 + warp * 16 + lane / 4 + 8 * r;
                 high = fmaxf(high, s[n][e] = seen ? s[n][e] * scale : -INFINITY);
             }
             for (int lanes = 1; lanes <= 2; lanes *= 2) high = fmaxf(high, __shfl_xor_sync(WARP, high, lanes));
-            const float shrink = expf(highest[r] - high);
-            highest[r] = high, sum[r] *= shrink;
+            const float shrink = expf(maximum[r] - high);
+            maximum[r] = high, sum[r] *= shrink;
             for (int n = 0; n < SIDE / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) {
                 sum[r] += s[n][e] = expf(s[n][e] - high);
                 o[n][e] *= shrink;
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
             const float two[2] = {o[n][2 * r] / total, o[n][2 * r + 1] / total};
             store(out + ((size_t)b * T + i) * C + h * SIDE + n * 8 + lane % 4 * 2, two);
         }
-        if (lane % 4 == 0 && i < T) lse[((size_t)b * gridDim.y + h) * T + i] = highest[r] + logf(total);
+        if (lane % 4 == 0 && i < T) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] + logf(total);
     }
 }
 

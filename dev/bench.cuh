@@ -75,7 +75,7 @@ template <typename T> struct Array {
         unsigned long long value;
         ok(cudaMemsetAsync(hash, 0, 8, stream()));
         const size_t units = n * sizeof(T) / 2;
-        launch(hash_kernel, std::min(blocks_for(units, 256), 4 * gpu::device().processors()), 256, 0,
+        launch(hash_kernel, std::min(blocks_for(units, 256), 4 * gpu::device().sms()), 256, 0,
                (const unsigned short*)p, units, hash);
         ok(cudaStreamSynchronize(stream())), ok(cudaMemcpy(&value, hash, 8, cudaMemcpyDeviceToHost));
         return value;
@@ -129,7 +129,7 @@ __global__ void copy_kernel(floatX* to, const floatX* from, size_t n) {
     if (i < n) load(v, from + i), store(to + i, v);
 }
 inline void read_all(const Array<floatX>& a) {
-    launch(read_kernel, 8 * gpu::device().processors(), 256, 0, a.p, a.n, a.p);
+    launch(read_kernel, 8 * gpu::device().sms(), 256, 0, a.p, a.n, a.p);
 }
 inline double median_time(const std::function<void()>& run) {            // seconds; of 50 runs, or of fewer in 2 seconds
     static const Array<floatX> other((256 << 20) / sizeof(floatX));
@@ -155,7 +155,7 @@ inline const Roofs& roofs() {
         const int n = 8192;
         const Array<floatX> a(numbers((size_t)n * n)), b(numbers((size_t)n * n)), c((size_t)n * n);
         const Array<floatX> from((1 << 30) / sizeof(floatX)), to(from.n);
-        const double product = median_time([&] { gpu::multiply(c, a, b, {n, n, n, false, false, n, n, n}); });
+        const double product = median_time([&] { gpu::matmul(c, a, b, {n, n, n, false, false, n, n, n}); });
         const double copy = median_time([&] {
             launch(copy_kernel, blocks_for(from.n, 256 * WIDE), 256, 0, to.p, from.p, from.n);
         });

@@ -4,9 +4,9 @@
    A row of logits is read, and its gradient written over it: 2 bytes a logit each way.
      naive           a thread takes a row of 50257: neighbouring threads read 100 KB apart, and there are as many threads as
                      rows, far too few
-     three_passes    a block takes a row: highest, then sum, then gradients. The row is read three times; what the level-2
+     three_passes    a block takes a row: maximum, then sum, then gradients. The row is read three times; what the level-2
                      cache keeps of it depends on how many rows are under way
-     two_passes      highest and sum in one pass, where a new highest shrinks the sum so far (Milakov, Gimelshein 2018,
+     two_passes      maximum and sum in one pass, where a new maximum shrinks the sum so far (Milakov, Gimelshein 2018,
                      arXiv:1805.02867, algorithm 3); 16 bytes at a time. Four blocks' rows a multiprocessor are under way, 53 MB
                      on 132: as much as the level-2 cache holds
      shipped         gpu::cross_entropy: asynchronous copies bring the row to shared memory, all 100 KB of it under way at once,
@@ -19,14 +19,14 @@ __global__ void naive(floatX* logits, float* logprob, int* best, const int* y, c
     const int n = blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= rows) return;
     floatX* z = logits + (size_t)n * stride;
-    int highest = 0;
-    for (int v = 1; v < V; v++) if (float(z[v]) > float(z[highest])) highest = v;
-    const float high = float(z[highest]);
+    int maximum = 0;
+    for (int v = 1; v < V; v++) if (float(z[v]) > float(z[maximum])) maximum = v;
+    const float high = float(z[maximum]);
     float sum = 0;
     for (int v = 0; v < V; v++) sum += expf(float(z[v]) - high);
     const int target = y[n];
     logprob[n] = target >= 0 ? float(z[target]) - high - logf(sum) : 0;
-    best[n] = target >= 0 ? highest : -1;
+    best[n] = target >= 0 ? maximum : -1;
     for (int v = 0; v < stride; v++)
         z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - high) / sum - (v == target)));
 }
@@ -34,41 +34,41 @@ __global__ void three_passes(floatX* logits, float* logprob, int* best, const in
     SHARED(first, int[1]);
     const int n = blockIdx.x, target = y[n];
     floatX* z = logits + (size_t)n * stride;
-    float highest = -INFINITY, sum = 0;
+    float maximum = -INFINITY, sum = 0;
     if (threadIdx.x == 0) first[0] = V;
-    for (int v = threadIdx.x; v < V; v += blockDim.x) highest = fmaxf(highest, float(z[v]));
-    highest = gpu::block_max(highest);
+    for (int v = threadIdx.x; v < V; v += blockDim.x) maximum = fmaxf(maximum, float(z[v]));
+    maximum = gpu::block_max(maximum);
     for (int v = threadIdx.x; v < V; v += blockDim.x) {
-        sum += expf(float(z[v]) - highest);
-        if (float(z[v]) == highest) atomicMin(first, v);
+        sum += expf(float(z[v]) - maximum);
+        if (float(z[v]) == maximum) atomicMin(first, v);
     }
     sum = gpu::block_sum(sum);
     if (threadIdx.x == 0) {
-        logprob[n] = target >= 0 ? float(z[target]) - highest - logf(sum) : 0;
+        logprob[n] = target >= 0 ? float(z[target]) - maximum - logf(sum) : 0;
         best[n] = target >= 0 ? first[0] : -1;
     }
     __syncthreads();                                         // z[target] is read before it changes
     for (int v = threadIdx.x; v < stride; v += blockDim.x)
-        z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - highest) / sum - (v == target)));
+        z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - maximum) / sum - (v == target)));
 }
 
 __global__ void two_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V, int stride) {
     SHARED(first, int[1]);
     const int n = blockIdx.x, target = y[n];
     floatX* z = logits + (size_t)n * stride;
-    float highest = -INFINITY, sum = 0, v[WIDE];
+    float maximum = -INFINITY, sum = 0, v[WIDE];
     int where = V;
     if (threadIdx.x == 0) first[0] = V;
     for (int c = threadIdx.x * WIDE; c < V; c += blockDim.x * WIDE) {
         load(v, z + c);
         for (int i = 0; i < WIDE; i++) {
             if (c + i >= V) break;
-            if (v[i] > highest) sum *= expf(highest - v[i]), highest = v[i], where = c + i;
-            sum += expf(v[i] - highest);
+            if (v[i] > maximum) sum *= expf(maximum - v[i]), maximum = v[i], where = c + i;
+            sum += expf(v[i] - maximum);
         }
     }
-    const float high = gpu::block_max(highest), total = gpu::block_sum(highest == -INFINITY ? 0 : sum * expf(highest - high));
-    if (highest == high) atomicMin(first, where);
+    const float high = gpu::block_max(maximum), total = gpu::block_sum(maximum == -INFINITY ? 0 : sum * expf(maximum - high));
+    if (maximum == high) atomicMin(first, where);
     const float at_target = target >= 0 ? float(z[target]) : 0;
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -94,15 +94,15 @@ static void ladder(int rows, int V) {
     Array<int> y(targets), best(rows);
     Array<gpu::Outcome> outcome(std::vector<gpu::Outcome>{{0.25, 0}});
     float *const found = logprob.cpu(), *const all = logits.cpu();       // before threads share them
-    int* const highest_at = best.cpu();
+    int* const maximum_at = best.cpu();
     double loss = 0.25;
     #pragma omp parallel for reduction(+ : loss)
     for (int n = 0; n < rows; n++) {
         float* z = all + (size_t)n * stride;
-        const int target = targets[n], highest = int(std::max_element(z, z + V) - z);
-        double high = z[highest], sum = 0;
+        const int target = targets[n], maximum = int(std::max_element(z, z + V) - z);
+        double high = z[maximum], sum = 0;
         for (int v = 0; v < V; v++) sum += std::exp(z[v] - high);
-        found[n] = target < 0 ? 0 : z[target] - high - std::log(sum), highest_at[n] = target < 0 ? -1 : highest;
+        found[n] = target < 0 ? 0 : z[target] - high - std::log(sum), maximum_at[n] = target < 0 ? -1 : maximum;
         if (target >= 0) loss -= (double)weight.host[n] * found[n];
         for (int v = 0; v < V; v++) z[v] = target < 0 ? 0 : weight.host[n] * (std::exp(z[v] - high) / sum - (v == target));
         std::fill(z + V, z + stride, 0.0f);

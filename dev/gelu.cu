@@ -3,7 +3,7 @@
    forward   out = gelu(x): x is read, out is written (x is 4C wide: 8X bytes)
      naive           a thread takes a number: each load fetches 2 bytes, 64 a warp, so that too few bytes are under way
      shipped         gpu::gelu_forward: 16 bytes a thread. Training on tensor cores does not even call it, since cuBLASLt's
-                     product before it can end in the same function: dev/products.cu
+                     product before it can end in the same function: dev/matmul.cu
 
    backward  d = d gelu'(x), and db, its column sums: d and x are read, d is written, 12X
      atomics         a thread takes a number and adds it to db with an atomic: N of them meet at every column
@@ -68,7 +68,7 @@ static void backward(int N, int C) {
             }, false, 2 * ONE},              // db is the sum of rounded numbers
            {"one_row", [&] {
                 const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
-                const int down = std::clamp(gpu::SUM_BLOCKS * gpu::device().processors() / across, 1, blocks_for(N, 8));
+                const int down = std::clamp(gpu::SUM_BLOCKS * gpu::device().sms() / across, 1, blocks_for(N, 8));
                 launch(WIDTH(C, one_row), dim3(across, down), 256, 0, d, partial, x, N, C);
                 gpu::add_partials({db, nullptr, nullptr}, 1, partial, down, C);
             }},

@@ -11,7 +11,7 @@
 #   learning     loss and norm beside those of transformers, from one checkpoint on one batch
 #   sampling     tokens/s of 1 and of 64 texts by 124M, and for how long a checkpoint holds up training
 #   torch        124M in PyTorch at other batches and with cuDNN's attention, and its functions one by one
-#   kernels      all ladders timed: a table. LADDERS="attention products" does some of them again
+#   kernels      all ladders timed: a table. LADDERS="attention matmul" does some of them again
 #   determinism  hashes of the checkpoints of 20 small runs, and of 3 of 124M
 #   memcheck racecheck initcheck synccheck       compute-sanitizer on --check and on all rungs at tiny shapes
 #   report       one Markdown file of all that was run, and a picture
@@ -85,7 +85,7 @@ shape() {                                    # d12, or layers,heads,channels: as
 }
 run_of() { echo "$program train --train $many --sample-every 0 --eval-every 0 $*"; }
 
-# The card at work: a sample every 0.1 s while it is watched, and of these the ones at 80 % of the highest power or more.
+# The card at work: a sample every 0.1 s while it is watched, and of these the ones at 80 % of the maximum power or more.
 watch() {
     stdbuf -oL nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader -lms 100 > "$out/logs/samples" 2> /dev/null &
     watcher=$!

@@ -10,11 +10,11 @@
                      a kernel for each width (heads of 64: twelve of them in 768, twenty-five in 1600)
      shipped         gpu::layernorm_forward: the row stays in shared memory, of any width
 
-   backward  dstream += ..., and the column sums dw, db, dbias: x, dout and dstream are read, dstream is written, 4X
+   backward  dresidual += ..., and the column sums dw, db, dbias: x, dout and dresidual are read, dresidual is written, 4X
      atomics         a warp takes a row, and adds to dw, db and dbias with atomics: all rows add to the same 3C numbers,
                      one after another, in any order
-     two_passes      one kernel for dstream, one for the sums, where a block of 32 columns runs down all rows: in order,
-                     but x, dout and dstream are read again, and C / 32 blocks are too few to fill the GPU
+     two_passes      one kernel for dresidual, one for the sums, where a block of 32 columns runs down all rows: in order,
+                     but x, dout and dresidual are read again, and C / 32 blocks are too few to fill the GPU
      sums_in_shared  one kernel: a warp takes rows, and adds to its own sums of all columns in shared memory, six accesses a
                      number; and it waits for a row before it asks for the next
      shipped         gpu::layernorm_backward: some rows of all three arrays are asked for at once and come to shared memory;
@@ -83,13 +83,13 @@ __global__ void registers(floatX* out, float* mean, float* rstd, const floatX* x
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
 
-// a row's dstream, by a warp; with SUMS, its part of dw, db and dbias as well
+// a row's dresidual, by a warp; with SUMS, its part of dw, db and dbias as well
 template <bool SUMS>
-__global__ void row_backward(floatX* dstream, float* dw, float* db, float* dbias, const floatX* dout, const floatX* x,
+__global__ void row_backward(floatX* dresidual, float* dw, float* db, float* dbias, const floatX* dout, const floatX* x,
                              const floatX* w, const float* mean, const float* rstd, int N, int C) {
     const int n = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (n >= N) return;
-    x += (size_t)n * C, dout += (size_t)n * C, dstream += (size_t)n * C;
+    x += (size_t)n * C, dout += (size_t)n * C, dresidual += (size_t)n * C;
     const float m = mean[n], r = rstd[n];
     float sum = 0, dot = 0;
     for (int c = lane; c < C; c += 32) {
@@ -99,12 +99,12 @@ __global__ void row_backward(floatX* dstream, float* dw, float* db, float* dbias
     sum = warp_sum(sum) / C, dot = warp_sum(dot) / C;
     for (int c = lane; c < C; c += 32) {
         const float d = float(dout[c]), xhat = (float(x[c]) - m) * r;
-        const float g = float(dstream[c]) + r * (d * float(w[c]) - sum - xhat * dot);
-        dstream[c] = floatX(g);
+        const float g = float(dresidual[c]) + r * (d * float(w[c]) - sum - xhat * dot);
+        dresidual[c] = floatX(g);
         if (SUMS) atomicAdd(dw + c, d * xhat), atomicAdd(db + c, d), atomicAdd(dbias + c, g);
     }
 }
-__global__ void columns(float* dw, float* db, float* dbias, const floatX* dstream, const floatX* dout, const floatX* x,
+__global__ void columns(float* dw, float* db, float* dbias, const floatX* dresidual, const floatX* dout, const floatX* x,
                         const float* mean, const float* rstd, int N, int C) {
     SHARED(sums, float[3][8][32]);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
@@ -112,7 +112,7 @@ __global__ void columns(float* dw, float* db, float* dbias, const floatX* dstrea
     for (int n = warp; c < C && n < N; n += 8) {
         const size_t at = (size_t)n * C + c;
         const float d = float(dout[at]);
-        sum[0] += d * (float(x[at]) - mean[n]) * rstd[n], sum[1] += d, sum[2] += float(dstream[at]);
+        sum[0] += d * (float(x[at]) - mean[n]) * rstd[n], sum[1] += d, sum[2] += float(dresidual[at]);
     }
     for (int k = 0; k < 3; k++) sums[k][warp][lane] = sum[k];
     __syncthreads();
@@ -124,7 +124,7 @@ __global__ void columns(float* dw, float* db, float* dbias, const floatX* dstrea
 }
 
 template <int W>
-__global__ void sums_in_shared(floatX* dstream, float* partial, const floatX* dout, const floatX* x, const floatX* w,
+__global__ void sums_in_shared(floatX* dresidual, float* partial, const floatX* dout, const floatX* x, const floatX* w,
                                const float* mean, const float* rstd, int N, int C) {
     SHARED_DYNAMIC(shared);
     const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = gpu::banked(C);
@@ -141,14 +141,14 @@ __global__ void sums_in_shared(floatX* dstream, float* partial, const floatX* do
         }
         sum = warp_sum(sum) / C, dot = warp_sum(dot) / C;
         for (int c = lane * W; c < C; c += 32 * W) {
-            load(d, dout + at + c), load(v, x + at + c), load(weight, w + c), load(g, dstream + at + c);
+            load(d, dout + at + c), load(v, x + at + c), load(weight, w + c), load(g, dresidual + at + c);
             for (int i = 0; i < W; i++) {
                 const float xhat = (v[i] - m) * r;
                 g[i] += r * (d[i] * weight[i] - sum - xhat * dot);
                 float* s = sums + c - lane * W + lane + 32 * i;
                 s[0] += d[i] * xhat, s[row] += d[i], s[2 * row] += g[i];
             }
-            store(dstream + at + c, g);
+            store(dresidual + at + c, g);
         }
     }
     __syncthreads();
@@ -182,33 +182,33 @@ static void forward(int N, int C) {
 }
 
 static void backward(int N, int C) {
-    Array<floatX> x(numbers((size_t)N * C, 2)), w(numbers(C)), dout(numbers(x.n)), dstream(numbers(x.n));
+    Array<floatX> x(numbers((size_t)N * C, 2)), w(numbers(C)), dout(numbers(x.n)), dresidual(numbers(x.n));
     Array<float> dw(numbers(C)), db(numbers(C)), dbias(numbers(C)), partial(gpu::partial_size(C));
     std::vector<float> unused(x.n), m(N), r(N);
     cpu::layernorm_forward(unused.data(), m.data(), r.data(), x.cpu(), w.cpu(), w.cpu(), N, C, 1e-5);
     Array<float> mean(m), rstd(r);
-    cpu::layernorm_backward(dstream.cpu(), dw.cpu(), db.cpu(), dout.cpu(), x.cpu(), w.cpu(), mean.cpu(), rstd.cpu(), N, C);
-    cpu::bias_backward(dbias.cpu(), dstream.cpu(), N, C);
+    cpu::layernorm_backward(dresidual.cpu(), dw.cpu(), db.cpu(), dout.cpu(), x.cpu(), w.cpu(), mean.cpu(), rstd.cpu(), N, C);
+    cpu::bias_backward(dbias.cpu(), dresidual.cpu(), N, C);
     climb("layernorm backward", format("N=%d C=%d", N, C), {17.0 * x.n, 4.0 * x.n * sizeof(floatX)},
-          {written("dstream", dstream, ONE), written("dw", dw, 1e-5), written("db", db, 1e-5),
+          {written("dresidual", dresidual, ONE), written("dw", dw, 1e-5), written("db", db, 1e-5),
            written("dbias", dbias, 1e-5)},
           {{"atomics", [&] {
-                launch(row_backward<true>, blocks_for(N, 8), 256, 0, dstream, dw, db, dbias, dout, x, w, mean, rstd, N, C);
+                launch(row_backward<true>, blocks_for(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N, C);
             }, true},
            {"two_passes", [&] {
-                launch(row_backward<false>, blocks_for(N, 8), 256, 0, dstream, dw, db, dbias, dout, x, w, mean, rstd, N, C);
-                launch(columns, blocks_for(C, 32), 256, 0, dw, db, dbias, dstream, dout, x, mean, rstd, N, C);
+                launch(row_backward<false>, blocks_for(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N, C);
+                launch(columns, blocks_for(C, 32), 256, 0, dw, db, dbias, dresidual, dout, x, mean, rstd, N, C);
             }, false, ONE},                  // dbias is the sum of rounded numbers
            {"sums_in_shared", [&] {
                 const size_t row = 3 * sizeof(float) * gpu::banked(C);
                 const int each = gpu::rows_for(row, 8);
-                const int blocks = std::min(blocks_for(N, each), gpu::SUM_BLOCKS * gpu::device().processors());
-                launch(WIDTH(C, sums_in_shared), blocks, 32 * each, each * row, dstream, partial, dout, x, w, mean, rstd, N,
+                const int blocks = std::min(blocks_for(N, each), gpu::SUM_BLOCKS * gpu::device().sms());
+                launch(WIDTH(C, sums_in_shared), blocks, 32 * each, each * row, dresidual, partial, dout, x, w, mean, rstd, N,
                        C);
                 gpu::add_partials({dw, db, dbias}, 3, partial, blocks, C);
             }},
            {"shipped", [&] {
-                gpu::layernorm_backward(dstream, true, dw, db, dbias, partial, dout, x, w, mean, rstd, N, C);
+                gpu::layernorm_backward(dresidual, true, dw, db, dbias, partial, dout, x, w, mean, rstd, N, C);
             }}});
 }
 

@@ -371,10 +371,10 @@ template <bool BROKEN> __global__ void reads_after_array(float* out, const float
     const float beyond = threadIdx.x == 63 ? in[63 + (BROKEN ? 2 : 0)] : 0;
     out[threadIdx.x] = beyond > 1e30f ? 64 : threadIdx.x;
 }
-template <bool BROKEN> __global__ void highest_of_more(float* out, const float* in) {    // one more than there are
-    float highest = -1;
-    for (int i = 0; i < 64 + BROKEN; i++) highest = fmaxf(highest, in[i]);
-    out[threadIdx.x] = threadIdx.x + highest - 63;
+template <bool BROKEN> __global__ void maximum_of_more(float* out, const float* in) {    // one more than there are
+    float maximum = -1;
+    for (int i = 0; i < 64 + BROKEN; i++) maximum = fmaxf(maximum, in[i]);
+    out[threadIdx.x] = threadIdx.x + maximum - 63;
 }
 template <bool BROKEN> __global__ void much_shared(float* out) {
     SHARED(values, float[BROKEN ? 13 << 10 : 12 << 10]);
@@ -562,15 +562,15 @@ static const Defect DEFECTS[] = {
     {"reads_after_array", "AddressSanitizer", [](bool broken) {
         Floats in(count_up(64)), out(64);
         launch(broken ? reads_after_array<true> : reads_after_array<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), count_up(64)); }},
-    {"highest_of_more", "wrong result", [](bool broken) {
+    {"maximum_of_more", "wrong result", [](bool broken) {
         emu::settings.fence = false;         // where the array's end is no page's
         Floats in(count_up(64)), out(64);
-        launch(broken ? highest_of_more<true> : highest_of_more<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), count_up(64)); }},
+        launch(broken ? maximum_of_more<true> : maximum_of_more<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), count_up(64)); }},
     ONE_KERNEL(much_shared, "shared array values of 53248 bytes, more than 49152"),
     {"argument_of_host", "is the host's memory", [](bool broken) {
         const std::vector<float> host = count_up(64);
         Floats in(host), out(64);
-        launch(highest_of_more<false>, 1, 64, 0, out.p, broken ? host.data() : (const float*)in.p), result(out.get(), count_up(64)); }},
+        launch(maximum_of_more<false>, 1, 64, 0, out.p, broken ? host.data() : (const float*)in.p), result(out.get(), count_up(64)); }},
     {"memory_while_capturing", "cudaMalloc while a stream is being captured", [](bool broken) {
         cudaGraph_t graph;
         float* more = nullptr;

@@ -7,4 +7,4 @@
 #include "../dev/embedding.cu"
 #include "../dev/gelu.cu"
 #include "../dev/layernorm.cu"
-#include "../dev/products.cu"
+#include "../dev/matmul.cu"

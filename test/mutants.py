@@ -50,7 +50,7 @@ EQUIVALENT = {
 
 # By the name of what encloses it: the ladder that checks a kernel, alone.
 LADDERS = [(r'few|attention_step|embedding_step|pick|Cut|cut|sum_before|key_of|number_of|Normed', 'decoding'),
-           (r'attention|Tile|multiply_(turned|results)|boxes|stage_rows|sum_rows|Shape|Walk|Probability|recompute|wgmma|scores', 'attention'),
+           (r'attention|Tile|multiply_(transposed|results)|boxes|stage_rows|sum_rows|Shape|Walk|Probability|recompute|wgmma|scores', 'attention'),
            (r'layernorm|rows_for|banked|Embedding\b', 'layernorm'), (r'embedding|sort_tokens', 'embedding'),
            (r'gelu|column_sums|partial', 'gelu'), (r'cross_entropy|add_loss', 'cross_entropy'), (r'adamw|squares|update_of|round_kernel', 'adamw'),
            (r'linear|multiply|Product|propos|fastest|random_kernel|differ', 'products')]
@@ -72,7 +72,7 @@ def tests_of(file, enclosing):
                      (ladder + ', fp32', f'build/emulated_{ladder}_fp32', f'build/emulated_{ladder}_fp32')]
             break
     if re.search('Product|propos|fastest|random_kernel|differ', enclosing):
-        tests.append(('proposals', 'build/emulated_proposals', 'build/emulated_proposals'))
+        tests.append(('heuristics', 'build/emulated_heuristics', 'build/emulated_heuristics'))
     return tests + [
         ('--check', 'build/train_gpt_emulated', 'build/train_gpt_emulated --check'),
         ('golden', 'build/emulated_golden', 'build/emulated_golden ' + GOLDEN),

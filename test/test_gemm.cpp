@@ -21,13 +21,13 @@ struct Bf16Stored { using P = bfloat16; using E = bfloat16; static constexpr con
 template <typename Type> static double product(int M, int N, int K, int kind) {
     using P = typename Type::P;
     using E = typename Type::E;
-    const bool a_turned = kind & 1, b_turned = kind & 2, odd = kind & 4, with_bias = kind & 8, with_plus = kind & 16, own = kind & 32;
+    const bool a_transposed = kind & 1, b_transposed = kind & 2, odd = kind & 4, with_bias = kind & 8, with_plus = kind & 16, own = kind & 32;
     const long a_step = odd ? 3 : 1, gap = odd ? 5 : 0, ldc = N + gap;       // steps of neither 1 nor a row: no fast path
     std::vector<float> a = random_numbers((size_t)M * K * a_step), numbers = random_numbers((size_t)K * N), bias = random_numbers(N);
     const std::vector<E> b(numbers.begin(), numbers.end());
     std::vector<float> c = random_numbers(M * ldc), plus = random_numbers(M * ldc);
-    const cpu::Matrix A = a_turned ? cpu::Matrix{a.data(), a_step, M * a_step} : cpu::Matrix{a.data(), K * a_step, a_step};
-    const cpu::Matrix<E> B = b_turned ? cpu::Matrix<E>{b.data(), 1, K} : cpu::Matrix<E>{b.data(), N, 1};
+    const cpu::Matrix A = a_transposed ? cpu::Matrix{a.data(), a_step, M * a_step} : cpu::Matrix{a.data(), K * a_step, a_step};
+    const cpu::Matrix<E> B = b_transposed ? cpu::Matrix<E>{b.data(), 1, K} : cpu::Matrix<E>{b.data(), N, 1};
     if (own) plus = c;
     const std::vector<float> before = c;
     cpu::gemm<P, E>({c.data(), ldc, with_plus ? own ? c.data() : plus.data() : nullptr, with_bias ? bias.data() : nullptr}, A, B, M, N, K);
@@ -72,14 +72,14 @@ template <typename Type> static void products() {
     }
     // a row of C has the same bits whatever stands beside it: a sample does not depend on how many are made at once.
     // On AMX the sums have another order than among a few rows.
-    for (bool turned : {false, true}) {
+    for (bool transposed : {false, true}) {
         std::vector<float> whole((size_t)M * N), some((size_t)M * N);
-        const cpu::Matrix A = {a.data(), K, 1}, B = turned ? cpu::Matrix{b.data(), 1, K} : cpu::Matrix{b.data(), N, 1};
+        const cpu::Matrix A = {a.data(), K, 1}, B = transposed ? cpu::Matrix{b.data(), 1, K} : cpu::Matrix{b.data(), N, 1};
         cpu::gemm<P>({whole.data(), N}, A, B, M, N, K);
         for (int rows : {1, 3, 8, 9, 64}) {
             if (amx() && rows <= cpu::MR) continue;
             cpu::gemm<P>({some.data(), N}, A.from(5, 0), B, rows, N, K);
-            check(!memcmp(some.data(), &whole[5 * N], sizeof(float) * rows * N), "%s/%s, %d rows%s: the same bits as among %d", name, Type::name, rows, turned ? " (B turned)" : "", M);
+            check(!memcmp(some.data(), &whole[5 * N], sizeof(float) * rows * N), "%s/%s, %d rows%s: the same bits as among %d", name, Type::name, rows, transposed ? " (B transposed)" : "", M);
         }
     }
 }

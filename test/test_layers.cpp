@@ -256,9 +256,9 @@ static void promises() {
 // The token to be drawn with this random number: a plain sort, and sums that hold every bit.
 static int drawn(const std::vector<float>& z, const Options& o, uint64_t random) {
     using exact = unsigned __int128;
-    const float highest = *std::max_element(z.begin(), z.end());
+    const float maximum = *std::max_element(z.begin(), z.end());
     std::vector<std::pair<int, uint64_t>> tokens;                   // with their weights
-    for (int v = 0; v < (int)z.size(); v++) tokens.push_back({v, weight_of(highest - z[v], Sampling(o).scale)});
+    for (int v = 0; v < (int)z.size(); v++) tokens.push_back({v, weight_of(maximum - z[v], Sampling(o).scale)});
     auto sum = [&](size_t n) { return std::accumulate(tokens.begin(), tokens.begin() + n, exact(0), [](exact s, auto& t) { return s + t.second; }); };
     std::stable_sort(tokens.begin(), tokens.end(), [&](auto& a, auto& b) { return z[a.first] > z[b.first]; });
     if (o.temperature == 0) return tokens[0].first;

@@ -17,7 +17,7 @@ template <bool SIMD> static void rows(float* out, const float* qkv, int B, int T
     for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
         std::vector<float> p(i + 1);
         const float *q = qkv + ((size_t)b * T + i) * row + h * HS, *k = qkv + (size_t)b * T * row + C + h * HS, *v = k + C;
-        float highest = -INFINITY, sum = 0, *out_i = out + ((size_t)b * T + i) * C + h * HS;
+        float maximum = -INFINITY, sum = 0, *out_i = out + ((size_t)b * T + i) * C + h * HS;
         for (int j = 0; j <= i; j++) {
             float dot = 0;
             if (SIMD) {
@@ -26,9 +26,9 @@ template <bool SIMD> static void rows(float* out, const float* qkv, int B, int T
             } else {
                 for (int c = 0; c < HS; c++) dot += q[c] * k[j * row + c];
             }
-            p[j] = dot / std::sqrt((float)HS), highest = std::max(highest, p[j]);
+            p[j] = dot / std::sqrt((float)HS), maximum = std::max(maximum, p[j]);
         }
-        for (int j = 0; j <= i; j++) sum += p[j] = SIMD ? fast_exp(p[j] - highest) : std::exp(p[j] - highest);
+        for (int j = 0; j <= i; j++) sum += p[j] = SIMD ? fast_exp(p[j] - maximum) : std::exp(p[j] - maximum);
         std::fill_n(out_i, HS, 0.0f);
         for (int j = 0; j <= i; j++) for (int c = 0; c < HS; c++) out_i[c] += p[j] / sum * v[j * row + c];
     }

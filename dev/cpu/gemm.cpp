@@ -102,7 +102,7 @@ static void ladder(int M, int N, int K, Sgemm sgemm) {
     const Work work = {2.0 * M * N * K, 4 * numbers}, work16 = {work.flops, work.bytes - 2.0 * K * N, BFLOAT16};
     climb("cpu gemm", shape, work, {result(c.data(), want, 4 * std::sqrt(K) * 0x1p-24)}, rungs);
     const std::vector<bfloat16> b16(b.begin(), b.end());     // each factor of a product errs by 2^-9 at most
-    climb(cpu::amx() ? "cpu gemm in bf16, on AMX" : "cpu gemm in bf16", shape, work16,
+    climb(amx() ? "cpu gemm in bf16, on AMX" : "cpu gemm in bf16", shape, work16,
           {result(c.data(), want, 0x1p-8)},
           {{"bf16 (cpu::gemm)", [&] { cpu::gemm<bfloat16>({c.data(), N}, {a.data(), K, 1}, cpu::Matrix{b16.data(), N, 1}, M, N, K); }}});
 }

@@ -1,7 +1,7 @@
 /* cublasLt.h -- cuBLASLt's matrix product with the epilogues that a GPT needs, on matrices that lie column by column:
      D = epilogue(alpha op(A) op(B) + beta C)
    It refuses what cuBLASLt refuses, and ends the program where operands are less aligned than the algorithm was asked
-   for, which cuBLASLt would not tell. It proposes emu::proposals: one way, unless a test wants more. */
+   for, which cuBLASLt would not tell. It proposes emu::heuristics: one way, unless a test wants more. */
 #pragma once
 #include "cuda_runtime.h"
 
@@ -46,20 +46,20 @@ struct Layout {                              // of a matrix: columns are `leadin
 };
 // A way to compute a product: the sum over k in `parts`, or from its end; what is kept for gelu rounded down, not to
 // nearest; not at all; refused when it is to run; and the time it takes by the device's clock, whatever it really took.
-struct Proposal {
+struct Heuristic {
     int parts = 1;
     bool backwards = false, rounds_down = false, idle = false, refused = false;
     double seconds = 0;
-    bool operator==(const Proposal&) const = default;
+    bool operator==(const Heuristic&) const = default;
 };
-inline std::vector<Proposal> proposals{{}};
+inline std::vector<Heuristic> heuristics{{}};
 struct Preference { uint64_t workspace = 0; uint32_t alignment[4] = {256, 256, 256, 256}; };     // of A, B, C, D
 }  // namespace emu
 using cublasLtHandle_t = void*;
 using cublasLtMatmulDesc_t = emu::Product*;
 using cublasLtMatrixLayout_t = emu::Layout*;
 using cublasLtMatmulPreference_t = emu::Preference*;
-struct cublasLtMatmulAlgo_t { uint32_t alignment[4]; emu::Proposal way; };
+struct cublasLtMatmulAlgo_t { uint32_t alignment[4]; emu::Heuristic way; };
 struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state; };
 
 inline cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) { return *handle = nullptr, CUBLAS_STATUS_SUCCESS; }
@@ -111,10 +111,10 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
     cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int most, cublasLtMatmulHeuristicResult_t* results,
     int* found) {
-    *found = std::min(most, (int)emu::proposals.size());
+    *found = std::min(most, (int)emu::heuristics.size());
     for (int i = 0; i < *found; i++) {
         results[i] = {};
-        memcpy(results[i].algo.alignment, p->alignment, sizeof p->alignment), results[i].algo.way = emu::proposals[i];
+        memcpy(results[i].algo.alignment, p->alignment, sizeof p->alignment), results[i].algo.way = emu::heuristics[i];
     }
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -142,7 +142,7 @@ inline float gelu_derivative(float x) {
     const float s = 0.7978845608f, t = std::tanh(s * (x + 0.044715f * x * x * x));
     return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * s * (1 + 3 * 0.044715f * x * x);
 }
-inline void multiply(const Proposal& way, const Product& p, float alpha, const void* A, const Layout& la,
+inline void multiply(const Heuristic& way, const Product& p, float alpha, const void* A, const Layout& la,
                      const void* B, const Layout& lb, float beta, const void* C, const Layout& lc, void* D,
                      const Layout& ld) {
     const size_t m = ld.rows, n = ld.columns, k = p.a_transposed ? la.rows : la.columns;

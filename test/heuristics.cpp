@@ -1,11 +1,11 @@
-/* test/proposals.cpp -- which of cuBLASLt's proposals is taken for a product: emulated proposals that differ in bits, in
-   time by a clock that is theirs to choose, or fail, and the one that must be taken.       build/emulated_proposals */
+/* test/heuristics.cpp -- which of cuBLASLt's heuristics is taken for a product: emulated heuristics that differ in bits, in
+   time by a clock that is theirs to choose, or fail, and the one that must be taken.       build/emulated_heuristics */
 #define NO_GPU_MAIN
 #include "../train_gpt.cu"
 #include "check.h"
-using emu::Proposal;
+using emu::Heuristic;
 
-struct Case { const char* name; std::vector<Proposal> proposals; int taken; };
+struct Case { const char* name; std::vector<Heuristic> heuristics; int taken; };
 constexpr double HOUR = 3600;
 static const Case CASES[] = {
     {"the only one", {{.seconds = 3 * HOUR}}, 0},
@@ -19,30 +19,30 @@ static const Case CASES[] = {
     {"the second, if the first fails", {{.refused = true}, {.backwards = true, .seconds = 2 * HOUR}, {.seconds = HOUR}}, 1},
     {"the first, if it splits the sum", {{.parts = 4, .seconds = 3 * HOUR}, {.seconds = HOUR}, {.parts = 4, .seconds = 2 * HOUR}}, 0},
 };
-static void expect(const std::string& name, const gpu::Product& p, const std::vector<Proposal>& proposals, int taken, double least = 0) {
-    emu::proposals = proposals;
+static void expect(const std::string& name, const gpu::Matmul& p, const std::vector<Heuristic>& heuristics, int taken, double least = 0) {
+    emu::heuristics = heuristics;
     const size_t used = emu::memory().used;
     const auto plan = gpu::fastest(p, nullptr, nullptr, least);
     int got = -1;
-    for (int i = (int)proposals.size(); i-- > 0;) if (plan && plan->algorithm.way == proposals[i]) got = i;
-    check(got == taken && emu::memory().used == used, "proposals/%s: %d of %zu, must be %d; %zu bytes of memory remain", name.c_str(), got,
-          proposals.size(), taken, emu::memory().used - used);
+    for (int i = (int)heuristics.size(); i-- > 0;) if (plan && plan->algorithm.way == heuristics[i]) got = i;
+    check(got == taken && emu::memory().used == used, "heuristics/%s: %d of %zu, must be %d; %zu bytes of memory remain", name.c_str(), got,
+          heuristics.size(), taken, emu::memory().used - used);
 }
 
 int main() {
-    using gpu::Product;
+    using gpu::Matmul;
     // results that are rounded to bf16 tell another order of a sum in one of thousands
-    Product forward{240, 160, 200, false, false, 240, 200, 240}, dx{240, 160, 200, true, false, 200, 200, 248};
-    Product dw{240, 160, 200, false, true, 240, 160, 240, false, false, true, true}, residual = forward, gelu = forward;
+    Matmul forward{240, 160, 200, false, false, 240, 200, 240}, dx{240, 160, 200, true, false, 200, 200, 248};
+    Matmul dw{240, 160, 200, false, true, 240, 160, 240, false, false, true, true}, residual = forward, gelu = forward;
     residual.bias = residual.plus = gelu.bias = gelu.gelu = true;
-    const std::pair<const char*, Product> products[] = {{"forward", forward}, {"dx", dx}, {"dw", dw}, {"residual", residual}, {"gelu", gelu}};
+    const std::pair<const char*, Matmul> products[] = {{"forward", forward}, {"dx", dx}, {"dw", dw}, {"residual", residual}, {"gelu", gelu}};
     gpu::device();
     for (auto& [name, product] : products)
-        for (const Case& c : CASES) expect(std::string(name) + ": " + c.name, product, c.proposals, c.taken);
+        for (const Case& c : CASES) expect(std::string(name) + ": " + c.name, product, c.heuristics, c.taken);
     expect("gelu: not one that keeps another input of gelu", gelu, {{.seconds = 3 * HOUR}, {.rounds_down = true, .seconds = HOUR}, {.seconds = 2 * HOUR}}, 2);
-    expect("the first, of a small product", forward, CASES[1].proposals, 0, 1e10);
+    expect("the first, of a small product", forward, CASES[1].heuristics, 0, 1e10);
     emu::settings.memory = emu::memory().used + (64 << 10);
-    expect("the first, where memory is too short", forward, CASES[1].proposals, 0);
+    expect("the first, where memory is too short", forward, CASES[1].heuristics, 0);
     expect("none", forward, {}, -1);
     return failed > 0;
 }

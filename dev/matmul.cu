@@ -1,5 +1,5 @@
-/* dev/products.cu -- the linear layers' matrix products, and what they end in, in steps.
-                                                                         make build/bench_products && build/bench_products
+/* dev/matmul.cu -- the linear layers' matrix products, and what they end in, in steps.
+                                                                         make build/bench_matmul && build/bench_matmul
 
    out = x w, of x (N,C) and w (C,OC): 2 N C OC FLOPs, on operands and results of N C + C OC + N OC numbers
      naive           a thread takes a number of out: two loads for every multiply-add
@@ -16,7 +16,7 @@
    on the clock of 16 that it proposes; what ships is the best of those that give the bits of the first. `odd` is the head with
    the 50,257 columns that it has, no multiple of 8, so that no fast algorithm takes it; what ships has zeros up to 50,304. */
 #include "bench.cuh"
-namespace products_study {
+namespace matmul_study {
 
 __global__ void naive(floatX* out, const floatX* x, const floatX* w, int N, int C, int OC) {
     const int c = blockIdx.x * 32 + threadIdx.x % 32, n = blockIdx.y * 8 + threadIdx.x / 32;
@@ -29,7 +29,7 @@ __global__ void naive(floatX* out, const floatX* x, const floatX* w, int N, int 
 // A thread takes R x R of a block's 16 R x 16 R numbers, a sixteenth of these apart, so that a warp's lie side by side.
 template <int R> __global__ void tiled(floatX* out, const floatX* x, const floatX* w, int N, int C, int OC) {
     constexpr int K = 32, SIDE = 16 * R;
-    SHARED(xs, float[K][SIDE + 1]);          // turned; one more, so that a column's numbers lie in different banks
+    SHARED(xs, float[K][SIDE + 1]);          // transposed; one more, so that a column's numbers lie in different banks
     SHARED(ws, float[K][SIDE]);
     const int n0 = blockIdx.y * SIDE, c0 = blockIdx.x * SIDE, row = threadIdx.x / 16, column = threadIdx.x % 16;
     float sums[R][R] = {};
@@ -124,14 +124,14 @@ static void ladder(int N, int C, int OC) {
 }
 
 // What cuBLASLt proposes first, and the best of all on the clock.
-static void add_proposals(std::vector<Rung>& rungs, gpu::Product p, void* to, const floatX* a, const floatX* b,
+static void add_heuristics(std::vector<Rung>& rungs, gpu::Matmul p, void* to, const floatX* a, const floatX* b,
                           const floatX* bias = nullptr, const void* plus = nullptr, const floatX* before = nullptr) {
     double best = INFINITY;
     if (!plus) plus = to;
     p.alignment = gpu::alignment_of(a, b, plus, to);
-    const std::vector<gpu::Plan> plans = gpu::proposals(p, bias, before, timed ? gpu::MOST_PROPOSALS : 1);
+    const std::vector<gpu::Plan> plans = gpu::heuristics(p, bias, before, timed ? gpu::MOST_HEURISTICS : 1);
     for (const gpu::Plan& plan : plans) {
-        auto run = [=] { return gpu::multiply_by(plan, to, a, b, p, bias, plus, before); };
+        auto run = [=] { return gpu::matmul_with(plan, to, a, b, p, bias, plus, before); };
         auto must = [=] { if (run() != CUBLAS_STATUS_SUCCESS) die("cuBLASLt fails at what it proposes"); };
         if (&plan == &plans[0]) rungs.push_back({"first", must});
         if (!timed || run() != CUBLAS_STATUS_SUCCESS) continue;
@@ -141,11 +141,11 @@ static void add_proposals(std::vector<Rung>& rungs, gpu::Product p, void* to, co
     }
 }
 static void chosen(const std::string& name, const std::string& shape, const Work& work, const Result& result,
-                   const gpu::Product& p, void* to, const floatX* a, const floatX* b,
-                   const std::optional<gpu::Product>& odd = {}) {
-    std::vector<Rung> rungs = {{"shipped", [=] { gpu::multiply(to, a, b, p); }}};
-    if (odd) rungs.insert(rungs.begin(), {"odd", [=] { gpu::multiply(to, a, b, *odd); }});
-    add_proposals(rungs, p, to, a, b);
+                   const gpu::Matmul& p, void* to, const floatX* a, const floatX* b,
+                   const std::optional<gpu::Matmul>& odd = {}) {
+    std::vector<Rung> rungs = {{"shipped", [=] { gpu::matmul(to, a, b, p); }}};
+    if (odd) rungs.insert(rungs.begin(), {"odd", [=] { gpu::matmul(to, a, b, *odd); }});
+    add_heuristics(rungs, p, to, a, b);
     climb(name, shape, work, {result}, rungs);
 }
 
@@ -173,9 +173,9 @@ static void layer(const std::string& name, int N, int C, int OC, Ending ending, 
         if (ending == GELU) gpu::gelu_forward(out, before, out.n);
         else launch(add, blocks_for(out.n, 256), 256, 0, out, stream, out.n);
     }, false, 2 * ONE});
-    gpu::Product p{OC, N, C, false, false, OC, C, OC};
+    gpu::Matmul p{OC, N, C, false, false, OC, C, OC};
     p.bias = biased, p.plus = plus, p.gelu = ending == GELU && gpu::FUSED_GELU && OC % 8 == 0;
-    if (ending != GELU || p.gelu) add_proposals(rungs, p, out, w, x, bias, plus, before);
+    if (ending != GELU || p.gelu) add_heuristics(rungs, p, out, w, x, bias, plus, before);
     climb(name + ENDINGS[ending], shape, work(N, C, OC, ending == PLAIN ? 0 : out.n), results, rungs);
 
     Work sum = work(N, C, OC);               // dw is fp32, read and written
@@ -225,4 +225,4 @@ static const Study study([] {
     for (auto& l : layers) if (l.size <= largest) layer(l.name, l.N, l.C, l.OC, l.ending, l.biased);
     for (auto& h : heads) if (h.size <= largest) head(h.N, h.C, h.V);
 });
-}  // namespace products_study
+}  // namespace matmul_study
