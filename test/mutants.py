@@ -46,6 +46,7 @@ OPERATORS = [                                # (pattern, replacement, kind)
 # Mutants that compute the same, by the text of the mutated line, and why. They do not count.
 EQUIVALENT = {
     'if (lane != 0) row[k] = r;': 'all lanes have the same r',
+    'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = highest[r] / LOG2E + logf(total);': 'the four lanes of a row have the same',
 }
 
 # By the name of what encloses it: the ladder that checks a kernel, alone.
