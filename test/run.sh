@@ -75,6 +75,7 @@ done
 try build/test_files
 try build/test_cases
 built train_gpt && built build/shards && built build/corpus && run test/make.sh
+built train_gpt && built build/corpus && run test/forks.sh
 try build/test_corpus
 try build/test_tokenizer
 if [ -n "$MERGES" ]; then try build/test_tokenizer "$MERGES" test/gpt2_cases.tsv; else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi

@@ -398,9 +398,10 @@ static void resuming() {
     const bool same = is.size() == 3 && std::abs(is[0] - is[1]) < 2e-6 * is[0];
     check(code == 0 && was[1] == 187 && same && is[2] == 374 && position_of(out)["window"].number == 374, "resuming/after a partial step comes the next window: %g windows, losses %.3f and %.3f", is.back(), is[0], is[1]);
     code = fresh(words);
-    edit_state(out, {"window", "data", "lowest"});
+    edit_state(out, {"window", "data", "lowest", "fingerprint"});
     code += execute({"./train_gpt", "train", "--resume", "--out", out, "--epochs", "2"});
-    check(code == 0 && sums() == is, "resuming/a checkpoint that does not name its window: %s", last_line().c_str());
+    const bool said = read_file(DIR + "output").find("state.json: has no fingerprint") != std::string::npos;
+    check(code == 0 && said && sums() == is, "resuming/a checkpoint that does not name its window, nor what its program computes: %s", last_line().c_str());
     code = execute({"./train_gpt", "train", "--resume", "--out", out, "--epochs", "1.5"});
     check(code == 2 && last_line() == "error: --epochs 1.5: the run in " + out + " has seen 374 windows already, and an epoch has 187", "resuming/fewer epochs: %s", last_line().c_str());
 
