@@ -1460,7 +1460,7 @@ inline Slots activation_slots(const Config& c, size_t N, bool training) {
 
 struct Model {
     const Config c;
-    const int B, T;                          // capacity
+    const int max_B, max_T;                  // of a forward pass
     const bool bf16;                         // products are made of numbers rounded to bfloat16
     const Layout layout;
     const Slots slots;
@@ -1470,7 +1470,7 @@ struct Model {
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
-        : c(c), B(B), T(T), bf16(bf16), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
+        : c(c), max_B(B), max_T(T), bf16(bf16), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
         size_t need = bytes(training), have = available_memory();
@@ -1483,7 +1483,7 @@ struct Model {
         weights = Buffer(layout.slots.size), acts = Buffer(slots.size);
         if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
         if (training) for (Buffer<>* b : {&gradients, &moment1, &moment2}) *b = Buffer(layout.slots.size);
-        logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
+        logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
     }
     std::string describe() {
         peak = measure_peak(bf16);
@@ -1500,26 +1500,26 @@ struct Model {
             weights.size * gb + rounded.size * sizeof(bfloat16) / 1e9, gradients.size * gb,
             (moment1.size + moment2.size) * gb, acts.size * gb);
     }
-    Speed speed(double tokens, double seconds) {
-        const double flops = c.flops_per_token(layout.parameters, T) * tokens / seconds;
+    Speed speed(double step_tokens, double seconds) {
+        const double flops = c.flops_per_token(layout.parameters, max_T) * step_tokens / seconds;
         peak = std::max(peak, flops);                        // measured beside other work it came out too low
         return {format("%.1f GFLOP/s (%.0f%%)", flops / 1e9, 100 * flops / peak), {}};
     }
     size_t bytes(bool training) const {
-        const size_t weight = (training ? 4 : 1) * sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
-        return layout.slots.size * weight + slots.size * sizeof(real);
+        const size_t each = (training ? 4 : 1) * sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
+        return layout.slots.size * each + slots.size * sizeof(real);
     }
 
-    void forward(const int* x, const int* y, const float* token_weights, double denominator, int B, int T, bool backward) {
+    void forward(const int* x, const int* y, const float* weights_of_tokens, double denominator, int B, int T, bool backward) {
         const int N = B * T;
         tokens.assign(x, x + N), targets.assign(y, y + N), rows = B, columns = T;
-        for (int n = 0; n < N; n++) weight[n] = (token_weights ? token_weights[n] : 1.0) / denominator;
+        for (int n = 0; n < N; n++) token_weight[n] = (weights_of_tokens ? weights_of_tokens[n] : 1.0) / denominator;
         network_head(*this, network_forward(*this, B, 0, T, T), N, backward);
     }
     void backward() { network_backward(*this, rows, columns); }
     void extend(const int* x, int B, int t0, int T) {
         tokens.assign(x, x + B * T);
-        network_forward(*this, B, t0, T, this->T);
+        network_forward(*this, B, t0, T, max_T);
     }
     void logits(int n, int step, int count, float* out) {
         const Activations a = activations(0);
@@ -1611,35 +1611,35 @@ struct Model {
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
         cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C);
     }
-    int chunk() const { return head_rows((size_t)B * T, c.V); }
-    // of rows n0, n0 + step, ... of x
-    void logits_forward(const real* x, int n0, int step, int rows) {
+    int chunk() const { return head_rows((size_t)max_B * max_T, c.V); }
+    // of `count` rows n0, n0 + step, ... of x
+    void logits_forward(const real* x, int n0, int step, int count) {
         with_matrix(table(), [&]<typename P>(const P* table) {
             const Matrix<> some = {x + (size_t)n0 * c.C, (long)step * c.C, 1};
-            gemm<P>({activations(0).logits, c.V}, some, Matrix{table, c.C, 1}.t(), rows, c.V, c.C);
+            gemm<P>({activations(0).logits, c.V}, some, Matrix{table, c.C, 1}.t(), count, c.V, c.C);
         });
     }
-    void cross_entropy(int n0, int rows, bool gradients) {
-        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], &weight[n0], rows, c.V, gradients);
+    void cross_entropy(int n0, int count, bool gradients) {
+        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], &token_weight[n0], count, c.V, gradients);
     }
-    void logits_backward(const real* x, int n0, int rows) {
+    void logits_backward(const real* x, int n0, int count) {
         const Activations a = activations(0);
         const Matrix<> d = {a.logits, c.V, 1};
         real* const dtable = c.tied ? gradients_of(0).wte : gradients_of(0).head_w;
         with_matrix(table(), [&]<typename P>(const P* table) {
-            gemm<P>({a.dx + (size_t)n0 * c.C, c.C}, d, Matrix{table, c.C, 1}, rows, c.C, c.V);
-            gemm<P>({dtable, c.C, dtable}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, c.V, c.C, rows);
+            gemm<P>({a.dx + (size_t)n0 * c.C, c.C}, d, Matrix{table, c.C, 1}, count, c.C, c.V);
+            gemm<P>({dtable, c.C, dtable}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, c.V, c.C, count);
         });
     }
     void add_loss(int N) {
         double sum = 0;
-        for (int n = 0; n < N; n++) if (targets[n] >= 0) sum -= weight[n] * logprob[n];
+        for (int n = 0; n < N; n++) if (targets[n] >= 0) sum -= token_weight[n] * logprob[n];
         loss += sum;
     }
 
 private:
     std::vector<int> tokens, targets;        // of the last forward or extend
-    std::vector<double> weight;
+    std::vector<double> token_weight;
     int rows = 0, columns = 0;
     double loss = 0, norm = 0, peak = 0;
 
@@ -1738,7 +1738,7 @@ inline void check_fingerprint(const Config& c, const std::string& checkpoint) {
     }
     if (!same)
         die("%s: this program computes another function of these weights than the one that wrote them (a logit of a test model "
-            "is off by %.1e of the largest): use that program, or start from model.safetensors alone", path.c_str(), off);
+            "is off by %.1e of the largest): use that program, or give the path of model.safetensors itself", path.c_str(), off);
 }
 
 // The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
@@ -1890,8 +1890,8 @@ void generate(Model& model, const Options& o, const std::vector<int>& prompt, in
               Emit emit) {
     const Sampling sampling(o);
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
-    for (int first = 0; first < o.samples; first += model.B) {
-        const int B = std::min<int>(model.B, o.samples - first);
+    for (int first = 0; first < o.samples; first += model.max_B) {
+        const int B = std::min<int>(model.max_B, o.samples - first);
         std::vector<std::vector<int>> rows(B, prompt);
         std::vector<bool> ended(B, false);
         std::vector<Rng> rng;
@@ -1900,9 +1900,9 @@ void generate(Model& model, const Options& o, const std::vector<int>& prompt, in
         int held = 0;                                                        // tokens of each row that the model holds
         for (integer made = 0; made < o.tokens && std::count(ended.begin(), ended.end(), false); made++) {
             int length = rows[0].size();
-            if (length > model.T)
+            if (length > model.max_T)
                 for (auto& row : rows)
-                    row.erase(row.begin(), row.end() - std::max(1, model.T / 2)), length = row.size(), held = 0;
+                    row.erase(row.begin(), row.end() - std::max(1, model.max_T / 2)), length = row.size(), held = 0;
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + held, row.end());
             model.draw(x.data(), B, held, length - held, sampling, hidden, rng.data(), tokens.data());
@@ -1938,7 +1938,7 @@ std::vector<std::string> sample_texts(Model& model, const Options& o, const std:
 /* A model whose context is full is a Markov chain over its V^T contexts: token v leads from (a, b, ..) to (b, .., v).
    Prints that chain as a Graphviz digraph, each arrow with its token and probability. */
 template <typename Model> void graph(Model& model) {
-    const int V = model.c.V, T = model.T;
+    const int V = model.c.V, T = model.max_T;
     const double contexts = std::pow(V, T);
     if (contexts * V > 65536)
         die("graph: %d^%d contexts of %d arrows each are too many to draw; at most 65536 arrows", V, T, V);
@@ -2052,7 +2052,7 @@ struct Run {
         open_start();
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         eot = end_of_text(tokenizer.get(), c.V);
-        if (!from.empty()) check_fingerprint(c, from);
+        if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(c, start->directory);
         open_data();
         choose_threads(o, c, o.batch * o.context, true);
     }
@@ -2279,7 +2279,7 @@ template <typename Model> void run_verb(Options o) {
     std::optional<Held> held(hold_newest(path));
     ModelFile file = open_model(path);
     const Config c = config_of(file, o.heads);
-    check_fingerprint(c, file.directory);
+    if (exists(path, true)) check_fingerprint(c, file.directory);
     std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
     if (tokenizer && tokenizer->vocab() > c.V)
         die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,

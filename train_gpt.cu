@@ -2158,14 +2158,14 @@ template <typename T> T* allocate(size_t n) {
 
 struct Model {
     const Config c;
-    const int B, T;                          // capacity
+    const int max_B, max_T;                  // of a forward pass
     const bool training;
     const Layout layout;
     std::vector<float> logprob;
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool = false)
-        : c(c), B(B), T(T), training(training), layout(c, VOCABULARY_TILE) {
+        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE) {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
@@ -2192,7 +2192,7 @@ struct Model {
         }
         CHECK(cudaMallocHost(&drawn, sizeof(int) * DRAWN * B));
         for (cudaEvent_t& e : ready) CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
-        logprob.resize((size_t)B * T), best.resize((size_t)B * T), weight.resize((size_t)B * T);
+        logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
         std::vector<unsigned char> flags(n / 128);
         for (const Tensor& t : layout.tensors)
             if (t.present && t.decays()) std::fill_n(&flags[t.offset / 128], (t.count() + 127) / 128, 1);
@@ -2217,7 +2217,7 @@ struct Model {
     double weight_bytes() const { return layout.slots.size * double(sizeof(float) + (BF16 ? sizeof(floatX) : 0)); }
     double training_bytes() const { return training ? 3.0 * layout.slots.size * sizeof(float) : 0; }
     double activation_bytes(int B) const {
-        return 16.0 * Slots(activation_arrays(c, B, T, training), c.L).size + device().workspace_size;
+        return 16.0 * Slots(activation_arrays(c, B, max_T, training), c.L).size + device().workspace_size;
     }
     double bytes(int B) const { return weight_bytes() + training_bytes() + activation_bytes(B); }
     std::string memory(int B) const {
@@ -2230,26 +2230,26 @@ struct Model {
         return format("%s, %d SMs, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, "
                       "%.2f TB/s; attention: %s; %s", d.properties.name, d.sms(), d.capability() / 10, d.capability() % 10,
                       d.built_for / 10, d.built_for % 10, DTYPE, d.peak() / 1e12, d.bandwidth() / 1e12,
-                      attention_kernels(c.C / c.NH), memory(B).c_str());
+                      attention_kernels(c.C / c.NH), memory(max_B).c_str());
     }
 
     /* What a step of so many tokens takes at least: products and attention at 80 % of the peak; everything else at 90 %
        of the memory's bandwidth, each array read and written as often as the kernels' comments say, with X = C floatX
        numbers a token. The activation and the biases' sums are not counted: they could be part of products. */
     Speed speed(double tokens, double seconds) const {
-        const double matrices = 12.0 * c.L * c.C * c.C + (double)c.V * c.C, attention = 6.0 * c.L * c.C * T;
+        const double matrices = 12.0 * c.L * c.C * c.C + (double)c.V * c.C, attention = 6.0 * c.L * c.C * max_T;
         const double X = tokens * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
         const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits + 38.0 * layout.parameters;
         const double flops = tokens * (6 * matrices + attention), peak = device().peak();
         const double bandwidth = device().bandwidth();
         const double floor = flops / (0.8 * peak) + (bandwidth ? moved / (0.9 * bandwidth) : 0);
-        const double mfu = tokens * c.flops_per_token(layout.parameters, T) / seconds / peak, sol = floor / seconds;
+        const double mfu = tokens * c.flops_per_token(layout.parameters, max_T) / seconds / peak, sol = floor / seconds;
         return {format("MFU %.1f%%  SOL %.1f%%", 100 * mfu, 100 * sol),
                 {{"mfu", json_number(mfu)}, {"mfu_products", json_number(flops / seconds / peak)},
                  {"sol", json_number(sol)}}};
     }
 
-    void forward(const int* x, const int* y, const float* token_weights, double denominator, int B, int T, bool backward) {
+    void forward(const int* x, const int* y, const float* weights_of_tokens, double denominator, int B, int T, bool backward) {
         const int N = B * T;
         Activations a = activations(0);
         rows = B, columns = T;
@@ -2262,8 +2262,8 @@ struct Model {
             CHECK(cudaMemcpyAsync(to, place, 4 * n, cudaMemcpyHostToDevice, device().stream));
             place += n;
         };
-        for (int n = 0; n < N; n++) weight[n] = (token_weights ? token_weights[n] : 1.0) / denominator;
-        send(a.token, x, N), send(a.target, y, N), send(a.weight, weight.data(), N);
+        for (int n = 0; n < N; n++) token_weight[n] = (weights_of_tokens ? weights_of_tokens[n] : 1.0) / denominator;
+        send(a.token, x, N), send(a.target, y, N), send(a.weight, token_weight.data(), N);
         scored = backward ? 0 : N;
         auto kernels = [&] { network_head(*this, network_forward(*this, B, 0, T, T), N, backward); };
         if (!backward) kernels();
@@ -2296,7 +2296,7 @@ struct Model {
 
     void extend(const int* x, int B, int t0, int T) {
         upload(activations(0).token, x, B * T);
-        network_forward(*this, B, t0, T, this->T);
+        network_forward(*this, B, t0, T, max_T);
     }
     void logits(int n, int step, int count, float* out) {
         const Activations a = activations(0);
@@ -2326,13 +2326,13 @@ struct Model {
             pick(B);
             CHECK(cudaEventRecord(ready[(made = at) % DRAWN], device().stream));
         }
-        while (steps_fit(c.C, c.NH) && made < std::min(at + DRAWN - 1, this->T)) {
+        while (steps_fit(c.C, c.NH) && made < std::min(at + DRAWN - 1, max_T)) {
             play(STEP, B, 1, [&] { step_kernels(B); });
             CHECK(cudaEventRecord(ready[++made % DRAWN], device().stream));
         }
         CHECK(cudaEventSynchronize(ready[at % DRAWN]));
         for (int b = 0; b < B; b++) {
-            token[b] = drawn[at % DRAWN * this->B + b], rng[b].next();
+            token[b] = drawn[at % DRAWN * max_B + b], rng[b].next();
             if ((unsigned)token[b] >= (unsigned)c.V)
                 die("a logit is %g; are the model's weights finite?", std::bit_cast<float>(token[b]));
         }
@@ -2413,7 +2413,7 @@ struct Model {
                                 c.C);
     }
 
-    int chunk() const { return (int)head_rows((size_t)B * T, c.V); }
+    int chunk() const { return (int)head_rows((size_t)max_B * max_T, c.V); }
     // Of rows n0, n0 + step, ... of x; what decoding has left to be normalized is here.
     void logits_forward(const Normed& x, int n0, int step, int rows) {
         const Activations a = activations(0);
@@ -2445,7 +2445,7 @@ private:
     unsigned char* decays = nullptr;
     std::vector<char*> places;               // of array k of GPU_ACTIVATIONS in layer l: places[k L + l]
     std::vector<void*> owned;                // the memory they lie in
-    std::vector<float> weight;
+    std::vector<float> token_weight;
     int rows = 0, columns = 0, scored = 0, turn = 0;
     bool decoding = false;
     struct Staged { int* memory; cudaEvent_t copied; } staged[2];
@@ -2459,7 +2459,7 @@ private:
     }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.
     void place_activations() {
-        const auto arrays = activation_arrays(c, B, T, training);
+        const auto arrays = activation_arrays(c, max_B, max_T, training);
         const Slots slots(arrays, c.L);
         char* all = nullptr;
 #ifndef CUDA_EMU
@@ -2504,13 +2504,13 @@ private:
     // What draw() has recorded: a token more for each of B rows.
     void step_kernels(int B) {
         decoding = true;
-        logits_forward(network_forward(*this, B, 0, 1, T), 0, 1, B);
+        logits_forward(network_forward(*this, B, 0, 1, max_T), 0, 1, B);
         decoding = false;
         pick(B);
     }
     void pick(int B) {
         const Activations a = activations(0);
-        gpu::pick({a.token, a.position, a.rng, drawn}, a.logits, a.sampling, a.hidden, B, c.V, this->B);
+        gpu::pick({a.token, a.position, a.rng, drawn}, a.logits, a.sampling, a.hidden, B, c.V, max_B);
     }
 };
 

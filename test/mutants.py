@@ -15,12 +15,11 @@ HOME = 'build/mutants'
 # Where mutants are made: from one line to another, by a pattern each.
 REGIONS = [
     ('train_gpt.cu', r'// ---- \d+\. layers', r'static constexpr double GB'),
-    ('train_gpt.cu', r'    void initialize\(uint64_t', r'// ---- \d+\. check'),
+    ('train_gpt.cu', r'    void forward\(const int', r'// ---- \d+\. check'),
     ('train_gpt.cpp', r'// ---- \d+\. layers', r'product of bfloat16 numbers on AMX'),
-    ('train_gpt.cpp', r'^template .* void gemm\(Target', r'^// Multiply-adds of all threads'),
-    ('train_gpt.cpp', r'^/\* linear --', r'// ---- \d+\. model'),
+    ('train_gpt.cpp', r'^template .* void gemm\(Target.*\{$', r'^// Multiply-adds of all threads'),
     ('train_gpt.cpp', r'^/\* The network, for both', r'    std::string describe\(\)'),
-    ('train_gpt.cpp', r'    void initialize\(uint64_t', r'// ---- \d+\. checkpoints')]
+    ('train_gpt.cpp', r'    void forward\(const int', r'// ---- \d+\. model files')]
 # What tells people something, is told to the compiler alone, or is checked before anything runs.
 PASSED_OVER = re.compile(r'^\s*(//|#|/\*)|\bdie\(|format\(|static_assert|__builtin_prefetch|__launch_bounds__|ASM\(|EMU\(|constexpr \w+ \w+ =')
 
