@@ -1,4 +1,5 @@
-/* dev/host/display.h -- what a run shows of itself: one line a step; on a terminal each takes the place of the last. */
+/* dev/host/display.h -- what a run shows of itself: one line a step; on a terminal each takes the place of the last. Elsewhere
+   a long run shows some 200 of them; log.jsonl has all. */
 #pragma once
 #include "files.h"
 
@@ -33,7 +34,7 @@ struct Display {
                        tokens / step_ms * 1e3, speed.c_str(), left / 3600, int(left / 60 % 60), int(left % 60));
         midline = terminal;
         if (terminal) printf("\r%s%s\x1b[K", line.c_str(), sparkline().c_str());
-        else printf("%s\n", line.c_str());
+        else if (step <= 20 || step == steps || step % std::max(1LL, steps / 200) == 0) printf("%s\n", line.c_str());
         fflush(stdout);
     }
     // an ordinary line between step lines
