@@ -160,7 +160,7 @@ static void run_case(Case& k) {
         compare_absolute(name, Json(), values.size(), [&](size_t i) { return values[i]; });
     };
     activation("act.embed", model.activations(0).embedded), activation("act.ln_f", model.activations(0).lnf);
-    for (int l = 0; l < c.L; l++) activation(format("act.h.%d", l), model.activations(l).stream);
+    for (int l = 0; l < c.L; l++) activation(format("act.h.%d", l), model.activations(l).residual);
 
     auto read = [&](Which which) {
         std::map<std::string, std::vector<float>> values;
