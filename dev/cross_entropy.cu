@@ -111,12 +111,13 @@ static void ladder(int rows, int V) {
     const double bytes = 2.0 * rows * V * sizeof(floatX);
     std::vector<Result> results = {written("logprob", logprob, 1e-5), written("best", best, 0, 0),
                                    written("dlogits", logits, ONE)};
-    climb("cross-entropy", shape, {7.0 * rows * V, bytes}, results,
-          {{"naive", [&] { launch(naive, blocks_for(rows, 32), 32, 0, logits, logprob, best, y, weight, rows, V, stride); },
-            false, 1e-4},                    // all of a row in one sum
-           {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
-           {"two_passes", [&] { launch(two_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
-           {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, true); }}});
+    std::vector<Rung> rungs = {
+        {"naive", [&] { launch(naive, blocks_for(rows, 32), 32, 0, logits, logprob, best, y, weight, rows, V, stride); }},
+        {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
+        {"two_passes", [&] { launch(two_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
+        {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, true); }}};
+    if (V > 1e5) rungs.erase(rungs.begin());                 // one thread's sum of so many numbers errs by more than is allowed
+    climb("cross-entropy", shape, {7.0 * rows * V, bytes}, results, rungs);
     logits.host = given, results[2] = written("logits", logits, 0, 0);
     climb("cross-entropy, no gradient", shape, {4.0 * rows * V, bytes / 2, FP32, READ}, results,
           {{"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, false); }}});

@@ -65,7 +65,7 @@ static void backward(int N, int C) {
            {"two_passes", [&] {
                 launch(each<false>, blocks_for(n, 256), 256, 0, d, db, x, n, C);
                 gpu::column_sums(d.p, db, partial, N, C);
-            }, false, 2 * ONE},              // db is the sum of rounded numbers
+            }, false, ONE},                  // db is the sum of rounded numbers
            {"one_row", [&] {
                 const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
                 const int down = std::clamp(gpu::SUM_BLOCKS * gpu::device().sms() / across, 1, blocks_for(N, 8));
