@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""test/mutants.py [--seed S] [--number N] [--only K,K,...] -- tests the tests: breaks shipped code in one small place after
+"""test/mutants.py [--seed S] [--number N] [--first N] -- tests the tests: breaks shipped code in one small place after
 another, and sees whether they notice.
 
 A mutant is one application of one of OPERATORS to a line of REGIONS, drawn from the seed. It is built in a copy of the tree,
@@ -45,15 +45,15 @@ OPERATORS = [                                # (pattern, replacement, kind)
 # Mutants that compute the same, by the text of the mutated line, and why. They do not count.
 EQUIVALENT = {
     'if (lane != 0) row[k] = r;': 'all lanes have the same r',
-    'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = highest[r] / LOG2E + logf(total);': 'the four lanes of a row have the same',
+    'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);': 'the four lanes of a row have the same',
 }
 
 # By the name of what encloses it: the ladder that checks a kernel, alone.
 LADDERS = [(r'few|attention_step|embedding_step|pick|Cut|cut|sum_before|key_of|number_of|Normed', 'decoding'),
            (r'attention|Tile|multiply_(transposed|results)|boxes|stage_rows|sum_rows|Shape|Walk|Probability|recompute|wgmma|scores', 'attention'),
            (r'layernorm|rows_for|banked|Embedding\b', 'layernorm'), (r'embedding|sort_tokens', 'embedding'),
-           (r'gelu|column_sums|partial', 'gelu'), (r'cross_entropy|add_loss', 'cross_entropy'), (r'adamw|squares|update_of|round_kernel', 'adamw'),
-           (r'linear|multiply|Product|propos|fastest|random_kernel|differ', 'products')]
+           (r'gelu|column_sums|partial', 'gelu'), (r'cross_entropy|add_loss', 'cross_entropy'), (r'adamw|squares|round_kernel', 'adamw'),
+           (r'linear|matmul|Matmul|heuristic|fastest|random_kernel|differ', 'matmul')]
 GOLDEN = ' '.join(sorted('test/golden/' + d for d in os.listdir('test/golden') if os.path.isdir('test/golden/' + d)))
 
 
@@ -71,7 +71,7 @@ def tests_of(file, enclosing):
             tests = [(ladder, f'build/emulated_{ladder}', f'build/emulated_{ladder} 1 tiny && build/emulated_{ladder}'),
                      (ladder + ', fp32', f'build/emulated_{ladder}_fp32', f'build/emulated_{ladder}_fp32')]
             break
-    if re.search('Product|propos|fastest|random_kernel|differ', enclosing):
+    if re.search('Matmul|heuristic|fastest|random_kernel|differ', enclosing):
         tests.append(('heuristics', 'build/emulated_heuristics', 'build/emulated_heuristics'))
     return tests + [
         ('--check', 'build/train_gpt_emulated', 'build/train_gpt_emulated --check'),
@@ -122,6 +122,7 @@ def judge(slot, mutant):
     try:
         for name, programs, command in tests_of(file, enclosing):
             code, output = run(directory, f'make {programs}')
+            if code and 'error:' not in output: sys.exit(f'error: make {programs}: ' + output.strip().split('\n')[-1])
             if code: return 'the compiler', ''
             code, output = run(directory, command)
             if code: return name, next((l for l in output.split('\n') if l.startswith('FAIL')), output.strip().split('\n')[-1])
@@ -139,6 +140,7 @@ def main():
     # A mutant's place in the order hangs on itself and the seed, so that changes elsewhere leave it; and on how many there are
     # of its kind: of a hundred times as many, ten times as many are drawn.
     drawn = list(candidates())
+    for line in EQUIVALENT.keys() - {m[3].strip() for m in drawn}: sys.exit(f'error: no mutant is {line!r}: what is equivalent has changed')
     kinds = collections.Counter(m[4] for m in drawn)
     drawn.sort(key=lambda m: random.Random(f'{o.seed} {m[0]} {m[3]} {m[4]}').random() * math.sqrt(kinds[m[4]]))
     print(f'seed {o.seed}, {o.number} of {len(drawn)} mutants', flush=True)
