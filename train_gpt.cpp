@@ -1323,8 +1323,8 @@ inline double measure_peak(bool bf16 = false, int trials = 32) {
 // ---- 7. model -------------------------------------------------------------------------------------------------------
 // What train(), checkpoints and the verbs need of a model, and cpu::Model, which is one.
 //   Model(config, B, T, training, bf16)      allocates for at most B rows of T tokens, once; dies if that does not fit
-//   forward(x, y, weight, denominator, B, T, backward)
-//                                      loss = -sum weight logprob / denominator, in nats; weight may be null (all 1).
+//   forward(x, y, weights_of_tokens, denominator, B, T, backward)
+//                                      loss = -sum weight logprob / denominator, in nats; weights may be null (all 1).
 //                                      The denominator is the whole step's, so that micro-batches add up to one batch.
 //                                      backward: a backward() follows, and the head's gradients are taken now, because
 //                                      logits are never kept
@@ -1364,10 +1364,10 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
     X(act,  middle,    KEPT,   N * c.C)         /* the residual stream after attention */ \
     X(act,  ln2,       KEPT,   N * c.C)         X(stat, ln2_mean, KEPT, N)   X(stat, ln2_rstd, KEPT, N) \
     X(act,  fc,        KEPT,   N * c.hidden())  X(act, fc_gelu, KEPT, N * c.hidden()) \
-    X(act,  residual,    KEPT,   N * c.C)         /* the residual stream after the block */ \
+    X(act,  residual,  KEPT,   N * c.C)         /* the residual stream after the block */ \
     X(act,  lnf,       ONCE,   N * c.C)         X(stat, lnf_mean, ONCE, N)   X(stat, lnf_rstd, ONCE, N) \
     X(act,  logits,    ONCE,   head_rows(N, c.V) * padded(c.V)) \
-    X(act,  dresidual,   ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
+    X(act,  dresidual, ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
     X(act,  dx,        ONCE,   training ? N * c.C : 0)       /* of what is C wide within a branch */ \
     X(act,  dwide,     ONCE,   training ? N * std::max(c.qkv(), c.hidden()) : 0)     /* of qkv or fc */
 
@@ -1672,7 +1672,8 @@ inline Config config_of(const ModelFile& m, int heads) {
     const char* path = m.path.c_str();
     Json json = m.config;
     if (m.config_path.empty()) {
-        const int C = json["n_embd"].number;
+        json.members["n_head"] = json_of(1);
+        const int C = read_config(json, m.path).C;
         if (heads == 0 && C % 64) die_usage("--heads: %s does not say how many heads it has", path);
         if (heads == 0) warn("%s: does not say how many heads it has: %d of 64 are assumed; --heads says otherwise", path, C / 64);
         if (heads && C % heads) die_usage("--heads %d: does not divide the %d channels of %s", heads, C, path);
@@ -1719,7 +1720,7 @@ inline std::vector<float> fingerprint(Config c) {
 }
 inline std::string fingerprint_json(const Config& c) {
     std::string list;
-    for (float f : fingerprint(c)) list += (list.empty() ? "" : ", ") + show((double)f);
+    for (float f : fingerprint(c)) list += (list.empty() ? "" : ", ") + json_number(f);
     return "[" + list + "]";
 }
 // Of a checkpoint of ours. Another machine sums up in another order, which makes 1e-6.
@@ -2141,6 +2142,7 @@ template <typename Model> struct Training : Run {
     Model model;
     const Schedule schedule;
     const double floor;
+    const std::string computes = fingerprint_json(c);
     Display display;
     Saver saver;
 
@@ -2192,7 +2194,7 @@ template <typename Model> struct Training : Run {
         }
     }
     void save() {
-        saver.save({o.out, (size_t)o.keep, position, options_json(o.table(), 't'), config_json(c, eot), fingerprint_json(c),
+        saver.save({o.out, (size_t)o.keep, position, options_json(o.table(), 't'), config_json(c, eot), computes,
                     tokenizer.get(), stored(model), stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}})});
     }
     size_t windows_at(size_t g) const { return std::min(per_step, end - g); }            // of the step that begins with g

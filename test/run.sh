@@ -54,6 +54,11 @@ sources() {
     for header in dev/host/*.h; do compiles $header -include $header -x c++ /dev/null; done
     compiles test/fuzz.cpp -DTARGET=model test/fuzz.cpp
     compiles test/logits.cpp test/logits.cpp
+    # The two programs stay what a person can read.
+    for budget in train_gpt.cpp:2600 train_gpt.cu:2700; do
+        lines=$(wc -l < ${budget%:*})
+        if [ $lines -lt ${budget#*:} ]; then echo "ok lines/$budget: $lines"; else echo "FAIL lines/$budget: $lines"; fi
+    done
 }
 run sources
 try build/test_layers

@@ -64,6 +64,7 @@ static void wrong_files() {
         {"safetensors fraction", tensors, safetensors("{\"a\":{\"dtype\":\"F32\",\"shape\":[0.5],\"data_offsets\":[0,2]}}", 2), "FILE: tensor a: shape and data_offsets must be whole numbers"},
         {"config twice", config, "{\"a\":1,\"a\":2}", "FILE: byte 12: found byte 0x7d, expected no second member named 'a'"},
         {"config other model", config, "{\"model_type\":\"llama\"}", "FILE: found model_type 'llama', expected 'gpt2'"},
+        {"config of no kind", config, json_of("").erase(1, strlen("\"model_type\":\"gpt2\",")), "FILE: found model_type '', expected 'gpt2'"},
         {"config missing", config, "{\"model_type\":\"gpt2\"}", "FILE: 'n_layer' is missing"},
         {"config activation", config, json_of(",\"activation_function\":\"relu\""), "FILE: activation_function 'relu' is not computed here, only gelu_new"},
         {"config n_inner", config, json_of(",\"n_inner\":9"), "FILE: n_inner 9 is not computed here, only 4 x n_embd = 32"},

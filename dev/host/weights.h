@@ -177,6 +177,11 @@ inline Json json_of(double value, Json::Kind kind = Json::NUMBER) {
     j.kind = kind, j.number = value;
     return j;
 }
+inline Json gpt2_of(std::map<std::string, Json> members) {               // the config.json that such a model would have
+    Json j = json_of(0, Json::OBJECT), type = json_of(0, Json::STRING);
+    type.string = "gpt2", j.members = std::move(members), j.members["model_type"] = type;
+    return j;
+}
 
 // llm.c's model file: 256 int32 {magic, 3 float32 or 5 bfloat16, T, V, L, NH, C, padded V}, then the tensors one after
 // the other, all layers of one together; weights of Linear layers stand (out, in).
@@ -192,9 +197,9 @@ inline ModelFile read_llmc(const std::string& path) {
             die("%s: byte %d: found %d, expected a size from 1 to %d", name, 4 * i, field(i), i == 4 ? 1000 : 1 << 24);
     const size_t T = field(2), V = field(3), L = field(4), NH = field(5), C = field(6), padded_V = field(7);
     if (padded_V < V) die("%s: byte 28: found a vocabulary of %zu padded to %zu", name, V, padded_V);
-    ModelFile m{path, directory_of(path), json_of(0, Json::OBJECT), path, {}, file};
-    for (auto [key, value] : {std::pair("n_positions", T), {"vocab_size", V}, {"n_layer", L}, {"n_head", NH}, {"n_embd", C}})
-        m.config.members[key] = json_of(value);
+    ModelFile m{path, directory_of(path), {}, path, {}, file};
+    m.config = gpt2_of({{"n_positions", json_of(T)}, {"vocab_size", json_of(V)}, {"n_layer", json_of(L)},
+                        {"n_head", json_of(NH)}, {"n_embd", json_of(C)}});
     const struct { std::string name; size_t rows, cols; } tensors[] = {
         {"wte.weight", V, C}, {"wpe.weight", T, C}, {"h.%.ln_1.weight", 0, C}, {"h.%.ln_1.bias", 0, C},
         {"h.%.attn.c_attn.weight", C, 3 * C}, {"h.%.attn.c_attn.bias", 0, 3 * C}, {"h.%.attn.c_proj.weight", C, C},
@@ -229,13 +234,11 @@ inline Json config_of_shapes(const std::map<std::string, View>& tensors, const s
     const auto head = tensors.find("lm_head.weight");
     int layers = 0;
     while (tensors.count(format("transformer.h.%d.ln_1.weight", layers))) layers++;
-    Json config = json_of(0, Json::OBJECT);
-    config.members = {{"vocab_size", json_of(wte[0])}, {"n_embd", json_of(wte[1])}, {"n_positions", json_of(wpe[0])},
-                      {"n_layer", json_of(layers)},
-                      {"bias", json_of(tensors.count("transformer.h.0.attn.c_attn.bias"), Json::BOOL)},
-                      {"tie_word_embeddings", json_of(head == tensors.end() ||
-                           same_bytes(head->second, tensors.at("transformer.wte.weight")), Json::BOOL)}};
-    return config;
+    const bool bias = tensors.count("transformer.h.0.attn.c_attn.bias");
+    const bool tied = head == tensors.end() || same_bytes(head->second, tensors.at("transformer.wte.weight"));
+    return gpt2_of({{"vocab_size", json_of(wte[0])}, {"n_embd", json_of(wte[1])}, {"n_positions", json_of(wpe[0])},
+                    {"n_layer", json_of(layers)}, {"bias", json_of(bias, Json::BOOL)},
+                    {"tie_word_embeddings", json_of(tied, Json::BOOL)}});
 }
 
 // Names that other programs take for a model to fetch.
@@ -283,7 +286,7 @@ inline void read_config(const std::vector<Member>& members, const Json& j, const
     const char* where = path.c_str();
     if (j.kind != Json::OBJECT) die("%s: not a JSON object", where);
     const std::string &type = j["model_type"].string, &act = j["activation_function"].string;
-    if (j["model_type"] && type != "gpt2") die("%s: found model_type '%s', expected 'gpt2'", where, type.c_str());
+    if (type != "gpt2") die("%s: found model_type '%s', expected 'gpt2'", where, type.c_str());
     if (act != "" && act != "gelu_new" && act != "gelu_pytorch_tanh")
         die("%s: activation_function '%s' is not computed here, only gelu_new", where, act.c_str());
     for (const Member& m : members) {
