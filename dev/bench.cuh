@@ -106,6 +106,12 @@ inline std::vector<float> rounded(std::vector<float> v) {
     return v;
 }
 
+inline double norm(const std::vector<float>& v) {
+    double sum = 0;
+    for (float f : v) sum += (double)f * f;
+    return std::sqrt(sum);
+}
+
 // ---- clock and roofs ----
 inline std::string machine_name() { return gpu::device().properties.name; }
 #ifdef CUDA_EMU

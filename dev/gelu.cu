@@ -59,13 +59,15 @@ static void backward(int N, int C) {
     Array<float> db(numbers(C)), partial(gpu::partial_size((C + 3) / 4));         // these are 4C wide
     cpu::gelu_backward(d.cpu(), d.cpu(), x.cpu(), n);
     cpu::bias_backward(db.cpu(), d.cpu(), N, C);
+    // A sum of numbers rounded by up to ONE / 2 of each, which is ONE / sqrt(12) of it in the mean: 4 standard deviations.
+    const double of_rounded = 4 * ONE / std::sqrt(12) * norm(d.host) / norm(db.host);
     climb("gelu backward", format("N=%d 4C=%d", N, C), {16.0 * n, 3.0 * n * sizeof(floatX)},
           {written("d", d, ONE), written("db", db, 1e-5)},
           {{"atomics", [&] { launch(each<true>, blocks_for(n, 256), 256, 0, d, db, x, n, C); }, true},
            {"two_passes", [&] {
                 launch(each<false>, blocks_for(n, 256), 256, 0, d, db, x, n, C);
                 gpu::column_sums(d.p, db, partial, N, C);
-            }, false, ONE},                  // db is the sum of rounded numbers
+            }, false, of_rounded},
            {"one_row", [&] {
                 const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
                 const int down = std::clamp(gpu::SUM_BLOCKS * gpu::device().sms() / across, 1, blocks_for(N, 8));
