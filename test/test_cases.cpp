@@ -36,14 +36,8 @@ static std::string run(std::vector<std::string> words, std::string* error = null
     if (error) *error = line;
     return error || line.empty() ? output : "error: " + line;
 }
-static std::string shards_run(std::vector<std::string> words, std::string* error = nullptr) {
-    words.insert(words.begin(), "shards");
-    std::string output, line = error_of([&] {
-        std::vector<char*> argv;
-        for (std::string& w : words) argv.push_back(w.data());
-        const shards::Arguments a = shards::parse_arguments(argv.size(), argv.data());
-        fputs(shards::RUN[a.verb](a).c_str(), stdout);
-    }, &output);
+static std::string shards_run(const std::vector<std::string>& words, std::string* error = nullptr) {
+    std::string output, line = error_of([&] { fputs(shards::run(shards::parse_arguments(words)).c_str(), stdout); }, &output);
     if (error) *error = line;
     return error || line.empty() ? output : "error: " + line;
 }
@@ -587,7 +581,7 @@ static void data() {
         right("an empty file", one_line_with(start(words), none + ": empty, expected tokens"));
     }
     right("no tokens", one_line_with(start({"--train", dir + "/nothing.bin", "--vocab", "65"}), "nothing.bin: holds no tokens"));
-    right("a pattern without quotes", one_line_with(start({"--train", narrow, wide}), wide + ": stands after no option; a pattern needs quotes: --train 'data/*.bin'"));
+    right("a pattern without quotes", one_line_with(start({"--train", narrow, wide}), wide + ": stands after no option; a pattern needs quotes: --train '*.bin'"));
 }
 
 static void texts() {
@@ -642,7 +636,7 @@ static void texts() {
     check(shard("_train.bin") == "|three|one|two", "cases/encode takes a pattern");
     shards_run({"encode", "--in", dir + "/g1.txt", "--tokenizer", "bytes", "--out", out + "2"});
     check(shards_run({"decode", "--in", out + "*_train.bin", "--eot", "|", "--tokenizer", "bytes"}) == "|one|three|one|two", "cases/decode takes a pattern");
-    const std::pair<const char*, std::vector<std::string>> usages[] = {{"\"b.txt\": stands after no option; give each file after an --in, or all as a pattern in quotes", {"--in", "a.txt", "b.txt", "--out", out}},
+    const std::pair<const char*, std::vector<std::string>> usages[] = {{"b.txt: stands after no option; a pattern needs quotes: --in '*.txt'; or give the option before each file", {"--in", "a.txt", "b.txt", "--out", out}},
         {"h*.txt: no such file", {"--in", dir + "/h*.txt", "--out", out}}, {"/: names a directory; give what the names of files in it begin with, too: --out ", {"--in", dir + "/g1.txt", "--out", dir + "/"}}, {"--out ..: names a directory", {"--in", dir + "/g1.txt", "--out", ".."}}};
     for (auto [words, arguments] : usages) {
         arguments.insert(arguments.begin(), "encode"), arguments.insert(arguments.end(), {"--tokenizer", "bytes"});

@@ -386,22 +386,20 @@ void test_files() {
 }
 
 void test_options() {
-    std::vector<std::vector<const char*>> bad = {
+    std::vector<std::vector<std::string>> bad = {
         {}, {"--out"}, {"--out", ""}, {"--out", "x", "--nonsense", "1"}, {"--out", "x", "--out", "y"}, {"data"},
         {"--out", "x", "--seed"}, {"--out", "x", "--seed", "1e3"}, {"--out", "x", "--seed", "-1"},
         {"--out", "x", "--documents", "0"}, {"--out", "x", "--documents", "10k"},
         {"--out", "x", "--documents", "1000001"}, {"--out", "x", "--documents", "99999999999999999999999999"}};
     for (auto& words : bad) {
         std::string shown = "corpus";
-        for (const char* word : words) shown += std::string(" ") + word;
-        words.insert(words.begin(), "corpus");
-        Error e = error_of([&] { settings((int)words.size(), (char**)words.data()); });
+        for (const std::string& word : words) shown += " " + word;
+        Error e = error_of([&] { settings(words); });
         check("bad_options", e.exit_code == 2 && !e.line.empty() && e.line.find('\n') == std::string::npos, "%s -> %s",
               shown.c_str(), e.line.c_str());
     }
-    const char* good[] = {"corpus", "--seed", "7", "--out", "x", "--documents", "12"};
     Settings s;
-    Error e = error_of([&] { s = settings(7, (char**)good); });
+    Error e = error_of([&] { s = settings({"--seed", "7", "--out", "x", "--documents", "12"}); });
     check("good_options", e.exit_code == 0 && s.out == "x" && s.seed == 7 && s.documents == 12, "seed 7, 12 documents");
 }
 

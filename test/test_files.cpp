@@ -527,9 +527,9 @@ static void starting() {
     else version(loader.c_str(), {loader, program, "--version"});
     check(execute({program, "-h"}) == 0 && read_file(DIR + "output").rfind("train_gpt -- ", 0) == 0, "starting/-h");
     const struct { std::vector<std::string> words; const char* line; } tools[] = {
-        {{"build/shards", "encode", "--val_tokens", "3", "--tokeniser=x"}, "error: \"--tokeniser=x\": not an option of encode, nearest is --tokenizer; see --help"},
-        {{"build/corpus", "--document", "3"}, "error: --document: unknown option, nearest is --documents; usage: corpus --out DIR [--documents N] [--seed N]"},
-        {{"build/corpus", "-h"}, "usage: corpus --out DIR [--documents N] [--seed N]"}};
+        {{"build/shards", "encode", "--val_tokens", "3", "--tokeniser=x"}, "error: --tokeniser: unknown option, nearest is --tokenizer; shards --help lists them"},
+        {{"build/corpus", "--document", "3"}, "error: --document: unknown option, nearest is --documents; corpus --help lists them"},
+        {{"build/corpus", "-h"}, "  --seed             0..1000000000000000000       of all that is drawn [1]"}};
     for (auto& t : tools) execute(t.words), check(last_line() == t.line, "starting/%s: %s", t.words[0].c_str(), last_line().c_str());
 }
 

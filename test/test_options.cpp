@@ -89,7 +89,7 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"train --raw u8", "--raw u8: must be one of u16"},
     {"train --rows all", "--rows all: must be one of packed|documents|sliding"},
     {"sample --model m --prompt a --prompt-file b", "--prompt-file: give --prompt or --prompt-file, not both"},
-    {"train --train TRAIN TRAIN", "build/test_options_data/train.bin: stands after no option; a pattern needs quotes: --train 'data/*.bin'"},
+    {"train --train TRAIN TRAIN", "build/test_options_data/train.bin: stands after no option; a pattern needs quotes: --train '*.bin'"},
     {"train --train TRAIN --out OUT --init gpt2", "--init gpt2: no such file or directory, and no size of a model: those are d6, d12, d24, d36, d48, custom; dev/data/download.sh gpt2-124M fetches the published GPT-2 into data/gpt2-124M"},
     {"sample --temperature -0.5", "--temperature -0.5: must lie in 0..1000"},
     {"sample --temperature warm", "--temperature warm: not a number"},

@@ -400,12 +400,6 @@ void check_files(const Tokenizer& t) {
 
 std::string read_all(const std::string& path) { return std::string(Mapped(path).text()); }
 
-shards::Arguments arguments(std::vector<std::string> words) {
-    std::vector<char*> argv;
-    for (std::string& w : words) argv.push_back(w.data());
-    return shards::parse_arguments((int)argv.size(), argv.data());
-}
-
 // An empty one, for the files of a check.
 std::string new_directory() {
     const std::string dir = "build/test_tokenizer_data";
@@ -434,11 +428,11 @@ void check_tool(const Tokenizer& t) {
     const Ids first = all;
     all.push_back(t.eot());
     for (int id : t.encode("sat, that's all")) all.push_back(id);
-    const std::vector<std::string> base = {"shards", "encode", "--tokenizer", dir + "/m.txt", "--out", prefix};
+    const std::vector<std::string> base = {"encode", "--tokenizer", dir + "/m.txt", "--out", prefix};
     auto run = [&](std::vector<std::string> more) {
         std::vector<std::string> words = base;
         words.insert(words.end(), more.begin(), more.end());
-        shards::encode(arguments(words));
+        shards::run(shards::parse_arguments(words));
     };
     const std::string text = dir + "/in.txt", lines = dir + "/in.jsonl";
     run({"--in", text, "--split", "\\n\\n", "--shard-tokens", "3"});
@@ -463,24 +457,25 @@ void check_tool(const Tokenizer& t) {
         {{"--in", text, "--val-fraction", "1"}, "--val-fraction"}, {{"--in", lines, "--field", "id"}, "line 1"}};
     for (auto& [more, words] : bad) n++, must_die(wrong, words, 1, words, [&, &more = more] { run(more); });
     const std::pair<std::vector<std::string>, const char*> usage[] = {
-        {{"--in", text, "--val-tokens", "3x"}, "whole number"}, {{"--in", text, "--val-tokens", "1.5"}, "whole number"},
-        {{"--in", text, "--val-tokens", ""}, "whole number"},   {{"--in", text, "--val-fraction", "1.0.1"}, "a number"},
-        {{"--in", text, "--val-fraction", "2"}, "out of range"}, {{"--in", text, "--shard-tokens", "0"}, "of range"},
+        {{"--in", text, "--val-tokens", "3x"}, "not an integer"}, {{"--in", text, "--val-tokens", "1.5"}, "not an integer"},
+        {{"--in", text, "--val-tokens", ""}, "needs a value"},   {{"--in", text, "--val-fraction", "1.0.1"}, "a number"},
+        {{"--in", text, "--val-fraction", "2"}, "must lie in 0..1"}, {{"--in", text, "--shard-tokens", "0"}, "must lie in 1.."},
         {{"--in", text, "--field", "a", "--field", "a"}, "twice"}, {{"--in", text, "--vocab", "300"}, "not an option"},
-        {{"--in"}, "expected FILE"},                            {{}, "--in FILE is missing"},
+        {{"--in"}, "--in: needs a value"},                      {{}, "encode: --in is missing: the input"},
+        {{"--in", text, lines}, "the option before each file"},
         {{"--in", text, "--split", "\\q"}, "after \\"},         {{"--in", lines, "--split", "a"}, "--split"},
-        {{"--in", text, "--val-tokens", "1", "--val-fraction", "0.5"}, "one of them"}};
+        {{"--in", text, "--val-tokens", "1", "--val-fraction", "0.5"}, "not both"}};
     for (auto& [more, words] : usage) n++, must_die(wrong, words, 2, words, [&, &more = more] { run(more); });
     n += 2;
-    must_die(wrong, "no verb", 2, "verb", [] { arguments({"shards"}); });
-    must_die(wrong, "another verb", 2, "verb", [] { arguments({"shards", "encode bpe"}); });
+    must_die(wrong, "no verb", 2, "encode: --in is missing", [] { shards::parse_arguments({}); });
+    must_die(wrong, "another verb", 2, "unknown verb", [] { shards::parse_arguments({"encode bpe"}); });
     for (const char* kept : {"_train.bin", "_val.bin"})
         expect(fs::exists(prefix + kept), "a failed run leaves the old shards");
     for (auto& entry : fs::directory_iterator(dir + "/deep/er"))
         expect(entry.path().extension() != ".part", "no unfinished file is left");
     const std::string pairs = dir + "/pairs.jsonl", out = dir + "/pairs.bin";
     write_file(pairs, "{\"prompt\": \"the\", \"chosen\": \" cat\", \"rejected\": \"\"}\n");
-    shards::examples(arguments({"shards", "examples", "--in", pairs, "--tokenizer", dir + "/m.txt", "--out", out}));
+    shards::run(shards::parse_arguments({"examples", "--in", pairs, "--tokenizer", dir + "/m.txt", "--out", out}));
     const Ids ids = t.encode("the cat");
     const uint64_t offsets[4] = {0, t.encode("the").size(), ids.size(), ids.size()};
     int32_t header[256] = {20261121, 1, 1, 3, 2, 0, (int32_t)ids.size()};
@@ -489,7 +484,7 @@ void check_tool(const Tokenizer& t) {
     write_file(pairs, "{\"prompt\": \"a\", \"response\": \"b\"}\n"
                       "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n");
     n++, must_die(wrong, "mixed examples", 1, "line 2", [&] {
-        shards::examples(arguments({"shards", "examples", "--in", pairs, "--tokenizer", "bytes", "--out", out}));
+        shards::run(shards::parse_arguments({"examples", "--in", pairs, "--tokenizer", "bytes", "--out", out}));
     });
     fs::remove_all(dir);
     report("shards_tool", n, wrong);
@@ -552,8 +547,8 @@ void check_cases(const std::string& merges, const std::string& path) {
 
 void check_shakespeare(char** files) {
     const std::string dir = new_directory(), prefix = dir + "/s";
-    shards::encode(arguments({"shards", "encode", "--in", files[0], "--tokenizer", files[1], "--out", prefix, "--split",
-                              "\\n\\n", "--val-tokens", "32768"}));
+    shards::run(shards::parse_arguments({"encode", "--in", files[0], "--tokenizer", files[1], "--out", prefix, "--split",
+                                         "\\n\\n", "--val-tokens", "32768"}));
     for (int i = 0; i < 2; i++) {
         const std::string made = prefix + (i ? "_val.bin" : "_train.bin");
         report(i ? "shakespeare_val" : "shakespeare_train", 1,

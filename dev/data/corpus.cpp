@@ -24,6 +24,7 @@
 #ifndef NO_CPU_MAIN
 #define NO_CPU_MAIN
 #endif
+#include "../host/options.h"
 #include "../host/shards.h"
 #include "../host/tokenizer.h"
 #include <array>
@@ -454,42 +455,23 @@ std::array<double, 5> ngrams(const std::vector<std::string>& train, const std::v
 // ---- 5. files -------------------------------------------------------------------------------------------------------
 constexpr int VAL_DOCUMENTS = 512, HELD_OUT_QUESTIONS = 128, NGRAM_DOCUMENTS = 4096;
 
-constexpr char HELP[] = "usage: corpus --out DIR [--documents N] [--seed N]";
+const Program CORPUS = {"corpus", {{'c', ""}}, "endless small documents whose best possible loss is known exactly",
+                         "usage: corpus --out DIR [--documents N] [--seed N]\n", ""};
 
 struct Settings {
-    std::string out;
-    uint64_t documents = 40000, seed = 1;
+    text out;
+    integer documents = 40000, seed = 1;
+    Table table() {
+        return {{"out", &out, "", "c!", "the directory to write to"},
+                {"documents", &documents, "1..1000000", "c", "documents to train on"},
+                {"seed", &seed, "0..1000000000000000000", "c", "of all that is drawn"}};
+    }
 };
 
-Settings settings(int argc, char** argv) {
-    std::map<std::string, std::string> given;
-    for (int i = 1; i < argc; i += 2) {
-        std::string name = argv[i];
-        if (name != "--out" && name != "--documents" && name != "--seed")
-            die_usage("%s: unknown option%s; %s", name.c_str(),
-                      nearest(name, {"--out", "--documents", "--seed"}).c_str(), HELP);
-        if (given.count(name)) die_usage("%s: given twice", name.c_str());
-        if (i + 1 == argc || !*argv[i + 1]) die_usage("%s: its value is missing", name.c_str());
-        given[name] = argv[i + 1];
-    }
-    auto integer = [&](const char* name, uint64_t otherwise, uint64_t least, uint64_t most) {
-        if (!given.count(name)) return otherwise;
-        const char* text = given[name].c_str();
-        uint64_t value = 0;
-        for (const char* c = text; *c; c++) {
-            if (*c < '0' || *c > '9') die_usage("%s %s: not a non-negative integer", name, text);
-            value = std::min(value * 10 + (*c - '0'), most + 1);            // most + 1 is too large, and does not wrap
-        }
-        if (value < least || value > most)
-            die_usage("%s %s: must be from %llu to %llu", name, text, (unsigned long long)least,
-                      (unsigned long long)most);
-        return value;
-    };
+Settings settings(const std::vector<std::string>& words) {
     Settings s;
-    if (!given.count("--out")) die_usage("--out DIR is missing: the directory to write to");
-    s.out = given["--out"];
-    s.documents = integer("--documents", s.documents, 1, 1'000'000);
-    s.seed = integer("--seed", s.seed, 0, 1'000'000'000'000'000'000);
+    std::set<std::string> given;
+    parse_words(CORPUS, words, s.table(), given);
     return s;
 }
 
@@ -535,7 +517,7 @@ std::string write_corpus(const Settings& o) {
     }
     for (int i = 0; i < HELD_OUT_QUESTIONS; i++) add_question(sample_document(question_rng, true).text);
     std::unordered_set<std::string> excluded(val_texts.begin(), val_texts.end());
-    for (uint64_t i = 0; i < o.documents;) {
+    for (integer i = 0; i < o.documents;) {
         Document d = sample_document(train_rng);
         if (excluded.count(d.text)) continue;
         add_document(train, d.text);
@@ -567,12 +549,12 @@ std::string write_corpus(const Settings& o) {
     write_file(o.out + "/val.json", json);
 
     const Part& v = parts[KINDS_END];
-    return format("train.bin    %llu documents, %zu bytes of text\n"
+    return format("train.bin    %lld documents, %zu bytes of text\n"
                   "val.bin      %zu documents, %zu bytes, floor %.4f nats/token; population %.3f nats/document\n"
                   "answers.bin  %d questions from val.bin, %d sums of held-out pairs\n"
                   "for scale    uniform %.3f, byte frequencies %.3f, order-2 %.3f, order-4 %.3f nats/token\n"
                   "longest document %zu bytes; written to %s\n",
-                  (unsigned long long)o.documents, train_bytes, v.documents, v.bytes, v.nats / v.tokens, entropy,
+                  o.documents, train_bytes, v.documents, v.bytes, v.nats / v.tokens, entropy,
                   VAL_DOCUMENTS, HELD_OUT_QUESTIONS, std::log(257.0), nats[0], nats[2], nats[4], longest,
                   o.out.c_str());
 }
@@ -581,11 +563,10 @@ std::string write_corpus(const Settings& o) {
 
 #ifndef NO_CORPUS_MAIN
 int main(int argc, char** argv) {
+    const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
     return run_main([&] {
-        const std::string word = argc > 1 ? argv[1] : "";
-        if (word == "--help" || word == "-h") return (void)puts(corpus::HELP);
-        if (word == "--version") return (void)puts("corpus " VERSION);
-        fputs(corpus::write_corpus(corpus::settings(argc, argv)).c_str(), stdout);
+        if (answer(corpus::CORPUS, corpus::Settings().table(), words)) return;
+        fputs(corpus::write_corpus(corpus::settings(words)).c_str(), stdout);
     });
 }
 #endif

@@ -6,126 +6,71 @@
               pieces nor on the number of threads, and memory holds one batch of pieces, however long the input is.
    bpe        Words are counted first, then pairs of tokens within distinct words; a join touches the words that hold
               the pair and no others. */
+#include "../host/options.h"
 #include "../host/shards.h"
 #include "../host/tokenizer.h"
 
 namespace shards {
 
 // ---- options: one row each, for the parser and --help ---------------------------------------------------------------
-const char* const VERBS[][2] = {
-    {"encode", "text or .jsonl to token shards PREFIX_train.bin, PREFIX_val.bin; merges.txt, vocab.json beside them"},
-    {"bpe", "trains a byte-level BPE on text or .jsonl; writes DIR/merges.txt and DIR/vocab.json"},
-    {"examples", ".jsonl with prompt, response or prompt, chosen, rejected to an example shard"},
-    {"decode", "a token shard back to text, on standard output"},
-};
-
-struct Flag {
-    const char *name, *argument, *verbs, *value, *help;      // value: the default, nullptr if it has to be given
-};
-const Flag FLAGS[] = {
-    {"in", "FILE", "encode bpe examples decode", nullptr, "the input, or several, each after an --in, or a pattern in "
-     "quotes, '*.txt'; - is standard input; .jsonl and .ndjson are JSON Lines, as are .json and - whose first line is "
-     "an object"},
-    {"out", "PATH", "encode bpe examples", nullptr, "encode: PREFIX, as DIR/book; bpe: DIR; examples: FILE; old ones "
-     "are replaced"},
-    {"tokenizer", "FILE", "encode examples decode", nullptr, "merges file, or its directory, or the word bytes"},
-    {"split", "TEXT", "encode", "", "what separates documents in a text (\\n, also as \\r\\n, \\t, \\r, \\\\); white "
-                                    "space stays with the document before it, any other separator is removed"},
-    {"field", "NAME", "encode bpe", "text", "the member of a JSON line that holds a document's text"},
-    {"val-tokens", "N", "encode", "0", "the first N tokens are for validation"},
-    {"val-fraction", "F", "encode", "0", "the first part of the input, F of its bytes, is for validation"},
-    {"shard-tokens", "N", "encode", "100000000", "tokens in one file; more go to PREFIX_train_000000.bin and so on"},
-    {"vocab", "N", "bpe", nullptr, "all tokens: 256 bytes, merges, end of text"},
-    {"eot", "TEXT", "decode", "<|endoftext|>", "what to print for end of text (\\n as in --split)"},
-};
+const Program SHARDS = {
+    "shards",
+    {{'e', "encode", "text or .jsonl to token shards PREFIX_train.bin, PREFIX_val.bin; merges.txt and vocab.json too"},
+     {'b', "bpe", "trains a byte-level BPE on text or .jsonl; writes DIR/merges.txt and DIR/vocab.json"},
+     {'x', "examples", ".jsonl with prompt, response or prompt, chosen, rejected to an example shard"},
+     {'d', "decode", "a token shard back to text, on standard output"}},
+    "text and JSON Lines to the shards that train_gpt reads, and back",
+    "usage: shards encode|bpe|examples|decode [--option value]...      (shards --help lists all options)\n"
+    "  shards bpe    --in book.txt --vocab 4096 --out data\n"
+    "  shards encode --in book.txt --tokenizer data --val-fraction 0.1 --out data/book\n"
+    "  shards decode --in data/book_val.bin --tokenizer data\n", ""};
 
 struct Arguments {
-    int verb = 0;                                            // its row
-    std::map<std::string, std::string> values;
-    std::vector<std::string> inputs;                         // of --in, the one that may stand several times
+    std::string verb;
+    std::set<std::string> given = {};
+    text_list in = {};                       // first as they are given, then the files
+    text out = "", tokenizer = "", split = "", field = "text", eot = "<|endoftext|>";
+    integer val_tokens = 0, shard_tokens = 100000000, vocab = 0;
+    number val_fraction = 0;
 
-    const std::string& operator[](const char* name) const { return values.at(name); }
-
-    double number(const char* name, double low, double high, bool whole) const {
-        const std::string& text = values.at(name);
-        char* end = nullptr;
-        double value = strtod(text.c_str(), &end);
-        bool digits = !text.empty() && text.find_first_not_of("0123456789.") == text.npos;
-        if (!digits || *end || (whole && text.find('.') != text.npos))
-            die_usage("--%s %s: not %s", name, json_quote(text).c_str(), whole ? "a whole number" : "a number");
-        if (!(value >= low && value <= high))
-            die_usage("--%s %s: out of range, expected %.10g to %.10g", name, text.c_str(), low, high);
-        return value;
-    }
-    std::string unescaped(const char* name) const {
-        std::string out;
-        const std::string& text = values.at(name);
-        for (size_t i = 0; i < text.size(); i++) {
-            if (text[i] != '\\') { out += text[i]; continue; }
-            const char *codes = "ntr\\", *found = ++i < text.size() ? strchr(codes, text[i]) : nullptr;
-            if (!found) die_usage("--%s %s: after \\ expected n, t, r or another \\", name, json_quote(text).c_str());
-            out += "\n\t\r\\"[found - codes];
-        }
-        return out;
+    Table table() {
+        return {
+            {"in", &in, "", "ebxdP!", "the input, or several, each after an --in, or a pattern in quotes, '*.txt'; - "
+             "is standard input; .jsonl and .ndjson are JSON Lines, as are .json and - whose first line is an object"},
+            {"out", &out, "", "ebxP!", "encode: PREFIX, as DIR/book; bpe: DIR; examples: FILE; old ones are replaced"},
+            {"tokenizer", &tokenizer, "", "exdP!", "merges file, or its directory, or the word bytes"},
+            {"split", &split, "", "eE", "what separates documents in a text (\\n, also as \\r\\n, \\t, \\r, \\\\); "
+             "white space stays with the document before it, any other separator is removed [none]"},
+            {"field", &field, "", "eb", "the member of a JSON line that holds a document's text"},
+            {"val_tokens", &val_tokens, "0..2147483647", "e1", "the first N tokens are for validation"},
+            {"val_fraction", &val_fraction, "0..1", "e1", "such a share of the input, its first, is for validation"},
+            {"shard_tokens", &shard_tokens, "1..2147483647", "e", "tokens in one file; more go to "
+             "PREFIX_train_000000.bin and so on"},
+            {"vocab", &vocab, "257..8388608", "b!", "all tokens: 256 bytes, merges, end of text"},
+            {"eot", &eot, "", "dE", "what to print for end of text (\\n as in --split)"},
+        };
     }
 };
 
-inline Arguments parse_arguments(int argc, char** argv) {
-    Arguments a;
-    std::string names;
-    for (auto& [name, help] : VERBS) names += std::string(names.empty() ? "" : ", ") + name;
-    const std::string word = argc > 1 ? argv[1] : "";
-    while (a.verb < (int)std::size(VERBS) && word != VERBS[a.verb][0]) a.verb++;
-    if (a.verb == (int)std::size(VERBS))
-        die_usage("%s: not a verb, expected one of %s; see --help", json_quote(word).c_str(), names.c_str());
-    for (int i = 2; i < argc; i++) {
-        std::string name = argv[i], value;
-        size_t equals = std::min(name.find('='), name.size());
-        std::replace(name.begin(), name.begin() + equals, '_', '-');
-        const Flag* flag = nullptr;
-        std::vector<std::string> known;
-        for (const Flag& f : FLAGS)
-            if (strstr(f.verbs, word.c_str())) {
-                known.push_back(std::string("--") + f.name);
-                if (name.substr(0, equals) == known.back()) flag = &f;
-            }
-        if (!flag && name[0] != '-')
-            die_usage("%s: stands after no option; give each file after an --in, or all as a pattern in quotes: --in "
-                      "'*.txt'", json_quote(name).c_str());
-        if (!flag) die_usage("%s: not an option of %s%s; see --help", json_quote(name).c_str(), word.c_str(),
-                             nearest(name.substr(0, equals), known).c_str());
-        if (equals < name.size()) value = name.substr(equals + 1);
-        else if (i + 1 < argc) value = argv[++i];
-        else die_usage("--%s: expected %s after it", flag->name, flag->argument);
-        if (std::strchr("FP", *flag->argument)) value = at_home(value);                    // FILE, PATH
-        if (flag->name == std::string("in")) a.inputs.push_back(a.values["in"] = value);
-        else if (!a.values.emplace(flag->name, value).second) die_usage("--%s: given twice", flag->name);
+inline std::string unescaped(const char* option, const std::string& text) {
+    std::string out;
+    for (size_t i = 0; i < text.size(); i++) {
+        if (text[i] != '\\') { out += text[i]; continue; }
+        const char *codes = "ntr\\", *found = ++i < text.size() ? strchr(codes, text[i]) : nullptr;
+        if (!found) die_usage("%s %s: after \\ expected n, t, r or another \\", option, json_quote(text).c_str());
+        out += "\n\t\r\\"[found - codes];
     }
-    for (const Flag& f : FLAGS) {
-        if (!strstr(f.verbs, word.c_str())) continue;
-        if (!f.value && a.values[f.name].empty())
-            die_usage("%s: --%s %s is missing, see --help", word.c_str(), f.name, f.argument);
-        if (f.value) a.values.emplace(f.name, f.value);
-    }
-    std::vector<std::string> files;
-    for (const std::string& path : a.inputs)
-        for (auto& file : path == "-" ? std::vector{path} : glob_files(path, "--in")) files.push_back(file);
-    a.inputs = files;
-    return a;
+    return out;
 }
 
-inline void print_help(FILE* to) {
-    for (auto& [verb, help] : VERBS) {
-        fprintf(to, "shards %s: %s\n", verb, help);
-        for (const Flag& f : FLAGS)
-            if (strstr(f.verbs, verb))
-                fprintf(to, "  --%-12s %-5s %s%s\n", f.name, f.argument, f.help,
-                        f.value && *f.value ? format(" [%s]", f.value).c_str() : f.value ? "" : " [has to be given]");
-    }
-    fprintf(to, "\nA book's own tokenizer, its shards, and back to text:\n"
-                "  shards bpe    --in book.txt --vocab 4096 --out data\n"
-                "  shards encode --in book.txt --tokenizer data --val-fraction 0.1 --out data/book\n"
-                "  shards decode --in data/book_val.bin --tokenizer data\n");
+inline Arguments parse_arguments(const std::vector<std::string>& words) {
+    Arguments a;
+    a.verb = parse_words(SHARDS, words, a.table(), a.given);
+    text_list files;
+    for (const std::string& path : a.in)
+        for (auto& file : path == "-" ? std::vector{path} : glob_files(path, "--in")) files.push_back(file);
+    a.in = files;
+    return a;
 }
 
 // ---- input ----------------------------------------------------------------------------------------------------------
@@ -307,7 +252,7 @@ struct Inputs {
     std::vector<Source> sources;
 
     Inputs(const Arguments& a, const std::string& split, const std::string& field, bool lines = false) {
-        for (const std::string& path : a.inputs) {
+        for (const std::string& path : a.in) {
             files.push_back(std::make_unique<Input>(path));
             const std::string_view text = files.back()->text();
             const TextCount count = check_text(path, text);
@@ -444,46 +389,43 @@ inline void make_directory(const std::string& path) {
 
 // The trainer finds the tokenizer beside the data, so one directory cannot hold data of two.
 inline std::string directory_for(const Arguments& a, const Tokenizer& tokenizer) {
-    const std::string directory = directory_of(a["out"]), merges = directory + "/merges.txt";
+    const std::string directory = directory_of(a.out), merges = directory + "/merges.txt";
     make_directory(directory);
     if (exists(merges) && !Tokenizer::load(merges).same(tokenizer))
         die("%s: is another tokenizer than --tokenizer %s; choose another directory for --out", merges.c_str(),
-            a["tokenizer"].c_str());
+            a.tokenizer.c_str());
     return directory;
 }
 
 inline std::string encode(const Arguments& a) {
-    const size_t val_tokens = (size_t)a.number("val-tokens", 0, 2147483647, true);
-    const size_t shard_tokens = (size_t)a.number("shard-tokens", 1, 2147483647, true);
-    const double val_fraction = a.number("val-fraction", 0, 1, false);
-    if (val_tokens > 0 && val_fraction > 0) die_usage("--val-tokens and --val-fraction: give one of them");
-    if (const std::string name = fs::path(a["out"]).filename().string(); name.empty() || name == "." || name == "..")
+    const size_t val_tokens = a.val_tokens, shard_tokens = a.shard_tokens;
+    if (const std::string name = fs::path(a.out).filename().string(); name.empty() || name == "." || name == "..")
         die_usage("--out %s: names a directory; give what the names of files in it begin with, too: --out %s/text",
-                  a["out"].c_str(), directory_of(a["out"] + "/").c_str());
-    const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
-    Inputs inputs(a, a.unescaped("split"), a["field"]);
+                  a.out.c_str(), directory_of(a.out + "/").c_str());
+    const Tokenizer tokenizer = Tokenizer::load(a.tokenizer);
+    Inputs inputs(a, unescaped("--split", a.split), a.field);
     std::vector<Source>& sources = inputs.sources;
     size_t bytes = 0, before = 0;
     for (const Source& s : sources) bytes += s.text.size();
     for (Source& s : sources) {
-        const size_t end = (size_t)(val_fraction * (double)bytes);
+        const size_t end = (size_t)(a.val_fraction * (double)bytes);
         s.validation_end = end - std::min(end, before), before += s.text.size();
     }
 
     const std::string directory = directory_for(a, tokenizer);
-    ShardWriter train(a["out"] + "_train", shard_tokens, tokenizer), val(a["out"] + "_val", shard_tokens, tokenizer);
+    ShardWriter train(a.out + "_train", shard_tokens, tokenizer), val(a.out + "_val", shard_tokens, tokenizer);
     for (Source& source : sources) encode_all(source, tokenizer, [&](const std::vector<int>& ids, bool validation) {
         const size_t room = val_tokens - std::min(val_tokens, val.tokens);
         const size_t to_val = validation ? ids.size() : std::min(ids.size(), room);
         val.put(ids, 0, to_val);
         train.put(ids, to_val, ids.size());
     });
-    if (val.tokens + train.tokens == 0) die("%s: holds no text", shown(a["in"]));
+    if (val.tokens + train.tokens == 0) die("%s: holds no text", shown(a.in.back()));
     if (val.tokens < val_tokens || train.tokens == 0)
         die("%s: holds %zu tokens, which leaves none for training; give a smaller --val-tokens or --val-fraction",
-            shown(a["in"]), val.tokens + train.tokens);
-    if (!a["split"].empty() && std::none_of(sources.begin(), sources.end(), [](const Source& s) { return s.matched; }))
-        warn("--split %s: is nowhere in %s, which is one document", a["split"].c_str(),
+            shown(a.in.back()), val.tokens + train.tokens);
+    if (!a.split.empty() && std::none_of(sources.begin(), sources.end(), [](const Source& s) { return s.matched; }))
+        warn("--split %s: is nowhere in %s, which is one document", a.split.c_str(),
              sources.size() == 1 ? "the input" : "any input, each of");
     tokenizer.save(directory);
     const std::string line = train.publish();
@@ -612,17 +554,16 @@ inline Tokenizer train_tokenizer(std::vector<Source> sources, int vocab) {
 }
 
 inline std::string bpe(const Arguments& a) {
-    const int vocab = (int)a.number("vocab", 257, 1 << 23, true);
-    const Tokenizer tokenizer = train_tokenizer(Inputs(a, "", a["field"]).sources, vocab);
-    make_directory(a["out"]);
-    tokenizer.save(a["out"]);
-    return format("%s: %d tokens\n", (fs::path(a["out"]) / "merges.txt").c_str(), vocab);
+    const Tokenizer tokenizer = train_tokenizer(Inputs(a, "", a.field).sources, (int)a.vocab);
+    make_directory(a.out);
+    tokenizer.save(a.out);
+    return format("%s: %lld tokens\n", (fs::path(a.out) / "merges.txt").c_str(), a.vocab);
 }
 
 // ---- examples, decode -----------------------------------------------------------------------------------------------
 inline std::string examples(const Arguments& a) {
     const std::vector<std::vector<std::string>> forms = {{"prompt", "response"}, {"prompt", "chosen", "rejected"}};
-    const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
+    const Tokenizer tokenizer = Tokenizer::load(a.tokenizer);
     const std::vector<std::string>* form = nullptr;
     std::vector<std::vector<int>> segments;
     Tokenizer::Scratch scratch;
@@ -644,17 +585,17 @@ inline std::string examples(const Arguments& a) {
             }
         }
     }
-    if (!form) die("%s: no examples, expected one JSON object a line", shown(a["in"]));
+    if (!form) die("%s: no examples, expected one JSON object a line", shown(a.in.back()));
     const std::string directory = directory_for(a, tokenizer);
-    write_examples(a["out"], segments, (int)form->size(), tokenizer.vocab());
+    write_examples(a.out, segments, (int)form->size(), tokenizer.vocab());
     tokenizer.save(directory);
-    return format("%s: %zu examples of %zu segments\n", a["out"].c_str(), segments.size() / form->size(), form->size());
+    return format("%s: %zu examples of %zu segments\n", a.out.c_str(), segments.size() / form->size(), form->size());
 }
 
 inline std::string decode(const Arguments& a) {
-    const Tokenizer tokenizer = Tokenizer::load(a["tokenizer"]);
-    const std::string end_of_text = a.unescaped("eot");
-    for (const std::string& path : a.inputs) {
+    const Tokenizer tokenizer = Tokenizer::load(a.tokenizer);
+    const std::string end_of_text = unescaped("--eot", a.eot);
+    for (const std::string& path : a.in) {
         const Shard shard(path, false);
         shard.check_tokens(tokenizer.vocab());
         for (size_t i = 0; i < shard.count; i++) {
@@ -666,20 +607,20 @@ inline std::string decode(const Arguments& a) {
     return "";
 }
 
-// In the order of VERBS. They return the lines to print.
-std::string (*const RUN[])(const Arguments&) = {encode, bpe, examples, decode};
+// Returns the lines to print.
+inline std::string run(const Arguments& a) {
+    return a.verb == "encode" ? encode(a) : a.verb == "bpe" ? bpe(a) : a.verb == "examples" ? examples(a) : decode(a);
+}
 
 }  // namespace shards
 
 #ifndef NO_SHARDS_MAIN
 int main(int argc, char** argv) {
-    if (argc < 2) return shards::print_help(stderr), 2;
+    const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
+    if (words.empty()) return fputs(shards::SHARDS.usage, stderr), 2;
     return run_main([&] {
-        for (int i = 1; i < argc; i++)
-            if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return shards::print_help(stdout);
-        if (argc > 1 && !strcmp(argv[1], "--version")) return (void)puts("shards " VERSION);
-        const shards::Arguments a = shards::parse_arguments(argc, argv);
-        fputs(shards::RUN[a.verb](a).c_str(), stdout);
+        if (answer(shards::SHARDS, shards::Arguments().table(), words)) return;
+        fputs(shards::run(shards::parse_arguments(words)).c_str(), stdout);
     });
 }
 #endif

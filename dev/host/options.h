@@ -9,8 +9,14 @@ using text = std::string;
 using integer = long long;
 using number = double;
 using flag = bool;
+using text_list = std::vector<text>;         // may be given several times; a run, which is resumed, has none
 
 inline std::string show(const text& v) { return v; }
+inline std::string show(const text_list& v) {
+    std::string s;
+    for (const text& each : v) s += (s.empty() ? "" : " ") + each;
+    return s;
+}
 inline std::string show(flag v) { return v ? "1" : "0"; }
 inline std::string show(integer v) { return format("%lld", v); }
 
@@ -25,6 +31,7 @@ inline void read_value(text& out, const char* s, const char* allowed) {
         die_usage("must be one of %s", allowed);
     out = s;
 }
+inline void read_value(text_list& out, const char* s, const char* allowed) { read_value(out.emplace_back(), s, allowed); }
 inline void read_value(flag& out, const char* s, const char*) { out = strcmp(s, "0") != 0; }
 template <typename T> void read_value(T& out, const char* s, const char* allowed) {
     constexpr bool whole = std::is_same_v<T, integer>;
@@ -42,19 +49,21 @@ template <typename T> void read_value(T& out, const char* s, const char* allowed
 // One row of a table.
 struct Option {
     const char* name;                        // with underscores where a dash is typed
-    std::variant<text*, integer*, number*, flag*> value;
+    std::variant<text*, integer*, number*, flag*, text_list*> value;
     const char* allowed;                     // a|b|c, or lo..hi; "" is anything
     const char* marks;                       // letters of its verbs, and what is said of it below
     const char* help;                        // what its default stands for, in [...] at the end; else the default is shown
 
     /* R   may differ when a run is resumed     D   names data, which may then lie elsewhere
-       E   may be empty     F   a value that another program wrote and this one does not know is none
+       E   may be empty     P   a path, whose ~ is one's home     !   has to be given
+       F   a value that another program wrote and this one does not know is none
        1   options with the same digit exclude each other */
     bool is(char mark) const { return strchr(marks, mark); }
     bool excludes(const Option& other) const {
         return &other != this && std::any_of(marks, marks + strlen(marks), [&](char m) { return isdigit(m) && other.is(m); });
     }
     bool is_flag() const { return std::holds_alternative<flag*>(value); }
+    bool is_list() const { return std::holds_alternative<text_list*>(value); }
     std::string typed() const { return dashed(name); }
     std::string show() const {
         return std::visit([](auto* v) { return ::show(*v); }, value);
@@ -74,26 +83,42 @@ struct Option {
 };
 using Table = std::vector<Option>;
 
+struct Verb {
+    char letter;
+    const char *name, *help = "";
+};
 struct Program {
     const char* name;
-    std::vector<std::pair<char, const char*>> verbs;         // the first, where none is given
+    std::vector<Verb> verbs;                 // the first, where none is given; a program without has one, ""
     const char *title, *usage, *footer;
 };
 
 // All options, or those of one verb.
 inline void print_help(const Program& program, const Table& options, const std::string& only) {
     if (only.empty()) printf("%s -- %s\n\n%s", program.name, program.title, program.usage);
-    for (auto [letter, verb] : program.verbs) {
-        if (!only.empty() && only != verb) continue;
-        printf("%s%s\n", only.empty() ? "\n" : (std::string(program.name) + " ").c_str(), verb);
+    for (const Verb& verb : program.verbs) {
+        if (!only.empty() && only != verb.name) continue;
+        const std::string begin = only.empty() ? "\n" : program.name + std::string(" ");
+        printf("%s%s%s%s%s", begin.c_str(), verb.name, *verb.help ? ": " : "", verb.help, *verb.name ? "\n" : "");
         for (const Option& o : options) {
-            if (!o.is(letter)) continue;
-            const std::string help = o.help, takes = o.is_flag() ? "" : *o.allowed ? o.allowed : "TEXT";
-            const std::string value = help.ends_with("]") || takes.empty() ? "" : " [" + o.show() + "]";
-            printf("  %-18s %-28s %s%s\n", o.typed().c_str(), takes.c_str(), o.help, value.c_str());
+            if (!o.is(verb.letter)) continue;
+            const std::string help = o.help;
+            const char* takes = o.is_flag() ? "" : *o.allowed ? o.allowed : o.is('P') ? "PATH" : "TEXT";
+            const bool told = help.ends_with("]") || o.is_flag();
+            const std::string value = o.is('!') ? " [required]" : told ? "" : " [" + o.show() + "]";
+            printf("  %-18s %-28s %s%s\n", o.typed().c_str(), takes, o.help, value.c_str());
         }
     }
     fputs(program.footer, stdout);
+}
+
+// Answers --help, -h or --version, wherever it stands; false if none does.
+inline bool answer(const Program& program, const Table& options, const std::vector<std::string>& words) {
+    auto asked = [&](const char* word) { return std::count(words.begin(), words.end(), word) > 0; };
+    const bool help = asked("--help") || asked("-h"), version = asked("--version");
+    if (help) print_help(program, options, words[0][0] == '-' ? "" : words[0]);
+    else if (version) printf("%s %s\n", program.name, VERSION);
+    return help || version;
 }
 
 // The command that has these options, those left out that only say "not given".
@@ -105,17 +130,18 @@ inline std::string command_line(const Program& program, const std::string& verb,
 }
 
 // Gives the options the values that stand in the words after the program's name, and returns the verb. Dies with exit 2 of
-// anything unknown, repeated or out of range.
+// anything unknown, repeated, missing or out of range.
 inline std::string parse_words(const Program& program, const std::vector<std::string>& words, const Table& options,
                                std::set<std::string>& given) {
     size_t i = 0;
-    std::string verb = program.verbs[0].second, verbs;
-    if (!words.empty() && words[0].rfind("--", 0) != 0) verb = words[i++];
+    std::string verb = program.verbs[0].name, verbs;
+    if (!verb.empty() && !words.empty() && words[0].rfind("--", 0) != 0) verb = words[i++];
     char letter = 0;
     for (size_t k = 0, n = program.verbs.size(); k < n; k++) {
-        if (verb == program.verbs[k].second) letter = program.verbs[k].first;
-        verbs += std::string(k == 0 ? "" : k + 1 < n ? ", " : " or ") + program.verbs[k].second;
+        if (verb == program.verbs[k].name) letter = program.verbs[k].letter;
+        verbs += std::string(k == 0 ? "" : k + 1 < n ? ", " : " or ") + program.verbs[k].name;
     }
+    const Option* last = nullptr;
     if (!letter) die_usage("%s: unknown verb; expected %s", verb.c_str(), verbs.c_str());
     while (i < words.size()) {
         std::string word = words[i++], value;
@@ -127,21 +153,27 @@ inline std::string parse_words(const Program& program, const std::vector<std::st
         if (o == options.end()) {
             std::vector<std::string> names;
             for (const Option& known : options) if (known.is(letter)) names.push_back(known.typed());
-            if (i > 1 && word[0] != '-' && exists(word))
-                die_usage("%s: stands after no option; a pattern needs quotes: --train 'data/*.bin'", word.c_str());
+            if (last && word[0] != '-' && (last->is_list() || exists(word)))
+                die_usage("%s: stands after no option; a pattern needs quotes: %s '*%s'%s", word.c_str(),
+                          last->typed().c_str(), fs::path(word).extension().c_str(),
+                          last->is_list() ? "; or give the option before each file" : "");
             die_usage("%s: unknown option%s; %s --help lists them", word.c_str(), nearest(word, names).c_str(), program.name);
         }
         const char* name = word.c_str();
         if (!o->is(letter)) die_usage("%s: not an option of %s", name, verb.c_str());
-        if (!given.insert(o->name).second) die_usage("%s: given twice", name);
+        if (!given.insert(o->name).second && !o->is_list()) die_usage("%s: given twice", name);
         if (o->is_flag() && joined) die_usage("%s: takes no value", name);
         if (o->is_flag()) value = "1";
         else if (!joined && i == words.size()) die_usage("%s: needs a value", name);
         else if (!joined) value = words[i++];
         if (value.find('\0') != value.npos) die_usage("%s: the value holds a zero byte", name);
         if (value.empty() && !o->is('E')) die_usage("%s: needs a value", name);
-        o->set(value, o->allowed);
+        o->set(o->is('P') ? at_home(value) : value, o->allowed);
+        last = &*o;
     }
+    for (const Option& o : options)
+        if (o.is('!') && o.is(letter) && !given.count(o.name))
+            die_usage("%s%s%s is missing: %s", verb.c_str(), verb.empty() ? "" : ": ", o.typed().c_str(), o.help);
     for (const Option& a : options) for (const Option& b : options)
         if (&a < &b && a.excludes(b) && given.count(a.name) && given.count(b.name))
             die_usage("%s: give %s or %s, not both", b.typed().c_str(), a.typed().c_str(), b.typed().c_str());
