@@ -5,7 +5,7 @@
 
 struct Display {
     const bool terminal = isatty(STDOUT_FILENO);
-    std::vector<double> losses;              // smoothed, for the sparkline
+    std::vector<double> losses = {};         // smoothed, for the sparkline
     double ms = 0;                           // smoothed
     bool midline = false;                    // a step line stands there, to be overwritten
     double floor, val_loss = NAN;

@@ -81,13 +81,21 @@ inline bool is_step(const std::string& name, const std::string& ending) {
     return name.rfind("step_", 0) == 0 && digits >= 13 && name.substr(digits) == ending;
 }
 
-inline std::vector<std::string> checkpoints_in(const std::string& run) {     // whole ones, oldest first
+inline std::vector<std::string> checkpoints_in(const std::string& run, bool whole = true) {     // oldest first
     std::vector<std::string> found;
     for (const std::string& name : entries_of(run))
-        if (is_step(name, "") && exists(run + "/" + name + "/state.json")) found.push_back(run + "/" + name);
+        if (is_step(name, "") && (!whole || exists(run + "/" + name + "/state.json"))) found.push_back(run + "/" + name);
     auto older = [](auto& a, auto& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; };
     std::sort(found.begin(), found.end(), older);
     return found;
+}
+
+// The one to go on from, "" if there is none. A newer directory that is not whole, as a copy may be, is told of.
+inline std::string newest_whole(const std::string& run) {
+    std::vector<std::string> found = checkpoints_in(run, false);
+    for (; !found.empty() && !exists(found.back() + "/state.json"); found.pop_back())
+        warn("%s: has no state.json, so it is not whole: passed over", found.back().c_str());
+    return found.empty() ? "" : found.back();
 }
 
 // A directory that is held: shared by those who read a checkpoint, alone by who would remove it. Others are waited for

@@ -1,0 +1,520 @@
+/* test/test_host.cpp -- the headers of dev/host by themselves, without a model: options, checkpoints of any list of tensors,
+   what a run shows, the machine, models of other programs, the directory of a run. */
+#include "../dev/host/checkpoints.h"
+#include "../dev/host/display.h"
+#include "../dev/host/options.h"
+#include "check.h"
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <thread>
+
+static const std::string DIR = "build/test_host_data/";
+
+// What f() dies of, after its exit code; "" if it does not.
+template <typename F> static std::string error_of(F f) {
+    try {
+        f();
+    } catch (const Error& e) { return format("%d ", e.exit_code) + e.line; }
+    return "";
+}
+template <typename F> static void dies(const char* name, const std::string& want, F f) {
+    const std::string got = error_of(f);
+    check(got == want, "host/%s%s", name, got == want ? "" : format(": '%s', expected '%s'", got.c_str(), want.c_str()).c_str());
+}
+static void same(const char* name, const std::string& got, const std::string& want) {
+    check(got == want, "host/%s%s", name, got == want ? "" : format(": '%s', expected '%s'", got.c_str(), want.c_str()).c_str());
+}
+// What f() writes to standard output, or to standard error.
+template <typename F> static std::string output_of(F f, FILE* stream = stdout) {
+    const int number = fileno(stream), kept = dup(number), file = open((DIR + "output").c_str(), O_RDWR | O_CREAT | O_TRUNC, 0666);
+    fflush(stream), dup2(file, number), close(file);
+    f();
+    fflush(stream), dup2(kept, number), close(kept);
+    return read_file(DIR + "output");
+}
+
+// ---- options.h ----
+struct Settings {
+    text data = "", kind = "cosine", prompt = "";
+    integer steps = 0;
+    number epochs = 0, rate = 0.5;
+    flag resume = false;
+    text_list in = {};
+    std::set<std::string> given = {};
+    Table table() {
+        return {{"data", &data, "", "tDP!", "what to learn"},
+                {"steps", &steps, "1..100", "tR1", "steps [--epochs decides]"},
+                {"epochs", &epochs, "0.5..10", "tR1", "passes [1]"},
+                {"rate", &rate, "0..1", "t", "of learning"},
+                {"kind", &kind, "cosine|linear", "tsF", "of schedule"},
+                {"resume", &resume, "", "t", "go on"},
+                {"prompt_text", &prompt, "", "sE", "to continue [none]"},
+                {"in", &in, "", "s", "several [none]"}};
+    }
+};
+static const Program TOOL = {"tool", {{'t', "train", "learns"}, {'s', "show"}}, "a title", "usage: tool\n", "the end\n"},
+                     PLAIN = {"plain", {{'t', ""}}, "no verbs", "usage: plain\n", ""};
+static Settings parsed(const Program& program, const std::vector<std::string>& words) {
+    Settings s;
+    parse_words(program, words, s.table(), s.given);
+    return s;
+}
+
+static void options() {
+    const std::string file = DIR + "a.txt";
+    write_file(file, "x");
+    const struct { std::vector<std::string> words; std::string line; } wrong[] = {
+        {{"fly"}, "fly: unknown verb; expected train or show"},
+        {{file}, file + ": unknown verb; expected train or show"},
+        {{"train"}, "train: --data is missing: what to learn"},
+        {{}, "train: --data is missing: what to learn"},
+        {{"--data", "a", "--nonsense"}, "--nonsense: unknown option; tool --help lists them"},
+        {{"train", "--step=3"}, "--step: unknown option, nearest is --steps; tool --help lists them"},
+        {{"train", "more"}, "more: unknown option; tool --help lists them"},
+        {{"--data", "a", file}, file + ": stands after no option; a pattern needs quotes: --data '*.txt'"},
+        {{"--data", "a", "none.txt"}, "none.txt: unknown option; tool --help lists them"},
+        {{"show", "--in", "a", "none.txt"}, "none.txt: stands after no option; a pattern needs quotes: --in '*.txt'; or give the option before each file"},
+        {{"show", "--steps", "3"}, "--steps: not an option of show"},
+        {{"--steps", "3", "--steps=3"}, "--steps: given twice"},
+        {{"--resume=1"}, "--resume: takes no value"},
+        {{"--steps"}, "--steps: needs a value"},
+        {{"--data="}, "--data: needs a value"},
+        {{"--data", std::string("a\0b", 3)}, "--data: the value holds a zero byte"},
+        {{"--steps", "0x10"}, "--steps 0x10: not an integer"},
+        {{"--steps", "101"}, "--steps 101: must lie in 1..100"},
+        {{"--steps", "99999999999999999999"}, "--steps 99999999999999999999: must lie in 1..100"},
+        {{"--rate", "nan"}, "--rate nan: not a number"},
+        {{"--rate", "1.01"}, "--rate 1.01: must lie in 0..1"},
+        {{"--kind", "cosine|linear"}, "--kind cosine|linear: must be one of cosine|linear"},
+        {{"--data", "a", "--epochs", "1", "--steps", "3"}, "--epochs: give --steps or --epochs, not both"}};
+    for (auto& w : wrong) dies(("options/" + w.line).c_str(), "2 " + w.line, [&] { parsed(TOOL, w.words); });
+    dies("options/a program without verbs", "2 --data is missing: what to learn", [] { parsed(PLAIN, {}); });
+    dies("options/a word for a program without verbs", "2 train: unknown option; plain --help lists them", [] { parsed(PLAIN, {"train"}); });
+
+    Settings s = parsed(TOOL, {"--data=~/x", "--steps", "+5", "--resume", "--kind", "linear"});
+    check(s.data == getenv("HOME") + std::string("/x") && s.steps == 5 && s.resume && s.kind == "linear" && s.rate == 0.5, "host/options/values, ~ and defaults");
+    check(s.given == std::set<std::string>({"data", "steps", "resume", "kind"}), "host/options/what was given");
+    s = parsed(TOOL, {"show", "--in", "a", "--prompt_text", "", "--in=b c"});
+    check(s.in == text_list({"a", "b c"}) && s.given.count("prompt_text"), "host/options/one given twice, and one empty");
+    s = Settings();
+    std::string is_given;
+    for (const Option& o : s.table()) if (!o.is('P') && o.is('t')) is_given += o.is_given() ? o.typed() : "";
+    same("options/what its default says is not given", is_given, "--rate--kind");
+
+    // what a shell makes of the command is what was given
+    s = parsed(TOOL, {"--data", "it's [1] $HOME \"*\" \\", "--epochs", "2.5", "--resume"});
+    const std::string line = command_line(TOOL, "train", s.table());
+    FILE* shell = popen(("printf '%s\\n' " + line.substr(line.find(' '))).c_str(), "r");
+    std::vector<std::string> words;
+    for (char word[256]; fgets(word, sizeof word, shell);) words.push_back(std::string(word, strcspn(word, "\n")));
+    pclose(shell);
+    Settings again = parsed(TOOL, words);
+    check(again.data == s.data && again.epochs == 2.5 && again.steps == 0 && again.resume, "host/options/pasted back: %s", line.c_str());
+
+    const std::string all = "tool -- a title\n\nusage: tool\n\ntrain: learns\n"
+        "  --data             PATH                         what to learn [required]\n"
+        "  --steps            1..100                       steps [--epochs decides]\n"
+        "  --epochs           0.5..10                      passes [1]\n"
+        "  --rate             0..1                         of learning [0.5]\n"
+        "  --kind             cosine|linear                of schedule [cosine]\n"
+        "  --resume                                        go on\n\n";
+    const std::string show = "show\n"
+        "  --kind             cosine|linear                of schedule [cosine]\n"
+        "  --prompt-text      TEXT                         to continue [none]\n"
+        "  --in               TEXT                         several [none]\nthe end\n";
+    auto answered = [](const Program& program, const std::vector<std::string>& words) {
+        bool good = false;
+        const std::string said = output_of([&] { good = answer(program, Settings().table(), words); });
+        return good ? said : said + "(no answer)";
+    };
+    same("options/--help", answered(TOOL, {"--help"}), all + show);
+    same("options/--help of a verb", answered(TOOL, {"show", "-h"}), "tool " + show);
+    same("options/--help without verbs", answered(PLAIN, {"-h"}).substr(0, 42), "plain -- no verbs\n\nusage: plain\n\n  --data ");
+    same("options/--version", answered(TOOL, {"--version"}), "tool " VERSION "\n");
+    same("options/neither", answered(TOOL, {"show"}), "(no answer)");
+    same("options/none", answered(TOOL, {}), "(no answer)");
+}
+
+static void resuming() {
+    Settings old, fresh;
+    old.data = "old.bin", old.rate = 0.25, old.steps = 7;
+    const std::string stored = options_json(old.table(), 't');
+    same("resume/stored", stored, "{\"directory\": " + json_quote(fs::current_path().string()) + ", \"data\": \"old.bin\", \"steps\": \"7\", \"epochs\": \"0\", \"rate\": \"0.25\", \"kind\": \"cosine\"}");
+    auto resumed = [&](const std::vector<std::string>& more, bool data_known = false, std::string json = "") {
+        std::vector<std::string> words = {"train", "--data", "old.bin"};
+        if (!more.empty() && more[0] == "--data") words = {"train"};
+        words.insert(words.end(), more.begin(), more.end());
+        Settings s = parsed(TOOL, words);
+        resume_options(s.table(), fresh.table(), s.given, parse_json(json.empty() ? stored : json, "log"), data_known, "RUN", "RUN/log");
+        return s;
+    };
+    Settings s = resumed({});
+    check(s.data == "old.bin" && s.rate == 0.25 && s.steps == 7 && s.epochs == 0 && s.kind == "cosine", "host/resume/values come back, and those that say 'not given'");
+    check(resumed({"--steps", "9"}).steps == 9, "host/resume/R may differ");
+    check(resumed({"--rate", "0.250"}).rate == 0.25, "host/resume/the same value");
+    const char* differs = "and a resumed run must not differ in it; --init RUN --out with another directory begins a new one from its weights";
+    dies("resume/another value", std::string("2 --rate 0.5: the run in RUN has 0.25, ") + differs, [&] { resumed({"--rate", "0.5"}); });
+    s = resumed({"--epochs", "2"});
+    check(s.steps == 0 && s.epochs == 2, "host/resume/an excluded one does not come back");
+    check(resumed({"--data", "new.bin"}, true).data == "new.bin", "host/resume/D, data that is known");
+    dies("resume/D, data that is not known", std::string("2 --data new.bin: the run in RUN has old.bin, ") + differs, [&] { resumed({"--data", "new.bin"}); });
+    check(resumed({"--kind", "linear"}, false, "{\"kind\": \"sawtooth\"}").kind == "linear", "host/resume/F, a foreign value");
+    dies("resume/a wrong value", "1 RUN/log: --rate 5: must lie in 0..1", [&] { resumed({}, false, "{\"rate\": \"5\"}"); });
+}
+
+// ---- checkpoints.h ----
+struct Numbers {
+    std::vector<size_t> shape;
+    std::vector<float> v;
+};
+using List = std::vector<std::pair<std::string, Numbers>>;
+// A list of tensors in memory; an absent one is zero, and the twin of "w" is not kept.
+static std::vector<Stored> stored(List& list) {
+    std::vector<Stored> tensors;
+    for (auto& [name, numbers] : list) {
+        Numbers* t = &numbers;
+        Stored s{name, t->shape, [t](float* out) { std::copy(t->v.begin(), t->v.end(), out); }, [t](const float* in) { std::copy_n(in, t->v.size(), t->v.begin()); }};
+        if (name == "absent" || name == "twin") s.present = false;
+        if (name == "twin") s.same_as = "w";
+        tensors.push_back(s);
+    }
+    return tensors;
+}
+static List some() {
+    return {{"w", {{2, 3}, {1, -2, 3, 4.5, 5, 6}}}, {"b", {{3}, {7, 8, 1e-30f}}}, {"absent", {{2}, {0, 0}}}, {"twin", {{2, 3}, {1, -2, 3, 4.5, 5, 6}}}};
+}
+static void load(const std::string& path, List& list) {
+    const Safetensors file(path);
+    load_tensors(stored(list), file.tensors, path);
+}
+
+static void tensors() {
+    const std::string path = DIR + "t.safetensors";
+    List was = some(), is = some();
+    for (auto& [name, t] : is) std::fill(t.v.begin(), t.v.end(), 99.f);
+    save_tensors(path, stored(was));
+    load(path, is);
+    const Safetensors file(path);
+    check(is[0].second.v == was[0].second.v && is[1].second.v == was[1].second.v, "host/tensors/come back");
+    check(is[2].second.v[0] == 99 && is[3].second.v[0] == 99, "host/tensors/absent ones are not set");
+    check(file.tensors.size() == 3 && file.tensors.at("absent")[1] == 0 && !file.tensors.count("twin") && file.file.at<uint64_t>(0) % 8 == 0, "host/tensors/a zero is written, a twin is not");
+    // as others write them: everything is a tensor of its own
+    auto written = [&](std::function<void(List&)> change) {
+        List other = some();
+        change(other);
+        std::vector<Stored> tensors = stored(other);
+        for (Stored& t : tensors) t.same_as = "", t.present = true;
+        save_tensors(path, tensors);
+        List mine = some();
+        load(path, mine);
+    };
+    const struct { const char* line; std::function<void(List&)> change; } cases[] = {
+        {"", [](List&) {}}, {"", [](List& l) { l.erase(l.begin() + 2); }}, {"", [](List& l) { l.pop_back(); }},
+        {"tensor 'b' is missing", [](List& l) { l.erase(l.begin() + 1); }},
+        {"tensor 'w' is F32(3,2), expected F32, BF16 or F16 of (2,3)", [](List& l) { l[0].second.shape = {3, 2}; }},
+        {"tensor 'w': row 1, column 0 is nan", [](List& l) { l[0].second.v[3] = NAN; }},
+        {"tensor 'w': row 0, column 2 is -inf", [](List& l) { l[0].second.v[2] = -INFINITY; }},
+        {"tensor 'b': number 1 is nan", [](List& l) { l[1].second.v[1] = -NAN; }},
+        {"tensor 'absent': number 0 is inf", [](List& l) { l[2].second.v[0] = INFINITY; }},
+        {"tensor 'absent' is not zero, but the config says bias false", [](List& l) { l[2].second.v[1] = 1e-30f; }},
+        {"twin differs from w, but the config says tie_word_embeddings", [](List& l) { l[3].second.v[5] = 7; }},
+        {"tensor 'x' has no place in a GPT-2 of this shape", [](List& l) { l.push_back({"x", {{1}, {0}}}); }}};
+    for (auto& c : cases) dies(format("tensors/%s", c.line).c_str(), *c.line ? "1 " + path + ": " + c.line : "", [&] { written(c.change); });
+    const float columns[6] = {1, 4.5, -2, 5, 3, 6};
+    is = some(), is[0].second.v.assign(6, 0);
+    const View view{"F32", {2, 3}, (const uint8_t*)columns, true}, odd{"F64", {3}, (const uint8_t*)columns};
+    load_tensors({stored(is)[0]}, {{"w", view}}, "file");
+    check(is[0].second.v == was[0].second.v, "host/tensors/a transposed one");
+    dies("tensors/another type", "1 file: tensor 'b' is F64(3), expected F32, BF16 or F16 of (3)", [&] { load_tensors({stored(is)[1]}, {{"b", odd}}, "file"); });
+}
+
+static Checkpoint checkpoint(List& list, long long step, const Tokenizer* tokenizer = nullptr) {
+    Position position;
+    position.step = step, position.window = 5, position.windows = 9, position.data["train"] = "it";
+    position.beginning = {3, 1}, position.lowest = 1.25, position.lowest_step = 2;
+    return {DIR + "run", 2, position, "{\"rate\": \"1\"}", "{}\n", "{}", tokenizer, stored(list), stored(list)};
+}
+static std::string listed(const std::string& dir) {
+    std::vector<std::string> names = entries_of(dir);
+    std::sort(names.begin(), names.end());
+    std::string s;
+    for (const std::string& name : names) s += (s.empty() ? "" : " ") + name;
+    return s;
+}
+
+static void checkpoints() {
+    const std::string run = DIR + "run";
+    const Tokenizer tokenizer = Tokenizer::from_merges("a b\n", "merges");
+    List list = some();
+    dies("checkpoint/no directory", "1 " + run + "/step_00000001.partial: cannot create: No such file or directory", [&] { checkpoint(list, 1).write(); });
+    fs::create_directories(run);
+    same("checkpoint/its directory", checkpoint(list, 1, &tokenizer).write(), run + "/step_00000001");
+    const std::string files = listed(run + "/step_00000001");
+    check(files.starts_with("config.json merges.txt model.safetensors optimizer.safetensors state.json"), "host/checkpoint/its files: %s", files.c_str());
+    const Json state = verify_checkpoint(run + "/step_00000001");
+    const Position p(state, "state");
+    check(p.step == 1 && p.window == 5 && p.windows == 9 && p.data.at("train") == "it" && p.beginning == std::vector<int>({3, 1}) && p.lowest == 1.25 && p.lowest_step == 2,
+          "host/checkpoint/its position comes back");
+    check(state["options"]["rate"].string == "1" && state["files"].members.size() + 1 == entries_of(run + "/step_00000001").size(), "host/checkpoint/options, and a checksum of every other file");
+    dies("checkpoint/a state without options", "1 state: 'step', 'windows' or 'options' is missing", [] { Position(parse_json("{\"step\": 1, \"windows\": 2}", "state"), "state"); });
+
+    // a write that fails, at any file and of any cause, leaves nothing, and what was there
+    rlimit was, limit;
+    getrlimit(RLIMIT_FSIZE, &was);
+    for (const rlim_t bytes : {0, 100, 400}) {
+        limit = {bytes, was.rlim_max}, setrlimit(RLIMIT_FSIZE, &limit);
+        const std::string error = error_of([&] { checkpoint(list, 2, &tokenizer).write(); });
+        setrlimit(RLIMIT_FSIZE, &was);
+        check(error.find(".partial/") != error.npos && error.ends_with(": cannot write: File too large") && listed(run) == "step_00000001", "host/checkpoint/no file above %d bytes: %s", (int)bytes, error.c_str());
+    }
+    Checkpoint c = checkpoint(list, 2);
+    c.moments.back().same_as = "", c.moments.back().get = [](float*) { die("lost"); };
+    dies("checkpoint/numbers that cannot be had", "1 lost", [&] { c.write(); });
+    same("checkpoint/and nothing is left", listed(run), "step_00000001");
+
+    list[0].second.v[0] = 2;
+    checkpoint(list, 2).write(), list[0].second.v[0] = 3, checkpoint(list, 3).write();
+    same("checkpoint/two are kept, and the best", listed(run), "best step_00000002 step_00000003");
+    List best = some();
+    load(run + "/best/model.safetensors", best);
+    check(best[0].second.v[0] == 2 && verify_checkpoint(run + "/best")["step"].number == 2, "host/checkpoint/the best is of its step");
+    checkpoint(list, 3).write();
+    check(error_of([&] { verify_checkpoint(run + "/step_00000003"); }).empty(), "host/checkpoint/one takes the place of another of its step");
+
+    // what another thread would ask for waits until the model has gone on
+    fs::remove_all(run);
+    RunDirectory directory(run, false);
+    directory.rewind_log(0, 9);
+    Saver saver;
+    saver.run = &directory;
+    std::promise<void> gone_on;
+    const auto moved = gone_on.get_future().share();
+    const auto self = std::this_thread::get_id();
+    c = checkpoint(list, 4);
+    for (auto* tensors : {&c.weights, &c.moments})
+        for (Stored& t : *tensors) if (t.present)
+            t.get = [get = t.get, moved, self](float* out) {
+                if (std::this_thread::get_id() != self) moved.wait();
+                get(out);
+            };
+    saver.save(c);
+    list[0].second.v[0] = 4, list[1].second.v[0] = 4, gone_on.set_value();
+    saver.finish();
+    List saved = some(), moments = some();
+    load(saver.saved + "/model.safetensors", saved), load(saver.saved + "/optimizer.safetensors", moments);
+    check(saver.saved == run + "/step_00000004" && saved[0].second.v[0] == 3 && moments[1].second.v[0] == 7 && saver.best == 2, "host/saver/what is written is the copy: %g, %g", saved[0].second.v[0], moments[1].second.v[0]);
+    check(read_file(directory.log_path()).starts_with("{\"event\": \"checkpoint\", \"step\": 4, \"path\": \"" + saver.saved + "\", \"ms\": "), "host/saver/the log tells of it");
+    c = checkpoint(list, 5), c.out = DIR + "nowhere";
+    saver.save(c);
+    dies("saver/what the thread died of", "1 " + DIR + "nowhere/step_00000005.partial: cannot create: No such file or directory", [&] { saver.finish(); });
+    check(saver.saved == run + "/step_00000004", "host/saver/the newest that is whole");
+}
+
+// ---- display.h, machine.h ----
+static void display() {
+    auto step = [](Display& d, long long n, double loss, double ms) { d.step(n, loss, 1.25, 1e-3, ms, 1000, "fast"); };
+    same("display/a line", output_of([&] {
+        Display d{.terminal = false, .floor = NAN, .steps = 10001};
+        step(d, 1, 2.5, 500);
+    }), "step 1/10001  loss 2.5000  norm 1.250  lr 1.00e-03  500 ms  2000 tok/s  fast  ETA 1:23:20\n");
+    const std::string two = output_of([&] {
+        Display d{.terminal = false, .floor = 1.5, .steps = 100002};
+        step(d, 1, 2.5, 500), d.val_loss = 2.25, d.say("%d words", 2);
+        step(d, 2, 2.5, 1000);
+    });
+    same("display/floor, validation, smoothed time", two.substr(two.find("2 words")), "2 words\nstep 2/100002  loss 2.5000 (floor 1.5000)  val 2.2500  norm 1.250  lr 1.00e-03  1000 ms  1000 tok/s  fast  ETA 15:16:40\n");
+    const std::string line = "  norm 1.250  lr 1.00e-03  100 ms  10000 tok/s  fast  ETA 0:00:00";
+    same("display/a terminal", output_of([&] {
+        Display d{.terminal = true, .floor = NAN, .steps = 3};
+        step(d, 1, 8, 100), d.say("between"), step(d, 2, 4, 100), step(d, 3, 2, 100);
+    }), "\rstep 1/3  loss 8.0000" + line + "\x1b[K\nbetween\n\rstep 2/3  loss 4.0000" + line + "  ███████████▁\x1b[K\rstep 3/3  loss 2.0000" + line + "  ██████▅▅▅▅▅▁\x1b[K\n");
+}
+
+static void machine() {
+    const size_t bytes = available_memory(), all = (size_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    check(bytes == SIZE_MAX || (bytes > 1 << 20 && bytes <= all), "host/machine/%zu bytes to be had of %zu", bytes, all);
+    const double start = seconds();
+    usleep(2000);
+    const double passed = seconds() - start;
+    check(passed >= 0.002 && passed < 10, "host/machine/2 ms are %g s", passed);
+    const pid_t pid = fork();
+    if (pid == 0) {
+        watch_signals(), raise(SIGTERM);
+        if (stop_signal == SIGTERM) raise(SIGINT);
+        _exit(1);
+    }
+    int status = 0;
+    waitpid(pid, &status, 0);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGINT, "host/machine/a first signal is kept, a second ends: status %x", status);
+}
+
+// ---- weights.h ----
+struct Shape {
+    int layers = 2, channels = 8;
+    bool bias = true;
+    double eps = 1e-5;
+    std::vector<Member> members() { return {{"n_layer", &layers, 1000}, {"n_embd", &channels, 100000}, {"bias", &bias}, {"layer_norm_epsilon", &eps}}; }
+};
+
+static void configs() {
+    Shape a{3, 12, false, 3e-7}, b;
+    const std::string json = config_json(a.members(), 256);
+    read_config(b.members(), parse_json(json, "json"), "json");
+    check(b.layers == 3 && b.channels == 12 && !b.bias && b.eps == 3e-7, "host/config/comes back");
+    check(parse_json(json, "json")["eos_token_id"].number == 256 && !parse_json(config_json(a.members(), -1), "json")["eos_token_id"], "host/config/an end of text, or none");
+    b = Shape();
+    read_config(b.members(), parse_json("{\"n_layer\": 1, \"n_embd\": 2, \"n_inner\": 8}", "json"), "json");
+    check(b.bias && b.eps == 1e-5, "host/config/defaults");
+    const std::pair<const char*, const char*> wrong[] = {
+        {"\"model_type\": \"llama\"", "found model_type 'llama', expected 'gpt2'"},
+        {"\"activation_function\": \"relu\"", "activation_function 'relu' is not computed here, only gelu_new"},
+        {"\"n_layer\": null", "'n_layer' is missing"},
+        {"\"n_layer\": 0", "'n_layer' must be a whole number from 1 to 1000"},
+        {"\"n_layer\": 1001", "'n_layer' must be a whole number from 1 to 1000"},
+        {"\"n_layer\": 1.5", "'n_layer' must be a whole number from 1 to 1000"},
+        {"\"n_layer\": \"2\"", "'n_layer' must be a whole number from 1 to 1000"},
+        {"\"bias\": 1", "'bias' must be true or false"},
+        {"\"layer_norm_epsilon\": -1", "'layer_norm_epsilon' must lie between 0 and 1"},
+        {"\"layer_norm_epsilon\": 1", "'layer_norm_epsilon' must lie between 0 and 1"},
+        {"\"n_inner\": 9", "n_inner 9 is not computed here, only 4 x n_embd = 32"},
+        {"\"scale_attn_weights\": 0", "'scale_attn_weights' must be true or false"},
+        {"\"scale_attn_weights\": false", "attention without scaling, scaled by layer, or across sequences is not computed here"},
+        {"\"scale_attn_by_inverse_layer_idx\": true", "attention without scaling, scaled by layer, or across sequences is not computed here"},
+        {"\"add_cross_attention\": true", "attention without scaling, scaled by layer, or across sequences is not computed here"}};
+    for (auto& [member, line] : wrong) {
+        Json j = parse_json("{\"model_type\": \"gpt2\", \"n_layer\": 2, \"n_embd\": 8}", "json");
+        for (auto& [name, value] : parse_json(format("{%s}", member), "json").members) j.members[name] = value;
+        dies(format("config/%s", member).c_str(), format("1 json: %s", line), [&] { Shape s; read_config(s.members(), j, "json"); });
+    }
+    dies("config/a list", "1 json: not a JSON object", [] { Shape s; read_config(s.members(), parse_json("[1]", "json"), "json"); });
+}
+
+static void models() {
+    // of 2 positions, 3 tokens padded to 5, a layer, a head and 2 channels, every number its place in the file
+    const std::string path = DIR + "model.bin";
+    const int32_t T = 2, V = 3, C = 2, padded = 5;
+    const size_t block = C + C + C * 3 * C + 3 * C + C * C + C + C + C + C * 4 * C + 4 * C + 4 * C * C + C, count = padded * C + T * C + block + 2 * C;
+    auto write = [&](int version, size_t numbers, std::vector<int32_t> sizes = {2, 3, 1, 1, 2, 5}) {
+        std::vector<int32_t> header = {20240326, version};
+        header.insert(header.end(), sizes.begin(), sizes.end()), header.resize(256);
+        std::string bytes((const char*)header.data(), 1024);
+        for (size_t i = 0; i < numbers; i++) {
+            const float f = i;
+            bytes.append((const char*)&f + (version == 5 ? 2 : 0), version == 5 ? 2 : 4);
+        }
+        write_file(path, bytes);
+        return read_llmc(path);
+    };
+    for (int version : {3, 5}) {
+        const ModelFile m = write(version, count);
+        const View &wte = m.tensors.at("transformer.wte.weight"), &wpe = m.tensors.at("transformer.wpe.weight"), &qkv = m.tensors.at("transformer.h.0.attn.c_attn.weight"),
+                   &last = m.tensors.at("transformer.ln_f.bias");
+        check(m.tensors.size() == 16 && wte.shape == std::vector<size_t>({3, 2}) && !wte.transposed && wte[5] == 5 && wpe[0] == padded * C, "host/llm.c/version %d: embeddings, less the padding", version);
+        check(qkv.shape == std::vector<size_t>({2, 6}) && qkv.transposed && qkv[0] == padded * C + T * C + 2 * C && last.shape == std::vector<size_t>({2}) && last[0] == count - C,
+              "host/llm.c/version %d: a layer, and the last tensor", version);
+        check(m.config["n_positions"].number == 2 && m.config["vocab_size"].number == 3 && m.config["n_layer"].number == 1 && m.config["n_head"].number == 1 && m.config["n_embd"].number == 2,
+              "host/llm.c/version %d: its config", version);
+    }
+    auto refused = [&](const char* line, int version, size_t numbers, std::vector<int32_t> sizes = {2, 3, 1, 1, 2, 5}) {
+        dies(format("llm.c/%s", line).c_str(), "1 " + path + ": " + line, [&] { write(version, numbers, sizes); });
+    };
+    refused("byte 4: found version 4, expected 3 (float32) or 5 (bfloat16)", 4, 0);
+    refused(format("%zu bytes, its header means %zu", 1024 + 4 * (count - 1), 1024 + 4 * count).c_str(), 3, count - 1);
+    refused(format("%zu bytes, its header means %zu", 1024 + 4 * (count + 1), 1024 + 4 * count).c_str(), 3, count + 1);
+    refused("byte 8: found 0, expected a size from 1 to 16777216", 3, 0, {0, V, 1, 1, C, padded});
+    refused("byte 16: found 1001, expected a size from 1 to 1000", 3, 0, {T, V, 1001, 1, C, padded});
+    refused("byte 28: found a vocabulary of 3 padded to 2", 3, 0, {T, V, 1, 1, C, 2});
+    write_file(path, std::string(1000, 0));
+    dies("llm.c/short", "1 " + path + ": 1000 bytes, shorter than a header of 1024", [&] { read_llmc(path); });
+
+    // what shapes tell
+    const float numbers[6] = {1, 2, 3, 4, 5, 6}, others[6] = {1, 2, 3, 4, 5, 7};
+    auto view = [](const float* p, std::vector<size_t> shape) { return View{"F32", shape, (const uint8_t*)p}; };
+    std::map<std::string, View> t = {{"transformer.wte.weight", view(numbers, {3, 2})}, {"transformer.wpe.weight", view(numbers, {1, 2})},
+        {"transformer.h.0.ln_1.weight", view(numbers, {2})}, {"transformer.h.1.ln_1.weight", view(numbers, {2})}, {"transformer.h.3.ln_1.weight", view(numbers, {2})}};
+    Json j = config_of_shapes(t, "file");
+    check(j["vocab_size"].number == 3 && j["n_embd"].number == 2 && j["n_positions"].number == 1 && j["n_layer"].number == 2, "host/shapes/sizes");
+    check(j["bias"].kind == Json::BOOL && !j["bias"].number && j["tie_word_embeddings"].number == 1, "host/shapes/no bias, and a head that is not there");
+    t["lm_head.weight"] = view(numbers, {3, 2}), t["transformer.h.0.attn.c_attn.bias"] = view(numbers, {6});
+    j = config_of_shapes(t, "file");
+    check(j["bias"].number == 1 && j["tie_word_embeddings"].number == 1, "host/shapes/a bias, and a head of the same bytes");
+    t["lm_head.weight"] = view(others, {3, 2});
+    check(config_of_shapes(t, "file")["tie_word_embeddings"].number == 0, "host/shapes/a head of its own");
+    t["transformer.wpe.weight"] = view(numbers, {2});
+    dies("shapes/no matrix", "1 file: no matrix 'transformer.wpe.weight' in it; is this a GPT-2?", [&] { config_of_shapes(t, "file"); });
+}
+
+// ---- runs.h ----
+static void runs() {
+    check(is_step("step_00000012", "") && is_step("step_123456789", "") && is_step("step_00000012.partial", ".partial"), "host/runs/names of steps");
+    for (const char* name : {"step_1", "step_0000001", "step_00000012x", "step_00000012.partial", "steps_00000012", "best", ""}) check(!is_step(name, ""), "host/runs/'%s' is none", name);
+
+    const std::string run = DIR + "steps", ninth = run + "/step_00000009", far = run + "/step_100000000", damaged = run + "/step_100000001";
+    for (const std::string& dir : {ninth, far, damaged, run + "/step_12", run + "/best"}) fs::create_directories(dir);
+    check(checkpoints_in(run).empty() && newest_whole(DIR + "none").empty(), "host/runs/none is whole");
+    auto newest = [&](std::string& found) { return output_of([&] { found = newest_whole(run); }, stderr); };
+    std::string found, told = newest(found);
+    check(found.empty() && std::count(told.begin(), told.end(), '\n') == 3, "host/runs/all are passed over");
+    for (const std::string& dir : {far, ninth, run + "/best"}) write_file(dir + "/state.json", "{");
+    check(checkpoints_in(run) == std::vector<std::string>({ninth, far}), "host/runs/the oldest comes first, and 9 digits after 8");
+    told = newest(found);
+    same("runs/the newest that is whole", found, far);
+    same("runs/a newer one is told of", told, "warning: " + damaged + ": has no state.json, so it is not whole: passed over\n");
+    fs::remove_all(ninth), fs::create_directories(ninth), fs::remove_all(damaged);
+    same("runs/an older one is not", newest(found), "");
+
+    const std::string state = far + "/state.json";
+    for (const char* ours : {"", "{\n  \"format\": 1,\n", "{\n  \"format\": 1,\n  \"step\": 5", "x\n  \"checksum\": \"0\"\n"}) write_file(state, ours), check(is_checkpoint(far), "host/runs/ours, damaged or not: %zu bytes", strlen(ours));
+    for (const char* other : {"{}", "{\n  \"format\": 2,\n  \"step\": 5"}) write_file(state, other), check(!is_checkpoint(far), "host/runs/another's state.json: %zu bytes", strlen(other));
+    check(!is_checkpoint(ninth), "host/runs/no state.json");
+    write_file(state, "{}");
+    dies("runs/no checksum", "1 " + state + ": damaged: its checksum does not fit; remove this checkpoint to use the one before", [&] { verify_checkpoint(far); });
+    write_file(state, "{\n" + checksum_line("{\n"));
+    dies("runs/no files", "1 " + state + ": 'files' is missing", [&] { verify_checkpoint(far); });
+
+    const std::string here = fs::current_path().string();
+    write_file(DIR + "b.bin", "x");
+    same("runs/a path given there", given_in(here + "/" + DIR, "b.bin"), here + "/" + DIR + "b.bin");
+    same("runs/a pattern given there", given_in(here + "/" + DIR, "*.bin"), here + "/" + DIR + "*.bin");
+    same("runs/what leads nowhere there", given_in(here + "/" + DIR, "none"), "none");
+    same("runs/given here", given_in(here, DIR + "b.bin"), DIR + "b.bin");
+    same("runs/none given", given_in(here + "/" + DIR, ""), "");
+    same("runs/an absolute one", given_in("/nowhere", here + "/" + DIR + "b.bin"), here + "/" + DIR + "b.bin");
+
+    const std::string logged = DIR + "logged";
+    auto line = [](const char* event, int step) { return format("{\"event\": \"%s\", \"step\": %d}\n", event, step); };
+    const std::string first = line("run", 0) + line("step", 1) + line("eval", 1) + line("step", 2), last = line("eval", 2) + line("answers", 2) + line("sample", 2);
+    auto rewound = [&](long long step, long long end) {
+        RunDirectory directory(logged, true);
+        write_file(directory.log_path(), first + last + "rubbish\n" + line("step", 3) + "{\"event\": \"step\", \"step\": 1");
+        directory.rewind_log(step, end);
+        directory.put("step", step + 1, {{"loss", "2.5"}});
+        return read_file(directory.log_path());
+    };
+    same("runs/a log, rewound", rewound(2, 9), first + last + "{\"event\": \"step\", \"step\": 3, \"loss\": 2.5}\n");
+    same("runs/and what follows the last step is made again", rewound(2, 2), first + "{\"event\": \"step\", \"step\": 3, \"loss\": 2.5}\n");
+    same("runs/to the beginning", rewound(0, 9), "{\"event\": \"step\", \"step\": 1, \"loss\": 2.5}\n");
+    for (const char* left : {"/step_00000003.partial", "/best.old", "/mine.partial"}) fs::create_directories(logged + left);
+    {
+        const RunDirectory held(logged, true);
+        same("runs/what a kill left is gone, and nothing else", listed(logged), "log.jsonl mine.partial");
+        dies("runs/a second writer", "1 " + logged + ": another train_gpt is writing there", [&] { RunDirectory(logged, true); });
+    }
+    dies("runs/not empty", "1 " + logged + ": is not empty; choose another --out, or go on with --resume", [&] { RunDirectory(logged, false); });
+
+    std::string bytes(3 << 20, 'x');
+    bytes[5] = 'y';
+    auto identity = [&](size_t n) { return write_file(DIR + "c.bin", std::string_view(bytes).substr(0, n)), Identity(DIR + "c.bin").text(); };
+    const std::string all = identity(bytes.size()), less = identity(bytes.size() - 1);
+    bytes[(2 << 20) + 3] = 'z';
+    check(all.starts_with("3145728 bytes in 1 files, checksum ") && less.starts_with("3145727 bytes") && identity(bytes.size()) != all, "host/runs/an identity changes with a byte: %s", all.c_str());
+}
+
+int main() {
+    signal(SIGXFSZ, SIG_IGN);
+    fs::remove_all(DIR);
+    fs::create_directories(DIR);
+    for (auto section : {options, resuming, tensors, checkpoints, display, machine, configs, models, runs})
+        if (const std::string error = error_of(section); !error.empty()) check(false, "host: %s", error.c_str());
+    return failed > 0;
+}
