@@ -449,24 +449,24 @@ static void runs() {
     check(is_step("step_00000012", "") && is_step("step_123456789", "") && is_step("step_00000012.partial", ".partial"), "host/runs/names of steps");
     for (const char* name : {"step_1", "step_0000001", "step_00000012x", "step_00000012.partial", "steps_00000012", "best", ""}) check(!is_step(name, ""), "host/runs/'%s' is none", name);
 
-    const std::string run = DIR + "steps", ninth = run + "/step_00000009", far = run + "/step_100000000", damaged = run + "/step_100000001";
-    for (const std::string& dir : {ninth, far, damaged, run + "/step_12", run + "/best"}) fs::create_directories(dir);
+    const std::string run = DIR + "steps", short_one = run + "/step_99999999", far = run + "/step_100000000", damaged = run + "/step_100000001";
+    for (const std::string& dir : {short_one, far, damaged, run + "/step_12", run + "/best"}) fs::create_directories(dir);
     check(checkpoints_in(run).empty() && newest_whole(DIR + "none").empty(), "host/runs/none is whole");
     auto newest = [&](std::string& found) { return output_of([&] { found = newest_whole(run); }, stderr); };
     std::string found, told = newest(found);
     check(found.empty() && std::count(told.begin(), told.end(), '\n') == 3, "host/runs/all are passed over");
-    for (const std::string& dir : {far, ninth, run + "/best"}) write_file(dir + "/state.json", "{");
-    check(checkpoints_in(run) == std::vector<std::string>({ninth, far}), "host/runs/the oldest comes first, and 9 digits after 8");
+    for (const std::string& dir : {far, short_one, run + "/best"}) write_file(dir + "/state.json", "{");
+    check(checkpoints_in(run) == std::vector<std::string>({short_one, far}), "host/runs/the oldest comes first, and 9 digits after 8");
     told = newest(found);
     same("runs/the newest that is whole", found, far);
     same("runs/a newer one is told of", told, "warning: " + damaged + ": has no state.json, so it is not whole: passed over\n");
-    fs::remove_all(ninth), fs::create_directories(ninth), fs::remove_all(damaged);
+    fs::remove_all(short_one), fs::create_directories(short_one), fs::remove_all(damaged);
     same("runs/an older one is not", newest(found), "");
 
     const std::string state = far + "/state.json";
     for (const char* ours : {"", "{\n  \"format\": 1,\n", "{\n  \"format\": 1,\n  \"step\": 5", "x\n  \"checksum\": \"0\"\n"}) write_file(state, ours), check(is_checkpoint(far), "host/runs/ours, damaged or not: %zu bytes", strlen(ours));
     for (const char* other : {"{}", "{\n  \"format\": 2,\n  \"step\": 5"}) write_file(state, other), check(!is_checkpoint(far), "host/runs/another's state.json: %zu bytes", strlen(other));
-    check(!is_checkpoint(ninth), "host/runs/no state.json");
+    check(!is_checkpoint(short_one), "host/runs/no state.json");
     write_file(state, "{}");
     dies("runs/no checksum", "1 " + state + ": damaged: its checksum does not fit; remove this checkpoint to use the one before", [&] { verify_checkpoint(far); });
     write_file(state, "{\n" + checksum_line("{\n"));
