@@ -44,50 +44,50 @@
 #define DTYPES "fp32|bf16"
 #endif
 
-//    type     name             default       allowed                         marks  help
+//    type     name             default       allowed                         marks     help
 #define OPTIONS(X) \
-    X(text,    train,           "",           "",                             "tD",  "token shards to train on: a glob, in quotes [required]") \
-    X(text,    val,             "",           "",                             "teD", "token shards to validate on: a glob [none]") \
-    X(text,    raw,             "",           "u16",                          "te",  "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
-    X(text,    tokenizer,       "",           "",                             "tsegD","GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
-    X(text,    init,            "d12",        "",                             "t",   "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
-    X(text,    model,           "",           "",                             "seg", "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin [required]") \
-    X(integer, layers,          0,            "1..1000",                      "t",   "layers [from --init]") \
-    X(integer, heads,           0,            "1..1000",                      "tseg","attention heads [from --init or the model; where a file does not say, C/64]") \
-    X(integer, channels,        0,            "1..100000",                    "t",   "channels [from --init]") \
-    X(integer, vocab,           0,            "1..16777216",                  "t",   "vocabulary [the tokenizer's; 50257 without one]") \
-    X(integer, context,         0,            "1..1048576",                   "te",  "tokens of a row [1024, or the model's]") \
-    X(integer, bias,            1,            "0..1",                         "t",   "Linear layers have a bias") \
-    X(integer, tied,            1,            "0..1",                         "t",   "the head is the token embedding") \
-    X(integer, batch,           4,            "1..1048576",                   "teR", "rows computed at once") \
-    X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",   "tokens of an optimizer step, a multiple of batch x context [batch x context]") \
-    X(integer, steps,           0,            "1..1000000000000",             "tR1", "optimizer steps [--epochs decides]") \
-    X(number,  epochs,          0,            "0.000001..1000000",            "tR1", "passes over the training data [1]") \
-    X(number,  lr,              6e-4,         "0..1000",                      "t",   "maximum learning rate") \
-    X(number,  min_lr,          -1,           "0..1000",                      "t",   "lowest learning rate; wsd falls to 0 [0.1 x lr]") \
-    X(integer, warmup,          0,            "0..1000000000000",             "t",   "steps of linear warm-up") \
-    X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",   "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
-    X(number,  beta1,           0.9,          "0..0.999999999",               "t",   "AdamW: decay of the mean gradient") \
-    X(number,  beta2,           0.95,         "0..0.999999999",               "t",   "AdamW: decay of the mean squared gradient") \
-    X(number,  eps,             1e-8,         "1e-30..1",                     "t",   "AdamW: added to the root") \
-    X(number,  weight_decay,    0.1,          "0..1000",                      "t",   "AdamW: decay of every 2-D tensor") \
-    X(number,  clip,            1,            "0..1e30",                      "t",   "largest gradient norm; 0 = off") \
+    X(text,    train,           "",           "",                             "tDP",    "token shards to train on: a glob, in quotes [required]") \
+    X(text,    val,             "",           "",                             "teDP",   "token shards to validate on: a glob [none]") \
+    X(text,    raw,             "",           "u16",                          "te",     "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
+    X(text,    tokenizer,       "",           "",                             "tsegDP", "GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
+    X(text,    init,            "d12",        "",                             "tP",     "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
+    X(text,    model,           "",           "",                             "segP!",  "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
+    X(integer, layers,          0,            "1..1000",                      "t",      "layers [from --init]") \
+    X(integer, heads,           0,            "1..1000",                      "tseg",   "attention heads [from --init or the model; where a file does not say, C/64]") \
+    X(integer, channels,        0,            "1..100000",                    "t",      "channels [from --init]") \
+    X(integer, vocab,           0,            "1..16777216",                  "t",      "vocabulary [the tokenizer's; 50257 without one]") \
+    X(integer, context,         0,            "1..1048576",                   "te",     "tokens of a row [1024, or the model's]") \
+    X(integer, bias,            1,            "0..1",                         "t",      "Linear layers have a bias") \
+    X(integer, tied,            1,            "0..1",                         "t",      "the head is the token embedding") \
+    X(integer, batch,           4,            "1..1048576",                   "teR",    "rows computed at once") \
+    X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",      "tokens of an optimizer step, a multiple of batch x context [batch x context]") \
+    X(integer, steps,           0,            "1..1000000000000",             "tR1",    "optimizer steps [--epochs decides]") \
+    X(number,  epochs,          0,            "0.000001..1000000",            "tR1",    "passes over the training data [1]") \
+    X(number,  lr,              6e-4,         "0..1000",                      "t",      "maximum learning rate") \
+    X(number,  min_lr,          -1,           "0..1000",                      "t",      "lowest learning rate; wsd falls to 0 [0.1 x lr]") \
+    X(integer, warmup,          0,            "0..1000000000000",             "t",      "steps of linear warm-up") \
+    X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",      "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
+    X(number,  beta1,           0.9,          "0..0.999999999",               "t",      "AdamW: decay of the mean gradient") \
+    X(number,  beta2,           0.95,         "0..0.999999999",               "t",      "AdamW: decay of the mean squared gradient") \
+    X(number,  eps,             1e-8,         "1e-30..1",                     "t",      "AdamW: added to the root") \
+    X(number,  weight_decay,    0.1,          "0..1000",                      "t",      "AdamW: decay of every 2-D tensor") \
+    X(number,  clip,            1,            "0..1e30",                      "t",      "largest gradient norm; 0 = off") \
     X(text,    dtype,           DTYPE,        DTYPES,                         "tsegF","numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
     X(integer, threads,         0,            "1..4096",                      "tsegR","threads [all, fewer for models too small for them]") \
     X(integer, seed,            1,            "0..9007199254740992",          "ts",  "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",  "rows of a validation; 0 = all [64; eval: all]") \
     X(text,    rows,            "packed",     "packed|documents|sliding",     "te",  "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
-    X(text,    answers,         "",           "",                             "teD", "example shard of (prompt, response): count the responses that greedy decoding gets right [none]") \
-    X(text,    choices,         "",           "",                             "e",   "multiple choice questions in llm.c's HellaSwag format [none]") \
+    X(text,    answers,         "",           "",                             "teDP","example shard of (prompt, response): count the responses that greedy decoding gets right [none]") \
+    X(text,    choices,         "",           "",                             "eP",  "multiple choice questions in llm.c's HellaSwag format [none]") \
     X(integer, sample_every,    100,          "0..1000000000000",             "tR",  "steps between samples; 0 = never") \
     X(integer, save_every,      0,            "0..1000000000000",             "tR",  "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
     X(number,  save_minutes,    5,            "0..1000000",                   "tR",  "minutes between checkpoints, more where they take over 2 % of the time; 0 = by steps alone") \
     X(integer, keep,            2,            "1..1000000",                   "tR",  "checkpoints to keep, beside the best in OUT/best") \
-    X(text,    out,             "",           "",                             "tR",  "directory of the run: log.jsonl and checkpoints [required]") \
+    X(text,    out,             "",           "",                             "tRP!","directory of the run: log.jsonl and checkpoints") \
     X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
     X(text,    prompt,          "",           "",                             "sE2", "text to continue; without a tokenizer, token ids [end of text]") \
-    X(text,    prompt_file,     "",           "",                             "s2", "file with the text to continue, less a last line break; - is standard input [--prompt]") \
+    X(text,    prompt_file,     "",           "",                             "s2P","file with the text to continue, less a last line break; - is standard input [--prompt]") \
     X(integer, tokens,          100,          "1..1000000000",                "s",   "tokens to write, at most; an end of text stops earlier") \
     X(integer, samples,         1,            "1..4096",                      "s",   "texts to write, side by side") \
     X(number,  temperature,     1,            "0..1000",                      "s",   "0 takes the likeliest token") \
@@ -123,16 +123,9 @@ inline const Program TRAIN_GPT = {
 
 inline Options parse_options(const std::vector<std::string>& words) {
     Options o;
-    const Table table = o.table();
-    o.verb = parse_words(TRAIN_GPT, words, table, o.given);
-    auto need = [&](const char* name, const text& value) {
-        for (const Option& row : table)
-            if (value.empty() && !strcmp(row.name, name))
-                die_usage("%s: %s is missing: %s", o.verb.c_str(), row.typed().c_str(), row.help);
-    };
+    o.verb = parse_words(TRAIN_GPT, words, o.table(), o.given);
     while (o.out.size() > 1 && o.out.back() == '/') o.out.pop_back();
-    if (o.verb != "train") need("model", o.model);
-    else if (need("out", o.out); !o.resume) need("train", o.train);
+    if (o.verb == "train" && !o.resume && o.train.empty()) die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
     if (o.verb == "eval" && o.val.empty() && o.choices.empty() && o.answers.empty())
         die_usage("eval: give --val, --choices or --answers");
     return o;
@@ -2061,7 +2054,7 @@ struct Run {
 private:
     void resume() {
         directory.emplace(o.out, true);
-        if (const std::vector<std::string> found = checkpoints_in(o.out); !found.empty()) from = found.back();
+        from = newest_whole(o.out);
         const std::string where = from.empty() ? o.out + "/log.jsonl" : from + "/state.json";
         Json state, stored;
         if (!from.empty()) {
@@ -2273,8 +2266,6 @@ template <typename Model> struct Training : Run {
 
 // ---- 11. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
-    for (text* p : {&o.train, &o.val, &o.answers, &o.choices, &o.tokenizer, &o.init, &o.model, &o.out, &o.prompt_file})
-        *p = at_home(*p);
     if (o.verb == "train") return Training<Model>(o).run();
     std::string path = o.model;
     if (!exists(path)) die("--model %s: no such file or directory%s", path.c_str(), published(path));
@@ -2357,10 +2348,8 @@ template <typename Model> int run_program(int argc, char** argv) {
     spin_briefly(argv);
     const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
     if (words.empty()) return fputs(TRAIN_GPT.usage, stderr), 2;
-    auto asked = [&](const char* word) { return std::count(words.begin(), words.end(), word) > 0; };
     return run_main([&] {
-        if (asked("--help") || asked("-h")) return print_help(TRAIN_GPT, Options().table(), words[0][0] == '-' ? "" : words[0]);
-        if (asked("--version")) return (void)puts(PROGRAM " " VERSION);
+        if (answer(TRAIN_GPT, Options().table(), words)) return;
         Options o = parse_options(words);
         if (o.threads) omp_set_num_threads(o.threads);
         if (o.verb == "train") watch_signals();

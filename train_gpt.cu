@@ -19,13 +19,15 @@
 #define NO_CPU_MAIN
 #ifdef TRAIN_FP32
 #define DTYPE "fp32"
+#define PROGRAM "train_gpt_cuda_fp32"
 #else
 #define DTYPE "bf16"
+#define PROGRAM "train_gpt_cuda"
 #endif
 #define DTYPES DTYPE
-#define PROGRAM "train_gpt_cuda"
 #define PROGRAM_HELP \
-    "./train_gpt_cuda --check compares small models on CPU and GPU, tensor by tensor.\n" \
+    "train_gpt_cuda computes in bf16, train_gpt_cuda_fp32 in fp32.\n" \
+    "./" PROGRAM " --check compares small models on CPU and GPU, tensor by tensor.\n" \
     "A step's MFU is the share of the card's peak (data sheet: bf16, dense) that 6 P + 6 L C T operations a\n" \
     "token make, of P parameters. SOL is the time that the step would take at 80 % of that peak and 90 % of\n" \
     "the memory's, over the time it took.\n"

@@ -196,7 +196,7 @@ static void foreign_texts() {
         for (const char* reader : {"encode", "bpe", "--prompt-file"}) {
             write_file(path, c.bytes);
             std::string said, error;
-            if (*reader == 'e') said = shards_run({"encode", "--in", path, "--tokenizer", "bytes", "--out", DIR + "text"}, &error);
+            if (*reader == 'e') said = shards_run({"encode", "--in", path, "--tokenizer", "bytes", "--out", DIR + "text/t"}, &error);
             else if (*reader == 'b') said = shards_run({"bpe", "--in", path, "--vocab", "257", "--out", DIR + "text"}, &error);
             else error = error_of([&] { if (read_prompt(path) != c.bytes.substr(0, c.bytes.size() - c.bytes.ends_with('\n'))) die("other bytes"); }, &said);
             std::string wrong = c.taken ? error : one_line_with(error, c.said);
@@ -218,7 +218,7 @@ static void foreign_texts() {
         {"A.TSV", {"a\tb\n", "looks like a table"}}, {"a.rtf", {"{\\rtf1 a}", "looks like Rich Text"}}, {"lines.txt", {"a\r\nb\r\nc\rd\n", "lines.txt: 2 lines end in \\r\\n, as on Windows"}}};
     for (auto& [name, c] : told) {
         write_file(DIR + name, c.first);
-        const std::string said = shards_run({"encode", "--in", DIR + name, "--tokenizer", "bytes", "--out", DIR + "text"});
+        const std::string said = shards_run({"encode", "--in", DIR + name, "--tokenizer", "bytes", "--out", DIR + "text/t"});
         check(has(said, std::string("warning: ") + DIR + name + ": ") && has(said, c.second) && has(said, "tokens, documents: 1") && has(said, "out: tr -d") == has(c.second, "Windows"), "cases/text told of: %s%s", name, has(said, c.second) ? "" : (": " + said).c_str());
     }
 }
@@ -638,6 +638,7 @@ static void texts() {
     check(shards_run({"decode", "--in", out + "*_train.bin", "--eot", "|", "--tokenizer", "bytes"}) == "|one|three|one|two", "cases/decode takes a pattern");
     const std::pair<const char*, std::vector<std::string>> usages[] = {{"b.txt: stands after no option; a pattern needs quotes: --in '*.txt'; or give the option before each file", {"--in", "a.txt", "b.txt", "--out", out}},
         {"h*.txt: no such file", {"--in", dir + "/h*.txt", "--out", out}}, {"/: names a directory; give what the names of files in it begin with, too: --out ", {"--in", dir + "/g1.txt", "--out", dir + "/"}}, {"--out ..: names a directory", {"--in", dir + "/g1.txt", "--out", ".."}}};
+    check(has((fs::create_directories(dir + "/t/there"), shards_run({"encode", "--in", dir + "/g1.txt", "--tokenizer", "bytes", "--out", dir + "/t/there"})), "/t/there: the shards will stand beside this directory; for files in it: --out "), "cases/encode beside a directory");
     for (auto [words, arguments] : usages) {
         arguments.insert(arguments.begin(), "encode"), arguments.insert(arguments.end(), {"--tokenizer", "bytes"});
         std::string error;
@@ -664,13 +665,23 @@ static void texts() {
         dup2(keep, 0), close(keep), close(file);
         check(shard("_train.bin") == "|one--two", "cases/encode standard input: %s", json_quote(said).c_str());
     }
-    {
-        write_file(dir + "/stdin", "\x1f\x8b\x08 zipped");
+    const std::pair<const char*, const char*> refused_inputs[] = {
+        {"\x1f\x8b\x08 zipped", "error: standard input: looks like gzip data, not UTF-8 text; put it in a FILE, and unpack it: gunzip FILE"},
+        {"[{\"text\": \"a\"}]", "error: standard input: looks like JSON, not JSON Lines; put it in a FILE, and make an object a line: jq -c '.[]' FILE"},
+        {" [\n \"a\",\n \"b\"\n]\n", "error: standard input: looks like JSON, not JSON Lines"},
+        {"{\n \"data\": [\"a\"]\n}\n", "error: standard input: looks like JSON, not JSON Lines"},
+        {"[1] a footnote", "_train.bin: 15 tokens, documents: 1"},
+        {"{ no JSON }", "_train.bin: 12 tokens, documents: 1"},
+        {"a<|endoftext|>b<|endoftext|>c", "warning: standard input: holds <|endoftext|> 2 times, which are taken as the letters they are, not as token 256; --split '<|endoftext|>' makes documents"}};
+    for (auto& [bytes, line] : refused_inputs) {
+        write_file(dir + "/stdin", bytes);
         const int keep = dup(0), file = open((dir + "/stdin").c_str(), O_RDONLY);
         dup2(file, 0);
-        check(has(shards_run({"encode", "--in", "-", "--tokenizer", "bytes", "--out", out}), "error: standard input: looks like gzip data, not UTF-8 text; put it in a FILE, and unpack it: gunzip FILE"), "cases/encode standard input that is no text");
+        const std::string said = shards_run({"encode", "--in", "-", "--tokenizer", "bytes", "--out", out});
+        check(has(said, line), "cases/encode standard input: %s: %s", json_quote(bytes).c_str(), json_quote(said).c_str());
         dup2(keep, 0), close(keep), close(file);
     }
+    check(!has(shards_run({"encode", "--in", dir + "/stdin", "--split", "<|endoftext|>", "--tokenizer", "bytes", "--out", out}), "letters") && shard("_train.bin") == "|a|b|c", "cases/encode splits at end of text");
     const std::string pipe = dir + "/pipe";
     mkfifo(pipe.c_str(), 0666);
     if (const pid_t pid = fork(); pid == 0) write_file(pipe, "one--two"), _exit(0);
@@ -679,6 +690,10 @@ static void texts() {
     write_file(dir + "/m.jsonl", "{\"text\": \"xyxyxy abab\"}\n"), write_file(dir + "/m.txt", "cdcdcd abab");
     shards_run({"bpe", "--in", dir + "/m.jsonl", "--in", dir + "/m.txt", "--vocab", "258", "--out", dir + "/bpe"});
     check(read_file(dir + "/bpe/merges.txt") == "#version: 0.2\na b\n", "cases/bpe of two inputs");
+    const auto again = [&](const char* vocab) { return shards_run({"bpe", "--in", dir + "/m.txt", "--vocab", vocab, "--out", dir + "/bpe"}); };
+    check(has(again("259"), "merges.txt: 259 tokens"), "cases/bpe takes the place of another");
+    write_file(dir + "/bpe/a.bin", "");
+    check(has(again("258"), "/bpe/merges.txt: a.bin beside it has this tokenizer's tokens") && has(again("259"), "259 tokens"), "cases/bpe leaves the tokenizer of data");
 }
 
 static void runs() {

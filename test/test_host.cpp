@@ -363,9 +363,10 @@ static void configs() {
     check(b.layers == 3 && b.channels == 12 && !b.bias && b.eps == 3e-7, "host/config/comes back");
     check(parse_json(json, "json")["eos_token_id"].number == 256 && !parse_json(config_json(a.members(), -1), "json")["eos_token_id"], "host/config/an end of text, or none");
     b = Shape();
-    read_config(b.members(), parse_json("{\"n_layer\": 1, \"n_embd\": 2, \"n_inner\": 8}", "json"), "json");
+    read_config(b.members(), parse_json("{\"model_type\": \"gpt2\", \"n_layer\": 1, \"n_embd\": 2, \"n_inner\": 8}", "json"), "json");
     check(b.bias && b.eps == 1e-5, "host/config/defaults");
     const std::pair<const char*, const char*> wrong[] = {
+        {"\"model_type\": null", "found model_type '', expected 'gpt2'"},
         {"\"model_type\": \"llama\"", "found model_type 'llama', expected 'gpt2'"},
         {"\"activation_function\": \"relu\"", "activation_function 'relu' is not computed here, only gelu_new"},
         {"\"n_layer\": null", "'n_layer' is missing"},

@@ -114,6 +114,15 @@ inline bool is_json_lines(std::string_view text, std::string name) {
     } catch (const Error&) { return false; }
 }
 
+// Whether all of a text is one JSON list or object.
+inline bool is_json(std::string_view text) {
+    const size_t first = text.find_first_not_of(" \t\r\n");
+    if (first == text.npos || (text[first] != '[' && text[first] != '{')) return false;
+    try {
+        return parse_json(text, ""), true;
+    } catch (const Error&) { return false; }
+}
+
 // The jq filter that makes JSON Lines of one value: the items of its list, or of the first one among its members.
 inline std::string lines_filter(std::string_view text, const std::string& name) {
     JsonParser p{text, name};
@@ -200,7 +209,8 @@ struct Source {
         : text(without_mark(whole)), name(name), split(split), field(field),
           json_lines(lines || is_json_lines(text, name)) {
         const size_t first = text.find_first_not_of(" \t\r\n");
-        if (json_lines ? first != text.npos && text[first] == '[' : name.ends_with(".json"))
+        const char begin = first == text.npos ? 0 : text[first];
+        if (json_lines ? begin == '[' : name.ends_with(".json") || (name == "-" && is_json(text)))
             die("%s: looks like JSON, not JSON Lines; %s", shown(name),
                 lines_by(lines_filter(text, name), name).c_str());
         if (json_lines && !split.empty()) die_usage("--split: not for JSON Lines, where every line is a document");
@@ -402,6 +412,8 @@ inline std::string encode(const Arguments& a) {
     if (const std::string name = fs::path(a.out).filename().string(); name.empty() || name == "." || name == "..")
         die_usage("--out %s: names a directory; give what the names of files in it begin with, too: --out %s/text",
                   a.out.c_str(), directory_of(a.out + "/").c_str());
+    if (exists(a.out, true))
+        warn("--out %s: the shards will stand beside this directory; for files in it: --out %s/text", a.out.c_str(), a.out.c_str());
     const Tokenizer tokenizer = Tokenizer::load(a.tokenizer);
     Inputs inputs(a, unescaped("--split", a.split), a.field);
     std::vector<Source>& sources = inputs.sources;
@@ -412,6 +424,14 @@ inline std::string encode(const Arguments& a) {
         s.validation_end = end - std::min(end, before), before += s.text.size();
     }
 
+    for (const Source& s : sources) for (auto& [id, name] : tokenizer.added_tokens()) {
+        size_t found = 0;
+        for (size_t at = 0; (at = s.text.find(name, at)) != s.text.npos; at += name.size()) found++;
+        if (found && name != s.split)
+            warn("%s: holds %s %zu times, which are taken as the letters they are, not as token %d%s", shown(s.name),
+                 name.c_str(), found, id, s.json_lines ? "" : format("; --split %s makes documents of what they separate",
+                 shell_quote(name).c_str()).c_str());
+    }
     const std::string directory = directory_for(a, tokenizer);
     ShardWriter train(a.out + "_train", shard_tokens, tokenizer), val(a.out + "_val", shard_tokens, tokenizer);
     for (Source& source : sources) encode_all(source, tokenizer, [&](const std::vector<int>& ids, bool validation) {
@@ -556,6 +576,10 @@ inline Tokenizer train_tokenizer(std::vector<Source> sources, int vocab) {
 inline std::string bpe(const Arguments& a) {
     const Tokenizer tokenizer = train_tokenizer(Inputs(a, "", a.field).sources, (int)a.vocab);
     make_directory(a.out);
+    const std::string merges = a.out + "/merges.txt";
+    for (const std::string& name : entries_of(a.out))
+        if ((name.ends_with(".bin") || name.ends_with(".safetensors")) && exists(merges) && !Tokenizer::load(merges).same(tokenizer))
+            die("%s: %s beside it has this tokenizer's tokens; choose another directory for --out", merges.c_str(), name.c_str());
     tokenizer.save(a.out);
     return format("%s: %lld tokens\n", (fs::path(a.out) / "merges.txt").c_str(), a.vocab);
 }

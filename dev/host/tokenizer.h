@@ -193,6 +193,7 @@ struct Tokenizer {
     int vocab() const { return (int)texts.size(); }                    // above every id; some below may be no token
     int eot() const { return end_id; }
     bool is_added(int id) const { return added.count(id) > 0; }        // end of text, too: no bytes of a text
+    const std::map<int, std::string>& added_tokens() const { return added; }
     // The bytes of a token; of an added one its name; of what is no token nothing.
     std::string_view decode(int id) const { return id < vocab() ? std::string_view(texts[id]) : ""; }
     std::vector<int> hidden(int V) const {                             // ids below V that no text can show
