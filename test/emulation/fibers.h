@@ -497,11 +497,13 @@ struct Gang {
     Random random;
     enum Policy { NATURAL, LAST_FIRST, AT_RANDOM, THREAD_STARVED, WARP_STARVED, THREAD_AHEAD } policy;
     size_t victim;
+    bool early;                              // copies in flight may complete before everyone waits
 
     Gang(const Grid& grid, int first, int n)
         : grid(grid), fibers(n * grid.threads()), blocks(n), live(n * grid.threads()),
           random(settings.seed ? settings.seed * 1000003 + grid.number * 7919 + first + 1 : 1),
-          policy(settings.seed ? Policy(1 + random.below(5)) : NATURAL), victim(random.below(live)) {
+          policy(settings.seed ? Policy(1 + random.below(5)) : NATURAL), victim(random.below(live)),
+          early(settings.seed && random.below(2)) {
         if (grounds().empty() || TSAN) ground = std::make_unique<Ground>();
         else ground = std::move(grounds().back()), grounds().pop_back();
         if (n > Ground::WINDOWS)
@@ -563,16 +565,16 @@ struct Gang {
         }
         bulks.erase(bulks.begin() + i);
     }
-    // Who is next; null if nobody can go on. Copies in flight complete here, late; with a seed, some early.
+    // Who is next; null if nobody can go on. Copies in flight complete here, late; in half of the gangs with a seed, some early.
     Fiber* pick() {
         for (;;) {
             const size_t n = ready.size() - head;
-            if (!copies.empty() && (n == 0 || (settings.seed && random.below(16) == 0))) {
+            if (!copies.empty() && (n == 0 || (early && random.below(16) == 0))) {
                 const size_t i = settings.seed ? random.below(copies.size()) : 0;
                 const Task copy = std::move(copies[i]);
                 copies.erase(copies.begin() + i);
                 copy();
-            } else if (!bulks.empty() && (n == 0 || (settings.seed && random.below(16) == 0))) {
+            } else if (!bulks.empty() && (n == 0 || (early && random.below(16) == 0))) {
                 advance(settings.seed ? random.below(bulks.size()) : 0);
             } else if (!later.empty() && n == 0) {
                 ready.insert(ready.end(), later.begin(), later.end());
