@@ -585,6 +585,44 @@ HD uint32_t ordered(float x) {
     return bits ^ (bits >> 31 ? 0xffffffff : 0x80000000);
 }
 
+/* What a token adds to the loss, as a function of its log-probability lp under the model.
+   likelihood   -w lp; w is 1 for a language model, the advantage for a policy gradient (Williams 1992)
+   PPO          -min(r w, clamp(r, 1 - clip, 1 + clip) w) + kl (e^d - d - 1),   r = e^(lp - old), d = ref - lp;   w is the
+                advantage, old and ref are the log-probability when it was drawn and that under the frozen start
+   source       Schulman et al. 2017, arXiv:1707.06347, eq. 7; Schulman 2020, "Approximating KL divergence": k3 */
+template <typename R> struct TokenLoss { R loss, weight; };                  // weight: -dloss/dlp
+template <typename R> HD TokenLoss<R> likelihood_loss(R lp, R w) { return {-w * lp, w}; }
+template <typename R> HD TokenLoss<R> ppo_loss(R lp, R w, R old, R ref, R clip, R kl) {
+    const R ratio = std::exp(lp - old), least = 1 - clip, most = 1 + clip, e = std::exp(ref - lp);
+    const R clipped = ratio < least ? least : ratio > most ? most : ratio;
+    const bool follows = ratio * w <= clipped * w;           // the minimum is the one that lp moves
+    return {-(follows ? ratio : clipped) * w + kl * (e - (ref - lp) - 1), (follows ? ratio * w : 0) + kl * (e - 1)};
+}
+
+/* What a pair adds to the loss, and its derivative, by how much more the chosen answer is rewarded than the rejected one.
+   math     -log sigmoid(margin)
+   source   Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1 */
+inline std::pair<double, double> pair_loss(double margin) {
+    return {std::log1p(std::exp(-std::abs(margin))) - std::min(margin, 0.0), -1 / (1 + std::exp(margin))};
+}
+
+// What the tokens of a batch count for, each (B,T); weights that are null are 1. With old it is PPO.
+struct Objective {
+    const float *weight = nullptr, *old = nullptr, *ref = nullptr;
+    double clip = 0, kl = 0;
+};
+// The same as kernels read it: weights of type W and kl are divided by the step's denominator, kl is one number.
+template <typename W> struct TokenTerms {
+    const W *weight, *kl = nullptr;
+    const float *old = nullptr, *ref = nullptr;
+    float clip = 0;
+    template <typename R> HD TokenLoss<R> loss(int n, R lp) const {
+        if (!old) return likelihood_loss<R>(lp, weight[n]);
+        return ppo_loss<R>(lp, weight[n], old[n], ref[n], clip, *kl);
+    }
+    TokenTerms from(int n0) const { return {weight + n0, kl, old ? old + n0 : old, old ? ref + n0 : ref, clip}; }
+};
+
 struct AdamW { double lr, beta1, beta2, eps, weight_decay; };
 
 /* AdamW, one weight. m and v are the running means of g and g^2.
@@ -885,12 +923,12 @@ inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
     for (size_t i = 0; i < n; i++) dx[i] = dout[i] * gelu_grad(x[i]);
 }
 
-/* cross_entropy -- softmax and weighted cross-entropy of logits, whose gradients take their place if asked
-   math     logprob_n = logits_n[y_n] - log sum_v e^(logits_n[v]);   loss = -sum_n weight_n logprob_n
-            dlogits_n = weight_n (softmax(logits_n) - onehot(y_n))
-   shapes   logits (N,V)   y (N); y_n = -1 counts nowhere   weight (N)   logprob (N), best (N): the likeliest token, or -1
+/* cross_entropy -- log-probabilities of the targets, and if asked the gradients of their losses, in place of the logits
+   math     logprob_n = logits_n[y_n] - log sum_v e^(logits_n[v])
+            dlogits_n = weight_n (softmax(logits_n) - onehot(y_n)),   weight_n = -dloss_n/dlogprob_n
+   shapes   logits (N,V)   y (N); y_n = -1 counts nowhere   terms (N)   logprob (N), best (N): the likeliest token, or -1
             where y_n is */
-inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, const double* weight, int N, int V,
+inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, const TokenTerms<double>& terms, int N, int V,
                           bool gradients) {
     #pragma omp parallel for schedule(dynamic, 8)
     for (int n = 0; n < N; n++) {
@@ -908,10 +946,30 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
         for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - maximum);
         logprob[n] = target - std::log(sum);
         if (!gradients) continue;
-        const real scale = real(weight[n]) / sum;
+        const real weight = terms.loss(n, logprob[n]).weight, scale = weight / sum;
         #pragma omp simd
         for (int v = 0; v < V; v++) z[v] *= scale;
-        z[y[n]] -= real(weight[n]);
+        z[y[n]] -= weight;
+    }
+}
+
+/* readout -- one logit of one token of each row of a batch: what a reward model says
+   math     out_b = x[b,at_b] . w
+   shapes   out, at, dout (B)   x, dx (B,T,C)   w, dw (C): the token's row of the head's table; dx is set, dw added to */
+template <typename P> void readout_forward(float* out, const real* x, const int* at, const P* w, int B, int T, int C) {
+    for (int b = 0; b < B; b++) {
+        const real* x_b = x + ((size_t)b * T + at[b]) * C;
+        real sum = 0;
+        for (int i = 0; i < C; i++) sum += x_b[i] * real(w[i]);
+        out[b] = sum;
+    }
+}
+template <typename P>
+void readout_backward(real* dx, real* dw, const float* dout, const real* x, const int* at, const P* w, int B, int T, int C) {
+    std::fill_n(dx, (size_t)B * T * C, real(0));
+    for (int b = 0; b < B; b++) {
+        const size_t n = ((size_t)b * T + at[b]) * C;
+        for (int i = 0; i < C; i++) dx[n + i] = dout[b] * real(w[i]), dw[i] += dout[b] * x[n + i];
     }
 }
 
@@ -1316,17 +1374,20 @@ inline double measure_peak(bool bf16 = false, int trials = 32) {
 // ---- 7. model -------------------------------------------------------------------------------------------------------
 // What train(), checkpoints and the verbs need of a model, and cpu::Model, which is one.
 //   Model(config, B, T, training, bf16)      allocates for at most B rows of T tokens, once; dies if that does not fit
-//   forward(x, y, weights_of_tokens, denominator, B, T, backward)
-//                                      loss = -sum weight logprob / denominator, in nats; weights may be null (all 1).
+//   forward(x, y, objective, denominator, B, T, backward)
+//                                      the sum of the tokens' losses / denominator; -log-probabilities in nats, or PPO's.
 //                                      The denominator is the whole step's, so that micro-batches add up to one batch.
 //                                      backward: a backward() follows, and the head's gradients are taken now, because
 //                                      logits are never kept
+//   readout(x, at, token, B, T, out)   another forward: out[b] is the logit of one token at position at[b] of row b
+//   readout_backward(dout)             its gradients; a backward() follows
 //   backward()                         of the last forward; adds to the gradients
 //   update(adamw, clip, step)          with gradients scaled to a norm of clip at most (0: as they are), which it then
 //                                      clears; step counts from 1. It does nothing if the loss or norm is not finite.
 //   result()                           waits for all this; the sum of losses since the last result(), and the norm (L2,
 //                                      over all tensors) that the last update() found. logprob[n] and best[n], the
-//                                      likeliest token, of the last forward are then there for every y[n] >= 0
+//                                      likeliest token, of the last forward are then there for every y[n] >= 0, unless a
+//                                      backward() of likelihoods came after it
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   draw(x, B, t0, T, sampling, hidden, rng, token)
@@ -1503,11 +1564,24 @@ struct Model {
         return layout.slots.size * each + slots.size * sizeof(real);
     }
 
-    void forward(const int* x, const int* y, const float* weights_of_tokens, double denominator, int B, int T, bool backward) {
+    void forward(const int* x, const int* y, const Objective& o, double denominator, int B, int T, bool backward) {
         const int N = B * T;
         tokens.assign(x, x + N), targets.assign(y, y + N), rows = B, columns = T;
-        for (int n = 0; n < N; n++) token_weight[n] = (weights_of_tokens ? weights_of_tokens[n] : 1.0) / denominator;
+        for (int n = 0; n < N; n++) token_weight[n] = (o.weight ? o.weight[n] : 1.0) / denominator;
+        kl = o.kl / denominator, terms = {token_weight.data(), &kl, o.old, o.ref, (float)o.clip};
         network_head(*this, network_forward(*this, B, 0, T, T), N, backward);
+    }
+    void readout(const int* x, const int* at, int token, int B, int T, float* out) {
+        tokens.assign(x, x + B * T), read_at.assign(at, at + B), read_token = token, rows = B, columns = T;
+        const real* lnf = network_forward(*this, B, 0, T, T);
+        with_matrix(table(), [&](auto table) { readout_forward(out, lnf, at, table + (size_t)token * c.C, B, T, c.C); });
+    }
+    void readout_backward(const float* dout) {
+        const Activations a = activations(0);
+        const size_t row = (size_t)read_token * c.C;
+        with_matrix(table(), [&](auto table) {
+            cpu::readout_backward(a.dx, dtable() + row, dout, a.lnf, read_at.data(), table + row, rows, columns, c.C);
+        });
     }
     void backward() { network_backward(*this, rows, columns); }
     void extend(const int* x, int B, int t0, int T) {
@@ -1613,27 +1687,29 @@ struct Model {
         });
     }
     void cross_entropy(int n0, int count, bool gradients) {
-        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], &token_weight[n0], count, c.V, gradients);
+        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], terms.from(n0), count, c.V, gradients);
     }
     void logits_backward(const real* x, int n0, int count) {
         const Activations a = activations(0);
         const Matrix<> d = {a.logits, c.V, 1};
-        real* const dtable = c.tied ? gradients_of(0).wte : gradients_of(0).head_w;
         with_matrix(table(), [&]<typename P>(const P* table) {
             gemm<P>({a.dx + (size_t)n0 * c.C, c.C}, d, Matrix{table, c.C, 1}, count, c.C, c.V);
-            gemm<P>({dtable, c.C, dtable}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, c.V, c.C, count);
+            gemm<P>({dtable(), c.C, dtable()}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, c.V, c.C, count);
         });
     }
     void add_loss(int N) {
         double sum = 0;
-        for (int n = 0; n < N; n++) if (targets[n] >= 0) sum -= token_weight[n] * logprob[n];
+        for (int n = 0; n < N; n++) if (targets[n] >= 0) sum += terms.loss<double>(n, logprob[n]).loss;
         loss += sum;
     }
 
 private:
     std::vector<int> tokens, targets;        // of the last forward or extend
+    std::vector<int> read_at;                // of the last readout
     std::vector<double> token_weight;
-    int rows = 0, columns = 0;
+    double kl = 0;
+    TokenTerms<double> terms;
+    int rows = 0, columns = 0, read_token = 0;
     double loss = 0, norm = 0, peak = 0;
 
     real* arena(Which which) const {
@@ -1641,6 +1717,7 @@ private:
         return arenas[which]->data();
     }
     const real* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
+    real* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
     // f(w) as products read the matrix w
     template <typename F> void with_matrix(const real* w, F f) const {
         if (bf16) f((const bfloat16*)rounded.data() + (w - weights.data()));
@@ -1748,7 +1825,7 @@ void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
         std::vector<Row> rows;
         for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k));
         const Batch b(rows);
-        model.forward(b.x.data(), b.y.data(), nullptr, 1, b.B, b.T, false);
+        model.forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
         model.result();
         for (size_t k = 0; k < b.y.size(); k++)
             if (b.y[k] >= 0 && !std::isfinite(model.logprob[k]))
@@ -2208,7 +2285,7 @@ template <typename Model> struct Training : Run {
         const size_t there = windows_at(position.window);
         const double targets = (double)there * (windows->sliding ? 1 : o.context), lr = lr_at(schedule, position.step);
         for (const Batch& b : batches) {
-            model.forward(b.x.data(), b.y.data(), nullptr, targets, b.B, b.T, true);
+            model.forward(b.x.data(), b.y.data(), {}, targets, b.B, b.T, true);
             model.backward();
         }
         model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, step);

@@ -1444,14 +1444,14 @@ inline void attention_backward(floatX* dqkv, float* dqkv_b, float* scratch, floa
 }
 
 /* softmax and cross-entropy -- a row of logits becomes its gradient, in place
-   math     logprob = z_y - log sum_v e^(z_v);   dz_v = weight (softmax(z)_v - (v == y))
+   math     logprob = z_y - log sum_v e^(z_v);   dz_v = weight (softmax(z)_v - (v == y)),   weight = -dloss/dlogprob
    shapes   logits (rows,V), rows `stride` apart; gradients beyond V are zero   y (rows); y = -1 counts nowhere
             logprob, best (rows)
    layout   a block asks for a whole row at once and goes through it twice in shared memory, where two blocks' rows of
             GPT-2's vocabulary fit: one is read while the other is written. A row that does not fit is read again.
    cost     logits once; with gradients twice */
 template <bool GRADIENTS>
-__global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, const int* y, const float* weight,
+__global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, const int* y, TokenTerms<float> terms,
                                      int V, int stride, bool fits) {
     constexpr int W = WIDE;
     SHARED(found, unsigned[32]);
@@ -1479,44 +1479,66 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
     first = __reduce_min_sync(WARP, first);
     if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = first;
     __syncthreads();
+    const float lp = target >= 0 ? at_target - high - logf(total) : 0;
     if (threadIdx.x == 0) {
         for (unsigned w = 1; w < blockDim.x / 32; w++) first = ::min(first, found[w]);
-        logprob[n] = target >= 0 ? at_target - high - logf(total) : 0;
-        best[n] = target >= 0 ? (int)first : -1;
+        logprob[n] = lp, best[n] = target >= 0 ? (int)first : -1;
     }
     if constexpr (GRADIENTS) {
-        const float scale = target >= 0 ? weight[n] / total : 0;
+        const float weight = target >= 0 ? terms.loss<float>(n, lp).weight : 0, scale = weight / total;
         for (int c = threadIdx.x * W; c < stride; c += step) {
             load(v, row + c);
             for (int i = 0; i < W; i++) v[i] = scale * power_of_2(v[i] * LOG2E - high * LOG2E);
             if (c + W > V) for (int i = 0; i < W; i++) if (c + i >= V) v[i] = 0;
             if (c <= target && target < c + W)
-                for (int i = 0; i < W; i++) v[i] -= c + i == target ? weight[n] : 0;
+                for (int i = 0; i < W; i++) v[i] -= c + i == target ? weight : 0;
             store(z + c, v);
         }
     }
 }
-inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int rows, int V,
-                          int stride, bool gradients) {
+inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms, int rows,
+                          int V, int stride, bool gradients) {
     const size_t row = stride * sizeof(floatX);              // a multiple of 16
     const bool fits = row + 1024 <= device().properties.sharedMemPerBlockOptin;
     launch(gradients ? cross_entropy_kernel<true> : cross_entropy_kernel<false>, rows,
-           threads_for(blocks_for(stride, WIDE), 512), fits ? row : 0, logits, logprob, best, y, weight, V, stride, fits);
+           threads_for(blocks_for(stride, WIDE), 512), fits ? row : 0, logits, logprob, best, y, terms, V, stride, fits);
 }
 
 // What a step leaves on the device, and what it needs to know there.
 struct Outcome { double loss, norm; };
 
-// loss += - sum over n of weight logprob, by one block in a fixed order
-__global__ void add_loss_kernel(Outcome* outcome, const float* logprob, const float* weight, const int* y, int N) {
+// loss += the sum of the tokens' losses, by one block in a fixed order
+__global__ void add_loss_kernel(Outcome* outcome, const float* logprob, TokenTerms<float> terms, const int* y, int N) {
     SHARED(parts, double[1024]);
     double sum = 0;
-    for (int n = threadIdx.x; n < N; n += blockDim.x) if (y[n] >= 0) sum -= (double)weight[n] * logprob[n];
+    for (int n = threadIdx.x; n < N; n += blockDim.x) if (y[n] >= 0) sum += terms.loss<double>(n, logprob[n]).loss;
     parts[threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.x) return;
     for (unsigned i = 1; i < blockDim.x; i++) sum += parts[i];
     outcome->loss += sum;
+}
+
+/* readout -- one logit of one token of each row of a batch, and its gradients: cpu::readout_forward
+   cost     reads 2BC numbers; backward: writes dx (B,T,C), of which BC are not zero, and reads as much again: in order, as
+            a thread has a channel */
+__global__ void readout_kernel(float* out, const floatX* x, const int* at, const floatX* w, int T, int C) {
+    const floatX* x_b = x + ((size_t)blockIdx.x * T + at[blockIdx.x]) * C;
+    float sum = 0;
+    for (int i = threadIdx.x; i < C; i += 32) sum += float(x_b[i]) * float(w[i]);
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+__global__ void readout_backward_kernel(floatX* dx, float* dw, const float* dout, const floatX* x, const int* at, const floatX* w,
+                                        int B, int T, int C) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= C) return;
+    float sum = 0;
+    for (int b = 0; b < B; b++) {
+        const size_t n = ((size_t)b * T + at[b]) * C + i;
+        sum += dout[b] * float(x[n]), dx[n] = floatX(dout[b] * float(w[i]));
+    }
+    dw[i] += sum;
 }
 
 /* embedding, backward -- tokens repeat, some of them thousands of times, so the host sorts the positions by their token and
@@ -2121,6 +2143,8 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
     X(float,  scratch,  ONCE,  training ? attention_scratch(B, T, c.NH, c.head_size()) : 0) \
     X(float,  partial,  ONCE,  training ? partial_size(c.C) : 0) \
     X(int,    token,    ONCE,  N)            X(int, target, ONCE, N)       X(float, weight, ONCE, N) \
+    X(float,  old,      ONCE,  training ? N : 0)             X(float, ref, ONCE, training ? N : 0) \
+    X(float,  kl,       ONCE,  1)            X(int, read_at, ONCE, B)      X(float, read, ONCE, B)     /* a readout's */ \
     X(float,  logprob,  ONCE,  N)            X(int, best, ONCE, N) \
     X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
     X(int,    first,    ONCE,  training ? N + 1 : 0)         /* these three: for embedding_backward() */ \
@@ -2189,7 +2213,7 @@ struct Model {
         if (training) gradients = allocate<float>(n), moment1 = allocate<float>(n), moment2 = allocate<float>(n);
         place_activations();
         for (Staged& s : staged) {
-            CHECK(cudaMallocHost(&s.memory, sizeof(int) * (6 * (size_t)B * T + 3)));
+            CHECK(cudaMallocHost(&s.memory, sizeof(int) * (8 * (size_t)B * T + 4)));
             CHECK(cudaEventCreateWithFlags(&s.copied, cudaEventDisableTiming));
         }
         CHECK(cudaMallocHost(&drawn, sizeof(int) * DRAWN * B));
@@ -2251,32 +2275,41 @@ struct Model {
                  {"sol", json_number(sol)}}};
     }
 
-    void forward(const int* x, const int* y, const float* weights_of_tokens, double denominator, int B, int T, bool backward) {
+    void forward(const int* x, const int* y, const Objective& o, double denominator, int B, int T, bool backward) {
         const int N = B * T;
-        Activations a = activations(0);
-        rows = B, columns = T;
-        // What kernels read goes through pinned memory, from which the device copies on its own; two pieces in turn.
-        Staged& s = staged[turn ^= 1];
-        CHECK(cudaEventSynchronize(s.copied));
-        int* place = s.memory;
-        auto send = [&](auto* to, const auto* from, size_t n) {
-            memcpy(place, from, 4 * n);
-            CHECK(cudaMemcpyAsync(to, place, 4 * n, cudaMemcpyHostToDevice, device().stream));
-            place += n;
-        };
-        for (int n = 0; n < N; n++) token_weight[n] = (weights_of_tokens ? weights_of_tokens[n] : 1.0) / denominator;
-        send(a.token, x, N), send(a.target, y, N), send(a.weight, token_weight.data(), N);
-        scored = backward ? 0 : N;
-        auto kernels = [&] { network_head(*this, network_forward(*this, B, 0, T, T), N, backward); };
-        if (!backward) kernels();
-        else {
-            play(FORWARD, B, T, kernels);
-            const SortedTokens sorted = sort_tokens(x, N, c.V);          // while the device is at work
-            const int tokens = (int)sorted.first.size() - 1;
-            send(a.order, sorted.order.data(), N), send(a.start, sorted.start.data(), sorted.start.size());
-            send(a.first, sorted.first.data(), tokens + 1), send(a.tokens, &tokens, 1);
+        const Activations a = activations(0);
+        Pinned pinned(*this);
+        for (int n = 0; n < N; n++) token_weight[n] = (o.weight ? o.weight[n] : 1.0) / denominator;
+        pinned.send(a.token, x, N), pinned.send(a.target, y, N), pinned.send(a.weight, token_weight.data(), N);
+        terms = {a.weight, a.kl};
+        if (o.old) {
+            const float kl = o.kl / denominator;
+            pinned.send(a.old, o.old, N), pinned.send(a.ref, o.ref, N), pinned.send(a.kl, &kl, 1);
+            terms = {a.weight, a.kl, a.old, a.ref, (float)o.clip};
         }
-        CHECK(cudaEventRecord(s.copied, device().stream));
+        rows = B, columns = T, scored = backward && !o.old ? 0 : N;
+        auto kernels = [&] { network_head(*this, network_forward(*this, B, 0, T, T), N, backward); };
+        if (!backward) return kernels();
+        play(o.old ? FORWARD_PPO : FORWARD, B, T, kernels);
+        send_sorted(pinned, x, N);
+    }
+    void readout(const int* x, const int* at, int token, int B, int T, float* out) {
+        const Activations a = activations(0);
+        Pinned pinned(*this);
+        pinned.send(a.token, x, B * T), pinned.send(a.read_at, at, B);
+        rows = B, columns = T, read_token = token, scored = 0;
+        launch(readout_kernel, B, 32, 0, a.read, network_forward(*this, B, 0, T, T).x, a.read_at, table() + (size_t)token * c.C, T, c.C);
+        if (training) send_sorted(pinned, x, B * T);
+        download(out, a.read, B);
+        CHECK(cudaStreamSynchronize(device().stream));
+    }
+    void readout_backward(const float* dout) {
+        const Activations a = activations(0);
+        const size_t row = (size_t)read_token * c.C;
+        upload(a.read, dout, rows);
+        CHECK(cudaMemsetAsync(a.dx, 0, sizeof(floatX) * rows * columns * c.C, device().stream));
+        launch(readout_backward_kernel, blocks_for(c.C, 128), 128, 0, a.dx, dtable() + row, a.read, a.lnf, a.read_at, table() + row,
+               rows, columns, c.C);
     }
     void backward() { play(BACKWARD, rows, columns, [&] { network_backward(*this, rows, columns); }); }
 
@@ -2426,19 +2459,18 @@ struct Model {
     }
     void cross_entropy(int n0, int rows, bool gradients) {
         const Activations a = activations(0);
-        gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, a.weight + n0, rows, c.V, padded(c.V), gradients);
+        gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, terms.from(n0), rows, c.V, padded(c.V), gradients);
     }
     void logits_backward(const Normed& x, int n0, int rows) {
         const Activations a = activations(0);
         const int V = padded(c.V);
-        float* const dtable = c.tied ? gradients_of(0).wte : gradients_of(0).head_w;
         matmul(a.dx + (size_t)n0 * c.C, table(), a.logits, {c.C, rows, V, false, false, c.C, V, c.C});
-        matmul(dtable, x.x + (size_t)n0 * c.C, a.logits, {c.C, V, rows, false, true, c.C, V, c.C, false, false, true, true},
-                 nullptr, dtable);
+        matmul(dtable(), x.x + (size_t)n0 * c.C, a.logits, {c.C, V, rows, false, true, c.C, V, c.C, false, false, true, true},
+               nullptr, dtable());
     }
     void add_loss(int N) {
         const Activations a = activations(0);
-        launch(add_loss_kernel, 1, threads_for(N, 1024), 0, a.outcome, a.logprob, a.weight, a.target, N);
+        launch(add_loss_kernel, 1, threads_for(N, 1024), 0, a.outcome, a.logprob, terms, a.target, N);
     }
 
 private:
@@ -2448,13 +2480,34 @@ private:
     std::vector<char*> places;               // of array k of GPU_ACTIVATIONS in layer l: places[k L + l]
     std::vector<void*> owned;                // the memory they lie in
     std::vector<float> token_weight;
-    int rows = 0, columns = 0, scored = 0, turn = 0;
+    TokenTerms<float> terms;
+    int rows = 0, columns = 0, read_token = 0, scored = 0, turn = 0;
     bool decoding = false;
     struct Staged { int* memory; cudaEvent_t copied; } staged[2];
+    // What kernels read goes through pinned memory, from which the device copies on its own; two pieces in turn.
+    struct Pinned {
+        Staged& s;
+        int* place;
+        explicit Pinned(Model& m) : s(m.staged[m.turn ^= 1]), place(s.memory) { CHECK(cudaEventSynchronize(s.copied)); }
+        ~Pinned() { cudaEventRecord(s.copied, device().stream); }
+        void send(auto* to, const auto* from, size_t n) {
+            memcpy(place, from, 4 * n);
+            CHECK(cudaMemcpyAsync(to, place, 4 * n, cudaMemcpyHostToDevice, device().stream));
+            place += n;
+        }
+    };
+    void send_sorted(Pinned& pinned, const int* x, int N) {  // while the device is at work
+        const Activations a = activations(0);
+        const SortedTokens sorted = sort_tokens(x, N, c.V);
+        const int tokens = (int)sorted.first.size() - 1;
+        pinned.send(a.order, sorted.order.data(), N), pinned.send(a.start, sorted.start.data(), sorted.start.size());
+        pinned.send(a.first, sorted.first.data(), tokens + 1), pinned.send(a.tokens, &tokens, 1);
+    }
     int *drawn = nullptr, made = 0;          // tokens, in pinned memory; the position of the last that was asked for
     cudaEvent_t ready[DRAWN];                // when they are there
 
     const floatX* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
+    float* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
     float* arena(Which which) const {
         float* const arenas[] = {weights, gradients, moment1, moment2};
         return arenas[which];
@@ -2480,7 +2533,7 @@ private:
     // A sequence of kernels, recorded when it is asked for a second time (in the first, kernels are loaded and cuBLASLt
     // is asked for its algorithms, which a recording must not do), and from then on launched as one. Not those of
     // validation, whose rows may have any length.
-    enum Sequence { FORWARD, BACKWARD, STEP };
+    enum Sequence { FORWARD, FORWARD_PPO, BACKWARD, STEP };
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
         auto [it, first] = graphs.try_emplace({sequence, B, T}, nullptr);
@@ -2517,8 +2570,8 @@ private:
 };
 
 // ---- 7. check -------------------------------------------------------------------------------------------------------
-/* Small models draw texts, then take three steps and one of validation, on CPU and GPU side by side, from the same weights,
-   on the same tokens; every tensor is compared. The CPU rounds to bf16 what products read, if the GPU does.
+/* Small models draw texts, then take four steps and one of validation, on CPU and GPU side by side, from the same weights,
+   on the same tokens; every tensor is compared. Step 2 is PPO's, step 4 one of readouts, as of a reward model. The CPU rounds to bf16 what products read, if the GPU does.
    errors   activations and gradients: |gpu - cpu| / |cpu|, 2-norms;   weights: root mean square of gpu - cpu, over lr
    limits   fp32: sums of other orders. bf16: the GPU also rounds activations and their gradients, 2^-9 each at random,
             some 20 times on the way through 2 layers and back: 2^-9 sqrt(20) = 0.009, and a factor of 3. A weight's
@@ -2605,13 +2658,27 @@ inline Comparison check_model(const Config& c, int B, int T) {
     Rng rng(2);
     for (int rows : {1, 3, FEW + 1}) check_drawing(compare, c, rows, limit);
     const int N = B * T;
-    for (compare.step = 1; compare.step <= 4; compare.step++) {
-        const bool last = compare.step == 4, differ = compare.step == 3;         // all tokens do, if there are so many
+    for (compare.step = 1; compare.step <= 5; compare.step++) {
+        const bool last = compare.step == 5, differ = compare.step == 3;         // all tokens do, if there are so many
         std::vector<int> x(N), y(N);
         for (int n = 0; n < N; n++)
             x[n] = differ ? n * 7 % c.V : rng.below(c.V), y[n] = rng.below(9) ? (int)rng.below(c.V) : -1;
-        on_cpu.forward(x.data(), y.data(), nullptr, N, B, T, !last);
-        on_gpu.forward(x.data(), y.data(), nullptr, N, B, T, !last);
+        auto both = [&](auto f) { f(on_cpu), f(on_gpu); };
+        std::vector<float> weight(N), old(N), ref(N), read(B), dread(B);
+        std::vector<int> at(B);
+        for (int b = 0; b < B; b++) at[b] = rng.below(T), dread[b] = rng.normal();
+        Objective objective;
+        if (compare.step == 2) {             // no ratio lies near 1 +- clip, where its side would be a matter of rounding
+            both([&](auto& m) { m.forward(x.data(), y.data(), {}, N, B, T, false), m.result(); });
+            for (int n = 0; n < N; n++)
+                weight[n] = rng.normal(), ref[n] = on_cpu.logprob[n] + 0.3 * rng.normal(), old[n] = on_cpu.logprob[n] + 0.5 * rng.below(3) - 0.5;
+            objective = {weight.data(), old.data(), ref.data(), 0.2, 0.1};
+        }
+        if (compare.step == 4) {
+            std::vector<std::vector<float>> reads;
+            both([&](auto& m) { m.readout(x.data(), at.data(), 1, B, T, read.data()), m.readout_backward(dread.data()), reads.push_back(read); });
+            compare("readouts", reads[1], reads[0].data(), limit);
+        } else both([&](auto& m) { m.forward(x.data(), y.data(), objective, N, B, T, !last); });
         for (int l = 0; l < c.L; l++) {
             const cpu::Activations a = on_cpu.activations(l);
             const Activations b = on_gpu.activations(l);

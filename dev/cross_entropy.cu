@@ -112,12 +112,12 @@ static void ladder(int rows, int V) {
         {"naive", [&] { launch(naive, blocks_for(rows, 32), 32, 0, logits, logprob, best, y, weight, rows, V, stride); }},
         {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
         {"two_passes", [&] { launch(two_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
-        {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, true); }}};
+        {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, {weight}, rows, V, stride, true); }}};
     if (V > 1e5) rungs.erase(rungs.begin());                 // one thread's sum of so many numbers errs by more than is allowed
     climb("cross-entropy", shape, {7.0 * rows * V, bytes}, results, rungs);
     logits.host = given, results[2] = written("logits", logits, 0, 0);
     climb("cross-entropy, no gradient", shape, {4.0 * rows * V, bytes / 2, FP32, READ}, results,
-          {{"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, weight, rows, V, stride, false); }}});
+          {{"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, {weight}, rows, V, stride, false); }}});
 }
 static void loss(int rows) {
     Array<float> weight(numbers(rows)), logprob(numbers(rows));
@@ -131,7 +131,7 @@ static void loss(int rows) {
           {{"loss", [&] { return std::abs(outcome.get()[0].loss / want - 1); }, 1e-5, [&] { outcome.reset(); },
             [&] { return outcome.bits(); }}},
           {{"shipped", [&] {
-                launch(gpu::add_loss_kernel, 1, gpu::threads_for(rows, 1024), 0, outcome, logprob, weight, y, rows);
+                launch(gpu::add_loss_kernel, 1, gpu::threads_for(rows, 1024), 0, outcome, logprob, TokenTerms<float>{weight}, y, rows);
             }}});
 }
 

@@ -123,7 +123,7 @@ static void layers() {
         for (int n = 0; n < N; n++) y[n] = n % 5 == 3 ? -1 : (int)rng.below(V), weight[n] = rng.normal();
         auto loss = [&](bool gradients) {
             dlogits = logits;
-            cpu::cross_entropy(dlogits.data(), logprob.data(), best.data(), y.data(), weight.data(), N, V, gradients);
+            cpu::cross_entropy(dlogits.data(), logprob.data(), best.data(), y.data(), {weight.data()}, N, V, gradients);
             return -std::inner_product(weight.begin(), weight.end(), logprob.begin(), 0.0);
         };
         loss(true);
@@ -158,8 +158,8 @@ static void whole_model(bool bias, bool tied, int L, int NH, int C, int T) {
     std::vector<int> x(N), y(N);
     std::vector<float> w(N);
     for (int n = 0; n < N; n++) x[n] = rng.below(c.V), y[n] = n % 4 == 1 ? -1 : (int)rng.below(c.V), w[n] = rng.normal();
-    auto f = [&] { model.forward(x.data(), y.data(), w.data(), 3, B, T, false); return model.result().loss; };
-    model.forward(x.data(), y.data(), w.data(), 3, B, T, true), model.result();
+    auto f = [&] { model.forward(x.data(), y.data(), {w.data()}, 3, B, T, false); return model.result().loss; };
+    model.forward(x.data(), y.data(), {w.data()}, 3, B, T, true), model.result();
     model.backward();
     for (const Tensor& t : model.layout.tensors)
         if (t.present)
@@ -214,7 +214,7 @@ static std::vector<real> train_a_little(int threads, int micro) {
         for (int n = 0; n < rows * T; n++) x[n] = data.below(c.V), y[n] = data.below(9) ? x[n] * 3 % c.V : -1;
         double targets = std::count_if(y.begin(), y.end(), [](int t) { return t >= 0; });
         for (int m = 0; m < micro; m++) {
-            model.forward(&x[m * B * T], &y[m * B * T], nullptr, targets, B, T, true);
+            model.forward(&x[m * B * T], &y[m * B * T], {}, targets, B, T, true);
             model.backward();
         }
         model.update({1e-2, 0.9, 0.95, 1e-8, 0.1}, 1, step);
