@@ -1948,7 +1948,10 @@ struct HeldOut {
             data["val"] = val->identity.text();
         }
         if (!o.choices.empty()) choices.emplace(o.choices, V, T);
-        if (!o.answers.empty()) answers.emplace(o.answers, V, T), data["answers"] = Identity(o.answers).text();
+        if (!o.answers.empty()) {
+            answers.emplace(o.answers, V, T), data["answers"] = Identity(o.answers).text();
+            answers->need("--answers", {2, 3});
+        }
     }
 };
 

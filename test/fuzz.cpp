@@ -56,8 +56,16 @@ static void shards(std::string_view) {
         }
 }
 static void examples(std::string_view) {
-    Examples e(PATH, V, T);
-    must(right_answers(tiny_model(), 4, e, EOT) <= e.size(), "more right than there are");
+    std::optional<Examples> all;
+    guarded([&] { all.emplace(PATH, V, T); });
+    const Examples e(PATH, V, T, true);
+    must(all ? e.left_out == 0 && e.tokens == all->tokens : e.left_out > 0, "what is left out");
+    for (size_t i = 0; i < e.size(); i++) must(e.length(i) + (e.segments == 1) <= T, "longer than the context");
+    const std::vector<uint64_t> first = e.segments ? std::vector<uint64_t>() : std::vector<uint64_t>(e.first.begin(), e.first.end());
+    write_examples(PATH, e.tokens, e.segments, V, first);
+    const Examples again(PATH, V, T);
+    must(again.tokens == e.tokens && again.first == e.first && again.segments == e.segments, "write_examples");
+    if (e.segments >= 2) must(right_answers(tiny_model(), 4, e, EOT) <= e.size(), "more right than there are");
 }
 static void choices(std::string_view) { multiple_choice(tiny_model(), 4, Choices(PATH, V, T), nullptr); }
 
@@ -130,8 +138,9 @@ static Seeds shard_seeds() {
     return {written([&] { write_shard(PATH, tokens, V); }), written([&] { write_shard(PATH, tokens, 70000); })};
 }
 static Seeds example_seeds() {
-    const std::vector<std::vector<int>> s = {{1, 2}, {3}, {}, {4, 5, 6}, {7}, {8}};
-    return {written([&] { write_examples(PATH, s, 2, V); }), written([&] { write_examples(PATH, s, 3, 70000); })};
+    const std::vector<std::vector<int>> s = {{1, 2}, {3}, {}, {4, 5, 6}, {7}, {8}}, three = {{}, {1, 2}, {3}, {4}, {5, 6}, {7}};
+    return {written([&] { write_examples(PATH, s, 2, V); }), written([&] { write_examples(PATH, three, 3, 70000); }),
+            written([&] { write_examples(PATH, s, 1, V); }), written([&] { write_examples(PATH, s, 0, V, {0, 2, 6}); })};
 }
 static Seeds choice_seeds() {
     return {numbers({20240522, 1, 2, 26}, {65535, 26, 0, 1, 2, 2, 7, 8, 1, 9, 2, 10, 11,

@@ -31,6 +31,15 @@ static std::string safetensors(const std::string& json, size_t data) {
     return std::string((char*)&n, 8) + json + std::string(data, '\0');
 }
 
+// All of its tokens are the same.
+static std::string example_shard(int version, int segments, int examples, std::vector<uint64_t> first, std::vector<uint64_t> offsets, uint16_t token = 1) {
+    const int n = offsets.back(), all = offsets.size() - 1;
+    std::string bytes = header({20261121, version, examples, segments, 2, 0, n, 0, version == 2 ? all : 0}, 0);
+    for (auto& list : {first, offsets}) bytes.append((const char*)list.data(), 8 * list.size());
+    for (int i = 0; i < n; i++) bytes.append((const char*)&token, 2);
+    return bytes;
+}
+
 static void wrong_files() {
     const std::string path = DIR + "file";
     auto shard = [&] { Shard(path, false).check_tokens(10); };
@@ -38,6 +47,8 @@ static void wrong_files() {
     auto json = [&] { read_json(path); };
     auto llmc = [&] { config_of(read_llmc(path), 0); };
     auto examples = [&] { Examples(path, 10, 8); };
+    auto fitting = [&] { Examples(path, 10, 8, true); };
+    auto answers = [&] { Examples(path, 10, 8).need("--answers", {2, 3}); };
     auto choices = [&] { Choices(path, 10, 8); };
     std::string high = header({20240520, 1, 3}, 6);
     high[1024 + 4] = 12;
@@ -63,9 +74,32 @@ static void wrong_files() {
         {"JSON deep", json, std::string(100, '['), "FILE: byte 65: found byte 0x5b, expected at most 64 levels"},
         {"llm.c heads", llmc, header({20240326, 3, 4, 5, 1, 3, 2, 128}, 1368), "FILE: 2 channels are not a multiple of 3 heads"},
         {"examples magic", examples, header({1, 1}, 0), "FILE: byte 0: found magic 1, expected 20261121 (an example shard)"},
-        {"examples segments", examples, header({20261121, 1, 1, 4, 2}, 0), "FILE: byte 12: found 4 segments, expected 2 or 3"},
-        {"examples size", examples, header({20261121, 1, 1, 2, 2}, 0), "FILE: 1024 bytes, but its header of 1 examples and 0 tokens means 1048"},
+        {"examples version", examples, header({20261121, 3, 1, 2, 2}, 0), "FILE: byte 4: found version 3, expected 1 or 2"},
+        {"examples segments", examples, header({20261121, 1, 1, 4, 2}, 0), "FILE: byte 12: found 4 segments, expected 1, 2 or 3"},
+        {"examples size", examples, header({20261121, 1, 1, 2, 2}, 0), "FILE: 1024 bytes, but its header of 1 examples, 2 segments and 0 tokens means 1048"},
         {"examples offsets", examples, header({20261121, 1, 1, 2, 2, 0, 1}, 26), "FILE: byte 1024: offsets must run from 0 to 1"},
+        {"examples none", examples, header({20261121, 1, 0, 2, 2}, 8), "FILE: holds no examples"},
+        {"examples an empty response", examples, header({20261121, 1, 1, 2, 2}, 24), "FILE: example 0: segment 1, a response, is empty"},
+        {"examples an empty rejected one", examples, example_shard(1, 3, 1, {}, {0, 0, 1, 1}), "FILE: example 0: segment 2, a response, is empty"},
+        {"examples too long", examples, example_shard(1, 2, 2, {}, {0, 0, 1, 4, 9}), "FILE: example 1: 9 tokens do not fit the context of 8"},
+        {"examples a prompt too long", examples, example_shard(1, 1, 2, {}, {0, 6, 13}), "FILE: example 1: 9 tokens do not fit the context of 8"},
+        {"examples none left", fitting, example_shard(1, 2, 2, {}, {0, 7, 8, 9, 17}), "FILE: no example is left of 2: example 0: 9 tokens do not fit the context of 8"},
+        {"dialogues segments", examples, header({20261121, 2, 1, 2, 2}, 0), "FILE: byte 12: found 2 segments, expected 0 for any number"},
+        {"dialogues bytes", examples, header({20261121, 2, 1, 0, 3}, 0), "FILE: byte 16: found 3 bytes a token, expected 2 or 4"},
+        {"dialogues size", examples, example_shard(2, 0, 1, {0, 2}, {0, 1, 2}) + "x", "FILE: 1069 bytes, but its header of 1 examples, 2 segments and 2 tokens means 1068"},
+        {"dialogues more segments than bytes", examples, header({20261121, 2, 1, 0, 2, 0, 0, 0, -1, 0x1fffffff}, 8), "FILE: 1032 bytes, but its header of 1 examples, 2305843009213693951 segments and 0 tokens means 1040"},
+        {"dialogues first not 0", examples, example_shard(2, 0, 1, {1, 2}, {0, 1, 2}), "FILE: byte 1024: first segments must run from 0 to 2"},
+        {"dialogues last", examples, example_shard(2, 0, 1, {0, 1}, {0, 1, 2}), "FILE: byte 1024: first segments must run from 0 to 2"},
+        {"dialogues order", examples, example_shard(2, 0, 2, {0, 3, 2}, {0, 1, 2}), "FILE: byte 1040: first segments must ascend"},
+        {"dialogues offsets order", examples, example_shard(2, 0, 1, {0, 2}, {0, 3, 2}), "FILE: byte 1056: offsets must ascend"},
+        {"dialogues offsets last", examples, example_shard(2, 0, 1, {0, 2}, {1, 1, 2}), "FILE: byte 1040: offsets must run from 0 to 2"},
+        {"dialogues none of an example", examples, example_shard(2, 0, 2, {0, 2, 2}, {0, 1, 2}), "FILE: example 1: 0 segments, expected contexts and responses in turn"},
+        {"dialogues odd", examples, example_shard(2, 0, 2, {0, 3, 4}, {0, 1, 2, 3, 4}), "FILE: example 0: 3 segments, expected contexts and responses in turn"},
+        {"dialogues an empty response", examples, example_shard(2, 0, 1, {0, 4}, {0, 1, 2, 3, 3}), "FILE: example 0: segment 3, a response, is empty"},
+        {"dialogues foreign token", examples, example_shard(2, 0, 1, {0, 2}, {0, 1, 2}, 10), "FILE: byte 1064: token 10 is not below the vocabulary size 10"},
+        {"dialogues too long", examples, example_shard(2, 0, 2, {0, 2, 6}, {0, 3, 7, 8, 9, 12, 14}), "FILE: example 1: 9 tokens do not fit the context of 8"},
+        {"dialogues for --answers", answers, example_shard(2, 0, 1, {0, 2}, {0, 1, 2}), "FILE: dialogues, but --answers needs prompts and responses or preferences"},
+        {"prompts for --answers", answers, example_shard(1, 1, 1, {}, {0, 1}), "FILE: prompts alone, but --answers needs prompts and responses or preferences"},
         {"choices magic", choices, header({1, 1}, 0), "FILE: byte 0: expected magic 20240522 and version 1 of a multiple choice file"},
         {"choices cut short", choices, header({20240522, 1, 1}, 0), "FILE: byte 1024: the file ends inside example 0 of 1"},
         {"choices start", choices, header({20240522, 1, 1}, 20), "FILE: byte 1024: found 0, expected 65535, the start of example 0"},

@@ -3,6 +3,7 @@
 #include "../dev/host/checkpoints.h"
 #include "../dev/host/display.h"
 #include "../dev/host/options.h"
+#include "../dev/host/shards.h"
 #include "check.h"
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -511,11 +512,54 @@ static void runs() {
     check(all.starts_with("3145728 bytes in 1 files, checksum ") && less.starts_with("3145727 bytes") && identity(bytes.size()) != all, "host/runs/an identity changes with a byte: %s", all.c_str());
 }
 
+// ---- shards.h ----
+static void examples() {
+    using Segments = std::vector<std::vector<int>>;
+    const std::string path = DIR + "examples";
+    const Segments six = {{1, 2}, {3}, {}, {4, 5, 6}, {7, 8}, {9}}, three = {{}, {1, 2}, {3}, {4}, {5}, {6, 7, 8}};
+    const struct { int segments; Segments all; std::vector<uint64_t> first; std::vector<int> lengths; } cases[] = {
+        {1, six, {}, {3, 2, 1, 4, 3, 2}}, {2, six, {}, {4, 4, 4}}, {3, three, {}, {3, 5}}, {0, six, {0, 2, 6}, {4, 8}}};
+    for (auto& c : cases)
+        for (int V : {10, 70000}) {
+            write_examples(path, c.all, c.segments, V, c.first);
+            const Examples e(path, V, 100);
+            bool good = e.tokens == c.all && e.segments == c.segments && e.size() == c.lengths.size() && e.left_out == 0;
+            for (size_t i = 0, at = 0; i < e.size(); at += e.count(i++))
+                good = good && e.number[i] == i && e.first[i] == at && e.of(i)[0] == c.all[at] && e.length(i) == c.lengths[i];
+            check(good && e.first.back() == c.all.size(), "host/examples/%d segments, %d tokens", c.segments, V);
+        }
+    // the lengths 3, 2, 1, 4, 3, 2 of prompts alone, which need room for one token more; of pairs 3, 5, 2
+    write_examples(path, six, 1, 10);
+    std::string said = output_of([&] {
+        const Examples e(path, 10, 3, true);
+        check(e.left_out == 3 && e.number == std::vector<size_t>{1, 2, 5} && e.tokens == Segments{{3}, {}, {9}} && e.first.back() == 3 && e.length(2) == 2, "host/examples/prompts left out");
+    }, stderr);
+    same("examples/prompts left out are told of", said, "warning: " + path + ": 3 of 6 examples are left out, the first of them example 0: 4 tokens do not fit the context of 3\n");
+    write_examples(path, {{1}, {2}, {1, 1}, {2, 2}, {}, {2}}, 2, 10);
+    said = output_of([&] {
+        const Examples e(path, 10, 4, true);
+        check(e.left_out == 1 && e.number == std::vector<size_t>{0, 2} && *e.of(1) == std::vector<int>() && e.of(1)[1] == std::vector<int>{2}, "host/examples/a pair left out");
+    }, stderr);
+    same("examples/a pair left out is told of", said, "warning: " + path + ": 1 of 3 examples are left out, the first of them example 1: 5 tokens do not fit the context of 4\n");
+    same("examples/none left out, nothing told", output_of([&] { Examples(path, 10, 5, true); }, stderr), "");
+    dies("examples/too long, where none is left out", "1 " + path + ": example 1: 5 tokens do not fit the context of 4", [&] { Examples(path, 10, 4); });
+
+    const std::string kept = read_file(path);
+    dies("examples/not whole ones", "1 " + path + ": 6 segments are not a whole number of examples", [&] { write_examples(path, six, 4, 10); });
+    dies("examples/an empty response", "1 " + path + ": example 1: segment 1, a response, is empty", [&] { write_examples(path, {{1}, {2}, {3}, {}}, 2, 10); });
+    dies("examples/an empty chosen one", "1 " + path + ": example 0: segment 1, a response, is empty", [&] { write_examples(path, {{1}, {}, {3}}, 3, 10); });
+    dies("examples/an empty turn", "1 " + path + ": example 0: segment 3, a response, is empty", [&] { write_examples(path, {{1}, {1}, {3}, {}}, 0, 10, {0, 4}); });
+    dies("examples/an odd number", "1 " + path + ": example 1: 1 segments, expected contexts and responses in turn", [&] { write_examples(path, {{1}, {1}, {3}}, 0, 10, {0, 2, 3}); });
+    dies("examples/none of an example", "1 " + path + ": example 0: 0 segments, expected contexts and responses in turn", [&] { write_examples(path, {{1}, {1}}, 0, 10, {0, 0, 2}); });
+    dies("examples/dialogues that end elsewhere", "1 " + path + ": 6 segments are not a whole number of examples", [&] { write_examples(path, six, 0, 10, {0, 2}); });
+    check(read_file(path) == kept, "host/examples/what is refused leaves the old file");
+}
+
 int main() {
     signal(SIGXFSZ, SIG_IGN);
     fs::remove_all(DIR);
     fs::create_directories(DIR);
-    for (auto section : {options, resuming, tensors, checkpoints, display, machine, configs, models, runs})
+    for (auto section : {options, resuming, tensors, checkpoints, display, machine, configs, models, runs, examples})
         if (const std::string error = error_of(section); !error.empty()) check(false, "host: %s", error.c_str());
     return failed > 0;
 }

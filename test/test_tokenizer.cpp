@@ -474,10 +474,11 @@ void check_tool(const Tokenizer& t) {
     for (auto& entry : fs::directory_iterator(dir + "/deep/er"))
         expect(entry.path().extension() != ".part", "no unfinished file is left");
     const std::string pairs = dir + "/pairs.jsonl", out = dir + "/pairs.bin";
-    write_file(pairs, "{\"prompt\": \"the\", \"chosen\": \" cat\", \"rejected\": \"\"}\n");
+    write_file(pairs, "{\"prompt\": \"the\", \"chosen\": \" cat\", \"rejected\": \"t\"}\n");
     shards::run(shards::parse_arguments({"examples", "--in", pairs, "--tokenizer", dir + "/m.txt", "--out", out}));
-    const Ids ids = t.encode("the cat");
-    const uint64_t offsets[4] = {0, t.encode("the").size(), ids.size(), ids.size()};
+    Ids ids = t.encode("the cat");
+    const uint64_t offsets[4] = {0, t.encode("the").size(), ids.size(), ids.size() + 1};
+    ids.push_back(t.encode("t")[0]);
     int32_t header[256] = {20261121, 1, 1, 3, 2, 0, (int32_t)ids.size()};
     const std::string head = std::string((char*)header, 1024) + std::string((char*)offsets, 32);
     expect(read_all(out) == head + shard(ids).substr(1024), "an example shard of one preference");

@@ -1,7 +1,7 @@
 /* dev/host/shards.h -- token shards, example shards and multiple choice questions, read and written.
-   Token shards have llm.c's format: 256 int32 {magic, version, count}, then the tokens. Example shards hold pairs
-   (prompt, response) or triples (prompt, chosen, rejected) in the same spirit. A file is checked whole when it is
-   opened, and then trusted. */
+   Token shards have llm.c's format: 256 int32 {magic, version, count}, then the tokens. Example shards hold prompts,
+   pairs (prompt, response), triples (prompt, chosen, rejected) or dialogues in the same spirit. A file is checked whole
+   when it is opened, and then trusted. */
 #pragma once
 #include "kinds.h"
 #include <glob.h>
@@ -11,7 +11,7 @@
 
 struct ShardKind { int32_t magic, version; int token_bytes; };
 inline constexpr ShardKind SHARD_KINDS[] = {{20240520, 1, 2}, {20240801, 7, 4}};
-inline constexpr int32_t EXAMPLES_MAGIC = 20261121, EXAMPLES_VERSION = 1;
+inline constexpr int32_t EXAMPLES_MAGIC = 20261121;
 inline constexpr size_t HEADER = 1024;
 
 struct Shard {
@@ -99,12 +99,20 @@ inline int assumed_vocab(const std::string& train, const std::string& val, bool 
     return gpt2;
 }
 
-// Examples of 2 segments (prompt, response) or 3 (prompt, chosen, rejected); formats: header, offsets, tokens.
+// Examples: prompts, pairs, preferences or dialogues, each a list of segments. Version 1 has the same number of them in
+// each: header, offsets, tokens. Version 2 any number: header, the first segment of each example, offsets, tokens.
 struct Examples {
-    int segments;
-    std::vector<std::vector<int>> tokens;                    // example e, segment s: tokens[e * segments + s]
+    static constexpr const char* KINDS[] = {"dialogues", "prompts alone", "prompts and responses", "preferences"};
+    std::string path;
+    int segments;                            // of each: 1 prompt; 2 prompt, response; 3 prompt, chosen, rejected;
+                                             // 0 context and response in turn
+    std::vector<std::vector<int>> tokens;    // all segments, one after the other
+    std::vector<size_t> first = {0};         // of each example its first segment; then the number of all
+    std::vector<size_t> number;              // of each example its number in the file
+    size_t left_out = 0;                     // examples that are longer than T
 
-    Examples(const std::string& path, int V, int T) {
+    // An example longer than T is an error or, if leave_out, left out, which is told of.
+    Examples(const std::string& path, int V, int T, bool leave_out = false) : path(path) {
         Mapped f(path);
         const char* name = path.c_str();
         const int32_t magic = f.size < 4 ? 0 : f.at<int32_t>(0);
@@ -112,36 +120,82 @@ struct Examples {
         if (f.size < HEADER) die("%s: %zu bytes, shorter than a header of %zu", name, f.size, HEADER);
         if (magic != EXAMPLES_MAGIC)
             die("%s: byte 0: found magic %d, expected %d (an example shard)", name, magic, EXAMPLES_MAGIC);
-        if (f.at<int32_t>(4) != EXAMPLES_VERSION)
-            die("%s: byte 4: found version %d, expected %d", name, f.at<int32_t>(4), EXAMPLES_VERSION);
-        size_t E = f.at<uint32_t>(8), n = f.at<uint64_t>(24);
+        const int version = f.at<int32_t>(4), bytes = f.at<int32_t>(16);
+        const bool any = version == 2;                                   // number of segments
+        if (version != 1 && !any) die("%s: byte 4: found version %d, expected 1 or 2", name, version);
         segments = f.at<int32_t>(12);
-        int bytes = f.at<int32_t>(16);
-        if (segments != 2 && segments != 3) die("%s: byte 12: found %d segments, expected 2 or 3", name, segments);
+        if (any ? segments != 0 : segments < 1 || segments > 3)
+            die("%s: byte 12: found %d segments, expected %s", name, segments, any ? "0 for any number" : "1, 2 or 3");
         if (bytes != 2 && bytes != 4) die("%s: byte 16: found %d bytes a token, expected 2 or 4", name, bytes);
-        size_t S = E * segments, start = HEADER + 8 * (S + 1);
-        if (E >= 1u << 31 || n > f.size || f.size != start + n * bytes)
-            die("%s: %zu bytes, but its header of %zu examples and %zu tokens means %zu", name, f.size, E, n,
-                start + n * bytes);
-        auto offset = [&](size_t i) { return f.at<uint64_t>(HEADER + 8 * i); };
-        if (offset(0) != 0 || offset(S) != n) die("%s: byte %zu: offsets must run from 0 to %zu", name, HEADER, n);
-        for (size_t i = 0; i < S; i++)
-            if (offset(i) > offset(i + 1)) die("%s: byte %zu: offsets must ascend", name, HEADER + 8 * (i + 1));
-        tokens.resize(S);
-        for (size_t i = 0; i < S; i++)
-            for (size_t k = offset(i); k < offset(i + 1); k++) {
-                uint32_t t = bytes == 2 ? f.at<uint16_t>(start + 2 * k) : f.at<uint32_t>(start + 4 * k);
-                if (t >= (uint32_t)V) die("%s: byte %zu: token %u is not below the vocabulary size %d", name,
-                                          start + k * bytes, t, V);
-                tokens[i].push_back(t);
+        const size_t E = f.at<uint32_t>(8), n = f.at<uint64_t>(24), S = any ? f.at<uint64_t>(32) : E * segments;
+        const size_t offsets = HEADER + (any ? 8 * (E + 1) : 0), start = offsets + 8 * (S + 1);
+        if (E >= 1u << 31 || S > f.size || n > f.size || f.size != start + n * bytes)
+            die("%s: %zu bytes, but its header of %zu examples, %zu segments and %zu tokens means %zu", name, f.size, E,
+                S, n, start + n * bytes);
+        auto ascend = [&](const char* what, size_t at, size_t count, size_t last) {
+            if (f.at<uint64_t>(at) != 0 || f.at<uint64_t>(at + 8 * count) != last)
+                die("%s: byte %zu: %s must run from 0 to %zu", name, at, what, last);
+            for (; count-- > 0; at += 8)
+                if (f.at<uint64_t>(at) > f.at<uint64_t>(at + 8))
+                    die("%s: byte %zu: %s must ascend", name, at + 8, what);
+        };
+        if (any) ascend("first segments", HEADER, E, S);
+        ascend("offsets", offsets, S, n);
+        auto begin = [&](size_t e) { return any ? f.at<uint64_t>(HEADER + 8 * e) : e * segments; };
+        std::string told;
+        for (size_t e = 0; e < E; e++) {
+            for (size_t i = begin(e); i < begin(e + 1); i++) {
+                std::vector<int>& to = tokens.emplace_back();
+                for (size_t k = f.at<uint64_t>(offsets + 8 * i); k < f.at<uint64_t>(offsets + 8 * (i + 1)); k++) {
+                    uint32_t t = bytes == 2 ? f.at<uint16_t>(start + 2 * k) : f.at<uint32_t>(start + 4 * k);
+                    if (t >= (uint32_t)V) die("%s: byte %zu: token %u is not below the vocabulary size %d", name,
+                                              start + k * bytes, t, V);
+                    to.push_back(t);
+                }
             }
-        for (size_t i = 0; i < S; i++) {                     // a prompt with one of its answers, and an end of text
-            size_t length = 1 + tokens[i / segments * segments].size() + (i % segments ? tokens[i].size() : 0);
-            if (length > (size_t)T)
-                die("%s: example %zu: %zu tokens do not fit the context of %d", name, i / segments, length, T);
+            first.push_back(tokens.size()), number.push_back(e);
+            const size_t last = size() - 1;
+            check(path, e, segments, of(last), count(last));
+            const size_t needed = row(last) + (segments == 1);           // a prompt, and what follows it
+            if (needed <= (size_t)T) continue;
+            const std::string found = format("example %zu: %zu tokens do not fit the context of %d", e, needed, T);
+            if (!leave_out) die("%s: %s", name, found.c_str());
+            if (left_out++ == 0) told = found;
+            first.pop_back(), number.pop_back(), tokens.resize(first.back());
         }
+        if (E == 0) die("%s: holds no examples", name);
+        if (left_out == E) die("%s: no example is left of %zu: %s", name, E, told.c_str());
+        if (left_out)
+            warn("%s: %zu of %zu examples are left out, the first of them %s", name, left_out, E, told.c_str());
     }
-    size_t size() const { return tokens.size() / segments; }
+    size_t size() const { return number.size(); }
+    size_t count(size_t e) const { return first[e + 1] - first[e]; }
+    const std::vector<int>* of(size_t e) const { return tokens.data() + first[e]; }
+    // Of its longest row: end of text, context, response, and so on in turn; of 3 segments with the longer answer.
+    int length(size_t e) const { return (int)row(e); }
+    size_t row(size_t e) const {
+        const std::vector<int>* s = of(e);
+        if (segments == 3) return 1 + s[0].size() + std::max(s[1].size(), s[2].size());
+        size_t sum = (count(e) + 1) / 2;
+        for (size_t i = 0; i < count(e); i++) sum += s[i].size();
+        return sum;
+    }
+    // For callers that can use some kinds only: need("--answers", {2, 3}).
+    void need(const char* what, std::initializer_list<int> kinds) const {
+        std::string names;
+        for (int kind : kinds) {
+            if (kind == segments) return;
+            names += (names.empty() ? "" : " or ") + std::string(KINDS[kind]);
+        }
+        die("%s: %s, but %s needs %s", path.c_str(), KINDS[segments], what, names.c_str());
+    }
+    // Of what is read or written: contexts and responses in turn, no response empty.
+    static void check(const std::string& path, size_t e, int segments, const std::vector<int>* s, size_t count) {
+        if (segments == 0 && (count == 0 || count % 2))
+            die("%s: example %zu: %zu segments, expected contexts and responses in turn", path.c_str(), e, count);
+        for (size_t i = 1; i < count; i += segments == 3 ? 1 : 2)
+            if (s[i].empty()) die("%s: example %zu: segment %zu, a response, is empty", path.c_str(), e, i);
+    }
 };
 
 // Multiple choice in llm.c's format: 256 int32 {magic, 1, examples, bytes of the longest}, then uint16 streams.
@@ -211,17 +265,24 @@ inline void write_shard(const std::string& path, const std::vector<int>& tokens,
     w.finish();
 }
 
+// Examples of a fixed number of segments or, if that is 0, of those from first[e] to first[e + 1].
 inline void write_examples(const std::string& path, const std::vector<std::vector<int>>& segments, int per_example,
-                           int V) {
+                           int V, std::vector<uint64_t> first = {}) {
+    const bool any = per_example == 0;
+    for (size_t i = 0; !any && i <= segments.size(); i += per_example) first.push_back(i);
+    if (first.empty() || first.back() != segments.size())
+        die("%s: %zu segments are not a whole number of examples", path.c_str(), segments.size());
+    for (size_t e = 0; e + 1 < first.size(); e++)
+        Examples::check(path, e, per_example, segments.data() + first[e], first[e + 1] - first[e]);
     std::vector<uint64_t> offsets = {0};
     std::vector<int> tokens;
     for (auto& s : segments) tokens.insert(tokens.end(), s.begin(), s.end()), offsets.push_back(tokens.size());
-    int32_t header[256] = {EXAMPLES_MAGIC, EXAMPLES_VERSION, (int32_t)(segments.size() / per_example), per_example,
-                           V > 65536 ? 4 : 2};
-    uint64_t n = tokens.size();
-    memcpy(&header[6], &n, sizeof n);
+    int32_t header[256] = {EXAMPLES_MAGIC, any ? 2 : 1, (int32_t)(first.size() - 1), per_example, V > 65536 ? 4 : 2};
+    const uint64_t counts[] = {tokens.size(), any ? segments.size() : 0};
+    memcpy(&header[6], counts, sizeof counts);
     Writer w(path);
     w.put(header, sizeof header);
+    if (any) w.put(first.data(), first.size() * sizeof first[0]);
     w.put(offsets.data(), offsets.size() * sizeof offsets[0]);
     put_tokens(w, tokens, header[4]);
     w.finish();
