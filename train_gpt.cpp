@@ -31,6 +31,7 @@
 #include "dev/host/display.h"
 #include "dev/host/machine.h"
 #include "dev/host/options.h"
+#include "dev/host/scorer.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table,
@@ -46,8 +47,9 @@
 
 //    type     name             default       allowed                         marks     help
 #define OPTIONS(X) \
-    X(text,    train,           "",           "",                             "tDP",    "token shards to train on: a glob, in quotes [required]") \
-    X(text,    val,             "",           "",                             "teDP",   "token shards to validate on: a glob [none]") \
+    X(text,    stage,           "pretrain",   "pretrain|sft|reward|rl",       "te",     "what to learn from: token shards; responses; pairs of answers; rewards of drawn answers. The last three take example shards") \
+    X(text,    train,           "",           "",                             "tDP",    "shards to train on: a glob, in quotes [required]") \
+    X(text,    val,             "",           "",                             "teDP",   "shards to validate on: a glob [none]") \
     X(text,    raw,             "",           "u16",                          "te",     "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
     X(text,    tokenizer,       "",           "",                             "tsegDP", "GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
     X(text,    init,            "d12",        "",                             "tP",     "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
@@ -86,6 +88,15 @@
     X(integer, keep,            2,            "1..1000000",                   "tR",  "checkpoints to keep, beside the best in OUT/best") \
     X(text,    out,             "",           "",                             "tRP!","directory of the run: log.jsonl and checkpoints") \
     X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
+    X(integer, group,           8,            "2..4096",                      "t",      "rl: answers drawn for each prompt, whose mean reward is subtracted") \
+    X(integer, response_tokens, 0,            "1..1048576",                   "t",      "rl: of an answer, at most [what the context leaves]") \
+    X(text,    reward,          "exact",      "",                             "tDP",    "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage") \
+    X(text,    reward_command,  "",           "",                             "t",      "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
+    X(number,  reward_timeout,  60,           "0.001..1000000",               "tR",     "rl: seconds to wait for that program") \
+    X(text,    advantage,       "mean",       "mean|normalized",              "t",      "rl: reward less the group's mean; normalized: over its standard deviation, too") \
+    X(integer, rl_passes,       1,            "1..1000",                      "t",      "rl: optimizer steps with the same answers") \
+    X(number,  ppo_clip,        0.2,          "0..1000",                      "t",      "rl: by how much a token's probability may change in a step and still gain") \
+    X(number,  kl,              0.05,         "0..1000",                      "t",      "rl: weight of the divergence from --init") \
     X(text,    prompt,          "",           "",                             "sE2", "text to continue; without a tokenizer, token ids [end of text]") \
     X(text,    prompt_file,     "",           "",                             "s2P","file with the text to continue, less a last line break; - is standard input [--prompt]") \
     X(integer, tokens,          100,          "1..1000000000",                "s",   "tokens to write, at most; an end of text stops earlier") \
@@ -344,14 +355,67 @@ struct Row { std::vector<int> x, y; };
 struct Batch {
     int B, T = 0;
     std::vector<int> x, y;                   // (B,T)
+    std::vector<int> last;                   // (B): where a row ends
+    std::vector<float> weight, old, ref;     // (B,T): PPO's; see Objective
     explicit Batch(const std::vector<Row>& rows) : B(rows.size()) {
         for (const Row& r : rows) T = std::max(T, (int)r.x.size());
         x.resize((size_t)B * T, 0), y.resize((size_t)B * T, -1);
         for (int b = 0; b < B; b++) {
             std::copy(rows[b].x.begin(), rows[b].x.end(), x.begin() + (size_t)b * T);
             std::copy(rows[b].y.begin(), rows[b].y.end(), y.begin() + (size_t)b * T);
+            last.push_back((int)rows[b].x.size() - 1);
         }
     }
+    size_t targets() const { return y.size() - std::count(y.begin(), y.end(), -1); }
+};
+
+// Adds to a row: end of text, context, response; its targets are the response and the end of text behind it.
+inline void add_turn(Row& r, int eot, const std::vector<int>& context, const std::vector<int>& response) {
+    r.x.push_back(eot);
+    r.x.insert(r.x.end(), context.begin(), context.end()), r.x.insert(r.x.end(), response.begin(), response.end());
+    r.y.insert(r.y.end(), context.size(), -1), r.y.insert(r.y.end(), response.begin(), response.end());
+    r.y.push_back(eot);
+}
+
+/* The stages of making a GPT are one network and one loop; they differ in their rows and in what these count for.
+     pretrain   windows of token shards          the likelihood of every token
+     sft        examples, side by side or one    the likelihood of the responses
+     reward     both answers of a preference     pair_loss() of their readouts: the logit of end of text behind an answer
+     rl         answers drawn to a prompt        ppo_loss() of their tokens, by their reward over that of their group */
+struct Stage {
+    const char* name;
+    std::vector<int> kinds;                  // of Examples; none: token shards
+    bool side_by_side = false;
+};
+inline const Stage STAGES[] = {{"pretrain", {}}, {"sft", {0, 2}, true}, {"reward", {3}}, {"rl", {1, 2}}};
+inline const Stage& stage_of(const Options& o) {
+    return *std::find_if(std::begin(STAGES), std::end(STAGES), [&](const Stage& s) { return o.stage == s.name; });
+}
+
+// Rows of whole examples, none of them cut.
+struct ExampleRows {
+    const Examples examples;
+    std::vector<std::vector<int>> packs;     // the examples of each row
+    const int eot;
+
+    ExampleRows(const std::string& path, const Options& o, int V, int T, int eot) : examples(path, V, T, true), eot(eot) {
+        const Stage& stage = stage_of(o);
+        examples.need(("--stage " + o.stage).c_str(), stage.kinds);
+        int room = 0;
+        for (size_t e = 0; e < examples.size(); e++) {
+            const int length = examples.length(e);
+            if (!stage.side_by_side || o.rows != "packed" || length > room) packs.emplace_back(), room = T;
+            packs.back().push_back(e), room -= length;
+        }
+    }
+    Row row(size_t i, int answer = 1) const {                // answer 2: the rejected one
+        Row r;
+        for (int e : packs[i])
+            for (size_t k = 0; k + 1 < examples.count(e); k += examples.segments == 3 ? 3 : 2)
+                add_turn(r, eot, examples.of(e)[k], examples.of(e)[k + answer]);
+        return r;
+    }
+    const std::vector<int>* example(size_t i) const { return examples.of(packs[i][0]); }
 };
 
 // n inputs from `at` on, each with the token after it as target, or only the last; after the shard's end comes eot.
@@ -368,9 +432,11 @@ inline Row row_of(const Shard& shard, size_t at, int n, bool last_only, int eot)
    shuffled by (seed, epoch), and the windows of a shard in an order shuffled by (seed, epoch, shard). Any g can be
    asked for, so the position in the data is one number.
    packed    windows of T tokens side by side, all targets
-   sliding   every window of T tokens, one token apart, of which only the last target counts */
+   sliding   every window of T tokens, one token apart, of which only the last target counts
+   In the later stages a window is a row of examples. */
 struct Windows {
     std::vector<std::unique_ptr<Shard>> shards;
+    std::vector<std::unique_ptr<ExampleRows>> rows;          // or these
     std::vector<size_t> windows;             // of each shard
     size_t total = 0;                        // of an epoch
     Identity identity;
@@ -378,28 +444,37 @@ struct Windows {
     bool sliding;
     uint64_t seed;
 
-    Windows(const std::string& pattern, const std::string& rows, bool raw, int T, int V, uint64_t seed)
-        : T(T), sliding(rows == "sliding"), seed(seed) {
+    Windows(const Options& o, int V, int eot) : T(o.context), sliding(o.rows == "sliding"), seed(o.seed) {
         size_t tokens = 0;
-        for (const std::string& path : glob_files(pattern, "--train")) {
-            shards.push_back(std::make_unique<Shard>(path, raw));
-            shards.back()->check_tokens(V);
-            identity.add(shards.back()->file);
-            const size_t n = shards.back()->count;
-            windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0);
+        for (const std::string& path : glob_files(o.train, "--train")) {
+            if (stage_of(o).kinds.size()) {
+                rows.push_back(std::make_unique<ExampleRows>(path, o, V, T, eot));
+                identity.add(Mapped(path)), windows.push_back(rows.back()->packs.size());
+            } else {
+                shards.push_back(std::make_unique<Shard>(path, !o.raw.empty()));
+                shards.back()->check_tokens(V);
+                identity.add(shards.back()->file);
+                const size_t n = shards.back()->count;
+                windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0), tokens += n;
+            }
             if (windows.back() > UINT32_MAX) die("%s: more than 2^32 windows; split it", path.c_str());
-            total += windows.back(), tokens += n;
+            total += windows.back();
         }
         if (total == 0)
             die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower --context",
-                pattern.c_str(), tokens, shards.size(), T + 1);
+                o.train.c_str(), tokens, shards.size(), T + 1);
     }
-    Row row(size_t g) {
+    // Where window g is: its shard, and its place there.
+    std::pair<int, size_t> find(size_t g) {
         open_epoch(g / total);
         size_t in_epoch = g % total, i = 0, before = 0;
         while (in_epoch >= before + windows[order[i]]) before += windows[order[i++]];
         open_shard(order[i]);
-        return row_of(*shards[open], (size_t)window_order[in_epoch - before] * (sliding ? 1 : T), T, sliding, -1);
+        return {open, window_order[in_epoch - before]};
+    }
+    Row row(size_t g, int answer = 1) {
+        const auto [shard, i] = find(g);
+        return rows.empty() ? row_of(*shards[shard], i * (sliding ? 1 : T), T, sliding, -1) : rows[shard]->row(i, answer);
     }
 
 private:
@@ -440,30 +515,36 @@ inline std::vector<int> beginning_of(const Shard& shard, int eot, int T) {
 
 struct ValidationRows {
     std::vector<std::unique_ptr<Shard>> shards;
+    std::vector<std::unique_ptr<ExampleRows>> rows;          // or these
     struct Span { int shard; size_t begin; int length; };    // inputs begin .. begin + length - 1
     std::vector<Span> spans;
     Identity identity;
     int eot;
     bool sliding;
 
-    ValidationRows(const std::string& pattern, const std::string& rows, bool raw, int T, int V, int eot, size_t limit)
-        : eot(eot), sliding(rows == "sliding") {
-        for (const std::string& path : glob_files(pattern, "--val")) {
-            shards.push_back(std::make_unique<Shard>(path, raw));
+    ValidationRows(const Options& o, int V, int T, int eot, size_t limit) : eot(eot), sliding(o.rows == "sliding") {
+        for (const std::string& path : glob_files(o.val, "--val")) {
+            if (stage_of(o).kinds.size()) {
+                rows.push_back(std::make_unique<ExampleRows>(path, o, V, T, eot));
+                identity.add(Mapped(path));
+                for (size_t i = 0; i < rows.back()->packs.size(); i++) spans.push_back({(int)rows.size() - 1, i, 0});
+                continue;
+            }
+            shards.push_back(std::make_unique<Shard>(path, !o.raw.empty()));
             shards.back()->check_tokens(V);
             identity.add(shards.back()->file);
-            if (rows == "documents") split_documents(T);
+            if (o.rows == "documents") split_documents(T);
             else for (size_t i = 0, n = shards.back()->count; i + 1 < n; i += sliding ? 1 : T) {
                 if ((sliding && i + T >= n) || (limit && spans.size() == limit)) break;
                 spans.push_back({(int)shards.size() - 1, i, (int)std::min<size_t>(T, n - 1 - i)});
             }
         }
-        if (spans.empty()) die("%s: too short to validate on: no window of inputs and targets in it", pattern.c_str());
+        if (spans.empty()) die("%s: too short to validate on: no window of inputs and targets in it", o.val.c_str());
         if (limit && spans.size() > limit) spans.resize(limit);
     }
-    Row row(size_t i) const {
+    Row row(size_t i, int answer = 1) const {
         const Span& s = spans[i];
-        return row_of(*shards[s.shard], s.begin, s.length, sliding, eot);
+        return rows.empty() ? row_of(*shards[s.shard], s.begin, s.length, sliding, eot) : rows[s.shard]->row(s.begin, answer);
     }
 
 private:
@@ -606,7 +687,8 @@ inline std::pair<double, double> pair_loss(double margin) {
     return {std::log1p(std::exp(-std::abs(margin))) - std::min(margin, 0.0), -1 / (1 + std::exp(margin))};
 }
 
-// What the tokens of a batch count for, each (B,T); weights that are null are 1. With old it is PPO.
+// What the tokens of a batch count for, each (B,T); weights that are null are 1. With ref it is PPO; without old, they were
+// drawn from these very weights, so that r is 1.
 struct Objective {
     const float *weight = nullptr, *old = nullptr, *ref = nullptr;
     double clip = 0, kl = 0;
@@ -617,10 +699,10 @@ template <typename W> struct TokenTerms {
     const float *old = nullptr, *ref = nullptr;
     float clip = 0;
     template <typename R> HD TokenLoss<R> loss(int n, R lp) const {
-        if (!old) return likelihood_loss<R>(lp, weight[n]);
-        return ppo_loss<R>(lp, weight[n], old[n], ref[n], clip, *kl);
+        if (!ref) return likelihood_loss<R>(lp, weight[n]);
+        return ppo_loss<R>(lp, weight[n], old ? old[n] : lp, ref[n], clip, *kl);
     }
-    TokenTerms from(int n0) const { return {weight + n0, kl, old ? old + n0 : old, old ? ref + n0 : ref, clip}; }
+    TokenTerms from(int n0) const { return {weight + n0, kl, old ? old + n0 : old, ref ? ref + n0 : ref, clip}; }
 };
 
 struct AdamW { double lr, beta1, beta2, eps, weight_decay; };
@@ -1390,10 +1472,10 @@ inline double measure_peak(bool bf16 = false, int trials = 32) {
 //                                      backward() of likelihoods came after it
 //   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
-//   draw(x, B, t0, T, sampling, hidden, rng, token)
+//   draw(x, B, t0, T, sampling, hidden, rng, token, ahead)
 //                                      extend, and then a token for each of at most 64 rows, with its own random number;
 //                                      none of those hidden, which are the same from t0 = 0 on
-//                                      With t0 > 0, x is what the last draw gave: tokens may be made ahead of time
+//                                      ahead: the next x is what this gives, so tokens may be made ahead of time
 //   describe()                         one line about the machine and the memory in use
 //   speed(tokens, seconds)             of a step: for its line, and for the log
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
@@ -1596,7 +1678,7 @@ struct Model {
             std::copy_n(a.logits, (size_t)some * c.V, out + (size_t)i * c.V);
         }
     }
-    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token) {
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token, bool) {
         std::vector<float> z((size_t)B * c.V);
         extend(x, B, t0, T), logits(T - 1, T, B, z.data());
         for (int b = 0; b < B; b++) for (int v : hidden) z[(size_t)b * c.V + v] = NEVER;
@@ -1859,6 +1941,52 @@ Validation validate(Model& model, int batch, const ValidationRows& rows, const T
     return v;
 }
 
+// What a reward model says of rows that end in an answer: the logit of end of text behind it.
+template <typename Model> std::vector<float> rewards_of(Model& model, const std::vector<Row>& rows, int eot) {
+    std::vector<float> rewards(rows.size());
+    for (size_t i = 0; i < rows.size(); i += model.max_B) {
+        const Batch b({rows.begin() + i, rows.begin() + std::min(rows.size(), i + model.max_B)});
+        model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, &rewards[i]);
+    }
+    return rewards;
+}
+
+/* How far a reward model tells the better answers of preferences: loss, the share of pairs that it orders rightly, the mean
+   margin, and its calibration: by how much that share differs from the probability, sigmoid of the margin, that it gives its
+   own order, over 10 bins of that probability (Guo et al. 2017, arXiv:1706.04599, eq. 3). */
+struct Preferences {
+    double nats = 0, margins = 0, expected[10] = {}, correct[10] = {};
+    size_t pairs = 0, right = 0;
+    void add(double margin) {
+        const double sure = 1 / (1 + std::exp(-std::abs(margin)));
+        const int bin = std::min(9, int(20 * (sure - 0.5)));
+        nats += pair_loss(margin).first, margins += margin, pairs++, right += margin > 0;
+        expected[bin] += sure, correct[bin] += margin > 0;
+    }
+    double loss() const { return nats / pairs; }
+    double accuracy() const { return 1.0 * right / pairs; }
+    double calibration_error() const {
+        double sum = 0;
+        for (int k = 0; k < 10; k++) sum += std::abs(expected[k] - correct[k]);
+        return sum / pairs;
+    }
+    std::string line() const {
+        return format("val loss %.6f nats/pair, accuracy %.4f, margin %.3f, calibration error %.3f, %zu pairs", loss(), accuracy(),
+                      margins / pairs, calibration_error(), pairs);
+    }
+};
+template <typename Model> Preferences validate_pairs(Model& model, const ValidationRows& rows, int eot) {
+    std::vector<Row> chosen, rejected;
+    for (size_t i = 0; i < rows.spans.size(); i++) chosen.push_back(rows.row(i, 1)), rejected.push_back(rows.row(i, 2));
+    const std::vector<float> better = rewards_of(model, chosen, eot), worse = rewards_of(model, rejected, eot);
+    Preferences p;
+    for (size_t i = 0; i < better.size(); i++) {
+        if (!std::isfinite(better[i] - worse[i])) die("pair %zu: a reward is not finite; are the model's weights?", i);
+        p.add(better[i] - worse[i]);
+    }
+    return p;
+}
+
 // The corpus tool writes the exact entropy of a validation shard NAME.bin, in nats a token of document rows, to
 // NAME.json.
 inline double known_floor(const Options& o) {
@@ -1883,11 +2011,9 @@ inline Row answer_row(std::vector<int> context, const std::vector<int>& answer) 
 template <typename Model> size_t right_answers(Model& model, int batch, const Examples& e, int eot) {
     size_t right = 0;
     auto row_at = [&](size_t i) {
-        std::vector<int> context = {eot}, response = e.tokens[i * e.segments + 1];
-        const std::vector<int>& prompt = e.tokens[i * e.segments];
-        context.insert(context.end(), prompt.begin(), prompt.end());
-        response.push_back(eot);
-        return answer_row(context, response);
+        Row row;
+        add_turn(row, eot, e.of(i)[0], e.of(i)[1]);
+        return row;
     };
     score(model, batch, e.size(), row_at, [&](size_t, const Row& row, const real*, const int* best) {
         bool all = true;
@@ -1944,7 +2070,7 @@ struct HeldOut {
                 for (const std::string& path : glob_files(o.val, "--val"))
                     if (fs::equivalent(train, path)) warn("--val %s: is in --train, too", path.c_str());
         if (!o.val.empty()) {
-            val.emplace(o.val, o.rows, !o.raw.empty(), T, V, eot, rows), floor = known_floor(o);
+            val.emplace(o, V, T, eot, rows), floor = known_floor(o);
             data["val"] = val->identity.text();
         }
         if (!o.choices.empty()) choices.emplace(o.choices, V, T);
@@ -1955,34 +2081,49 @@ struct HeldOut {
     }
 };
 
-/* Writes up to o.tokens tokens after the prompt, in o.samples texts; emit(sample, token) sees them as they come. An end
-   of text ends a sample; a token that the tokenizer cannot show is never drawn. When the context is full, its later half
-   becomes the prompt again. A sample depends on the seed and its number, not on how many are made beside it; but for
+/* Writes after each prompt up to so many tokens; emit(i, token) sees those of prompt i as they come. An end of text ends a
+   text; a token that the tokenizer cannot show is never drawn. When the context is full, its later half becomes the prompt
+   again. Texts are made side by side, and where prompts differ in length, the longer ones go on being read while the others
+   are written already. A text depends on the seed, its number and its prompt, not on what is made beside it; but for
    roundings on a GPU, where cuBLASLt may sum up in another order for another number of rows. */
+struct Prompt {
+    std::vector<int> tokens;
+    integer most;                            // tokens to write
+};
 template <typename Model, typename Emit>
-void generate(Model& model, const Options& o, const std::vector<int>& prompt, int eot, const Tokenizer* tokenizer,
-              Emit emit) {
-    const Sampling sampling(o);
+void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
+              const Tokenizer* tokenizer, Emit emit) {
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
-    for (int first = 0; first < o.samples; first += model.max_B) {
-        const int B = std::min<int>(model.max_B, o.samples - first);
-        std::vector<std::vector<int>> rows(B, prompt);
-        std::vector<bool> ended(B, false);
+    std::vector<int> order(prompts.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return prompts[a].tokens.size() < prompts[b].tokens.size(); });
+    const int side_by_side = std::min(model.max_B, 64);
+    for (size_t first = 0; first < order.size(); first += side_by_side) {
+        const int B = std::min<size_t>(side_by_side, order.size() - first), *const number = &order[first];
+        const size_t shortest = prompts[number[0]].tokens.size(), longest = prompts[number[B - 1]].tokens.size();
+        std::vector<std::vector<int>> rows;
+        std::vector<integer> left;
         std::vector<Rng> rng;
-        for (int b = 0; b < B; b++) rng.emplace_back(o.seed, first + b + 1);
+        for (int b = 0; b < B; b++) {
+            const Prompt& p = prompts[number[b]];
+            rows.emplace_back(p.tokens.begin(), p.tokens.begin() + shortest), left.push_back(p.most);
+            rng.emplace_back(seed, number[b] + 1);
+        }
         std::vector<int> tokens(B);
         int held = 0;                                                        // tokens of each row that the model holds
-        for (integer made = 0; made < o.tokens && std::count(ended.begin(), ended.end(), false); made++) {
+        for (size_t at = shortest; std::any_of(left.begin(), left.end(), [](integer n) { return n > 0; }); at++) {
             int length = rows[0].size();
             if (length > model.max_T)
                 for (auto& row : rows)
                     row.erase(row.begin(), row.end() - std::max(1, model.max_T / 2)), length = row.size(), held = 0;
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + held, row.end());
-            model.draw(x.data(), B, held, length - held, sampling, hidden, rng.data(), tokens.data());
+            model.draw(x.data(), B, held, length - held, sampling, hidden, rng.data(), tokens.data(), at >= longest);
             for (int b = 0; b < B; b++) {
-                if (!ended[b] && tokens[b] == eot) ended[b] = true;
-                if (!ended[b]) emit(first + b, tokens[b]);
+                const std::vector<int>& given = prompts[number[b]].tokens;
+                if (at < given.size()) tokens[b] = given[at], rng[b] = Rng(seed, number[b] + 1);
+                else if (left[b] > 0 && tokens[b] == eot) left[b] = 0;
+                else if (left[b] > 0) emit(number[b], tokens[b]), left[b]--;
                 rows[b].push_back(tokens[b]);
             }
             held = length;
@@ -2003,7 +2144,8 @@ template <typename Model>
 std::vector<std::string> sample_texts(Model& model, const Options& o, const std::vector<int>& prompt, int eot,
                                       const Tokenizer* tokenizer) {
     std::vector<std::vector<int>> ids(o.samples);
-    generate(model, o, prompt, eot, tokenizer, [&](int sample, int token) { ids[sample].push_back(token); });
+    generate(model, Sampling(o), o.seed, std::vector<Prompt>(o.samples, {prompt, o.tokens}), eot, tokenizer,
+             [&](int sample, int token) { ids[sample].push_back(token); });
     std::vector<std::string> texts;
     for (auto& v : ids) texts.push_back(show_tokens(v, tokenizer));
     return texts;
@@ -2104,6 +2246,78 @@ inline std::vector<std::string> directories_of(const Options& o, const std::stri
     return directories;
 }
 
+// A model on disk that is not to change: which checkpoint it is, and what stands beside it.
+struct Frozen {
+    std::string path;
+    Held held;                               // keeps what `file` looks into
+    ModelFile file;
+    Config c;
+    std::unique_ptr<Tokenizer> tokenizer;
+
+    Frozen(const char* option, const std::string& given, const Options& o)
+        : path(given), held(open_held(option, path)), file(open_model(path)), c(config_of(file, o.heads)) {
+        if (exists(path, true)) check_fingerprint(c, file.directory);
+        tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
+        if (tokenizer && tokenizer->vocab() > c.V)
+            die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
+                tokenizer->vocab());
+        if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file.path.c_str(), c.T);
+    }
+    template <typename Model> std::unique_ptr<Model> load(int B, int T, bool bf16) const {
+        auto model = std::make_unique<Model>(c, B, T, false, bf16);
+        load_tensors(stored(*model), file.tensors, file.path);
+        return model;
+    }
+    std::string identity() const { return Identity(file.path).text(); }
+
+private:
+    static Held open_held(const char* option, std::string& path) {
+        if (!exists(path)) die("%s %s: no such file or directory%s", option, path.c_str(), published(path));
+        return hold_newest(path);
+    }
+};
+
+// An answer that was drawn to a prompt.
+struct Answer {
+    const std::vector<int>* example;         // the prompt, and the shard's answer if it has one
+    std::vector<int> tokens = {};
+    bool ended = false;                      // by itself: the end of text is one of its targets
+    double reward = 0;
+    Row row(int eot) const {
+        Row r;
+        add_turn(r, eot, example[0], tokens);
+        if (!ended) r.y.back() = -1;
+        return r;
+    }
+};
+
+// Says how good answers are: 1 for the shard's own and else 0, or what a reward model or a program says.
+template <typename Model> struct Judge {
+    std::optional<Frozen> file;
+    std::unique_ptr<Model> model;
+    std::unique_ptr<Scorer> program;
+
+    Judge(const Options& o, const Tokenizer* tokenizer) {
+        if (!o.reward_command.empty()) program = std::make_unique<Scorer>(o.reward_command, o.reward_timeout);
+        else if (o.reward != "exact") {
+            file.emplace("--reward", o.reward, o);
+            if (tokenizer && file->tokenizer && !file->tokenizer->same(*tokenizer))
+                die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
+        }
+    }
+    void operator()(std::vector<Answer>& answers, int eot, const Tokenizer* tokenizer) {
+        std::vector<std::pair<std::string, std::string>> texts;
+        std::vector<Row> rows;
+        for (Answer& a : answers) {
+            if (model) rows.push_back(a.row(eot));
+            else if (program) texts.push_back({show_tokens(a.example[0], tokenizer), show_tokens(a.tokens, tokenizer)});
+            else a.reward = a.ended && a.tokens == a.example[1];
+        }
+        if (model) for (size_t i = 0; const float r : rewards_of(*model, rows, eot)) answers[i++].reward = r;
+        if (program) for (size_t i = 0; const double r : program->scores(texts)) answers[i++].reward = r;
+    }
+};
+
 // What a run reads, checks and decides before it has a model. A resumed run has the options, the position and the weights
 // of its newest whole checkpoint; without one it begins again, with the options that its log began with.
 struct Run {
@@ -2118,6 +2332,8 @@ struct Run {
     int eot;
     std::optional<Windows> windows;
     std::optional<HeldOut> held_out;
+    std::optional<Frozen> reference;         // rl: what --init was
+    int rows_of_window;                      // that are computed
     size_t per_step, end;                    // windows of a step; where the last one ends
     integer steps;
 
@@ -2178,13 +2394,20 @@ private:
 
     // An epoch ends where its last window does: the rows of a step beyond it stay empty.
     void open_data() {
-        const integer row_tokens = o.batch * o.context;
+        const bool rl = o.stage == "rl", later = o.stage != "pretrain";
+        if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
+        if (later && (!o.raw.empty() || o.rows == "sliding"))
+            die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
+        rows_of_window = rl ? o.group : o.stage == "reward" ? 2 : 1;
+        const integer row_tokens = std::lcm(o.batch, (integer)rows_of_window) * o.context;
         if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens;
         if (o.tokens_per_step % row_tokens)
-            die_usage("--tokens-per-step %lld: not a multiple of batch x context = %lld", o.tokens_per_step, row_tokens);
+            die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
+                      rl ? " and --group" : later ? ", of pairs," : "", row_tokens);
+        if (o.stage == "reward" && o.batch % 2) die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
         if (!o.steps && o.epochs == 0) o.epochs = 1;
-        windows.emplace(o.train, o.rows, !o.raw.empty(), o.context, c.V, o.seed);
-        per_step = o.tokens_per_step / o.context;
+        windows.emplace(o, c.V, eot);
+        per_step = o.tokens_per_step / o.context / rows_of_window;
         end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows->total));
         if (position.window > end)
             die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(o.epochs).c_str(),
@@ -2193,8 +2416,11 @@ private:
         held_out.emplace(o, c.V, o.context, eot);
         std::map<std::string, std::string> data = held_out->data;
         data["train"] = windows->identity.text();
+        if (rl) open_frozen(data);
+        const std::map<std::string, text> paths = {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init},
+                                                   {"reward", o.reward}};
         for (auto& [name, was] : position.data)
-            if (const text& path = name == "train" ? o.train : name == "val" ? o.val : o.answers; data[name] != was)
+            if (const text& path = paths.at(name); data[name] != was)
                 die("%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new "
                     "run from its weights", dashed(name).c_str(), path.c_str(), data[name].c_str(), o.out.c_str(), was.c_str(),
                     o.out.c_str());
@@ -2207,7 +2433,24 @@ private:
             warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
         if (o.min_lr > o.lr) warn("--min-lr %s: is above --lr %s", show(o.min_lr).c_str(), show(o.lr).c_str());
         position.windows = windows->total, position.data = data;
-        position.beginning = beginning_of(*windows->shards[0], eot, o.context);
+        position.beginning = later ? std::vector{eot} : beginning_of(*windows->shards[0], eot, o.context);
+        if (!later) return;
+        const std::vector<int>& prompt = (held_out->val ? held_out->val->rows : windows->rows)[0]->example(0)[0];
+        position.beginning.insert(position.beginning.end(), prompt.begin(), prompt.end());
+    }
+    // What reinforcement learning starts from, and what it is rewarded by.
+    void open_frozen(std::map<std::string, std::string>& data) {
+        if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
+        reference.emplace("--init", o.init, o), data["init"] = reference->identity();
+        if (o.reward_command.empty() && o.reward != "exact") data["reward"] = Frozen("--reward", o.reward, o).identity();
+        if (o.reward_command.empty() && o.reward == "exact")
+            for (auto& rows : windows->rows) rows->examples.need("--reward exact", {2});
+        if (o.response_tokens >= o.context) die_usage("--response-tokens %lld: leaves no room for a prompt in --context %lld", o.response_tokens, o.context);
+        for (auto& rows : windows->rows)
+            for (size_t i = 0; i < rows->packs.size(); i++)
+                if (const size_t n = rows->example(i)[0].size() + 1 + std::max<integer>(o.response_tokens, 1); n > (size_t)o.context)
+                    die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the context has %lld",
+                        rows->examples.path.c_str(), rows->examples.number[i], n, o.context);
     }
 };
 
@@ -2218,6 +2461,8 @@ template <typename Model> struct Training : Run {
     const std::string computes = fingerprint_json(c);
     Display display;
     Saver saver;
+    std::unique_ptr<Model> frozen;           // rl: --init, for the divergence from it
+    std::optional<Judge<Model>> judge;
 
     explicit Training(const Options& given)
         : Run(given), model(c, o.batch, o.context, true, o.dtype == "bf16"),
@@ -2231,6 +2476,11 @@ template <typename Model> struct Training : Run {
             load_tensors(stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}}), moments.tensors, moments.file.path);
         }
         start.reset(), held.reset();
+        if (o.stage == "rl") {
+            frozen = reference->load<Model>(o.batch, o.context, o.dtype == "bf16"), reference.reset();
+            judge.emplace(o, tokenizer.get());
+            if (judge->file) judge->model = judge->file->template load<Model>(o.batch, o.context, o.dtype == "bf16"), judge->file.reset();
+        }
         saver.run = &*directory, display.steps = steps, display.floor = floor;
         display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s",
                     command_line(TRAIN_GPT, o.verb, o.table()).c_str(), model.layout.parameters, steps, o.tokens_per_step,
@@ -2247,21 +2497,42 @@ template <typename Model> struct Training : Run {
     }
 
     void evaluate() {
-        Validation v = validate(model, o.batch, *held_out->val, tokenizer.get());
-        display.val_loss = v.loss();
-        if (v.loss() < position.lowest) position.lowest = v.loss(), position.lowest_step = position.step;
-        display.say("%s", v.line().c_str());
-        const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
-        directory->put("eval", position.step, {{"val_loss", json_number(v.loss())}, {"bits_per_byte", json_number(bits)},
-                                               {"floor", json_number(floor)}});
+        double loss;
+        std::string line;
+        RunDirectory::Fields fields;
+        if (o.stage == "rl") {
+            std::vector<Answer> answers;
+            for (auto& s : held_out->val->spans) answers.push_back({held_out->val->rows[s.shard]->example(s.begin)});
+            Options greedy = o;
+            greedy.temperature = 0;
+            draw(answers, Sampling(greedy), 0);
+            const double reward = mean_reward(answers.data(), answers.size());
+            loss = -reward, line = format("val reward %.6f, %zu prompts", reward, answers.size());
+            fields = {{"reward", json_number(reward)}};
+        } else if (o.stage == "reward") {
+            const Preferences p = validate_pairs(model, *held_out->val, eot);
+            loss = p.loss(), line = p.line(), display.val_loss = loss;
+            fields = {{"accuracy", json_number(p.accuracy())}, {"calibration_error", json_number(p.calibration_error())}};
+        } else {
+            const Validation v = validate(model, o.batch, *held_out->val, tokenizer.get());
+            loss = v.loss(), line = v.line(), display.val_loss = loss;
+            const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
+            fields = {{"bits_per_byte", json_number(bits)}, {"floor", json_number(floor)}};
+        }
+        if (loss < position.lowest) position.lowest = loss, position.lowest_step = position.step;
+        display.say("%s", line.c_str());
+        fields.insert(fields.begin(), {"val_loss", json_number(loss)});
+        directory->put("eval", position.step, fields);
     }
     void sample(int samples) {
+        if (o.stage == "reward") return;     // its tokens are no text any more
         Options s = o;
         s.samples = samples, s.tokens = std::min<integer>(o.context, 200), s.seed = o.seed + position.step;
         std::vector<std::string> texts = sample_texts(model, s, position.beginning, eot, tokenizer.get());
+        const bool ends = position.beginning[0] == eot;
+        const std::string begin = show_tokens({position.beginning.begin() + ends, position.beginning.end()}, tokenizer.get());
         for (size_t i = 0; i < texts.size(); i++) {
-            if (position.beginning[0] != eot)
-                texts[i] = show_tokens(position.beginning, tokenizer.get()) + (tokenizer ? "" : " ") + texts[i];
+            texts[i] = begin + (begin.empty() || tokenizer ? "" : " ") + texts[i];
             display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
             directory->put("sample", position.step, {{"text", json_quote(valid_utf8(texts[i]))}});
         }
@@ -2272,29 +2543,131 @@ template <typename Model> struct Training : Run {
     }
     size_t windows_at(size_t g) const { return std::min(per_step, end - g); }            // of the step that begins with g
     std::vector<Batch> batches_at(size_t g) {                                            // its micro-batches
+        if (o.stage == "rl") return drawn_at(g);
         std::vector<Batch> batches;
-        for (const size_t last = g + windows_at(g); g < last; g += o.batch) {
+        const size_t last = g + windows_at(g), each = o.batch / rows_of_window;
+        for (; g < last; g += each) {
             std::vector<Row> rows;
-            for (size_t k = g; k < std::min<size_t>(g + o.batch, last); k++) rows.push_back(windows->row(k));
+            for (int answer = 1; answer <= rows_of_window; answer++)                     // of a pair; else 1
+                for (size_t k = g; k < std::min(g + each, last); k++) rows.push_back(windows->row(k, answer));
             batches.emplace_back(rows);
         }
         return batches;
     }
 
-    // Takes the step with these micro-batches, then reads the next ones into them, while a GPU is still at work.
+    // What is said of a step beside its loss: sums of what its micro-batches add.
+    std::vector<std::pair<const char*, double>> notes;
+    void note(const char* name, double amount) {
+        const auto it = std::find_if(notes.begin(), notes.end(), [&](auto& n) { return !strcmp(n.first, name); });
+        it == notes.end() ? (void)notes.push_back({name, amount}) : (void)(it->second += amount);
+    }
+
+    // Each learns from a micro-batch of a step that counts `count` tokens or pairs, and returns what it knows of its loss;
+    // the rest is the model's.
+    double likelihood(Batch& b, double count, int) {
+        model.forward(b.x.data(), b.y.data(), {}, count, b.B, b.T, true);
+        model.backward();
+        return 0;
+    }
+    double preference(Batch& b, double count, int) {
+        const int pairs = b.B / 2;
+        std::vector<float> reward(b.B), dreward(b.B);
+        double loss = 0;
+        model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, reward.data());
+        for (int i = 0, k = pairs; i < pairs; i++, k++) {
+            const double margin = reward[i] - reward[k];
+            const auto [nats, slope] = pair_loss(margin);
+            loss += nats / count, dreward[i] = slope / count, dreward[k] = -dreward[i];
+            note("accuracy", (margin > 0) / count);
+        }
+        model.readout_backward(dreward.data());
+        model.backward();
+        return loss;
+    }
+    // In the first pass the answers are drawn from these very weights; what is their log-probability now is the old one later.
+    double policy(Batch& b, double count, int pass) {
+        const Objective ppo{b.weight.data(), pass ? b.old.data() : nullptr, b.ref.data(), o.ppo_clip, o.kl};
+        model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true);
+        model.backward();
+        const double loss = model.result().loss;             // waits for the log-probabilities, too
+        if (pass == 0) b.old.assign(model.logprob.begin(), model.logprob.begin() + b.y.size());
+        for (size_t n = 0; n < b.y.size(); n++) if (b.y[n] >= 0) {
+            const double lp = model.logprob[n], moved = std::exp(lp - b.old[n]), d = b.ref[n] - lp;
+            if (pass == 0) note("kl", (std::exp(d) - d - 1) / count), note("entropy", -lp / count);
+            note("clipped", (b.weight[n] > 0 ? moved > 1 + o.ppo_clip : moved < 1 - o.ppo_clip) / count / o.rl_passes);
+        }
+        return loss;
+    }
+
+    void draw(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed) {
+        std::vector<Prompt> prompts;
+        for (const Answer& a : answers) {
+            const integer room = o.context - 1 - a.example[0].size();
+            Prompt& p = prompts.emplace_back(Prompt{{eot}, o.response_tokens ? o.response_tokens : room});
+            p.tokens.insert(p.tokens.end(), a.example[0].begin(), a.example[0].end());
+        }
+        generate(model, sampling, seed, prompts, eot, tokenizer.get(), [&](int i, int token) { answers[i].tokens.push_back(token); });
+        for (size_t i = 0; i < answers.size(); i++) answers[i].ended = (integer)answers[i].tokens.size() < prompts[i].most;
+        (*judge)(answers, eot, tokenizer.get());
+    }
+    static double mean_reward(const Answer* answers, size_t n) {
+        return std::accumulate(answers, answers + n, 0.0, [&](double sum, const Answer& a) { return sum + a.reward / n; });
+    }
+    // Micro-batches of answers drawn to a step's prompts. An advantage is a reward less the mean of its group's, that is of
+    // the answers to the same prompt (Shao et al. 2024, arXiv:2402.03300; without the deviation Liu et al. 2025, 2503.20783).
+    std::vector<Batch> drawn_at(size_t g) {
+        std::vector<Answer> answers;
+        for (size_t k = g; k < g + windows_at(g); k++) {
+            const auto [shard, i] = windows->find(k);
+            answers.insert(answers.end(), o.group, {windows->rows[shard]->example(i)});
+        }
+        const double began = seconds();
+        draw(answers, Sampling(o), mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1));
+        const double n = answers.size();
+        note("reward", mean_reward(answers.data(), n));
+        note("drawn_ms", (seconds() - began) * 1e3), note("samples_per_s", n / (seconds() - began));
+        std::vector<float> advantages;
+        for (size_t i = 0; i < answers.size(); i++) {
+            const Answer* const group = &answers[i / o.group * o.group];
+            const double mean = mean_reward(group, o.group);
+            double square = 0;
+            for (int k = 0; k < o.group; k++) square += (group[k].reward - mean) * (group[k].reward - mean) / (o.group - 1);
+            advantages.push_back((answers[i].reward - mean) / (o.advantage == "mean" ? 1 : std::sqrt(square) + 1e-4));
+            note("length", answers[i].tokens.size() / n);
+        }
+        std::vector<Batch> batches;
+        for (size_t i = 0; i < answers.size(); i += o.batch) {
+            std::vector<Row> rows;
+            for (size_t k = i; k < std::min<size_t>(i + o.batch, answers.size()); k++) rows.push_back(answers[k].row(eot));
+            Batch& b = batches.emplace_back(rows);
+            frozen->forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false), frozen->result();
+            b.ref.assign(frozen->logprob.begin(), frozen->logprob.begin() + b.y.size());
+            for (size_t k = 0; k < b.y.size(); k++) b.weight.push_back(advantages[i + k / b.T]);
+        }
+        return batches;
+    }
+
+    // Takes the step with these micro-batches, then reads the next ones into them, while a GPU is still at work; answers are
+    // drawn when it has got there.
     void take_step(std::vector<Batch>& batches) {
         const double began = seconds();
-        const integer step = position.step + 1;
+        const bool rl = o.stage == "rl";
+        const integer step = position.step + 1, passes = rl ? o.rl_passes : 1;
         const size_t there = windows_at(position.window);
-        const double targets = (double)there * (windows->sliding ? 1 : o.context), lr = lr_at(schedule, position.step);
-        for (const Batch& b : batches) {
-            model.forward(b.x.data(), b.y.data(), {}, targets, b.B, b.T, true);
-            model.backward();
-        }
-        model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, step);
-        batches = batches_at(position.window + there);
-        const auto [loss, norm] = model.result();
-        if (!std::isfinite(loss) || !std::isfinite(norm)) {
+        const double lr = lr_at(schedule, position.step);
+        const auto learn = rl ? &Training::policy : o.stage == "reward" ? &Training::preference : &Training::likelihood;
+        notes.clear();
+        if (rl) batches = batches_at(position.window);
+        double count = 0, tokens = 0, loss = 0, norm = 0;
+        for (const Batch& b : batches) count += o.stage == "reward" ? b.B / 2 : b.targets(), tokens += b.x.size();
+        for (integer pass = 0; pass < passes; pass++) {
+            loss = 0;
+            for (Batch& b : batches) loss += (this->*learn)(b, count, pass);
+            model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, position.step * passes + pass + 1);
+            if (!rl) batches = batches_at(position.window + there);
+            const StepResult result = model.result();
+            loss += result.loss, norm = result.norm;
+            if (std::isfinite(loss) && std::isfinite(norm)) continue;
             saver.finish();
             auto plain = [](double v) { return std::isnan(v) ? NAN : v; };               // not -nan
             die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss), plain(norm),
@@ -2302,18 +2675,22 @@ template <typename Model> struct Training : Run {
                 saver.saved.empty() ? "none" : saver.saved.c_str());
         }
         position.step = step, position.window += there;
-        const double ms = (seconds() - began) * 1e3, tokens = there * o.context;
+        const double ms = (seconds() - began) * 1e3;
         const Speed speed = model.speed(tokens, ms / 1e3);
-        display.step(step, loss, norm, lr, ms, tokens, speed.text);
         RunDirectory::Fields fields = {
             {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
-            {"tokens_per_s", format("%.1f", tokens / ms * 1e3)}, {"tokens", format("%.0f", (double)position.window * o.context)}};
+            {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
+            {"tokens", format("%.0f", (double)position.window * rows_of_window * o.context)}};
         fields.insert(fields.end(), speed.log.begin(), speed.log.end());
+        std::string text = speed.text;
+        for (auto& [name, value] : notes) text += format("  %s %.4g", name, value), fields.push_back({name, json_number(value)});
+        display.step(step, loss, norm, lr, ms, tokens, text);
         directory->put("step", step, fields);
     }
 
     void run() {
-        std::vector<Batch> batches = batches_at(position.window);
+        std::vector<Batch> batches;
+        if (o.stage != "rl") batches = batches_at(position.window);
         while (position.step < steps && !stop_signal) {
             take_step(batches);
             const bool more = position.step < steps;
@@ -2347,19 +2724,12 @@ template <typename Model> struct Training : Run {
 // ---- 11. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return Training<Model>(o).run();
-    std::string path = o.model;
-    if (!exists(path)) die("--model %s: no such file or directory%s", path.c_str(), published(path));
-    std::optional<Held> held(hold_newest(path));
-    ModelFile file = open_model(path);
-    const Config c = config_of(file, o.heads);
-    if (exists(path, true)) check_fingerprint(c, file.directory);
-    std::unique_ptr<Tokenizer> tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
-    if (tokenizer && tokenizer->vocab() > c.V)
-        die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
-            tokenizer->vocab());
+    if (o.stage == "rl") die_usage("--stage rl: evaluates nothing by itself; --answers counts the answers that are right");
+    std::optional<Frozen> file(std::in_place, "--model", o.model, o);
+    const Config c = file->c;
+    const std::unique_ptr<Tokenizer> tokenizer = std::move(file->tokenizer);
+    const std::string path = file->file.path, directory = file->file.directory;
     const int eot = end_of_text(tokenizer.get(), c.V);
-    if (o.context > c.T)
-        die_usage("--context %lld: %s has positions for %d", o.context, file.path.c_str(), c.T);
     int T = o.context ? o.context : c.T;
     const int B = o.verb == "sample" ? std::min<integer>(o.samples, 64) : o.verb == "graph" ? 1 : o.batch;
 
@@ -2372,12 +2742,12 @@ template <typename Model> void run_verb(Options o) {
             long id = strtol(s, &after, 10);
             if (after == s || id < 0 || id >= c.V || (*after && *after != ' '))
                 die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d",
-                          o.prompt.c_str(), file.path.c_str(), c.V);
+                          o.prompt.c_str(), path.c_str(), c.V);
             prompt.push_back(id);
             for (s = after; *s == ' ';) s++;
         }
-        if (prompt.empty() && is_checkpoint(file.directory)) {
-            const std::string state = file.directory + "/state.json";
+        if (prompt.empty() && is_checkpoint(directory)) {
+            const std::string state = directory + "/state.json";
             prompt = Position(read_json(state), state).beginning;
             if (!prompt.empty() && prompt[0] != eot) o.prompt = show_tokens(prompt, tokenizer.get());
         }
@@ -2392,11 +2762,12 @@ template <typename Model> void run_verb(Options o) {
     auto& [val, choices, answers, data, floor] = held_out;
 
     choose_threads(o, c, o.verb == "sample" ? B : (size_t)B * T, false);
-    Model model(c, B, T, false, o.dtype == "bf16");
-    load_tensors(stored(model), file.tensors, file.path);
-    held.reset();
+    const std::unique_ptr<Model> loaded = file->load<Model>(B, T, o.dtype == "bf16");
+    Model& model = *loaded;
+    file.reset();
     if (o.verb == "graph") graph(model);
-    if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
+    if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
+    else if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
     if (choices) {
         const char* const names[] = {"acc", ", acc_norm", ", acc_norm a byte"};
@@ -2411,7 +2782,7 @@ template <typename Model> void run_verb(Options o) {
     if (o.verb == "sample" && o.samples == 1) {                                          // as they come
         printf("%s", o.prompt.c_str());
         const char* before = o.prompt.empty() ? "" : gap;
-        generate(model, o, prompt, eot, tokenizer.get(), [&](int, int token) {
+        generate(model, Sampling(o), o.seed, {{prompt, o.tokens}}, eot, tokenizer.get(), [&](int, int token) {
             printf("%s%s", std::exchange(before, gap), show_tokens({token}, tokenizer.get()).c_str());
             fflush(stdout);
         });

@@ -2281,16 +2281,14 @@ struct Model {
         Pinned pinned(*this);
         for (int n = 0; n < N; n++) token_weight[n] = (o.weight ? o.weight[n] : 1.0) / denominator;
         pinned.send(a.token, x, N), pinned.send(a.target, y, N), pinned.send(a.weight, token_weight.data(), N);
-        terms = {a.weight, a.kl};
-        if (o.old) {
-            const float kl = o.kl / denominator;
-            pinned.send(a.old, o.old, N), pinned.send(a.ref, o.ref, N), pinned.send(a.kl, &kl, 1);
-            terms = {a.weight, a.kl, a.old, a.ref, (float)o.clip};
-        }
-        rows = B, columns = T, scored = backward && !o.old ? 0 : N;
+        terms = {a.weight, a.kl, o.old ? a.old : nullptr, o.ref ? a.ref : nullptr, (float)o.clip};
+        const float kl = o.kl / denominator;
+        if (o.old) pinned.send(a.old, o.old, N);
+        if (o.ref) pinned.send(a.ref, o.ref, N), pinned.send(a.kl, &kl, 1);
+        rows = B, columns = T, scored = backward && !o.ref ? 0 : N;
         auto kernels = [&] { network_head(*this, network_forward(*this, B, 0, T, T), N, backward); };
         if (!backward) return kernels();
-        play(o.old ? FORWARD_PPO : FORWARD, B, T, kernels);
+        play(o.old ? FORWARD_LATER : o.ref ? FORWARD_FIRST : FORWARD, B, T, kernels);
         send_sorted(pinned, x, N);
     }
     void readout(const int* x, const int* at, int token, int B, int T, float* out) {
@@ -2348,10 +2346,10 @@ struct Model {
     }
 
     // The device goes on with what it has drawn before the host has seen it; what follows an end of text is made in vain.
-    void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token) {
+    void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token, bool ahead) {
         const Activations a = activations(0);
         const int at = t0 + T;               // where the new tokens will stand
-        if (t0 == 0 || !steps_fit(c.C, c.NH)) {
+        if (t0 == 0 || made < at) {
             extend(x, B, t0, T);
             logits_forward(a.lnf, T - 1, T, B);
             const std::vector<int> positions(B, at - 1);
@@ -2361,7 +2359,7 @@ struct Model {
             pick(B);
             CHECK(cudaEventRecord(ready[(made = at) % DRAWN], device().stream));
         }
-        while (steps_fit(c.C, c.NH) && made < std::min(at + DRAWN - 1, max_T)) {
+        while (ahead && steps_fit(c.C, c.NH) && made < std::min(at + DRAWN - 1, max_T)) {
             play(STEP, B, 1, [&] { step_kernels(B); });
             CHECK(cudaEventRecord(ready[++made % DRAWN], device().stream));
         }
@@ -2533,7 +2531,7 @@ private:
     // A sequence of kernels, recorded when it is asked for a second time (in the first, kernels are loaded and cuBLASLt
     // is asked for its algorithms, which a recording must not do), and from then on launched as one. Not those of
     // validation, whose rows may have any length.
-    enum Sequence { FORWARD, FORWARD_PPO, BACKWARD, STEP };
+    enum Sequence { FORWARD, FORWARD_FIRST, FORWARD_LATER, BACKWARD, STEP };   // PPO's first pass, and those later
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
         auto [it, first] = graphs.try_emplace({sequence, B, T}, nullptr);
@@ -2633,7 +2631,7 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
             if (t0) *at = token[b];
             piece.insert(piece.end(), at, at + n);
         }
-        on_gpu.draw(piece.data(), B, t0, n, sampling, {never}, rng.data(), token.data());
+        on_gpu.draw(piece.data(), B, t0, n, sampling, {never}, rng.data(), token.data(), true);
     }
     std::vector<float> want((size_t)B * V);
     const std::vector<float> got = host_copy(on_gpu.activations(0).logits, (size_t)B * padded(V));

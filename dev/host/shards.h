@@ -181,7 +181,7 @@ struct Examples {
         return sum;
     }
     // For callers that can use some kinds only: need("--answers", {2, 3}).
-    void need(const char* what, std::initializer_list<int> kinds) const {
+    void need(const char* what, const std::vector<int>& kinds) const {
         std::string names;
         for (int kind : kinds) {
             if (kind == segments) return;
