@@ -652,7 +652,7 @@ static void texts() {
     write_file(dir + "/pairs.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n"), write_file(dir + "/other.txt", "a b\n"), write_file(dir + "/wrong.jsonl", "{\"instruction\": \"a\", \"output\": \"b\"}\n");
     const std::vector<std::string> pairs = {"examples", "--in", dir + "/pairs.jsonl", "--out", dir + "/pairs/p.bin", "--tokenizer"};
     auto with = [](std::vector<std::string> words, const std::string& more) { return words.push_back(more), words; };
-    check(has(shards_run(with(pairs, "bytes")), "1 examples of 2 segments") && Tokenizer::load(dir + "/pairs").same(Tokenizer::load("bytes")), "cases/examples keep their tokenizer beside them");
+    check(has(shards_run(with(pairs, "bytes")), "p.bin: prompts and responses: 1, of {\"prompt\", \"response\"}; tokens of prompts: 1, of responses: 1, of the longest row: 3\n") && Tokenizer::load(dir + "/pairs").same(Tokenizer::load("bytes")), "cases/examples keep their tokenizer beside them");
     check(has(shards_run(with(pairs, dir + "/other.txt")), "/pairs/merges.txt: is another tokenizer than --tokenizer "), "cases/examples of another tokenizer");
     check(has(shards_run({"encode", "--in", dir + "/g1.txt", "--tokenizer", dir + "/other.txt", "--out", dir + "/pairs/t"}), "/pairs/merges.txt: is another tokenizer"), "cases/a text of another tokenizer than the examples beside it");
     check(has(shards_run({"examples", "--in", dir + "/wrong.jsonl", "--out", out, "--tokenizer", "bytes"}), "it has \"instruction\", \"output\""), "cases/examples of other members");
@@ -694,6 +694,115 @@ static void texts() {
     check(has(again("259"), "merges.txt: 259 tokens"), "cases/bpe takes the place of another");
     write_file(dir + "/bpe/a.bin", "");
     check(has(again("258"), "/bpe/merges.txt: a.bin beside it has this tokenizer's tokens") && has(again("259"), "259 tokens"), "cases/bpe leaves the tokenizer of data");
+}
+
+// Examples of every form: their segments, "@" for an end of text within one, encoded each by itself; and back.
+static void examples() {
+    const std::string dir = fresh_directory("examples"), in = dir + "/in.jsonl", out = dir + "/out/e.bin", merges = dir + "/t";
+    fs::create_directories(merges), write_file(merges + "/merges.txt", MERGES);
+    const Tokenizer t = Tokenizer::load(merges);
+    auto encoded = [&](const std::string& segment) {
+        Ids ids;
+        for (size_t at = 0, end; at <= segment.size(); at = end + 1) {
+            end = std::min(segment.find('@', at), segment.size());
+            if (at) ids.push_back(t.eot());
+            for (int id : t.encode(segment.substr(at, end - at))) ids.push_back(id);
+        }
+        return ids;
+    };
+    auto make = [&](const std::string& lines, std::string* error, std::vector<std::string> more = {}) {
+        fs::remove_all(dir + "/out"), write_file(in, lines);
+        std::vector<std::string> words = {"examples", "--in", in, "--tokenizer", merges, "--out", out};
+        words.insert(words.end(), more.begin(), more.end());
+        return shards_run(words, error);
+    };
+    using Texts = std::vector<std::string>;
+    const std::string task = "Below is an instruction that describes a task", request = ". Write a response that appropriately completes the request.\n\n### Instruction:\n", own = "<{role}>:{content};";
+    const std::string hi = R"({"role": "user", "content": "the cat"})", yes = R"({"role": "assistant", "content": "cat"})", no = R"({"role": "assistant", "content": "caterer"})", rule = R"({"role": "system", "content": "the\n"})";
+    const struct { const char* name; std::string lines; int segments; Texts want; Ids first; std::string said, back; Texts more = {}; } cases[] = {
+        {"pairs", "{\"prompt\": \"the cat\", \"response\": \" cat\"}\n\n{\"response\": \"\\u00e9\\\"\", \"prompt\": \"\"}\n", 2, {"the cat", " cat", "", "\xc3\xa9\""}, {0, 2, 4}, "prompts and responses: 2, of {\"prompt\", \"response\"}; tokens of prompts: 3, of responses: 5, of the longest row: 6\n",
+         "{\"prompt\": \"the cat\", \"response\": \" cat\"}\n{\"prompt\": \"\", \"response\": \"\xc3\xa9\\\"\"}\n"},
+        {"answers", R"({"prompt": "1+1", "answer": "2", "id": 7, "why": "the"})" "\n", 2, {"1+1", "2"}, {0, 2}, "of {\"prompt\", \"answer\"}, without \"id\", \"why\"; tokens of prompts: 3, of responses: 1, of the longest row: 5\n", "{\"prompt\": \"1+1\", \"response\": \"2\"}\n"},
+        {"completions", R"({"prompt": "a", "completion": "b"})", 2, {"a", "b"}, {0, 2}, "of {\"prompt\", \"completion\"}; ", "{\"prompt\": \"a\", \"response\": \"b\"}\n"},
+        {"prompts", "{\"prompt\": \"the\"}\n{\"prompt\": \"cat the\"}\n", 1, {"the", "cat the"}, {0, 1, 2}, "prompts alone: 2, of {\"prompt\"}; tokens of prompts: 3, of responses: 0, of the longest row: 3\n", "{\"prompt\": \"the\"}\n{\"prompt\": \"cat the\"}\n"},
+        {"preferences", R"({"prompt": "a", "chosen": "b", "rejected": "the"})" "\n" R"({"prompt": "a", "chosen": "c", "rejected": "c"})" "\n" R"({"prompt": "a", "chosen": "the cat", "rejected": "d"})", 3, {"a", "b", "the", "a", "the cat", "d"}, {0, 3, 6},
+         "preferences: 2, of {\"prompt\", \"chosen\", \"rejected\"}; tokens of prompts: 2, of responses: 6, of the longest row: 5\nleft out: 1 preferences whose chosen and rejected are alike\n", "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"the\"}\n{\"prompt\": \"a\", \"chosen\": \"the cat\", \"rejected\": \"d\"}\n"},
+        {"a ranking", R"({"prompt": "a", "responses": ["x", "y", "x", "z"]})", 3, {"a", "x", "y", "a", "x", "z", "a", "y", "x", "a", "y", "z", "a", "x", "z"}, {0, 3, 6, 9, 12, 15}, "preferences: 5, of {\"prompt\", \"responses\"}; tokens of prompts: 5, of responses: 10, of the longest row: 3\nleft out: 1 ", ""},
+        {"HH-RLHF", R"({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: the", "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: thx"})", 3, {"\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", " the", " thx"}, {0, 3}, "preferences: 1, of {\"chosen\", \"rejected\"}", ""},
+        {"HH-RLHF that parts early", R"({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d", "rejected": "\n\nHuman: a\n\nAssistant: x"})", 3, {"\n\nHuman: a\n\nAssistant:", " b\n\nHuman: c\n\nAssistant: d", " x"}, {0, 3}, "", ""},
+        {"Alpaca", R"({"instruction": "the", "input": "", "output": "cat"})" "\n" R"({"instruction": "the", "input": "in", "output": "out"})", 2, {task + request + "the\n\n### Response:", "cat", task + ", paired with an input that provides further context" + request + "the\n\n### Input:\nin\n\n### Response:", "out"}, {0, 2, 4}, "of {\"instruction\", \"input\", \"output\"}; ", ""},
+        {"messages", "{\"messages\": [" + rule + ", " + hi + ", " + yes + ", " + hi + ", " + no + ", " + no + ", " + hi + "]}\n{\"messages\": [" + yes + "]}", 0, {"<|system|>\nthe\n\n<|user|>\nthe cat\n<|assistant|>\n", "cat", "<|user|>\nthe cat\n<|assistant|>\n", "caterer", "<|assistant|>\n", "caterer", "<|assistant|>\n", "cat"}, {0, 6, 8},
+         "dialogues: 2, of {\"messages\"}; ", "{\"segments\": [\"<|system|>\\u000athe\\u000a\\u000a<|user|>\\u000athe cat\\u000a<|assistant|>\\u000a\", \"cat\", \"<|user|>\\u000athe cat\\u000a<|assistant|>\\u000a\", \"caterer\", \"<|assistant|>\\u000a\", \"caterer\"]}\n{\"segments\": [\"<|assistant|>\\u000a\", \"cat\"]}\n"},
+        {"messages of another template", "{\"messages\": [" + hi + ", " + yes + "]}", 0, {"<user>:the cat;<assistant>:", "cat"}, {0, 2}, "dialogues: 1, ", "", {"--template", own}},
+        {"ShareGPT", R"({"id": "x", "conversations": [{"from": "system", "value": "a"}, {"from": "human", "value": "b"}, {"from": "gpt", "value": "c"}, {"from": "tool", "value": "d"}]})", 0, {"<system>:a;<user>:b;<assistant>:", "c"}, {0, 2}, "dialogues: 1, of {\"conversations\"}, without \"id\"; tokens of prompts: 32, of responses: 1, of the longest row: 34\nleft out: 1 turns after the assistant's last\n", "", {"--template", own}},
+        {"UltraFeedback", "{\"prompt\": \"the cat\", \"prompt_id\": \"1\", \"chosen\": [" + hi + ", " + yes + "], \"rejected\": [" + hi + ", " + no + "], \"messages\": [" + hi + ", " + yes + "]}", 3, {"<user>:the cat;<assistant>:", "cat", "caterer"}, {0, 3}, "preferences: 1, of {\"prompt\", \"chosen\", \"rejected\"}, without \"messages\", \"prompt_id\"; ", "", {"--template", own}},
+        {"preferred turns, longer", "{\"chosen\": [" + hi + ", " + yes + ", " + hi + ", " + yes + "], \"rejected\": [" + hi + ", " + yes + ", " + hi + ", " + no + "]}\n{\"chosen\": [" + hi + ", " + yes + "], \"rejected\": [" + hi + ", " + yes + "]}", 3, {"<user>:the cat;<assistant>:cat@<user>:the cat;<assistant>:", "cat", "caterer"}, {0, 3},
+         "left out: 1 preferences", "{\"prompt\": \"<user>:the cat;<assistant>:cat@<user>:the cat;<assistant>:\", \"chosen\": \"cat\", \"rejected\": \"caterer\"}\n", {"--template", own}},
+        {"preferred turns after a prompt of turns", "{\"prompt\": [" + rule + ", " + hi + "], \"chosen\": [" + yes + "], \"rejected\": [" + no + "]}", 3, {"<system>:the\n;<user>:the cat;<assistant>:", "cat", "caterer"}, {0, 3}, "", "", {"--template", own}},
+        {"preferred turns after a prompt", "{\"prompt\": \"the\", \"chosen\": [" + yes + "], \"rejected\": [" + no + "]}", 3, {"<user>:the;<assistant>:", "cat", "caterer"}, {0, 3}, "", "", {"--template", own}}};
+    for (auto& c : cases) {
+        std::string error;
+        const std::string said = make(c.lines, &error, c.more);
+        error += error_of([&] {
+            const Examples e(out, t.vocab(), 9999);
+            if (e.segments != c.segments || Ids(e.first.begin(), e.first.end()) != c.first) die("%d segments, %zu examples", e.segments, e.size());
+            for (size_t i = 0; i < c.want.size(); i++) if (e.tokens.at(i) != encoded(c.want[i])) die("segment %zu: other ids", i);
+            if (!has(said, out + ": ") || !has(said, c.said)) die("said %s", said.c_str());
+            const std::string back = shards_run({"decode", "--in", out, "--tokenizer", merges, "--eot", "@"});
+            if (!c.back.empty() && back != c.back) die("decoded %s", back.c_str());
+            if (c.segments && c.more.empty()) {                          // what is decoded can be encoded again
+                const std::string bytes = read_file(out), again = make(back, nullptr);
+                if (read_file(out) != bytes) die("encoded again otherwise: %s", again.c_str());
+            }
+        });
+        check(error.empty(), "cases/examples: %s%s%s", c.name, error.empty() ? "" : ": ", error.c_str());
+    }
+    const std::string line = in + ": line ", ok = R"({"prompt": "a", "response": "b"})" "\n", two = line + "2: ";
+    const struct { const char* name; std::string lines, words; Texts more = {}; } refused[] = {
+        {"no form", R"({"question": "a", "text": "b"})", line + R"(1: expected an object with the members of one of {"prompt", "chosen", "rejected"}, {"chosen", "rejected"}, {"prompt", "responses"}, {"prompt", "response"}, )" R"({"prompt", "answer"}, {"prompt", "completion"}, {"instruction", "input", "output"}, {"messages"}, {"conversations"}, {"prompt"}; it has "question", "text")"},
+        {"no object", "[1]\n", "looks like JSON, not JSON Lines"}, {"a string", "\"a\"\n", line + "1: expected an object with the members of one of "}, {"no JSON", ok + "{", two + "byte 1: the JSON ends"}, {"nothing", "\n", "no examples, expected one JSON object a line"},
+        {"another form below", ok + R"({"prompt": "a", "answer": "b"})", two + R"(expected a string "response", as in {"prompt", "response"}, the same on every line; it has "answer", "prompt")"}, {"a number", ok + R"({"prompt": "a", "response": 1})", two + "expected a string \"response\""}, {"no prompt", R"({"prompt": ["a"]})", line + "1: expected a string \"prompt\", as in {\"prompt\"}"},
+        {"an empty response", ok + R"({"prompt": "a", "response": ""})", two + R"("response" is empty, expected a response; take such lines out: jq -c 'select(.response != "")')"}, {"an empty rejected one", R"({"prompt": "a", "chosen": "a", "rejected": ""})", "1: \"rejected\" is empty"}, {"an empty output", R"({"instruction": "a", "input": "", "output": ""})", "1: \"output\" is empty"},
+        {"all alike", R"({"prompt": "a", "chosen": "b", "rejected": "b"})", "all of 1 preferences have chosen and rejected alike"}, {"a ranking of one", R"({"prompt": "a", "responses": ["b"]})", "1: expected a list \"responses\" of two strings or more, none empty, the best first"}, {"a ranking with an empty one", R"({"prompt": "a", "responses": ["b", "", "c"]})", "1: expected a list \"responses\""}, {"a ranking of numbers", R"({"prompt": "a", "responses": [1, 2]})", "1: expected a list \"responses\""},
+        {"HH-RLHF without a common beginning", R"({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"})", R"(1: expected "chosen" and "rejected" that go on from a common beginning that ends in "\n\nAssistant:")"}, {"HH-RLHF, an empty answer", R"({"chosen": "\n\nAssistant: b", "rejected": "\n\nAssistant:"})", "1: expected \"chosen\" and \"rejected\" that go on"},
+        {"turns of no list", R"({"messages": "a"})", "1: expected a list \"messages\" of turns; it has \"messages\""}, {"a turn without content", "{\"messages\": [" + hi + R"(, {"role": "assistant", "content": null}]})", R"(1: turn 2 of "messages": expected strings "role" and "content"; it has "content" (no string), "role")"}, {"a turn of ShareGPT in messages", R"({"messages": [{"from": "human", "value": "a"}]})", "1: turn 1 of \"messages\": expected strings \"role\" and \"content\"; it has \"from\", \"value\""}, {"a turn of messages in ShareGPT", "{\"conversations\": [" + hi + "]}", "expected strings \"from\" and \"value\""},
+        {"an empty answer in a chat", "{\"messages\": [" + hi + R"(, {"role": "assistant", "content": ""}]})", "1: turn 2 of \"messages\": is empty, expected a response"}, {"no answer in a chat", "{\"messages\": [" + hi + "]}", "1: found 1 turns, none of them the assistant's"}, {"no turns", "{\"messages\": []}", "1: found 0 turns"},
+        {"preferred turns that differ earlier", "{\"chosen\": [" + hi + ", " + yes + "], \"rejected\": [" + rule + ", " + no + "]}", "1: expected \"chosen\" and \"rejected\" that differ in their last turn alone, the assistant's"}, {"preferred turns of other lengths", "{\"chosen\": [" + hi + ", " + yes + "], \"rejected\": [" + no + "]}", "1: expected \"chosen\" and \"rejected\" that differ"}, {"preferred turns of the user", "{\"chosen\": [" + hi + "], \"rejected\": [" + rule + "]}", "1: expected \"chosen\" and \"rejected\" that differ"}, {"no preferred turns", R"({"chosen": [], "rejected": []})", "that differ"}, {"turns and a string", "{\"chosen\": [" + hi + "], \"rejected\": \"a\"}", "expected a list \"rejected\" of turns"},
+        {"a template for pairs", ok, "--template: is for chats, but " + in + " holds {\"prompt\", \"response\"}", {"--template", own}}, {"a template without a role", ok, "--template: found '{content}', expected {role} and then {content}, each once, as in '<|{role}|>\\n{content}\\n'", {"--template", "{content}"}}, {"a template the wrong way", ok, "--template: found '{content}{role}'", {"--template", "{content}{role}"}},
+        {"a template with two roles", ok, "expected {role} and then {content}, each once", {"--template", "{role}{role}{content}"}}, {"a template with two contents", ok, "each once", {"--template", "{role}{content}{content}"}}, {"a template with \\q", ok, "--template \"{role}\\\\q{content}\": after \\ expected n, t, r or another \\", {"--template", "{role}\\q{content}"}}, {"an empty template", ok, "--template: needs a value", {"--template", ""}}};
+    for (auto& c : refused) {
+        std::string error;
+        make(c.lines, &error, c.more);
+        const std::string wrong = one_line_with(error, c.words);
+        check(wrong.empty() && !exists(out), "cases/examples refused: %s%s", c.name, wrong.c_str());
+    }
+
+    // the template stands beside the data, goes where the tokenizer goes, and is the only one in a directory
+    const std::string chat = "{\"messages\": [" + hi + ", " + yes + "]}", odd = "\t{role}\\t\n:{content}\r\n";
+    const Tokenizer saved = (make(chat, nullptr, {"--template", escaped(odd)}), Tokenizer::load(dir + "/out"));
+    check(saved.chat_template == odd && saved.same(t) && read_file(dir + "/out/template.txt") == "\\t{role}\\\\t\\n:{content}\\r\\n\n", "cases/a template is one line beside the tokenizer");
+    auto add = [&](const char* name, const std::string& tokenizer, const Texts& more) {
+        std::vector<std::string> words = {"examples", "--in", in, "--tokenizer", tokenizer, "--out", dir + "/out/" + name};
+        words.insert(words.end(), more.begin(), more.end());
+        return shards_run(words);
+    };
+    check(has(add("f.bin", dir + "/out", {}), "dialogues: 1") && read_file(dir + "/out/f.bin") == read_file(out), "cases/a template beside --tokenizer is taken");
+    check(has(add("g.bin", merges, {"--template", escaped(odd)}), "dialogues: 1") && read_file(dir + "/out/g.bin") == read_file(out), "cases/the same template again");
+    check(has(add("h.bin", merges, {}), "error: " + dir + "/out/template.txt: found '\\t{role}\\\\t\\n:{content}\\r\\n', but these chats have '<|{role}|>\\n{content}\\n'; choose another directory for --out") && !exists(dir + "/out/h.bin"), "cases/another template in one directory");
+    write_file(in, ok);
+    check(has(add("p.bin", merges, {}), "prompts and responses: 1") && Tokenizer::load(dir + "/out").chat_template == odd, "cases/pairs leave the template beside them");
+    const std::string model = fresh_directory("model");
+    t.save(model), write_file(dir + "/t/template.txt", "{role}:{content}\r\n");
+    auto found = [&](const Texts& directories) { return find_tokenizer("", directories)->chat_template; };
+    check(found({model, dir + "/out"}) == odd && found({dir + "/out", model}) == odd && found({model, dir + "/out", dir + "/out"}) == odd && found({dir + "/t"}) == "{role}:{content}", "cases/a template is that beside the model or the data");
+    dies("two templates", dir + "/out: the template of chats there is not that of " + merges + "; say which is right with --tokenizer", [&] { found({merges, dir + "/out"}); });
+    for (auto [bytes, words] : {std::pair("{role}{content}\nmore\n", "t/template.txt: expected one line, with \\n for each line's end"), {"", "t/template.txt: found '', expected {role} and then {content}"}, {"{role}\\x{content}\n", "t/template.txt: \"{role}\\\\x{content}\": after \\ expected n"}, {"{role}\\", "after \\ expected n"}}) {
+        write_file(dir + "/t/template.txt", bytes);
+        dies(format("template.txt: %s", json_quote(bytes).c_str()).c_str(), words, [&] { Tokenizer::load(merges); });
+    }
+    const ChatTemplate own_template(own);
+    check(own_template.turn("user", "{role}") == "<user>:{role};" && own_template.opening("x") == "<x>:" && ChatTemplate("{role}{content}").turn("a", "b") == "ab", "cases/a template makes turns and openings");
+    check(has(shards_run({"decode", "--in", dir + "/out/g.bin", "--tokenizer", "bytes"}), "is not below the vocabulary size 257"), "cases/decode examples of another tokenizer");
 }
 
 static void runs() {
@@ -782,7 +891,7 @@ static void runs() {
 int main() {
     fs::remove_all(DIR);
     fs::create_directories(DIR);
-    for (auto section : {kinds, foreign_texts, ids, weights, paths, data, texts, runs})
+    for (auto section : {kinds, foreign_texts, ids, weights, paths, data, texts, examples, runs})
         try {
             section();
         } catch (const std::exception& e) {

@@ -17,8 +17,8 @@ const Program SHARDS = {
     "shards",
     {{'e', "encode", "text or .jsonl to token shards PREFIX_train.bin, PREFIX_val.bin; merges.txt and vocab.json too"},
      {'b', "bpe", "trains a byte-level BPE on text or .jsonl; writes DIR/merges.txt and DIR/vocab.json"},
-     {'x', "examples", ".jsonl with prompt, response or prompt, chosen, rejected to an example shard"},
-     {'d', "decode", "a token shard back to text, on standard output"}},
+     {'x', "examples", ".jsonl of prompts, pairs, preferences or chats to an example shard"},
+     {'d', "decode", "a token shard back to text, an example shard to .jsonl, on standard output"}},
     "text and JSON Lines to the shards that train_gpt reads, and back",
     "usage: shards encode|bpe|examples|decode [--option value]...      (shards --help lists all options)\n"
     "  shards bpe    --in book.txt --vocab 4096 --out data\n"
@@ -29,7 +29,7 @@ struct Arguments {
     std::string verb;
     std::set<std::string> given = {};
     text_list in = {};                       // first as they are given, then the files
-    text out = "", tokenizer = "", split = "", field = "text", eot = "<|endoftext|>";
+    text out = "", tokenizer = "", split = "", field = "text", eot = "<|endoftext|>", chat = "";
     integer val_tokens = 0, shard_tokens = 100000000, vocab = 0;
     number val_fraction = 0;
 
@@ -47,21 +47,12 @@ struct Arguments {
             {"shard_tokens", &shard_tokens, "1..2147483647", "e", "tokens in one file; more go to "
              "PREFIX_train_000000.bin and so on"},
             {"vocab", &vocab, "257..8388608", "b!", "all tokens: 256 bytes, merges, end of text"},
+            {"template", &chat, "", "x", "the text of a turn in a chat (\\n as in --split) "
+             "[that beside --tokenizer, or <|{role}|>\\n{content}\\n]"},
             {"eot", &eot, "", "dE", "what to print for end of text (\\n as in --split)"},
         };
     }
 };
-
-inline std::string unescaped(const char* option, const std::string& text) {
-    std::string out;
-    for (size_t i = 0; i < text.size(); i++) {
-        if (text[i] != '\\') { out += text[i]; continue; }
-        const char *codes = "ntr\\", *found = ++i < text.size() ? strchr(codes, text[i]) : nullptr;
-        if (!found) die_usage("%s %s: after \\ expected n, t, r or another \\", option, json_quote(text).c_str());
-        out += "\n\t\r\\"[found - codes];
-    }
-    return out;
-}
 
 inline Arguments parse_arguments(const std::vector<std::string>& words) {
     Arguments a;
@@ -166,7 +157,7 @@ inline std::string advice_on(const Json& json, std::string_view line, const std:
     for (auto& [name, value] : json.members)
         if (!strings && value.kind == Json::ARRAY) step = lines_by(lines_filter(line, path), path);
     if (json["messages"])
-        step = usable("it holds a chat; make texts of chats: jq -c '{text: [.messages[] | .role + \": \" + .content] | "
+        step = usable("it holds a chat, which build/shards examples reads; or make texts of chats: jq -c '{text: [.messages[] | .role + \": \" + .content] | "
                       "join(\"\\n\")}' FILE > text.jsonl", path);
     if (json["prompt"]) step = "build/shards examples reads prompts and responses";
     return members_of(json) + "; " + step;
@@ -397,13 +388,19 @@ inline void make_directory(const std::string& path) {
     if (code) die("%s: cannot make the directory: %s", path.c_str(), code.message().c_str());
 }
 
-// The trainer finds the tokenizer beside the data, so one directory cannot hold data of two.
+// The trainer finds tokenizer and template beside the data, so one directory cannot hold data of two of either.
 inline std::string directory_for(const Arguments& a, const Tokenizer& tokenizer) {
     const std::string directory = directory_of(a.out), merges = directory + "/merges.txt";
     make_directory(directory);
-    if (exists(merges) && !Tokenizer::load(merges).same(tokenizer))
+    if (!exists(merges)) return directory;
+    const Tokenizer there = Tokenizer::load(merges);
+    if (!there.same(tokenizer))
         die("%s: is another tokenizer than --tokenizer %s; choose another directory for --out", merges.c_str(),
             a.tokenizer.c_str());
+    const std::string &old = there.chat_template, &now = tokenizer.chat_template;
+    if (!old.empty() && !now.empty() && old != now)
+        die("%s/template.txt: found '%s', but these chats have '%s'; choose another directory for --out, or give that "
+            "with --template", directory.c_str(), escaped(old).c_str(), escaped(now).c_str());
     return directory;
 }
 
@@ -584,42 +581,247 @@ inline std::string bpe(const Arguments& a) {
     return format("%s: %lld tokens\n", (fs::path(a.out) / "merges.txt").c_str(), a.vocab);
 }
 
-// ---- examples, decode -----------------------------------------------------------------------------------------------
+// ---- examples -------------------------------------------------------------------------------------------------------
+struct Turn {
+    std::string role, content;
+    bool operator==(const Turn&) const = default;
+};
+using Turns = std::vector<Turn>;
+
+// What the lines of a file may be, all of them alike: the first form whose members the first object has.
+struct ExampleMaker;
+struct Form {
+    std::vector<std::string> members;
+    int segments;                            // of an example
+    void (ExampleMaker::*add)(const Json&);
+
+    std::string text() const {
+        std::string s;
+        for (const std::string& name : members) s += (s.empty() ? "{" : ", ") + json_quote(name);
+        return s + "}";
+    }
+};
+
+// Makes examples of lines. An end of text begins and ends what a model is to learn, so a response cannot be empty.
+struct ExampleMaker {
+    const Tokenizer& tokenizer;
+    const ChatTemplate chat;
+    const Form* form = nullptr;
+    std::string where = "";                  // the line at hand
+    std::vector<std::vector<int>> segments = {};
+    std::vector<uint64_t> first = {0};
+    size_t equal = 0, lost = 0, chats = 0;   // preferences left out, turns left out; lines that are chats
+    Tokenizer::Scratch scratch = {};
+
+    const std::string& text(const Json& line, const std::string& name) {
+        if (line[name].kind != Json::STRING)
+            die("%s: expected a string %s, as in %s, the same on every line; %s", where.c_str(),
+                json_quote(name).c_str(), form->text().c_str(), members_of(line).c_str());
+        return line[name].string;
+    }
+    const std::string& response(const Json& line, const std::string& name) {
+        const std::string& s = text(line, name);
+        if (s.empty()) die("%s: %s is empty, expected a response; take such lines out: jq -c 'select(.%s != \"\")'",
+                           where.c_str(), json_quote(name).c_str(), name.c_str());
+        return s;
+    }
+    Turns turns(const Json& line, const std::string& name) {
+        const bool shared = name == "conversations";                    // as ShareGPT names things
+        const std::string role = shared ? "from" : "role", content = shared ? "value" : "content";
+        if (line[name].kind != Json::ARRAY)
+            die("%s: expected a list %s of turns; %s", where.c_str(), json_quote(name).c_str(),
+                members_of(line).c_str());
+        Turns all;
+        for (const Json& turn : line[name].items) {
+            const std::string at = format("%s: turn %zu of \"%s\"", where.c_str(), all.size() + 1, name.c_str());
+            const std::string& who = turn[role].string;
+            if (turn[role].kind != Json::STRING || turn[content].kind != Json::STRING)
+                die("%s: expected strings %s and %s; %s", at.c_str(), json_quote(role).c_str(),
+                    json_quote(content).c_str(), members_of(turn).c_str());
+            all.push_back({shared && who == "human" ? "user" : shared && who == "gpt" ? ASSISTANT : who,
+                           turn[content].string});
+            if (all.back() == Turn{ASSISTANT, ""}) die("%s: is empty, expected a response", at.c_str());
+        }
+        chats++;
+        return all;
+    }
+    // Contexts and responses in turn.
+    std::vector<std::string> exchanges(const Turns& turns) {
+        std::vector<std::string> parts;
+        std::string context;
+        size_t open = 0;                     // turns since the last response
+        for (auto& [role, content] : turns) {
+            if (role != ASSISTANT) { context += chat.turn(role, content), open++; continue; }
+            parts.push_back(context + chat.opening(role)), parts.push_back(content);
+            context.clear(), open = 0;
+        }
+        if (parts.empty()) die("%s: found %zu turns, none of them the assistant's", where.c_str(), turns.size());
+        lost += open;
+        return parts;
+    }
+    void segment(const std::string& s) { tokenizer.encode(s, segments.emplace_back(), scratch); }
+    void add(const std::vector<std::string>& parts) {
+        for (const std::string& s : parts) segment(s);
+        first.push_back(segments.size());
+    }
+    void prefer(const std::string& prompt, const std::string& chosen, const std::string& rejected) {
+        if (chosen == rejected) equal++;
+        else add({prompt, chosen, rejected});
+    }
+
+    void prompt(const Json& line) { add({text(line, "prompt")}); }
+    void pair(const Json& line) { add({text(line, "prompt"), response(line, form->members[1])}); }
+    void dialogue(const Json& line) { add(exchanges(turns(line, form->members[0]))); }
+    void preference(const Json& line) {
+        if (line["chosen"].kind == Json::ARRAY) return preferred_turns(line);
+        prefer(text(line, "prompt"), response(line, "chosen"), response(line, "rejected"));
+    }
+    // The best first: of any two the one before is chosen.
+    void ranking(const Json& line) {
+        std::vector<std::string> ranked;
+        for (const Json& r : line["responses"].items) if (!r.string.empty()) ranked.push_back(r.string);
+        if (ranked.size() < 2 || ranked.size() != line["responses"].items.size())
+            die("%s: expected a list \"responses\" of two strings or more, none empty, the best first; %s",
+                where.c_str(), members_of(line).c_str());
+        for (size_t i = 0; i < ranked.size(); i++)
+            for (size_t k = i + 1; k < ranked.size(); k++) prefer(text(line, "prompt"), ranked[i], ranked[k]);
+    }
+    // Alpaca's prompts, as its authors train on them.
+    void instruction(const Json& line) {
+        const std::string& input = text(line, "input");
+        const bool none = input.empty();
+        add({std::string("Below is an instruction that describes a task") +
+             (none ? "" : ", paired with an input that provides further context") +
+             ". Write a response that appropriately completes the request.\n\n### Instruction:\n" +
+             text(line, "instruction") + (none ? "" : "\n\n### Input:\n" + input) + "\n\n### Response:",
+             response(line, "output")});
+    }
+    // HH-RLHF: two dialogues, their prompt all that is common up to an answer of the assistant.
+    void dialogues(const Json& line) {
+        if (line["chosen"].kind == Json::ARRAY) return preferred_turns(line);
+        const std::string answer = "\n\nAssistant:", &chosen = text(line, "chosen"), &rejected = text(line, "rejected");
+        size_t same = 0;
+        while (same < std::min(chosen.size(), rejected.size()) && chosen[same] == rejected[same]) same++;
+        const size_t found = chosen.substr(0, same).rfind(answer), begin = found + answer.size();
+        if (found == chosen.npos || begin == chosen.size() || begin == rejected.size())
+            die("%s: expected \"chosen\" and \"rejected\" that go on from a common beginning that ends in "
+                "\"\\n\\nAssistant:\", or a \"prompt\" beside them", where.c_str());
+        prefer(chosen.substr(0, begin), chosen.substr(begin), rejected.substr(begin));
+    }
+    // Two chats, or what follows the one in "prompt". They differ in the last turn. In the prompt, too, an end of text
+    // ends each response.
+    void preferred_turns(const Json& line) {
+        Turns chosen = turns(line, "chosen"), rejected = turns(line, "rejected"), all;
+        const size_t n = chosen.size();
+        if (line["prompt"].kind == Json::ARRAY) all = turns(line, "prompt");
+        else if (line["prompt"] && n && chosen[0].role == ASSISTANT) all = {{"user", text(line, "prompt")}};
+        if (n == 0 || rejected.size() != n || chosen[n - 1].role != ASSISTANT || rejected[n - 1].role != ASSISTANT ||
+            !std::equal(chosen.begin(), chosen.end() - 1, rejected.begin()))
+            die("%s: expected \"chosen\" and \"rejected\" that differ in their last turn alone, the assistant's",
+                where.c_str());
+        if (chosen == rejected) { equal++; return; }
+        all.insert(all.end(), chosen.begin(), chosen.end());
+        const std::vector<std::string> parts = exchanges(all);
+        std::vector<int>& prompt = segments.emplace_back();
+        for (size_t i = 0; i + 1 < parts.size(); i++) {
+            tokenizer.encode(parts[i], prompt, scratch);
+            if (i % 2) prompt.push_back(tokenizer.eot());
+        }
+        add({parts.back(), rejected[n - 1].content});
+    }
+};
+
+const Form FORMS[] = {
+    {{"prompt", "chosen", "rejected"}, 3, &ExampleMaker::preference},
+    {{"chosen", "rejected"}, 3, &ExampleMaker::dialogues},
+    {{"prompt", "responses"}, 3, &ExampleMaker::ranking},
+    {{"prompt", "response"}, 2, &ExampleMaker::pair},
+    {{"prompt", "answer"}, 2, &ExampleMaker::pair},
+    {{"prompt", "completion"}, 2, &ExampleMaker::pair},
+    {{"instruction", "input", "output"}, 2, &ExampleMaker::instruction},
+    {{"messages"}, 0, &ExampleMaker::dialogue},
+    {{"conversations"}, 0, &ExampleMaker::dialogue},
+    {{"prompt"}, 1, &ExampleMaker::prompt}};
+
+inline const Form& form_of(const Json& line, const std::string& where) {
+    std::string known;
+    for (const Form& form : FORMS) {
+        if (std::all_of(form.members.begin(), form.members.end(), [&](auto& name) { return bool(line[name]); }))
+            return form;
+        known += (known.empty() ? "" : ", ") + form.text();
+    }
+    die("%s: expected an object with the members of one of %s; %s", where.c_str(), known.c_str(),
+        members_of(line).c_str());
+}
+
 inline std::string examples(const Arguments& a) {
-    const std::vector<std::vector<std::string>> forms = {{"prompt", "response"}, {"prompt", "chosen", "rejected"}};
-    const Tokenizer tokenizer = Tokenizer::load(a.tokenizer);
-    const std::vector<std::string>* form = nullptr;
-    std::vector<std::vector<int>> segments;
-    Tokenizer::Scratch scratch;
+    Tokenizer tokenizer = Tokenizer::load(a.tokenizer);
+    std::string& chat = tokenizer.chat_template;
+    const std::string text = !a.chat.empty() ? unescaped("--template", a.chat) : chat.empty() ? DEFAULT_TEMPLATE : chat;
+    ExampleMaker make{tokenizer, ChatTemplate(text, "--template", 2)};
+    std::string others;                      // members of the first object that are not taken
     Inputs inputs(a, "", "", true);
     for (Source& source : inputs.sources) {
         for (Piece piece; source.next(piece);) {
             if (piece.text.find_first_not_of(" \t\r") == piece.text.npos) continue;
-            const std::string where = format("%s: line %zu", shown(source.name), piece.line);
-            const Json json = parse_json(piece.text, where);
-            if (!form) form = &forms[json["chosen"] ? 1 : 0];
-            for (const std::string& name : *form) {
-                const Json& member = json[name];
-                if (member.kind != Json::STRING)
-                    die("%s: expected an object with a string \"%s\", as in {\"prompt\", \"response\"} or {\"prompt\", "
-                        "\"chosen\", \"rejected\"}, the same on every line; %s", where.c_str(), name.c_str(),
-                        members_of(json).c_str());
-                segments.emplace_back();
-                tokenizer.encode(member.string, segments.back(), scratch);
+            make.where = format("%s: line %zu", shown(source.name), piece.line);
+            const Json json = parse_json(piece.text, make.where);
+            if (!make.form) {
+                make.form = &form_of(json, make.where);
+                for (auto& [name, value] : json.members)
+                    if (std::count(make.form->members.begin(), make.form->members.end(), name) == 0)
+                        others += (others.empty() ? ", without " : ", ") + json_quote(name.substr(0, 60));
             }
+            (make.*make.form->add)(json);
         }
     }
-    if (!form) die("%s: no examples, expected one JSON object a line", shown(a.in.back()));
+    if (!make.form) die("%s: no examples, expected one JSON object a line", shown(a.in.back()));
+    if (!a.chat.empty() && !make.chats)
+        die_usage("--template: is for chats, but %s holds %s", shown(a.in.back()), make.form->text().c_str());
+    if (make.first.size() == 1)
+        die("%s: all of %zu preferences have chosen and rejected alike", shown(a.in.back()), make.equal);
+    if (make.chats) chat = text;
     const std::string directory = directory_for(a, tokenizer);
-    write_examples(a.out, segments, (int)form->size(), tokenizer.vocab());
+    const int per = make.form->segments;
+    write_examples(a.out, make.segments, per, tokenizer.vocab(), per ? std::vector<uint64_t>() : make.first);
     tokenizer.save(directory);
-    return format("%s: %zu examples of %zu segments\n", a.out.c_str(), segments.size() / form->size(), form->size());
+
+    const Examples e(a.out, tokenizer.vocab(), INT_MAX);
+    size_t tokens[2] = {}, longest = 0;      // of prompts and contexts, of responses
+    for (size_t i = 0; i < e.size(); longest = std::max(longest, e.row(i++)))
+        for (size_t k = 0; k < e.count(i); k++) tokens[per == 3 ? k > 0 : k % 2] += e.of(i)[k].size();
+    std::string line = format("%s: %s: %zu, of %s%s; tokens of prompts: %zu, of responses: %zu, of the longest row: "
+                              "%zu\n", a.out.c_str(), Examples::KINDS[per], e.size(), make.form->text().c_str(),
+                              others.c_str(), tokens[0], tokens[1], longest);
+    if (make.equal) line += format("left out: %zu preferences whose chosen and rejected are alike\n", make.equal);
+    if (make.lost) line += format("left out: %zu turns after the assistant's last\n", make.lost);
+    return line;
+}
+
+// ---- decode ---------------------------------------------------------------------------------------------------------
+inline void decode_examples(const std::string& path, const Tokenizer& tokenizer, const std::string& end_of_text) {
+    const Examples e(path, tokenizer.vocab(), INT_MAX);
+    const char* names[][3] = {{}, {"prompt"}, {"prompt", "response"}, {"prompt", "chosen", "rejected"}};
+    for (size_t i = 0; i < e.size(); i++) {
+        std::string line;
+        for (size_t k = 0; k < e.count(i); k++) {
+            std::string bytes;
+            for (int id : e.of(i)[k]) bytes += id == tokenizer.eot() ? end_of_text : tokenizer.decode(id);
+            line += (k ? ", " : "") + (e.segments ? json_quote(names[e.segments][k]) + ": " : "");
+            line += json_quote(valid_utf8(bytes));
+        }
+        printf(e.segments ? "{%s}\n" : "{\"segments\": [%s]}\n", line.c_str());
+    }
 }
 
 inline std::string decode(const Arguments& a) {
     const Tokenizer tokenizer = Tokenizer::load(a.tokenizer);
     const std::string end_of_text = unescaped("--eot", a.eot);
     for (const std::string& path : a.in) {
+        if (const Mapped file(path); file.size >= 4 && file.at<int32_t>(0) == EXAMPLES_MAGIC) {
+            decode_examples(path, tokenizer, end_of_text);
+            continue;
+        }
         const Shard shard(path, false);
         shard.check_tokens(tokenizer.vocab());
         for (size_t i = 0; i < shard.count; i++) {

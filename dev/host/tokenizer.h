@@ -7,6 +7,7 @@
    more; `make test` then says which published cases differ. */
 #pragma once
 #include "kinds.h"
+#include "template.h"
 #include <climits>
 #include <unordered_map>
 
@@ -190,6 +191,8 @@ struct Tokenizer {
         return t;
     }
 
+    std::string chat_template;                                         // of a turn in a chat; "" is none
+
     int vocab() const { return (int)texts.size(); }                    // above every id; some below may be no token
     int eot() const { return end_id; }
     bool is_added(int id) const { return added.count(id) > 0; }        // end of text, too: no bytes of a text
@@ -220,13 +223,14 @@ struct Tokenizer {
         }
     }
 
-    // The files that Hugging Face's GPT2Tokenizer reads.
+    // The files that Hugging Face's GPT2Tokenizer reads, and the template.
     void save(const std::string& dir) const {
         write_file(dir + "/merges.txt", merges_txt()), write_file(dir + "/vocab.json", vocab_json());
         if (added.size() > 1) write_file(dir + "/added_tokens.json", added_json());
         if (const std::string& end = added.at(end_id); end != END_OF_TEXT)
             write_file(dir + "/tokenizer_config.json",
                        "{\"tokenizer_class\": \"GPT2Tokenizer\", \"eos_token\": " + json_quote(end) + "}\n");
+        if (!chat_template.empty()) write_file(dir + "/template.txt", escaped(chat_template) + "\n");
     }
     std::string merges_txt() const {
         std::string s = "#version: 0.2\n";
@@ -264,6 +268,8 @@ private:
     void take_ids(const std::string& path) {
         const std::string dir = directory_of(path) + "/", file = fs::path(path).filename().string();
         const std::string before = file.ends_with("merges.txt") ? file.substr(0, file.size() - 10) : "";
+        if (const std::string chat = dir + "template.txt"; !path.empty() && before.empty() && exists(chat))
+            chat_template = read_template(chat);
         auto wrong = [&](const std::string& name, const std::string& token, const std::string& why) {
             die("%s%s: token %s: %s", dir.c_str(), name.c_str(), json_quote(token.substr(0, 60)).c_str(), why.c_str());
         };
@@ -485,6 +491,10 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
             die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right "
                 "with --tokenizer", dir.c_str(), where.c_str());
         if (!found) found = std::move(there), where = dir;
+        else if (found->chat_template.empty()) found->chat_template = there->chat_template;
+        else if (!there->chat_template.empty() && there->chat_template != found->chat_template)
+            die("%s: the template of chats there is not that of %s; say which is right with --tokenizer", dir.c_str(),
+                where.c_str());
     }
     return found;
 }
