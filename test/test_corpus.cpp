@@ -108,6 +108,41 @@ std::string solve_tale(const std::string& text) {
     return "unknown question";
 }
 
+// Which corruption of an answer another one is; "" if none of the table.
+std::string corruption(const std::string& prompt, const std::string& right, const std::string& wrong) {
+    auto words_of = [](const std::string& s) {
+        std::istringstream in(s.substr(0, s.size() - 1));
+        return std::vector<std::string>{std::istream_iterator<std::string>(in), {}};
+    };
+    const std::vector<std::string> a = words_of(right), b = words_of(wrong);
+    std::vector<size_t> differ;
+    for (size_t i = 0; i < a.size() && a.size() == b.size(); i++) if (a[i] != b[i]) differ.push_back(i);
+    if (differ.size() != 1 || right[0] != ' ' || wrong[0] != ' ' || wrong.back() != '.') return "";
+    const std::string &from = a[differ[0]], &to = b[differ[0]];
+    if (isdigit(from[0])) {
+        const int by = std::abs(atoi(from.c_str()) - atoi(to.c_str()));
+        const bool last = differ[0] + 1 == a.size() && a[differ[0] - 1] == "so" && to[0] != '-';
+        return last && std::to_string(atoi(to.c_str())) == to && (by == 1 || by == 10) ? format("by %d", by) : "";
+    }
+    auto names = NAMES, colours = COLOURS;
+    names.push_back("Nobody");
+    for (std::string& colour : colours) colour = capitalised(colour);
+    const std::pair<const char*, std::vector<std::string>> lists[] = {
+        {"place", PLACES}, {"object", OBJECTS}, {"colour of an object", COLOURS}, {"colour", colours}, {"name", names}};
+    for (auto& [name, list] : lists) {
+        if (!std::count(list.begin(), list.end(), from) || !std::count(list.begin(), list.end(), to)) continue;
+        const bool colour = &list == &lists[3].second;
+        auto said = [&](std::string word) {                            // by the prompt
+            if (colour) word[0] = (char)tolower(word[0]);
+            const size_t at = (" " + prompt).find(" " + word);
+            return at != std::string::npos && !isalpha(prompt[at + word.size()]);
+        };
+        const bool better = std::any_of(list.begin(), list.end(), [&](auto& w) { return w != from && said(w); });
+        return said(to) ? name : colour && !better ? "a colour that the prompt has not" : "";
+    }
+    return "";
+}
+
 bool answer_is_right(const Document& d) {
     std::string answer = d.text.substr(d.text.rfind("A:") + 3);
     if (d.kind == SUM) answer = answer.substr(std::min(answer.find("so "), answer.size()));
@@ -312,20 +347,24 @@ void test_files() {
     auto write = [&](const char* name, uint64_t seed) {
         Settings s;
         s.out = root + "/" + name;
-        s.documents = 1500;
+        s.documents = 1500, s.sft = 100, s.ranked = 600, s.prompts = 700;
         s.seed = seed;
         write_corpus(s);
         return s.out;
     };
     std::string a = write("a", 1), b = write("b", 1), c = write("c", 2);
     size_t differ = 0, same = 0;
-    for (const char* file : {"train.bin", "val.bin", "val.json", "answers.bin", "merges.txt", "vocab.json"}) {
+    const std::vector<std::string> examples = {"answers.bin", "sft_train.bin", "sft_val.bin", "ranked_train.bin",
+                                               "ranked_val.bin", "prompts.bin"};
+    std::vector<std::string> files = {"train.bin", "val.bin", "val.json", "merges.txt", "vocab.json"};
+    files.insert(files.end(), examples.begin(), examples.end());
+    for (const std::string& file : files) {
         std::string bytes = read_all(a + "/" + file);
         differ += bytes.empty() || bytes != read_all(b + "/" + file);
         same += bytes == read_all(c + "/" + file);
     }
-    check("same_seed_same_bytes", differ == 0, "%zu of 6 files differ", differ);
-    check("other_seed_other_bytes", same == 2, "%zu of 6 files are the same, the tokenizer's 2 expected", same);
+    check("same_seed_same_bytes", differ == 0, "%zu of 11 files differ", differ);
+    check("other_seed_other_bytes", same == 2, "%zu of 11 files are the same, the tokenizer's 2 expected", same);
 
     Tokenizer tokenizer = Tokenizer::from_merges(read_all(a + "/merges.txt"), "merges.txt");
     std::vector<std::string> train = documents_of(read_all(a + "/train.bin"), tokenizer);
@@ -377,6 +416,34 @@ void test_files() {
     }
     check("answers_texts", layout && wrong == 0, "%zu of %zu are not as they should be", wrong, E);
 
+    // Files of later stages: every document is the program's and in one file only, every answer right, every rejected
+    // one a corruption from the table.
+    std::set<std::string> prompts, texts(train.begin(), train.end());
+    texts.insert(val.begin(), val.end());
+    std::map<std::string, int> corruptions;
+    for (const std::string& file : examples) {
+        const Examples e(a + "/" + file, tokenizer.vocab(), 256);
+        const size_t count = file == "answers.bin" ? 640 : file == "sft_train.bin" ? 100
+                           : file == "ranked_train.bin" ? 600 : file == "prompts.bin" ? 700 : 256;
+        size_t twice = 0, known = 0, bad = 0;
+        for (size_t i = 0; i < e.size(); i++) {
+            std::string part[3];
+            for (size_t k = 0; k < e.count(i); k++) for (int id : e.of(i)[k]) part[k] += tokenizer.decode(id);
+            twice += !prompts.insert(part[0]).second;
+            if (file == "answers.bin") continue;
+            known += texts.count(part[0] + part[1]);
+            Document d;
+            bad += error_of([&] { d = parse_document(part[0] + part[1]); }).exit_code != 0 || !answer_is_right(d);
+            if (e.segments == 3) corruptions[corruption(part[0], part[1], part[2])]++;
+        }
+        check("stage_files", e.size() == count && e.segments == (file[0] == 'r' ? 3 : 2) && twice + known + bad == 0,
+              "%s: %zu examples; %zu prompts known, %zu of documents in train.bin or val.bin, %zu wrong", file.c_str(),
+              e.size(), twice, known, bad);
+    }
+    std::string counts;
+    for (auto& [name, n] : corruptions) counts += format("%s%s %d", counts.empty() ? "" : ", ", name.c_str(), n);
+    check("corruptions", corruptions.size() == 8 && !corruptions.count(""), "%s", counts.c_str());
+
     Settings s;
     write_file(root + "/file", "in the way");
     s.out = root + "/file/deeper";
@@ -390,6 +457,7 @@ void test_options() {
         {}, {"--out"}, {"--out", ""}, {"--out", "x", "--nonsense", "1"}, {"--out", "x", "--out", "y"}, {"data"},
         {"--out", "x", "--seed"}, {"--out", "x", "--seed", "1e3"}, {"--out", "x", "--seed", "-1"},
         {"--out", "x", "--documents", "0"}, {"--out", "x", "--documents", "10k"},
+        {"--out", "x", "--sft", "0"}, {"--out", "x", "--ranked", "-1"}, {"--out", "x", "--prompts", "1000001"},
         {"--out", "x", "--documents", "1000001"}, {"--out", "x", "--documents", "99999999999999999999999999"}};
     for (auto& words : bad) {
         std::string shown = "corpus";

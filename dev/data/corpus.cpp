@@ -1,6 +1,6 @@
 /* dev/data/corpus.cpp -- the built-in corpus: endless small documents whose best possible loss is known exactly.
 
-       make build/corpus && build/corpus --out data/corpus            (--documents N, --seed S; no other options)
+       make build/corpus && build/corpus --out data/corpus            (build/corpus --help lists its options)
 
    The corpus is drawn from the small probabilistic program of section 2. emit() writes text that is certain, choose()
    and pick() draw one of several alternatives, and nothing else is random. No alternative of a choice is the beginning
@@ -14,7 +14,8 @@
 
    Three kinds of documents: a story that follows two persons and a thing through places, a list of who has what, and
    a sum worked column by column; each ends in a question and its answer. Evaluation gives every document a row of its
-   own: inputs end-of-text d1 .. dn, targets d1 .. dn end-of-text, at most 256 tokens.
+   own: inputs end-of-text d1 .. dn, targets d1 .. dn end-of-text, at most 256 tokens. Later stages of training get
+   examples of other documents, cut behind the last "A:": prompts with their answers, and with a wrong one besides.
 
    The program is written once and run by three kinds of Source (section 3): Sampler draws a text, Parser reads one back
    and returns its -ln P, Explorer follows all choices to get the entropy of the whole population.
@@ -452,18 +453,60 @@ std::array<double, 5> ngrams(const std::vector<std::string>& train, const std::v
     return nats;
 }
 
-// ---- 5. files -------------------------------------------------------------------------------------------------------
-constexpr int VAL_DOCUMENTS = 512, HELD_OUT_QUESTIONS = 128, NGRAM_DOCUMENTS = 4096;
+// ---- 5. wrong answers -----------------------------------------------------------------------------------------------
+// Where a word stands by itself; npos if nowhere.
+size_t find_word(const std::string& text, const std::string& word) {
+    size_t at = text.find(word);
+    while (at != text.npos && ((at > 0 && isalpha(text[at - 1])) || isalpha(text[at + word.size()])))
+        at = text.find(word, at + 1);
+    return at;
+}
+
+/* corrupted -- a wrong answer of the same form as the right one, one of those that this table gives, equally often:
+       ... so 813.            the number off by one or by ten, not below 0
+       In the hall.           another place
+       Blue.                  another colour
+       A blue kite.           another colour, or another thing
+       Ada.    Nobody.        another name; Nobody is one
+   Words that stand in the prompt come before all others, which would give themselves away. */
+std::string corrupted(const std::string& prompt, const std::string& answer, Rng& rng) {
+    std::vector<std::string> near, far;
+    if (const size_t at = answer.rfind("so "); at != answer.npos) {
+        const int right = std::stoi(answer.substr(at + 3));
+        for (int wrong : {right - 10, right - 1, right + 1, right + 10})
+            if (wrong >= 0) near.push_back(answer.substr(0, at + 3) + std::to_string(wrong) + ".");
+    }
+    std::vector<std::vector<std::string>> lists = {PLACES, OBJECTS, COLOURS, COLOURS, NAMES};
+    for (std::string& colour : lists[3]) colour = capital(colour);
+    lists[4].push_back("Nobody");
+    for (const auto& words : lists)
+        for (const std::string& right : words) {
+            const size_t at = find_word(answer, right);
+            for (size_t i = 0; i < words.size() && at != answer.npos; i++) {
+                const std::string& said = &words == &lists[3] ? COLOURS[i] : words[i];       // as the prompt would
+                auto& to = find_word(prompt, said) != prompt.npos ? near : far;
+                if (words[i] != right) to.push_back(std::string(answer).replace(at, right.size(), words[i]));
+            }
+        }
+    const std::vector<std::string>& all = near.empty() ? far : near;
+    return all[rng.below(all.size())];
+}
+
+// ---- 6. files -------------------------------------------------------------------------------------------------------
+constexpr int VAL_DOCUMENTS = 512, HELD_OUT_QUESTIONS = 128, NGRAM_DOCUMENTS = 4096, VAL_EXAMPLES = 256;
 
 const Program CORPUS = {"corpus", {{'c', ""}}, "endless small documents whose best possible loss is known exactly",
-                         "usage: corpus --out DIR [--documents N] [--seed N]\n", ""};
+                        "usage: corpus --out DIR [--documents N] [--sft N] [--ranked N] [--prompts N] [--seed N]\n", ""};
 
 struct Settings {
     text out;
-    integer documents = 40000, seed = 1;
+    integer documents = 40000, sft = 1000, ranked = 4000, prompts = 8000, seed = 1;
     Table table() {
         return {{"out", &out, "", "c!", "the directory to write to"},
                 {"documents", &documents, "1..1000000", "c", "documents to train on"},
+                {"sft", &sft, "1..1000000", "c", "prompts with answers, for supervised fine-tuning"},
+                {"ranked", &ranked, "1..1000000", "c", "prompts with a right and a wrong answer, for a reward model"},
+                {"prompts", &prompts, "1..1000000", "c", "prompts with answers, for reinforcement learning"},
                 {"seed", &seed, "0..1000000000000000000", "c", "of all that is drawn"}};
     }
 };
@@ -491,8 +534,14 @@ std::string write_corpus(const Settings& o) {
     std::vector<std::vector<int>> questions;
     std::vector<std::string> val_texts, ngram_texts;
     size_t longest = 0, train_bytes = 0;
+    Tokenizer::Scratch scratch;
+    auto encoded = [&](const std::string& text) {
+        std::vector<int> ids;
+        tokenizer.encode(text, ids, scratch);
+        return ids;
+    };
     auto add_document = [&](std::vector<int>& shard, const std::string& text) {
-        std::vector<int> ids = tokenizer.encode(text);
+        std::vector<int> ids = encoded(text);
         shard.push_back(tokenizer.eot());
         shard.insert(shard.end(), ids.begin(), ids.end());
         longest = std::max(longest, text.size());
@@ -500,8 +549,8 @@ std::string write_corpus(const Settings& o) {
     };
     auto add_question = [&](const std::string& text) {
         size_t cut = text.rfind("A:") + 2;
-        questions.push_back(tokenizer.encode(text.substr(0, cut)));
-        questions.push_back(tokenizer.encode(text.substr(cut)));
+        questions.push_back(encoded(text.substr(0, cut)));
+        questions.push_back(encoded(text.substr(cut)));
     };
     for (int i = 0; i < VAL_DOCUMENTS; i++) {
         Document d = sample_document(val_rng);
@@ -517,10 +566,13 @@ std::string write_corpus(const Settings& o) {
     }
     for (int i = 0; i < HELD_OUT_QUESTIONS; i++) add_question(sample_document(question_rng, true).text);
     std::unordered_set<std::string> excluded(val_texts.begin(), val_texts.end());
+    std::unordered_set<uint64_t> seen;                 // checksums of all documents, of training and validation
+    for (const std::string& text : val_texts) seen.insert(checksum(text));
     for (integer i = 0; i < o.documents;) {
         Document d = sample_document(train_rng);
         if (excluded.count(d.text)) continue;
         add_document(train, d.text);
+        seen.insert(checksum(d.text));
         train_bytes += d.text.size();
         if (i++ < NGRAM_DOCUMENTS) ngram_texts.push_back(d.text);
     }
@@ -528,6 +580,24 @@ std::string write_corpus(const Settings& o) {
     write_shard(o.out + "/val.bin", val, tokenizer.vocab());
     write_examples(o.out + "/answers.bin", questions, 2, tokenizer.vocab());
     tokenizer.save(o.out);
+
+    // Later stages have documents that are in none of these files, each in one place and once. A prompt has one answer,
+    // so that they have no prompt in common either; held-out pairs are in none of them.
+    const struct { const char* name; integer count; bool ranked; } stages[] = {
+        {"sft_train.bin", o.sft, false}, {"sft_val.bin", VAL_EXAMPLES, false}, {"ranked_train.bin", o.ranked, true},
+        {"ranked_val.bin", VAL_EXAMPLES, true}, {"prompts.bin", o.prompts, false}};
+    for (uint64_t stream = 3; const auto& [name, count, ranked] : stages) {
+        Rng rng(o.seed, stream++);
+        questions.clear();
+        for (integer i = 0; i < count;) {
+            const std::string text = sample_document(rng).text;
+            if (!seen.insert(checksum(text)).second) continue;
+            const size_t cut = text.rfind("A:") + 2;
+            add_question(text), i++;
+            if (ranked) questions.push_back(encoded(corrupted(text.substr(0, cut), text.substr(cut), rng)));
+        }
+        write_examples(o.out + "/" + name, questions, ranked ? 3 : 2, tokenizer.vocab());
+    }
 
     // The floor is that of the validation file; entropy_per_document is the mean over all documents there can be.
     auto nats = ngrams(ngram_texts, val_texts);
@@ -552,11 +622,14 @@ std::string write_corpus(const Settings& o) {
     return format("train.bin    %lld documents, %zu bytes of text\n"
                   "val.bin      %zu documents, %zu bytes, floor %.4f nats/token; population %.3f nats/document\n"
                   "answers.bin  %d questions from val.bin, %d sums of held-out pairs\n"
+                  "sft_*.bin    %lld prompts with answers, and %d for validation\n"
+                  "ranked_*.bin %lld preferences, and %d for validation\n"
+                  "prompts.bin  %lld prompts with answers; what these five files hold is in no other, and once\n"
                   "for scale    uniform %.3f, byte frequencies %.3f, order-2 %.3f, order-4 %.3f nats/token\n"
                   "longest document %zu bytes; written to %s\n",
                   o.documents, train_bytes, v.documents, v.bytes, v.nats / v.tokens, entropy,
-                  VAL_DOCUMENTS, HELD_OUT_QUESTIONS, std::log(257.0), nats[0], nats[2], nats[4], longest,
-                  o.out.c_str());
+                  VAL_DOCUMENTS, HELD_OUT_QUESTIONS, o.sft, VAL_EXAMPLES, o.ranked, VAL_EXAMPLES, o.prompts, std::log(257.0),
+                  nats[0], nats[2], nats[4], longest, o.out.c_str());
 }
 
 }    // namespace corpus

@@ -157,8 +157,8 @@ inline std::string advice_on(const Json& json, std::string_view line, const std:
     for (auto& [name, value] : json.members)
         if (!strings && value.kind == Json::ARRAY) step = lines_by(lines_filter(line, path), path);
     if (json["messages"])
-        step = usable("it holds a chat, which build/shards examples reads; or make texts of chats: jq -c '{text: [.messages[] | .role + \": \" + .content] | "
-                      "join(\"\\n\")}' FILE > text.jsonl", path);
+        step = usable("it holds a chat, which build/shards examples reads; or make texts of chats: jq -c '{text: "
+                      "[.messages[] | .role + \": \" + .content] | join(\"\\n\")}' FILE > text.jsonl", path);
     if (json["prompt"]) step = "build/shards examples reads prompts and responses";
     return members_of(json) + "; " + step;
 }
