@@ -88,15 +88,15 @@
     X(integer, keep,            2,            "1..1000000",                   "tR",  "checkpoints to keep, beside the best in OUT/best") \
     X(text,    out,             "",           "",                             "tRP!","directory of the run: log.jsonl and checkpoints") \
     X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
-    X(integer, group,           8,            "2..4096",                      "t",      "rl: answers drawn for each prompt, whose mean reward is subtracted") \
+    X(integer, group,           0,            "2..4096",                      "t",      "rl: answers drawn for each prompt, whose mean reward is subtracted [8]") \
     X(integer, response_tokens, 0,            "1..1048576",                   "t",      "rl: of an answer, at most [what the context leaves]") \
-    X(text,    reward,          "exact",      "",                             "tDP",    "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage") \
+    X(text,    reward,          "",           "",                             "tDP",    "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage [exact]") \
     X(text,    reward_command,  "",           "",                             "t",      "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
-    X(number,  reward_timeout,  60,           "0.001..1000000",               "tR",     "rl: seconds to wait for that program") \
-    X(text,    advantage,       "mean",       "mean|normalized",              "t",      "rl: reward less the group's mean; normalized: over its standard deviation, too") \
-    X(integer, rl_passes,       1,            "1..1000",                      "t",      "rl: optimizer steps with the same answers") \
-    X(number,  ppo_clip,        0.2,          "0..1000",                      "t",      "rl: by how much a token's probability may change in a step and still gain") \
-    X(number,  kl,              0.05,         "0..1000",                      "t",      "rl: weight of the divergence from --init") \
+    X(number,  reward_timeout,  0,            "0.001..1000000",               "tR",     "rl: seconds to wait for that program [60]") \
+    X(text,    advantage,       "",           "mean|normalized",              "t",      "rl: reward less the group's mean; normalized: over its standard deviation, too [mean]") \
+    X(integer, rl_passes,       0,            "1..1000",                      "t",      "rl: optimizer steps with the same answers [1]") \
+    X(number,  ppo_clip,        -1,           "0..1000",                      "t",      "rl: by how much a token's probability may change in a step and still gain [0.2]") \
+    X(number,  kl,              -1,           "0..1000",                      "t",      "rl: weight of the divergence from --init [0.05]") \
     X(text,    prompt,          "",           "",                             "sE2", "text to continue; without a tokenizer, token ids [end of text]") \
     X(text,    prompt_file,     "",           "",                             "s2P","file with the text to continue, less a last line break; - is standard input [--prompt]") \
     X(integer, tokens,          100,          "1..1000000000",                "s",   "tokens to write, at most; an end of text stops earlier") \
@@ -487,7 +487,7 @@ private:
     void open_epoch(size_t e) {
         if (e == epoch) return;
         epoch = e, open = -1;
-        order.resize(shards.size());
+        order.resize(windows.size());
         std::iota(order.begin(), order.end(), 0);
         Rng(seed, stream(e, 0)).shuffle(order);
     }
@@ -2398,6 +2398,15 @@ private:
         if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
         if (later && (!o.raw.empty() || o.rows == "sliding"))
             die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
+        if (rl) {
+            if (o.group == 0) o.group = 8;
+            if (o.reward.empty()) o.reward = "exact";
+            if (o.reward_timeout == 0) o.reward_timeout = 60;
+            if (o.advantage.empty()) o.advantage = "mean";
+            if (o.rl_passes == 0) o.rl_passes = 1;
+            if (o.ppo_clip < 0) o.ppo_clip = 0.2;
+            if (o.kl < 0) o.kl = 0.05;
+        }
         rows_of_window = rl ? o.group : o.stage == "reward" ? 2 : 1;
         const integer row_tokens = std::lcm(o.batch, (integer)rows_of_window) * o.context;
         if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens;
