@@ -31,6 +31,8 @@
 #include "dev/host/display.h"
 #include "dev/host/machine.h"
 #include "dev/host/options.h"
+#include "dev/host/reports.h"
+#include "dev/host/rows.h"
 #include "dev/host/scorer.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
@@ -348,9 +350,6 @@ template <typename E = real> struct Buffer {
 // ---- 3. order of the data -------------------------------------------------------------------------------------------
 // Rows of tokens with their targets, for training and for validation, from the shards.
 
-// One row to train on or to score. A target of -1 counts nowhere.
-struct Row { std::vector<int> x, y; };
-
 // Rows side by side, each filled up to the longest of them with inputs that count nowhere.
 struct Batch {
     int B, T = 0;
@@ -369,14 +368,6 @@ struct Batch {
     size_t targets() const { return y.size() - std::count(y.begin(), y.end(), -1); }
 };
 
-// Adds to a row: end of text, context, response; its targets are the response and the end of text behind it.
-inline void add_turn(Row& r, int eot, const std::vector<int>& context, const std::vector<int>& response) {
-    r.x.push_back(eot);
-    r.x.insert(r.x.end(), context.begin(), context.end()), r.x.insert(r.x.end(), response.begin(), response.end());
-    r.y.insert(r.y.end(), context.size(), -1), r.y.insert(r.y.end(), response.begin(), response.end());
-    r.y.push_back(eot);
-}
-
 /* The stages of making a GPT are one network and one loop; they differ in their rows and in what these count for.
      pretrain   windows of token shards          the likelihood of every token
      sft        examples, side by side or one    the likelihood of the responses
@@ -391,41 +382,9 @@ inline const Stage STAGES[] = {{"pretrain", {}}, {"sft", {0, 2}, true}, {"reward
 inline const Stage& stage_of(const Options& o) {
     return *std::find_if(std::begin(STAGES), std::end(STAGES), [&](const Stage& s) { return o.stage == s.name; });
 }
-
-// Rows of whole examples, none of them cut.
-struct ExampleRows {
-    const Examples examples;
-    std::vector<std::vector<int>> packs;     // the examples of each row
-    const int eot;
-
-    ExampleRows(const std::string& path, const Options& o, int V, int T, int eot) : examples(path, V, T, true), eot(eot) {
-        const Stage& stage = stage_of(o);
-        examples.need(("--stage " + o.stage).c_str(), stage.kinds);
-        int room = 0;
-        for (size_t e = 0; e < examples.size(); e++) {
-            const int length = examples.length(e);
-            if (!stage.side_by_side || o.rows != "packed" || length > room) packs.emplace_back(), room = T;
-            packs.back().push_back(e), room -= length;
-        }
-    }
-    Row row(size_t i, int answer = 1) const {                // answer 2: the rejected one
-        Row r;
-        for (int e : packs[i])
-            for (size_t k = 0; k + 1 < examples.count(e); k += examples.segments == 3 ? 3 : 2)
-                add_turn(r, eot, examples.of(e)[k], examples.of(e)[k + answer]);
-        return r;
-    }
-    const std::vector<int>* example(size_t i) const { return examples.of(packs[i][0]); }
-};
-
-// n inputs from `at` on, each with the token after it as target, or only the last; after the shard's end comes eot.
-inline Row row_of(const Shard& shard, size_t at, int n, bool last_only, int eot) {
-    Row r{std::vector<int>(n), std::vector<int>(n, -1)};
-    for (int t = 0; t < n; t++) {
-        r.x[t] = shard[at + t];
-        if (!last_only || t == n - 1) r.y[t] = at + t + 1 < shard.count ? (int)shard[at + t + 1] : eot;
-    }
-    return r;
+inline Wanted wanted(const Options& o, const char* option, const text& pattern, int V, int T, int eot) {
+    const Stage& stage = stage_of(o);
+    return {option, pattern, o.rows, o.stage, stage.kinds, !o.raw.empty(), stage.side_by_side && o.rows == "packed", V, T, eot};
 }
 
 /* The training data as an endless sequence of windows, number g = 0, 1, ...: every epoch visits the shards in an order
@@ -434,37 +393,29 @@ inline Row row_of(const Shard& shard, size_t at, int n, bool last_only, int eot)
    packed    windows of T tokens side by side, all targets
    sliding   every window of T tokens, one token apart, of which only the last target counts
    In the later stages a window is a row of examples. */
-struct Windows {
-    std::vector<std::unique_ptr<Shard>> shards;
-    std::vector<std::unique_ptr<ExampleRows>> rows;          // or these
-    std::vector<size_t> windows;             // of each shard
+struct Windows : Source {
+    std::vector<size_t> windows;             // of each file
     size_t total = 0;                        // of an epoch
-    Identity identity;
-    int T;
-    bool sliding;
-    uint64_t seed;
+    const int T;
+    const bool sliding;
+    const uint64_t seed;
 
-    Windows(const Options& o, int V, int eot) : T(o.context), sliding(o.rows == "sliding"), seed(o.seed) {
+    Windows(const Wanted& w, uint64_t seed) : Source(w), T(w.T), sliding(w.rows == "sliding"), seed(seed) {
         size_t tokens = 0;
-        for (const std::string& path : glob_files(o.train, "--train")) {
-            if (stage_of(o).kinds.size()) {
-                rows.push_back(std::make_unique<ExampleRows>(path, o, V, T, eot));
-                identity.add(Mapped(path)), windows.push_back(rows.back()->packs.size());
-            } else {
-                shards.push_back(std::make_unique<Shard>(path, !o.raw.empty()));
-                shards.back()->check_tokens(V);
-                identity.add(shards.back()->file);
-                const size_t n = shards.back()->count;
-                windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0), tokens += n;
-            }
-            if (windows.back() > UINT32_MAX) die("%s: more than 2^32 windows; split it", path.c_str());
-            total += windows.back();
+        for (auto& e : examples) windows.push_back(e->packs.size());
+        for (auto& s : shards) {
+            const size_t n = s->count;
+            windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0), tokens += n;
+        }
+        for (size_t n : windows) {
+            if (n > UINT32_MAX) die("%s: more than 2^32 windows in a file; split it", w.pattern.c_str());
+            total += n;
         }
         if (total == 0)
             die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower --context",
-                o.train.c_str(), tokens, shards.size(), T + 1);
+                w.pattern.c_str(), tokens, shards.size(), T + 1);
     }
-    // Where window g is: its shard, and its place there.
+    // Where window g is: its file, and its place there.
     std::pair<int, size_t> find(size_t g) {
         open_epoch(g / total);
         size_t in_epoch = g % total, i = 0, before = 0;
@@ -473,8 +424,8 @@ struct Windows {
         return {open, window_order[in_epoch - before]};
     }
     Row row(size_t g, int answer = 1) {
-        const auto [shard, i] = find(g);
-        return rows.empty() ? row_of(*shards[shard], i * (sliding ? 1 : T), T, sliding, -1) : rows[shard]->row(i, answer);
+        const auto [file, i] = find(g);
+        return shards.empty() ? examples[file]->row(i, answer) : row_of(*shards[file], i * (sliding ? 1 : T), T, sliding, -1);
     }
 
 private:
@@ -497,69 +448,6 @@ private:
         window_order.resize(windows[i]);
         std::iota(window_order.begin(), window_order.end(), 0);
         Rng(seed, stream(epoch, i + 1)).shuffle(window_order);
-    }
-};
-
-/* Validation rows, in the order of the files.
-   packed      consecutive windows that do not overlap; the last one may be shorter
-   documents   one row a document: inputs end-of-text, d1..dn, targets d1..dn, end-of-text
-   sliding     as in training */
-// What a text like the shard's begins with: an end of text; or, where a million tokens hold no other than at their start, as
-// in a book, the first ones, which a model of it has seen.
-inline std::vector<int> beginning_of(const Shard& shard, int eot, int T) {
-    for (size_t i = 1; i < std::min<size_t>(shard.count, 1 << 20); i++) if ((int)shard[i] == eot) return {eot};
-    std::vector<int> first;
-    for (size_t i = 0; i < std::min<size_t>(shard.count, std::clamp(T / 2, 1, 16)); i++) first.push_back(shard[i]);
-    return first;
-}
-
-struct ValidationRows {
-    std::vector<std::unique_ptr<Shard>> shards;
-    std::vector<std::unique_ptr<ExampleRows>> rows;          // or these
-    struct Span { int shard; size_t begin; int length; };    // inputs begin .. begin + length - 1
-    std::vector<Span> spans;
-    Identity identity;
-    int eot;
-    bool sliding;
-
-    ValidationRows(const Options& o, int V, int T, int eot, size_t limit) : eot(eot), sliding(o.rows == "sliding") {
-        for (const std::string& path : glob_files(o.val, "--val")) {
-            if (stage_of(o).kinds.size()) {
-                rows.push_back(std::make_unique<ExampleRows>(path, o, V, T, eot));
-                identity.add(Mapped(path));
-                for (size_t i = 0; i < rows.back()->packs.size(); i++) spans.push_back({(int)rows.size() - 1, i, 0});
-                continue;
-            }
-            shards.push_back(std::make_unique<Shard>(path, !o.raw.empty()));
-            shards.back()->check_tokens(V);
-            identity.add(shards.back()->file);
-            if (o.rows == "documents") split_documents(T);
-            else for (size_t i = 0, n = shards.back()->count; i + 1 < n; i += sliding ? 1 : T) {
-                if ((sliding && i + T >= n) || (limit && spans.size() == limit)) break;
-                spans.push_back({(int)shards.size() - 1, i, (int)std::min<size_t>(T, n - 1 - i)});
-            }
-        }
-        if (spans.empty()) die("%s: too short to validate on: no window of inputs and targets in it", o.val.c_str());
-        if (limit && spans.size() > limit) spans.resize(limit);
-    }
-    Row row(size_t i, int answer = 1) const {
-        const Span& s = spans[i];
-        return rows.empty() ? row_of(*shards[s.shard], s.begin, s.length, sliding, eot) : rows[s.shard]->row(s.begin, answer);
-    }
-
-private:
-    void split_documents(int T) {
-        const Shard& s = *shards.back();
-        const char* name = s.file.path.c_str();
-        if (s.count && (int)s[0] != eot)
-            die("%s: does not begin with end-of-text (%d), as a shard of whole documents does", name, eot);
-        for (size_t begin = 0, end; begin < s.count; begin = end) {
-            for (end = begin + 1; end < s.count && (int)s[end] != eot;) end++;
-            if (end - begin > (size_t)T)
-                die("%s: token %zu: a document of %zu tokens does not fit the context of %d; raise --context", name,
-                    begin, end - begin, T);
-            spans.push_back({(int)shards.size() - 1, begin, (int)(end - begin)});
-        }
     }
 };
 
@@ -637,8 +525,7 @@ struct Sampling {
     int top_k;                               // temperature 0 is top_k 1
     uint64_t top_p;                          // in units of 2^-64; 0: all
     int hidden = 0;                          // so many tokens are never drawn
-    explicit Sampling(const Options& o)
-        : scale(std::min(0x1p25 * 1.4426950408889634 / o.temperature, 3e38)),
+    explicit Sampling(const Options& o) : scale(std::min(0x1p25 * 1.4426950408889634 / o.temperature, 3e38)),
           top_k(o.temperature == 0 ? 1 : o.top_k ? o.top_k : INT_MAX), top_p(o.top_p < 1 ? o.top_p * 0x1p64 : 0) {}
 };
 constexpr float NEVER = -3e38f;              // a logit of no weight, in bf16 too
@@ -1917,16 +1804,6 @@ void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
     }
 }
 
-struct Validation {
-    double nats = 0;
-    size_t tokens = 0, bytes = 0;            // bytes: of the targets' text; an end of text has none
-    double loss() const { return nats / tokens; }
-    std::string line() const {
-        std::string bits = bytes ? format("%.6f", nats / std::log(2.0) / bytes) : "unknown";
-        return format("val loss %.6f nats/token, %s bits/byte, %zu tokens", loss(), bits.c_str(), tokens);
-    }
-};
-
 template <typename Model>
 Validation validate(Model& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
     Validation v;
@@ -1951,30 +1828,6 @@ template <typename Model> std::vector<float> rewards_of(Model& model, const std:
     return rewards;
 }
 
-/* How far a reward model tells the better answers of preferences: loss, the share of pairs that it orders rightly, the mean
-   margin, and its calibration: by how much that share differs from the probability, sigmoid of the margin, that it gives its
-   own order, over 10 bins of that probability (Guo et al. 2017, arXiv:1706.04599, eq. 3). */
-struct Preferences {
-    double nats = 0, margins = 0, expected[10] = {}, correct[10] = {};
-    size_t pairs = 0, right = 0;
-    void add(double margin) {
-        const double sure = 1 / (1 + std::exp(-std::abs(margin)));
-        const int bin = std::min(9, int(20 * (sure - 0.5)));
-        nats += pair_loss(margin).first, margins += margin, pairs++, right += margin > 0;
-        expected[bin] += sure, correct[bin] += margin > 0;
-    }
-    double loss() const { return nats / pairs; }
-    double accuracy() const { return 1.0 * right / pairs; }
-    double calibration_error() const {
-        double sum = 0;
-        for (int k = 0; k < 10; k++) sum += std::abs(expected[k] - correct[k]);
-        return sum / pairs;
-    }
-    std::string line() const {
-        return format("val loss %.6f nats/pair, accuracy %.4f, margin %.3f, calibration error %.3f, %zu pairs", loss(), accuracy(),
-                      margins / pairs, calibration_error(), pairs);
-    }
-};
 template <typename Model> Preferences validate_pairs(Model& model, const ValidationRows& rows, int eot) {
     std::vector<Row> chosen, rejected;
     for (size_t i = 0; i < rows.spans.size(); i++) chosen.push_back(rows.row(i, 1)), rejected.push_back(rows.row(i, 2));
@@ -2070,7 +1923,7 @@ struct HeldOut {
                 for (const std::string& path : glob_files(o.val, "--val"))
                     if (fs::equivalent(train, path)) warn("--val %s: is in --train, too", path.c_str());
         if (!o.val.empty()) {
-            val.emplace(o, V, T, eot, rows), floor = known_floor(o);
+            val.emplace(wanted(o, "--val", o.val, V, T, eot), rows), floor = known_floor(o);
             data["val"] = val->identity.text();
         }
         if (!o.choices.empty()) choices.emplace(o.choices, V, T);
@@ -2151,33 +2004,11 @@ std::vector<std::string> sample_texts(Model& model, const Options& o, const std:
     return texts;
 }
 
-/* A model whose context is full is a Markov chain over its V^T contexts: token v leads from (a, b, ..) to (b, .., v).
-   Prints that chain as a Graphviz digraph, each arrow with its token and probability. */
+// Prints the Markov chain that a model is whose context is full.
 template <typename Model> void graph(Model& model) {
-    const int V = model.c.V, T = model.max_T;
-    const double contexts = std::pow(V, T);
-    if (contexts * V > 65536)
-        die("graph: %d^%d contexts of %d arrows each are too many to draw; at most 65536 arrows", V, T, V);
-    std::vector<float> logits(V);
-    printf("digraph gpt {\n  rankdir=LR;\n  node [shape=box];\n");
-    std::vector<int> x(T);                                   // of a state: its number, written in base V
-    auto name = [&](int state) {
-        std::string s;
-        for (int t = T - 1; t >= 0; t--, state /= V) x[t] = state % V;
-        for (int token : x) s += (V > 10 && !s.empty()) ? format(" %d", token) : format("%d", token);
-        return s;
-    };
-    for (int state = 0; state < (int)contexts; state++) {
-        const std::string from = name(state);
-        model.extend(x.data(), 1, 0, T);
-        model.logits(T - 1, 1, 1, logits.data());
-        double maximum = *std::max_element(logits.begin(), logits.end()), sum = 0;
-        for (float z : logits) sum += std::exp(z - maximum);
-        for (int v = 0; v < V; v++)
-            printf("  \"%s\" -> \"%s\" [label=\"%d (%.0f%%)\"];\n", from.c_str(),
-                   name((state * V + v) % (int)contexts).c_str(), v, 100 * std::exp(logits[v] - maximum) / sum);
-    }
-    printf("}\n");
+    print_chain(model.c.V, model.max_T, [&](const std::vector<int>& context, std::vector<float>& logits) {
+        model.extend(context.data(), 1, 0, model.max_T), model.logits(model.max_T - 1, 1, 1, logits.data());
+    });
 }
 
 // ---- 10. train ------------------------------------------------------------------------------------------------------
@@ -2415,7 +2246,7 @@ private:
                       rl ? " and --group" : later ? ", of pairs," : "", row_tokens);
         if (o.stage == "reward" && o.batch % 2) die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
         if (!o.steps && o.epochs == 0) o.epochs = 1;
-        windows.emplace(o, c.V, eot);
+        windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
         per_step = o.tokens_per_step / o.context / rows_of_window;
         end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows->total));
         if (position.window > end)
@@ -2444,7 +2275,7 @@ private:
         position.windows = windows->total, position.data = data;
         position.beginning = later ? std::vector{eot} : beginning_of(*windows->shards[0], eot, o.context);
         if (!later) return;
-        const std::vector<int>& prompt = (held_out->val ? held_out->val->rows : windows->rows)[0]->example(0)[0];
+        const std::vector<int>& prompt = (held_out->val ? held_out->val->examples : windows->examples)[0]->example(0)[0];
         position.beginning.insert(position.beginning.end(), prompt.begin(), prompt.end());
     }
     // What reinforcement learning starts from, and what it is rewarded by.
@@ -2453,9 +2284,9 @@ private:
         reference.emplace("--init", o.init, o), data["init"] = reference->identity();
         if (o.reward_command.empty() && o.reward != "exact") data["reward"] = Frozen("--reward", o.reward, o).identity();
         if (o.reward_command.empty() && o.reward == "exact")
-            for (auto& rows : windows->rows) rows->examples.need("--reward exact", {2});
+            for (auto& rows : windows->examples) rows->examples.need("--reward exact", {2});
         if (o.response_tokens >= o.context) die_usage("--response-tokens %lld: leaves no room for a prompt in --context %lld", o.response_tokens, o.context);
-        for (auto& rows : windows->rows)
+        for (auto& rows : windows->examples)
             for (size_t i = 0; i < rows->packs.size(); i++)
                 if (const size_t n = rows->example(i)[0].size() + 1 + std::max<integer>(o.response_tokens, 1); n > (size_t)o.context)
                     die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the context has %lld",
@@ -2473,8 +2304,7 @@ template <typename Model> struct Training : Run {
     std::unique_ptr<Model> frozen;           // rl: --init, for the divergence from it
     std::optional<Judge<Model>> judge;
 
-    explicit Training(const Options& given)
-        : Run(given), model(c, o.batch, o.context, true, o.dtype == "bf16"),
+    explicit Training(const Options& given) : Run(given), model(c, o.batch, o.context, true, o.dtype == "bf16"),
           schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false);
@@ -2511,7 +2341,7 @@ template <typename Model> struct Training : Run {
         RunDirectory::Fields fields;
         if (o.stage == "rl") {
             std::vector<Answer> answers;
-            for (auto& s : held_out->val->spans) answers.push_back({held_out->val->rows[s.shard]->example(s.begin)});
+            for (auto& s : held_out->val->spans) answers.push_back({held_out->val->examples[s.file]->example(s.begin)});
             Options greedy = o;
             greedy.temperature = 0;
             draw(answers, Sampling(greedy), 0);
@@ -2627,8 +2457,8 @@ template <typename Model> struct Training : Run {
     std::vector<Batch> drawn_at(size_t g) {
         std::vector<Answer> answers;
         for (size_t k = g; k < g + windows_at(g); k++) {
-            const auto [shard, i] = windows->find(k);
-            answers.insert(answers.end(), o.group, {windows->rows[shard]->example(i)});
+            const auto [file, i] = windows->find(k);
+            answers.insert(answers.end(), o.group, {windows->examples[file]->example(i)});
         }
         const double began = seconds();
         draw(answers, Sampling(o), mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1));

@@ -2382,8 +2382,7 @@ struct Model {
         if (!t.present) return;
         upload(arena(which) + t.offset, in, t.count());
         if (which == WEIGHT && BF16)
-            launch(round_kernel, blocks_for(t.count(), 256), 256, 0, rounded + t.offset, weights + t.offset,
-                   t.count());
+            launch(round_kernel, blocks_for(t.count(), 256), 256, 0, rounded + t.offset, weights + t.offset, t.count());
         CHECK(cudaStreamSynchronize(device().stream));
     }
     Activations activations(int l) const {

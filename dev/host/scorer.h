@@ -2,6 +2,7 @@
    and writes a number a line, in the same order. Whatever else it does ends in one line. */
 #pragma once
 #include "machine.h"
+#include "tokenizer.h"
 #include <poll.h>
 #include <sys/wait.h>
 

@@ -1,0 +1,65 @@
+/* dev/host/reports.h -- what is printed of a model that was measured. It knows numbers alone. */
+#pragma once
+#include "files.h"
+#include <cmath>
+
+struct Validation {
+    double nats = 0;
+    size_t tokens = 0, bytes = 0;            // bytes: of the targets' text; an end of text has none
+    double loss() const { return nats / tokens; }
+    std::string line() const {
+        std::string bits = bytes ? format("%.6f", nats / std::log(2.0) / bytes) : "unknown";
+        return format("val loss %.6f nats/token, %s bits/byte, %zu tokens", loss(), bits.c_str(), tokens);
+    }
+};
+
+/* How far a reward model tells the better answers of preferences: loss, the share of pairs that it orders rightly, the mean
+   margin, and its calibration: by how much that share differs from the probability, sigmoid of the margin, that it gives its
+   own order, over 10 bins of that probability (Guo et al. 2017, arXiv:1706.04599, eq. 3). */
+struct Preferences {
+    double nats = 0, margins = 0, expected[10] = {}, correct[10] = {};
+    size_t pairs = 0, right = 0;
+    void add(double margin) {
+        const double sure = 1 / (1 + std::exp(-std::abs(margin)));
+        const int bin = std::min(9, int(20 * (sure - 0.5)));
+        nats += std::log1p(std::exp(-std::abs(margin))) - std::min(margin, 0.0), margins += margin, pairs++, right += margin > 0;
+        expected[bin] += sure, correct[bin] += margin > 0;
+    }
+    double loss() const { return nats / pairs; }
+    double accuracy() const { return 1.0 * right / pairs; }
+    double calibration_error() const {
+        double sum = 0;
+        for (int k = 0; k < 10; k++) sum += std::abs(expected[k] - correct[k]);
+        return sum / pairs;
+    }
+    std::string line() const {
+        return format("val loss %.6f nats/pair, accuracy %.4f, margin %.3f, calibration error %.3f, %zu pairs", loss(), accuracy(),
+                      margins / pairs, calibration_error(), pairs);
+    }
+};
+/* A model whose context is full is a Markov chain over its V^T contexts: token v leads from (a, b, ..) to (b, .., v).
+   Prints that chain as a Graphviz digraph, each arrow with its token and probability; logits_of(context, out) gives those. */
+template <typename F> void print_chain(int V, int T, F logits_of) {
+    const double contexts = std::pow(V, T);
+    if (contexts * V > 65536)
+        die("graph: %d^%d contexts of %d arrows each are too many to draw; at most 65536 arrows", V, T, V);
+    std::vector<float> logits(V);
+    printf("digraph gpt {\n  rankdir=LR;\n  node [shape=box];\n");
+    std::vector<int> x(T);                                   // of a state: its number, written in base V
+    auto name = [&](int state) {
+        std::string s;
+        for (int t = T - 1; t >= 0; t--, state /= V) x[t] = state % V;
+        for (int token : x) s += (V > 10 && !s.empty()) ? format(" %d", token) : format("%d", token);
+        return s;
+    };
+    for (int state = 0; state < (int)contexts; state++) {
+        const std::string from = name(state);
+        logits_of(x, logits);
+        double maximum = *std::max_element(logits.begin(), logits.end()), sum = 0;
+        for (float z : logits) sum += std::exp(z - maximum);
+        for (int v = 0; v < V; v++)
+            printf("  \"%s\" -> \"%s\" [label=\"%d (%.0f%%)\"];\n", from.c_str(),
+                   name((state * V + v) % (int)contexts).c_str(), v, 100 * std::exp(logits[v] - maximum) / sum);
+    }
+    printf("}\n");
+}
