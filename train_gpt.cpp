@@ -90,15 +90,15 @@
     X(integer, keep,            2,            "1..1000000",                   "tR",  "checkpoints to keep, beside the best in OUT/best") \
     X(text,    out,             "",           "",                             "tRP!","directory of the run: log.jsonl and checkpoints") \
     X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
-    X(integer, group,           0,            "2..4096",                      "t",      "rl: answers drawn for each prompt, whose mean reward is subtracted [8]") \
-    X(integer, response_tokens, 0,            "1..1048576",                   "t",      "rl: of an answer, at most [what the context leaves]") \
-    X(text,    reward,          "",           "",                             "tDP",    "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage [exact]") \
-    X(text,    reward_command,  "",           "",                             "t",      "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
-    X(number,  reward_timeout,  0,            "0.001..1000000",               "tR",     "rl: seconds to wait for that program [60]") \
-    X(text,    advantage,       "",           "mean|normalized",              "t",      "rl: reward less the group's mean; normalized: over its standard deviation, too [mean]") \
-    X(integer, rl_passes,       0,            "1..1000",                      "t",      "rl: optimizer steps with the same answers [1]") \
-    X(number,  ppo_clip,        -1,           "0..1000",                      "t",      "rl: by how much a token's probability may change in a step and still gain [0.2]") \
-    X(number,  kl,              -1,           "0..1000",                      "t",      "rl: weight of the divergence from --init [0.05]") \
+    X(integer, group,           8,            "2..4096",                      "tL",     "rl: answers drawn for each prompt, whose mean reward is subtracted") \
+    X(integer, response_tokens, 0,            "1..1048576",                   "tL",     "rl: of an answer, at most [what the context leaves]") \
+    X(text,    reward,          "exact",      "",                             "tDPL",   "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage") \
+    X(text,    reward_command,  "",           "",                             "tL",     "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
+    X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",    "rl: seconds to wait for that program") \
+    X(text,    advantage,       "mean",       "mean|normalized",              "tL",     "rl: reward less the group's mean; normalized: over its standard deviation, too") \
+    X(integer, rl_passes,       1,            "1..1000",                      "tL",     "rl: optimizer steps with the same answers") \
+    X(number,  ppo_clip,        0.2,          "0..1000",                      "tL",     "rl: by how much a token's probability may change in a step and still gain") \
+    X(number,  kl,              0.05,         "0..1000",                      "tL",     "rl: weight of the divergence from --init") \
     X(text,    prompt,          "",           "",                             "sE2", "text to continue; without a tokenizer, token ids [end of text]") \
     X(text,    prompt_file,     "",           "",                             "s2P","file with the text to continue, less a last line break; - is standard input [--prompt]") \
     X(integer, tokens,          100,          "1..1000000000",                "s",   "tokens to write, at most; an end of text stops earlier") \
@@ -1757,29 +1757,6 @@ inline std::vector<float> fingerprint(Config c) {
     model.extend(x.data(), 1, 0, c.T), model.logits(c.T - 1, 1, 1, logits.data());
     return logits;
 }
-inline std::string fingerprint_json(const Config& c) {
-    std::string list;
-    for (float f : fingerprint(c)) list += (list.empty() ? "" : ", ") + json_number(f);
-    return "[" + list + "]";
-}
-// Of a checkpoint of ours. Another machine sums up in another order, which makes 1e-6.
-inline void check_fingerprint(const Config& c, const std::string& checkpoint) {
-    const std::string path = checkpoint + "/state.json";
-    if (!is_checkpoint(checkpoint)) return;
-    const Json state = parse_json(read_file(path), path), &wrote = state["fingerprint"];
-    if (!wrote) return warn("%s: has no fingerprint, so it is not known whether this program computes what its writer did", path.c_str());
-    const std::vector<float> computed = fingerprint(c);
-    double most = 0, off = 0;
-    for (float f : computed) most = std::max(most, std::abs((double)f));
-    bool same = wrote.items.size() == computed.size();
-    for (size_t i = 0; i < computed.size() && same; i++) {
-        off = std::abs(computed[i] - wrote.items[i].number) / most;
-        same = off <= 1e-5;                                  // NaN is not
-    }
-    if (!same)
-        die("%s: this program computes another function of these weights than the one that wrote them (a logit of a test model "
-            "is off by %.1e of the largest): use that program, or give the path of model.safetensors itself", path.c_str(), off);
-}
 
 // The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
 inline int end_of_text(const Tokenizer* tokenizer, int V) {
@@ -1853,14 +1830,6 @@ inline double known_floor(const Options& o) {
 
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
-inline Row answer_row(std::vector<int> context, const std::vector<int>& answer) {
-    const size_t given = context.size() - 1;
-    context.insert(context.end(), answer.begin(), answer.end());
-    Row row{{context.begin(), context.end() - 1}, {context.begin() + 1, context.end()}};
-    std::fill_n(row.y.begin(), given, -1);
-    return row;
-}
-
 template <typename Model> size_t right_answers(Model& model, int batch, const Examples& e, int eot) {
     size_t right = 0;
     auto row_at = [&](size_t i) {
@@ -1885,7 +1854,10 @@ std::array<int, 3> multiple_choice(Model& model, int batch, const Choices& choic
         for (size_t k = 0; k < choices.examples[e].completions.size(); k++) rows.push_back({(int)e, (int)k});
     auto row_at = [&](size_t i) {
         const Choices::Example& e = choices.examples[rows[i].first];
-        return answer_row(e.context, e.completions[rows[i].second]);
+        Row row;
+        add_turn(row, e.context[0], {e.context.begin() + 1, e.context.end()}, e.completions[rows[i].second]);
+        row.y.back() = -1;                                               // the end of text
+        return row;
     };
     std::array<int, 3> right = {}, chosen;
     std::array<double, 3> best;
@@ -2086,8 +2058,8 @@ struct Frozen {
     std::unique_ptr<Tokenizer> tokenizer;
 
     Frozen(const char* option, const std::string& given, const Options& o)
-        : path(given), held(open_held(option, path)), file(open_model(path)), c(config_of(file, o.heads)) {
-        if (exists(path, true)) check_fingerprint(c, file.directory);
+        : path(given), held(hold_model(option, path)), file(open_model(path)), c(config_of(file, o.heads)) {
+        if (exists(path, true)) check_fingerprint(fingerprint(c), file.directory);
         tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
         if (tokenizer && tokenizer->vocab() > c.V)
             die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
@@ -2100,12 +2072,6 @@ struct Frozen {
         return model;
     }
     std::string identity() const { return Identity(file.path).text(); }
-
-private:
-    static Held open_held(const char* option, std::string& path) {
-        if (!exists(path)) die("%s %s: no such file or directory%s", option, path.c_str(), published(path));
-        return hold_newest(path);
-    }
 };
 
 // An answer that was drawn to a prompt.
@@ -2119,33 +2085,6 @@ struct Answer {
         add_turn(r, eot, example[0], tokens);
         if (!ended) r.y.back() = -1;
         return r;
-    }
-};
-
-// Says how good answers are: 1 for the shard's own and else 0, or what a reward model or a program says.
-template <typename Model> struct Judge {
-    std::optional<Frozen> file;
-    std::unique_ptr<Model> model;
-    std::unique_ptr<Scorer> program;
-
-    Judge(const Options& o, const Tokenizer* tokenizer) {
-        if (!o.reward_command.empty()) program = std::make_unique<Scorer>(o.reward_command, o.reward_timeout);
-        else if (o.reward != "exact") {
-            file.emplace("--reward", o.reward, o);
-            if (tokenizer && file->tokenizer && !file->tokenizer->same(*tokenizer))
-                die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
-        }
-    }
-    void operator()(std::vector<Answer>& answers, int eot, const Tokenizer* tokenizer) {
-        std::vector<std::pair<std::string, std::string>> texts;
-        std::vector<Row> rows;
-        for (Answer& a : answers) {
-            if (model) rows.push_back(a.row(eot));
-            else if (program) texts.push_back({show_tokens(a.example[0], tokenizer), show_tokens(a.tokens, tokenizer)});
-            else a.reward = a.ended && a.tokens == a.example[1];
-        }
-        if (model) for (size_t i = 0; const float r : rewards_of(*model, rows, eot)) answers[i++].reward = r;
-        if (program) for (size_t i = 0; const double r : program->scores(texts)) answers[i++].reward = r;
     }
 };
 
@@ -2163,7 +2102,7 @@ struct Run {
     int eot;
     std::optional<Windows> windows;
     std::optional<HeldOut> held_out;
-    std::optional<Frozen> reference;         // rl: what --init was
+    std::optional<Frozen> reference, rewarding;              // rl: --init, and the model that rewards
     int rows_of_window;                      // that are computed
     size_t per_step, end;                    // windows of a step; where the last one ends
     integer steps;
@@ -2173,7 +2112,7 @@ struct Run {
         open_start();
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         eot = end_of_text(tokenizer.get(), c.V);
-        if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(c, start->directory);
+        if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(fingerprint(c), start->directory);
         open_data();
         choose_threads(o, c, o.batch * o.context, true);
     }
@@ -2229,15 +2168,6 @@ private:
         if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
         if (later && (!o.raw.empty() || o.rows == "sliding"))
             die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
-        if (rl) {
-            if (o.group == 0) o.group = 8;
-            if (o.reward.empty()) o.reward = "exact";
-            if (o.reward_timeout == 0) o.reward_timeout = 60;
-            if (o.advantage.empty()) o.advantage = "mean";
-            if (o.rl_passes == 0) o.rl_passes = 1;
-            if (o.ppo_clip < 0) o.ppo_clip = 0.2;
-            if (o.kl < 0) o.kl = 0.05;
-        }
         rows_of_window = rl ? o.group : o.stage == "reward" ? 2 : 1;
         const integer row_tokens = std::lcm(o.batch, (integer)rows_of_window) * o.context;
         if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens;
@@ -2282,15 +2212,19 @@ private:
     void open_frozen(std::map<std::string, std::string>& data) {
         if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
         reference.emplace("--init", o.init, o), data["init"] = reference->identity();
-        if (o.reward_command.empty() && o.reward != "exact") data["reward"] = Frozen("--reward", o.reward, o).identity();
-        if (o.reward_command.empty() && o.reward == "exact")
-            for (auto& rows : windows->examples) rows->examples.need("--reward exact", {2});
-        if (o.response_tokens >= o.context) die_usage("--response-tokens %lld: leaves no room for a prompt in --context %lld", o.response_tokens, o.context);
-        for (auto& rows : windows->examples)
+        const bool exact = o.reward_command.empty() && o.reward == "exact";
+        if (o.reward_command.empty() && !exact) {
+            rewarding.emplace("--reward", o.reward, o), data["reward"] = rewarding->identity();
+            if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
+                die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
+        }
+        for (auto& rows : windows->examples) {
+            if (exact) rows->examples.need("--reward exact", {2});
             for (size_t i = 0; i < rows->packs.size(); i++)
                 if (const size_t n = rows->example(i)[0].size() + 1 + std::max<integer>(o.response_tokens, 1); n > (size_t)o.context)
                     die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the context has %lld",
                         rows->examples.path.c_str(), rows->examples.number[i], n, o.context);
+        }
     }
 };
 
@@ -2298,11 +2232,11 @@ template <typename Model> struct Training : Run {
     Model model;
     const Schedule schedule;
     const double floor;
-    const std::string computes = fingerprint_json(c);
+    const std::vector<float> computes = fingerprint(c);
     Display display;
     Saver saver;
-    std::unique_ptr<Model> frozen;           // rl: --init, for the divergence from it
-    std::optional<Judge<Model>> judge;
+    std::unique_ptr<Model> frozen, rewarder;                 // rl: --init, for the divergence from it; --reward
+    std::unique_ptr<Scorer> scorer;                          // --reward-command
 
     explicit Training(const Options& given) : Run(given), model(c, o.batch, o.context, true, o.dtype == "bf16"),
           schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
@@ -2315,14 +2249,12 @@ template <typename Model> struct Training : Run {
             load_tensors(stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}}), moments.tensors, moments.file.path);
         }
         start.reset(), held.reset();
-        if (o.stage == "rl") {
-            frozen = reference->load<Model>(o.batch, o.context, o.dtype == "bf16"), reference.reset();
-            judge.emplace(o, tokenizer.get());
-            if (judge->file) judge->model = judge->file->template load<Model>(o.batch, o.context, o.dtype == "bf16"), judge->file.reset();
-        }
+        if (reference) frozen = reference->load<Model>(o.batch, o.context, o.dtype == "bf16"), reference.reset();
+        if (rewarding) rewarder = rewarding->load<Model>(o.batch, o.context, o.dtype == "bf16"), rewarding.reset();
+        if (frozen && !o.reward_command.empty()) scorer = std::make_unique<Scorer>(o.reward_command, o.reward_timeout);
         saver.run = &*directory, display.steps = steps, display.floor = floor;
         display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s",
-                    command_line(TRAIN_GPT, o.verb, o.table()).c_str(), model.layout.parameters, steps, o.tokens_per_step,
+                    command_line(TRAIN_GPT, o.verb, o.table(), o.stage == "rl" ? 0 : 'L').c_str(), model.layout.parameters, steps, o.tokens_per_step,
                     windows->total, model.describe().c_str());
         if (!from.empty()) display.say("resumed from %s", from.c_str());
         else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
@@ -2438,6 +2370,7 @@ template <typename Model> struct Training : Run {
         return loss;
     }
 
+    // Draws answers and says how good they are: 1 for the shard's own and else 0, or what a reward model or a program says.
     void draw(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed) {
         std::vector<Prompt> prompts;
         for (const Answer& a : answers) {
@@ -2446,8 +2379,17 @@ template <typename Model> struct Training : Run {
             p.tokens.insert(p.tokens.end(), a.example[0].begin(), a.example[0].end());
         }
         generate(model, sampling, seed, prompts, eot, tokenizer.get(), [&](int i, int token) { answers[i].tokens.push_back(token); });
-        for (size_t i = 0; i < answers.size(); i++) answers[i].ended = (integer)answers[i].tokens.size() < prompts[i].most;
-        (*judge)(answers, eot, tokenizer.get());
+        std::vector<std::pair<std::string, std::string>> texts;
+        std::vector<Row> rows;
+        for (size_t i = 0; i < answers.size(); i++) {
+            Answer& a = answers[i];
+            a.ended = (integer)a.tokens.size() < prompts[i].most;
+            if (rewarder) rows.push_back(a.row(eot));
+            else if (scorer) texts.push_back({show_tokens(a.example[0], tokenizer.get()), show_tokens(a.tokens, tokenizer.get())});
+            else a.reward = a.ended && a.tokens == a.example[1];
+        }
+        if (rewarder) for (size_t i = 0; const float r : rewards_of(*rewarder, rows, eot)) answers[i++].reward = r;
+        if (scorer) for (size_t i = 0; const double r : scorer->scores(texts)) answers[i++].reward = r;
     }
     static double mean_reward(const Answer* answers, size_t n) {
         return std::accumulate(answers, answers + n, 0.0, [&](double sum, const Answer& a) { return sum + a.reward / n; });
@@ -2576,15 +2518,8 @@ template <typename Model> void run_verb(Options o) {
     if (!o.prompt_file.empty()) o.prompt = read_prompt(o.prompt_file);
     if (o.verb == "sample") {
         if (tokenizer) prompt = tokenizer->encode(o.prompt);
-        else for (const char* s = o.prompt.c_str(); *s;) {
-            char* after;
-            long id = strtol(s, &after, 10);
-            if (after == s || id < 0 || id >= c.V || (*after && *after != ' '))
-                die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d",
-                          o.prompt.c_str(), path.c_str(), c.V);
-            prompt.push_back(id);
-            for (s = after; *s == ' ';) s++;
-        }
+        else if (!read_ids(o.prompt, c.V, prompt))
+            die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d", o.prompt.c_str(), path.c_str(), c.V);
         if (prompt.empty() && is_checkpoint(directory)) {
             const std::string state = directory + "/state.json";
             prompt = Position(read_json(state), state).beginning;

@@ -128,13 +128,32 @@ struct Position {
     }
 };
 
+// What a program computes, some logits of a model that it draws, is kept in state.json. Another machine sums up in another
+// order, which makes 1e-6.
+inline void check_fingerprint(const std::vector<float>& computed, const std::string& checkpoint) {
+    const std::string path = checkpoint + "/state.json";
+    if (!is_checkpoint(checkpoint)) return;
+    const Json state = parse_json(read_file(path), path), &wrote = state["fingerprint"];
+    if (!wrote) return warn("%s: has no fingerprint, so it is not known whether this program computes what its writer did", path.c_str());
+    double most = 0, off = 0;
+    for (float f : computed) most = std::max(most, std::abs((double)f));
+    bool same = wrote.items.size() == computed.size();
+    for (size_t i = 0; i < computed.size() && same; i++) {
+        off = std::abs(computed[i] - wrote.items[i].number) / most;
+        same = off <= 1e-5;                                  // NaN is not
+    }
+    if (!same)
+        die("%s: this program computes another function of these weights than the one that wrote them (a logit of a test model "
+            "is off by %.1e of the largest): use that program, or give the path of model.safetensors itself", path.c_str(), off);
+}
+
 // All that one checkpoint is made of.
 struct Checkpoint {
     std::string out;                         // the run's directory
     size_t keep;                             // so many checkpoints stay in it
     Position position;
     std::string options, config;             // JSON
-    std::string fingerprint;                 // of what the program computes, in JSON
+    std::vector<float> fingerprint;          // of what the program computes
     const Tokenizer* tokenizer;              // or null
     std::vector<Stored> weights, moments;
 
@@ -156,14 +175,15 @@ struct Checkpoint {
             if (tokenizer) tokenizer->save(partial);
             std::vector<std::string> names = entries_of(partial);
             std::sort(names.begin(), names.end());
-            std::string files;
+            std::string files, list;
+            for (float f : fingerprint) list += (list.empty() ? "" : ", ") + json_number(f);
             for (const std::string& name : names) {
                 Mapped file(partial + "/" + name);
                 files += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%s\"}", files.empty() ? "" : ",", name.c_str(),
                                 file.size, hex(checksum(file.text())).c_str());
             }
             const std::string state = "{\n  \"format\": 1,\n" + position.json() + "  \"options\": " + options +
-                                      ",\n  \"fingerprint\": " + fingerprint + ",\n  \"files\": {" + files + "\n  },\n";
+                                      ",\n  \"fingerprint\": [" + list + "],\n  \"files\": {" + files + "\n  },\n";
             write_file(partial + "/state.json", state + checksum_line(state));
             sync_directory(partial);
             fs::remove_all(dir, error);

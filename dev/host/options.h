@@ -57,7 +57,7 @@ struct Option {
     /* R   may differ when a run is resumed     D   names data, which may then lie elsewhere
        E   may be empty     P   a path, whose ~ is one's home     !   has to be given
        F   a value that another program wrote and this one does not know is none
-       1   options with the same digit exclude each other */
+       L   of reinforcement learning alone      1   options with the same digit exclude each other */
     bool is(char mark) const { return strchr(marks, mark); }
     bool excludes(const Option& other) const {
         return &other != this && std::any_of(marks, marks + strlen(marks), [&](char m) { return isdigit(m) && other.is(m); });
@@ -121,11 +121,11 @@ inline bool answer(const Program& program, const Table& options, const std::vect
     return help || version;
 }
 
-// The command that has these options, those left out that only say "not given".
-inline std::string command_line(const Program& program, const std::string& verb, const Table& options) {
+// The command that has these options, those left out that only say "not given", or have a mark.
+inline std::string command_line(const Program& program, const std::string& verb, const Table& options, char without = 0) {
     std::string line = std::string("./") + program.name + " " + verb;
     for (const Option& o : options)
-        if (o.is(verb[0]) && o.is_given()) line += " " + o.typed() + (o.is_flag() ? "" : " " + shell_quote(o.show()));
+        if (o.is(verb[0]) && o.is_given() && !(without && o.is(without))) line += " " + o.typed() + (o.is_flag() ? "" : " " + shell_quote(o.show()));
     return line;
 }
 

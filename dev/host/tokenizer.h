@@ -509,3 +509,15 @@ inline std::string valid_utf8(const std::string& s) {
     }
     return out;
 }
+
+// The token ids, below V, that are written in a text; false if it says anything else.
+inline bool read_ids(const std::string& text, int V, std::vector<int>& ids) {
+    for (const char* s = text.c_str(); *s;) {
+        char* after;
+        const long id = strtol(s, &after, 10);
+        if (after == s || id < 0 || id >= V || (*after && *after != ' ')) return false;
+        ids.push_back(id);
+        for (s = after; *s == ' ';) s++;
+    }
+    return true;
+}

@@ -247,6 +247,12 @@ inline const char* published(const std::string& name) {
            : "; dev/data/download.sh gpt2-124M fetches the published GPT-2 into data/gpt2-124M";
 }
 
+// Holds the model that an option names, and makes `path` the newest checkpoint if it is a run's directory.
+inline Held hold_model(const char* option, std::string& path) {
+    if (!exists(path)) die("%s %s: no such file or directory%s", option, path.c_str(), published(path));
+    return hold_newest(path);
+}
+
 inline ModelFile open_model(std::string path) {
     if (exists(path, true)) {
         const std::vector<std::string> found = checkpoints_in(path);
