@@ -49,7 +49,7 @@ BENCH := $(patsubst dev/%.cu,build/bench_%,$(wildcard dev/*.cu))
 LADDERS := dev/bench.h dev/bench.cuh test/check.h
 FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges vocab llmc options)
 
-HEADERS := $(wildcard dev/host/*.h)
+HEADERS := $(wildcard dev/host/*.h) dev/check.cuh
 FILES := $(HEADERS) build/flags
 
 all: train_gpt $(TOOLS)

@@ -348,7 +348,8 @@ template <typename E = real> struct Buffer {
 };
 
 // ---- 3. order of the data -------------------------------------------------------------------------------------------
-// Rows of tokens with their targets, for training and for validation, from the shards.
+// The rows that a step learns from. Those of token shards and of example shards, and the order in which an epoch takes
+// them, are made by dev/host/rows.h: a function of the seed and of a number, the position in the data.
 
 // Rows side by side, each filled up to the longest of them with inputs that count nowhere.
 struct Batch {
@@ -386,70 +387,6 @@ inline Wanted wanted(const Options& o, const char* option, const text& pattern, 
     const Stage& stage = stage_of(o);
     return {option, pattern, o.rows, o.stage, stage.kinds, !o.raw.empty(), stage.side_by_side && o.rows == "packed", V, T, eot};
 }
-
-/* The training data as an endless sequence of windows, number g = 0, 1, ...: every epoch visits the shards in an order
-   shuffled by (seed, epoch), and the windows of a shard in an order shuffled by (seed, epoch, shard). Any g can be
-   asked for, so the position in the data is one number.
-   packed    windows of T tokens side by side, all targets
-   sliding   every window of T tokens, one token apart, of which only the last target counts
-   In the later stages a window is a row of examples. */
-struct Windows : Source {
-    std::vector<size_t> windows;             // of each file
-    size_t total = 0;                        // of an epoch
-    const int T;
-    const bool sliding;
-    const uint64_t seed;
-
-    Windows(const Wanted& w, uint64_t seed) : Source(w), T(w.T), sliding(w.rows == "sliding"), seed(seed) {
-        size_t tokens = 0;
-        for (auto& e : examples) windows.push_back(e->packs.size());
-        for (auto& s : shards) {
-            const size_t n = s->count;
-            windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0), tokens += n;
-        }
-        for (size_t n : windows) {
-            if (n > UINT32_MAX) die("%s: more than 2^32 windows in a file; split it", w.pattern.c_str());
-            total += n;
-        }
-        if (total == 0)
-            die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower --context",
-                w.pattern.c_str(), tokens, shards.size(), T + 1);
-    }
-    // Where window g is: its file, and its place there.
-    std::pair<int, size_t> find(size_t g) {
-        open_epoch(g / total);
-        size_t in_epoch = g % total, i = 0, before = 0;
-        while (in_epoch >= before + windows[order[i]]) before += windows[order[i++]];
-        open_shard(order[i]);
-        return {open, window_order[in_epoch - before]};
-    }
-    Row row(size_t g, int answer = 1) {
-        const auto [file, i] = find(g);
-        return shards.empty() ? examples[file]->row(i, answer) : row_of(*shards[file], i * (sliding ? 1 : T), T, sliding, -1);
-    }
-
-private:
-    size_t epoch = SIZE_MAX;
-    int open = -1;                           // the shard that window_order is of
-    std::vector<int> order;
-    std::vector<uint32_t> window_order;
-
-    uint64_t stream(uint64_t a, uint64_t b) { return mix64(a * 0x9E3779B97F4A7C15ull + b + 1) | 1; }
-    void open_epoch(size_t e) {
-        if (e == epoch) return;
-        epoch = e, open = -1;
-        order.resize(windows.size());
-        std::iota(order.begin(), order.end(), 0);
-        Rng(seed, stream(e, 0)).shuffle(order);
-    }
-    void open_shard(int i) {
-        if (i == open) return;
-        open = i;
-        window_order.resize(windows[i]);
-        std::iota(window_order.begin(), window_order.end(), 0);
-        Rng(seed, stream(epoch, i + 1)).shuffle(window_order);
-    }
-};
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
@@ -2178,7 +2115,7 @@ private:
         if (!o.steps && o.epochs == 0) o.epochs = 1;
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
         per_step = o.tokens_per_step / o.context / rows_of_window;
-        end = o.steps ? SIZE_MAX : (size_t)std::llround(std::max(1.0, o.epochs * windows->total));
+        end = o.steps ? SIZE_MAX : windows->end_of(o.epochs);
         if (position.window > end)
             die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(o.epochs).c_str(),
                       o.out.c_str(), position.window, windows->total);
@@ -2218,7 +2155,10 @@ private:
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
-        for (auto& rows : windows->examples) {
+        std::vector<ExampleRows*> files;
+        for (auto* of : {&windows->examples, held_out->val ? &held_out->val->examples : nullptr})
+            for (size_t i = 0; of && i < of->size(); i++) files.push_back((*of)[i].get());
+        for (ExampleRows* rows : files) {
             if (exact) rows->examples.need("--reward exact", {2});
             for (size_t i = 0; i < rows->packs.size(); i++)
                 if (const size_t n = rows->example(i)[0].size() + 1 + std::max<integer>(o.response_tokens, 1); n > (size_t)o.context)

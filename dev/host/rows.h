@@ -1,6 +1,7 @@
 /* dev/host/rows.h -- rows of tokens with their targets, from token shards and from example shards. */
 #pragma once
 #include "runs.h"
+#include <numeric>
 
 // What to make rows of: files, and how they are read.
 struct Wanted {
@@ -25,14 +26,22 @@ inline void add_turn(Row& r, int eot, const std::vector<int>& context, const std
 struct ExampleRows {
     const Examples examples;
     std::vector<std::vector<int>> packs;     // the examples of each row
-    const int eot;
+    const int eot, T;
+    const bool side_by_side;
 
-    ExampleRows(const std::string& path, const Wanted& w) : examples(path, w.V, w.T, true), eot(w.eot) {
+    ExampleRows(const std::string& path, const Wanted& w)
+        : examples(path, w.V, w.T, true), eot(w.eot), T(w.T), side_by_side(w.side_by_side) {
         examples.need(("--stage " + w.stage).c_str(), w.kinds);
+        std::vector<int> order(examples.size());
+        std::iota(order.begin(), order.end(), 0);
+        pack(order);
+    }
+    void pack(const std::vector<int>& order) {
+        packs.clear();
         int room = 0;
-        for (size_t e = 0; e < examples.size(); e++) {
+        for (int e : order) {
             const int length = examples.length(e);
-            if (!w.side_by_side || length > room) packs.emplace_back(), room = w.T;
+            if (!side_by_side || length > room) packs.emplace_back(), room = T;
             packs.back().push_back(e), room -= length;
         }
     }
@@ -73,6 +82,89 @@ inline Row row_of(const Shard& shard, size_t at, int n, bool last_only, int eot)
     }
     return r;
 }
+
+/* The training data as an endless sequence of windows, number g = 0, 1, ...: every epoch visits the shards in an order
+   shuffled by (seed, epoch), and the windows of a shard in an order shuffled by (seed, epoch, shard). Any g can be
+   asked for, so the position in the data is one number.
+   packed    windows of T tokens side by side, all targets
+   sliding   every window of T tokens, one token apart, of which only the last target counts
+   In the later stages a window is a row of examples, which have other neighbours in every epoch, so that these differ in
+   length. */
+struct Windows : Source {
+    std::vector<size_t> windows;             // of each file
+    size_t total = 0;                        // of an epoch, the first
+    const int T;
+    const bool sliding;
+    const uint64_t seed;
+
+    Windows(const Wanted& w, uint64_t seed) : Source(w), T(w.T), sliding(w.rows == "sliding"), seed(seed) {
+        size_t tokens = 0;
+        for (auto& e : examples) windows.push_back(e->packs.size());
+        for (auto& s : shards) {
+            const size_t n = s->count;
+            windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0), tokens += n;
+        }
+        for (size_t n : windows) {
+            if (n > UINT32_MAX) die("%s: more than 2^32 windows in a file; split it", w.pattern.c_str());
+            total += n;
+        }
+        if (total == 0)
+            die("%s: %zu tokens in %zu shards, but one window takes %d (the context and one); lower --context",
+                w.pattern.c_str(), tokens, shards.size(), T + 1);
+    }
+    // Where window g is: its file, and its place there.
+    std::pair<int, size_t> find(size_t g) {
+        while (begins.back() <= g) next_epoch();
+        const size_t e = std::upper_bound(begins.begin(), begins.end(), g) - begins.begin() - 1;
+        open_epoch(e);
+        size_t in_epoch = g - begins[e], i = 0, before = 0;
+        while (in_epoch >= before + windows[order[i]]) before += windows[order[i++]];
+        open_shard(order[i]);
+        return {open, window_order[in_epoch - before]};
+    }
+    size_t end_of(double epochs) {           // where so many passes end
+        while (begins.size() < epochs + 1) next_epoch();
+        const size_t whole = epochs, first = begins[whole];
+        return std::max<size_t>(1, first + std::llround((epochs - whole) * (begins[std::ceil(epochs)] - first)));
+    }
+    Row row(size_t g, int answer = 1) {
+        const auto [file, i] = find(g);
+        return shards.empty() ? examples[file]->row(i, answer) : row_of(*shards[file], i * (sliding ? 1 : T), T, sliding, -1);
+    }
+
+private:
+    size_t epoch = SIZE_MAX;
+    int open = -1;                           // the shard that window_order is of
+    std::vector<size_t> begins = {0};        // of epochs, as far as they are known
+    std::vector<int> order;
+    std::vector<uint32_t> window_order;
+
+    uint64_t stream(uint64_t a, uint64_t b) { return mix64(a * 0x9E3779B97F4A7C15ull + b + 1) | 1; }
+    void open_epoch(size_t e) {
+        if (e == epoch) return;
+        epoch = e, open = -1;
+        order.resize(windows.size());
+        std::iota(order.begin(), order.end(), 0);
+        Rng(seed, stream(e, 0)).shuffle(order);
+        for (size_t k = 0; k < examples.size(); k++) {
+            std::vector<int> shuffled(examples[k]->examples.size());
+            std::iota(shuffled.begin(), shuffled.end(), 0);
+            Rng(seed, stream(e, ~k)).shuffle(shuffled);
+            examples[k]->pack(shuffled), windows[k] = examples[k]->packs.size();
+        }
+    }
+    void next_epoch() {
+        open_epoch(begins.size() - 1);
+        begins.push_back(std::accumulate(windows.begin(), windows.end(), begins.back()));
+    }
+    void open_shard(int i) {
+        if (i == open) return;
+        open = i;
+        window_order.resize(windows[i]);
+        std::iota(window_order.begin(), window_order.end(), 0);
+        Rng(seed, stream(epoch, i + 1)).shuffle(window_order);
+    }
+};
 
 // What a text like the shard's begins with: an end of text; or, where a million tokens hold no other than at their start, as
 // in a book, the first ones, which a model of it has seen.

@@ -1,0 +1,108 @@
+#!/bin/sh
+# test/stages.sh PROGRAM -- supervised fine-tuning, reward model and reinforcement learning as runs: what they learn, the same
+# bits after a stop and with any number of threads, what is refused. One line a check.
+program=$1
+dir=build/test_stages/$(basename $program) failed=0
+rm -rf $dir && mkdir -p $dir/data
+expect() {                                   # NAME COMMAND...: whether the command succeeds
+    name=$1
+    shift
+    if "$@" > $dir/output 2>&1; then echo "ok stages/$name"; else failed=1; echo "FAIL stages/$name: $(tail -1 $dir/output)"; fi
+}
+refused() {                                  # NAME CODE TEXT COMMAND...: one line on standard error that contains the text
+    name=$1 code=$2 text=$3
+    shift 3
+    "$@" > /dev/null 2> $dir/output
+    got=$?
+    if [ $got -eq $code ] && [ "$(wc -l < $dir/output)" -eq 1 ] && grep -qF -e "$text" $dir/output
+    then echo "ok stages/$name: $(cat $dir/output)"; else failed=1; echo "FAIL stages/$name: exit $got, $(cat $dir/output)"; fi
+}
+stage() { of=$1 to=$2; shift 2; $program train --stage $of --out $dir/$to --sample-every 0 --eval-every 0 --keep 9 "$@"; }
+same() { for f in model optimizer; do cmp $dir/$1/step_0000000$3/$f.safetensors $dir/$2/step_0000000$3/$f.safetensors || return; done; }
+figure() { sed -n "s/.*\"event\": \"$2\".*\"$3\": \([-0-9.e]*\).*/\1/p" $dir/$1/log.jsonl; }
+above() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > b) }'; }
+
+# sums of digits: examples, preferences, prompts
+awk -v d=$dir/data 'BEGIN { for (a = 0; a < 5; a++) for (b = 0; b < 5; b++) {
+    p = "{\"prompt\": \"" a "+" b "=\""
+    print a "+" b "=" a + b > d "/text"
+    print p ", \"response\": \"" a + b "\"}" > d "/sft.jsonl"
+    print p ", \"chosen\": \"" a + b "\", \"rejected\": \"" (a + b + 3) % 9 "\"}" > d "/ranked.jsonl"
+    print p "}" > d "/prompts.jsonl" } }'
+for name in sft ranked prompts; do build/shards examples --in $dir/data/$name.jsonl --tokenizer bytes --out $dir/data/$name.bin || exit; done > $dir/log
+build/shards encode --in $dir/data/text --split '\n' --tokenizer bytes --out $dir/data/text >> $dir/log || exit
+data=$dir/data
+$program train --train $data/text_train.bin --init custom --layers 1 --heads 1 --channels 32 --context 16 --batch 2 --steps 3 \
+    --sample-every 0 --out $dir/base >> $dir/log || { echo "FAIL stages: $(tail -1 $dir/log)"; exit 1; }
+init="--init $dir/base --lr 1e-2"
+sft="--train $data/sft.bin --batch 4"
+reward="--train $data/ranked.bin --batch 8"
+rl="--batch 4 --response-tokens 3 --rl-passes 2"
+group="--group 4 --tokens-per-step 128"
+# a run in one piece, one in two, one on one thread
+twice() {                                    # RUN STAGE OPTIONS...
+    run=$1 kind=$2
+    shift 2
+    expect "$run" stage $kind $run --steps 6 --save-every 3 $init "$@"
+    mkdir -p $dir/$run.stopped && cp -r $dir/$run/step_00000003 $dir/$run.stopped
+    sed '/"step": [456],/d' $dir/$run/log.jsonl > $dir/$run.stopped/log.jsonl
+    expect "$run: resumed" $program train --resume --out $dir/$run.stopped
+    expect "$run: the same bits after a stop" same $run $run.stopped 6
+    case $program in *emulated*) ;; *)
+        expect "$run: on one thread" stage $kind $run.alone --steps 6 --threads 1 $init "$@"
+        expect "$run: the same bits on one thread" same $run $run.alone 6 ;;
+    esac
+}
+twice sft sft $sft
+twice reward reward $reward
+twice exact rl $rl $group --train $data/sft.bin
+twice model rl $rl $group --train $data/prompts.bin --reward $dir/reward
+twice command rl $rl $group --train $data/prompts.bin --advantage normalized --reward-command 'while read line; do echo ${#line}; done'
+
+case $program in *emulated*) exit $failed ;; esac
+expect "sft learns" stage sft sft.long $init $sft --val $data/sft.bin --answers $data/sft.bin --steps 200
+expect "sft: loss of responses" above 0.3 "$(figure sft.long eval val_loss)"
+expect "sft: answers" above "$(figure sft.long answers right)" 20
+expect "reward learns" stage reward reward.long $init $reward --val $data/ranked.bin --steps 200
+expect "reward: accuracy" above "$(figure reward.long eval accuracy)" 0.9
+evaluated=$($program eval --stage reward --model $dir/reward.long --val $data/ranked.bin | sed 's/.*accuracy \([0-9.]*\).*/\1/')
+expect "reward: as evaluated" awk -v a="$evaluated" -v b="$(figure reward.long eval accuracy)" 'BEGIN { exit !(a > 0 && a - b < 1e-4 && b - a < 1e-4) }'
+expect "rl learns" stage rl rl.long $rl $group --train $data/sft.bin --init $dir/sft --val $data/sft.bin --steps 60 --lr 5e-3
+expect "rl: reward" above "$(figure rl.long eval reward)" "$(figure rl.long step reward | head -1)"
+expect "rl: what is logged" [ "$(grep -c '"reward": .*"kl": .*"entropy": .*"clipped": ' $dir/rl.long/log.jsonl)" = 60 ]
+
+fails() { about=$1 code=$2 text=$3; shift 3; rm -rf $dir/none; refused "$about" $code "$text" stage "$@" --steps 6; }
+fails "sft of prompts" 1 "prompts alone, but --stage sft needs dialogues or prompts and responses" sft none $init --train $data/prompts.bin
+fails "reward without pairs" 1 "prompts and responses, but --stage reward needs preferences" reward none $init --train $data/sft.bin
+fails "exact without answers" 1 "prompts alone, but --reward exact needs prompts and responses" rl none $init $rl $group --train $data/prompts.bin
+fails "exact without answers to validate" 1 "prompts alone, but --reward exact needs prompts and responses" rl none $init $rl $group --train $data/sft.bin --val $data/prompts.bin
+fails "rl from nothing" 2 "--stage rl: needs --init, a model to start from" rl none $rl $group --train $data/sft.bin --init d6 --context 16
+fails "no reward model" 1 "--reward $dir/nowhere: no such file" rl none $init $rl $group --train $data/sft.bin --reward $dir/nowhere
+fails "token shards" 1 "not an example shard" sft none $init --train $data/text_train.bin
+fails "example shards without --stage" 1 "an example shard" pretrain none $init --train $data/sft.bin
+fails "raw" 2 "--stage sft: takes example shards, without --raw" sft none $init $sft --raw u16
+fails "sliding" 2 "--stage sft: takes example shards, without --raw or --rows sliding" sft none $init $sft --rows sliding
+fails "odd batch" 2 "--batch 3: --stage reward computes pairs of rows" reward none $init --train $data/ranked.bin --batch 3
+fails "part of a group" 2 "--tokens-per-step 64: not a multiple of batch and --group x context = 128" rl none $init $rl --train $data/sft.bin --group 8 --tokens-per-step 64
+fails "no room for a prompt" 1 "its prompt and an answer of --response-tokens make 20 tokens, and the context has 16" rl none $init $group --train $data/sft.bin --response-tokens 15
+fails "a context too short" 1 "no example is left of 25" sft none $init $sft --context 4
+refused "rl is not evaluated" 2 "--stage rl: evaluates nothing by itself" $program eval --stage rl --model $dir/sft --val $data/sft.bin
+echo 'one and one and one' > $data/words
+build/shards bpe --in $data/words --vocab 258 --out $dir/two > $dir/log && build/shards encode --in $data/text --tokenizer $dir/two --out $dir/two/t >> $dir/log
+$program train --train $dir/two/t_train.bin --init custom --layers 1 --heads 1 --channels 32 --context 16 --batch 2 --steps 1 --sample-every 0 --out $dir/foreign > $dir/log
+fails "a reward model of another tokenizer" 2 "has another tokenizer than --init" rl none $init $rl $group --train $data/sft.bin --reward $dir/foreign
+
+scored() { about=$1 text=$2; rm -rf $dir/none; refused "a command that $about" 1 "$text" stage rl none $init $rl $group --train $data/prompts.bin --steps 6 --reward-timeout 0.5 --reward-command "$3"; }
+scored "ends" "ended with exit code 3 after 0 of 8 scores" "exit 3"
+scored "ends in between" "after 3 of 8 scores" "for i in 1 2 3; do read line; echo 1; done"
+scored "is silent" "no answer within 0.5 seconds, after 0 of 8 scores" "sleep 9"
+scored "says too much" "more than 8 lines" "while read line; do echo 1; echo 2; done"
+scored "says no number" "line 1: 'well' is no number" "while read line; do echo well; done"
+scored "says infinity" "line 1: 'inf' is no number" "while read line; do echo inf; done"
+refused "a command that fails later" 1 "is no number" stage rl later $init $rl $group --train $data/prompts.bin --steps 6 --save-every 1 \
+    --reward-command 'n=0; while read line; do n=$((n + 1)); [ $n -lt 33 ] && echo $((n % 3)) || echo no; done'
+expect "it leaves a whole checkpoint" $program eval --stage sft --model $dir/later --val $data/sft.bin
+refused "another reward model on resume" 1 "was given other data" $program train --resume --steps 8 --out $dir/model.stopped --reward $dir/reward.long
+mv $dir/base $dir/base.old && cp -r $dir/foreign $dir/base
+refused "another start on resume" 1 "" $program train --resume --steps 8 --out $dir/exact.stopped
+exit $failed
