@@ -53,14 +53,14 @@
     X(text,    train,           "",           "",                             "tDP",    "shards to train on: a glob, in quotes [required]") \
     X(text,    val,             "",           "",                             "teDP",   "shards to validate on: a glob [none]") \
     X(text,    raw,             "",           "u16",                          "te",     "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
-    X(text,    tokenizer,       "",           "",                             "tsegDP", "GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
+    X(text,    tokenizer,       "",           "",                             "tsecgDP","GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
     X(text,    init,            "d12",        "",                             "tP",     "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
-    X(text,    model,           "",           "",                             "segP!",  "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
+    X(text,    model,           "",           "",                             "secgP!", "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
     X(integer, layers,          0,            "1..1000",                      "t",      "layers [from --init]") \
-    X(integer, heads,           0,            "1..1000",                      "tseg",   "attention heads [from --init or the model; where a file does not say, C/64]") \
+    X(integer, heads,           0,            "1..1000",                      "tsecg",  "attention heads [from --init or the model; where a file does not say, C/64]") \
     X(integer, channels,        0,            "1..100000",                    "t",      "channels [from --init]") \
     X(integer, vocab,           0,            "1..16777216",                  "t",      "vocabulary [the tokenizer's; 50257 without one]") \
-    X(integer, context,         0,            "1..1048576",                   "te",     "tokens of a row [1024, or the model's]") \
+    X(integer, context,         0,            "1..1048576",                   "tec",    "tokens of a row [1024, or the model's]") \
     X(integer, bias,            1,            "0..1",                         "t",      "Linear layers have a bias") \
     X(integer, tied,            1,            "0..1",                         "t",      "the head is the token embedding") \
     X(integer, batch,           4,            "1..1048576",                   "teR",    "rows computed at once") \
@@ -76,9 +76,9 @@
     X(number,  eps,             1e-8,         "1e-30..1",                     "t",      "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",      "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",      "largest gradient norm; 0 = off") \
-    X(text,    dtype,           DTYPE,        DTYPES,                         "tsegF","numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
-    X(integer, threads,         0,            "1..4096",                      "tsegR","threads [all, fewer for models too small for them]") \
-    X(integer, seed,            1,            "0..9007199254740992",          "ts",  "seed of weights, order and samples") \
+    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF", "numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
+    X(integer, threads,         0,            "1..4096",                      "tsecgR", "threads [all, fewer for models too small for them]") \
+    X(integer, seed,            1,            "0..9007199254740992",          "tsec",   "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",  "rows of a validation; 0 = all [64; eval: all]") \
     X(text,    rows,            "packed",     "packed|documents|sliding",     "te",  "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
@@ -92,7 +92,7 @@
     X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
     X(integer, group,           8,            "2..4096",                      "tL",     "rl: answers drawn for each prompt, whose mean reward is subtracted") \
     X(integer, response_tokens, 0,            "1..1048576",                   "tL",     "rl: of an answer, at most [what the context leaves]") \
-    X(text,    reward,          "exact",      "",                             "tDPL",   "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage") \
+    X(text,    reward,          "exact",      "",                             "tseDPL", "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage; --best-of: that model") \
     X(text,    reward_command,  "",           "",                             "tL",     "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
     X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",    "rl: seconds to wait for that program") \
     X(text,    advantage,       "mean",       "mean|normalized",              "tL",     "rl: reward less the group's mean; normalized: over its standard deviation, too") \
@@ -101,11 +101,12 @@
     X(number,  kl,              0.05,         "0..1000",                      "tL",     "rl: weight of the divergence from --init") \
     X(text,    prompt,          "",           "",                             "sE2", "text to continue; without a tokenizer, token ids [end of text]") \
     X(text,    prompt_file,     "",           "",                             "s2P","file with the text to continue, less a last line break; - is standard input [--prompt]") \
-    X(integer, tokens,          100,          "1..1000000000",                "s",   "tokens to write, at most; an end of text stops earlier") \
+    X(integer, tokens,          100,          "1..1000000000",                "sc",     "tokens to write, at most; an end of text stops earlier") \
     X(integer, samples,         1,            "1..4096",                      "s",   "texts to write, side by side") \
-    X(number,  temperature,     1,            "0..1000",                      "s",   "0 takes the likeliest token") \
-    X(integer, top_k,           0,            "0..16777216",                  "s",   "choose among the k likeliest; 0 = all") \
-    X(number,  top_p,           1,            "0.000001..1",                  "s",   "choose among the fewest tokens with this probability")
+    X(integer, best_of,         0,            "2..4096",                      "se",     "draw so many texts, and take the one that --reward prefers; eval: for each of --answers") \
+    X(number,  temperature,     1,            "0..1000",                      "sec",    "0 takes the likeliest token") \
+    X(integer, top_k,           0,            "0..16777216",                  "sec",    "choose among the k likeliest; 0 = all") \
+    X(number,  top_p,           1,            "0.000001..1",                  "sec",    "choose among the fewest tokens with this probability")
 
 struct Options {
     std::string verb;
@@ -124,9 +125,9 @@ struct Options {
 };
 
 inline const Program TRAIN_GPT = {
-    PROGRAM, {{'t', "train"}, {'s', "sample"}, {'e', "eval"}, {'g', "graph"}},
+    PROGRAM, {{'t', "train"}, {'s', "sample"}, {'c', "chat"}, {'e', "eval"}, {'g', "graph"}},
     "train a GPT on token shards, sample from it, evaluate it",
-    "usage: " PROGRAM " [train|sample|eval|graph] [--option value]...      (" PROGRAM " --help lists all options)\n"
+    "usage: " PROGRAM " [train|sample|chat|eval|graph] [--option value]...      (" PROGRAM " --help lists all options)\n"
     "  make run\n"
     "  ./" PROGRAM " train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
     "--init custom --layers 2 --heads 2 --channels 64 --context 256 --steps 100 --out runs/first\n"
@@ -1913,6 +1914,82 @@ std::vector<std::string> sample_texts(Model& model, const Options& o, const std:
     return texts;
 }
 
+// An answer that was drawn to a prompt.
+struct Answer {
+    const std::vector<int>* example;         // the prompt, and the shard's answer if it has one
+    std::vector<int> tokens = {};
+    bool ended = false;                      // by itself: the end of text is one of its targets
+    double reward = 0;
+    Row row(int eot) const {
+        Row r;
+        add_turn(r, eot, example[0], tokens);
+        if (!ended) r.y.back() = -1;
+        return r;
+    }
+};
+// Draws answers to prompts, each of at most so many tokens, and of what the context leaves.
+template <typename Model>
+void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, integer most, std::vector<Answer>& answers, int eot,
+                  const Tokenizer* tokenizer) {
+    std::vector<Prompt> prompts;
+    for (const Answer& a : answers) {
+        Prompt& p = prompts.emplace_back(Prompt{{eot}, std::min<integer>(most, model.max_T - 1 - a.example[0].size())});
+        p.tokens.insert(p.tokens.end(), a.example[0].begin(), a.example[0].end());
+    }
+    generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) { answers[i].tokens.push_back(token); });
+    for (size_t i = 0; i < answers.size(); i++) answers[i].ended = (integer)answers[i].tokens.size() < prompts[i].most;
+}
+template <typename Model> void reward_answers(Model& rewarder, std::vector<Answer>& answers, int eot) {
+    std::vector<Row> rows;
+    for (const Answer& a : answers) rows.push_back(a.row(eot));
+    for (size_t i = 0; const float r : rewards_of(rewarder, rows, eot)) answers[i++].reward = r;
+}
+// To each prompt the answer with the highest reward of --best-of.
+template <typename Model>
+std::vector<Answer> best_answers(Model& model, Model& rewarder, const Options& o, const std::vector<const std::vector<int>*>& prompts,
+                                 integer most, int eot, const Tokenizer* tokenizer) {
+    std::vector<Answer> answers, best;
+    for (const std::vector<int>* p : prompts) answers.insert(answers.end(), o.best_of, {p});
+    draw_answers(model, Sampling(o), o.seed, most, answers, eot, tokenizer), reward_answers(rewarder, answers, eot);
+    for (auto group = answers.begin(); group != answers.end(); group += o.best_of)
+        best.push_back(*std::max_element(group, group + o.best_of, [](auto& a, auto& b) { return a.reward < b.reward; }));
+    return best;
+}
+
+/* A conversation: each line of standard input is a turn, answered as it comes. Text and answers stand one after the other, as
+   in the rows of the stage before; the oldest leave when the context is full. The tokenizer's template says what a turn
+   looks like; without one a line is a prompt as it stands. */
+template <typename Model> void chat(Model& model, const Options& o, int eot, const Tokenizer& tokenizer) {
+    std::optional<ChatTemplate> form;
+    if (!tokenizer.chat_template.empty()) form.emplace(tokenizer.chat_template);
+    std::vector<std::vector<int>> turns;                     // each an end of text, what was said, and the answer
+    const bool terminal = isatty(0);
+    std::string line;
+    for (uint64_t n = 1;; n++) {
+        if (terminal) printf("> "), fflush(stdout);
+        line.clear();
+        int c;
+        while ((c = getchar()) != EOF && c != '\n') line += (char)c;
+        if (c == EOF && line.empty()) return;
+        turns.push_back(tokenizer.encode(form ? form->turn("user", line) + form->opening(ASSISTANT) : line));
+        turns.back().insert(turns.back().begin(), eot);
+        Prompt p;
+        for (p.most = 0; p.most < std::min<integer>(o.tokens, model.max_T / 2); turns.erase(turns.begin())) {
+            p.tokens.clear();
+            for (auto& turn : turns) p.tokens.insert(p.tokens.end(), turn.begin(), turn.end());
+            p.most = std::min<integer>(o.tokens, model.max_T - (integer)p.tokens.size());
+            if (p.most >= std::min<integer>(o.tokens, model.max_T / 2)) break;
+            if (turns.size() == 1) die("what was said takes %zu tokens, and the context %d", p.tokens.size(), model.max_T);
+            warn("the context is full: the oldest turn is forgotten");
+        }
+        generate(model, Sampling(o), o.seed + n, {p}, eot, &tokenizer, [&](int, int token) {
+            turns.back().push_back(token);
+            printf("%s", show_tokens({token}, &tokenizer).c_str()), fflush(stdout);
+        });
+        printf("\n"), fflush(stdout);
+    }
+}
+
 // Prints the Markov chain that a model is whose context is full.
 template <typename Model> void graph(Model& model) {
     print_chain(model.c.V, model.max_T, [&](const std::vector<int>& context, std::vector<float>& logits) {
@@ -1994,8 +2071,8 @@ struct Frozen {
     Config c;
     std::unique_ptr<Tokenizer> tokenizer;
 
-    Frozen(const char* option, const std::string& given, const Options& o)
-        : path(given), held(hold_model(option, path)), file(open_model(path)), c(config_of(file, o.heads)) {
+    Frozen(const char* option, const std::string& given, const Options& o, integer heads)
+        : path(given), held(hold_model(option, path)), file(open_model(path)), c(config_of(file, heads)) {
         if (exists(path, true)) check_fingerprint(fingerprint(c), file.directory);
         tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
         if (tokenizer && tokenizer->vocab() > c.V)
@@ -2009,20 +2086,6 @@ struct Frozen {
         return model;
     }
     std::string identity() const { return Identity(file.path).text(); }
-};
-
-// An answer that was drawn to a prompt.
-struct Answer {
-    const std::vector<int>* example;         // the prompt, and the shard's answer if it has one
-    std::vector<int> tokens = {};
-    bool ended = false;                      // by itself: the end of text is one of its targets
-    double reward = 0;
-    Row row(int eot) const {
-        Row r;
-        add_turn(r, eot, example[0], tokens);
-        if (!ended) r.y.back() = -1;
-        return r;
-    }
 };
 
 // What a run reads, checks and decides before it has a model. A resumed run has the options, the position and the weights
@@ -2148,10 +2211,10 @@ private:
     // What reinforcement learning starts from, and what it is rewarded by.
     void open_frozen(std::map<std::string, std::string>& data) {
         if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
-        reference.emplace("--init", o.init, o), data["init"] = reference->identity();
+        reference.emplace("--init", o.init, o, o.heads), data["init"] = reference->identity();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         if (o.reward_command.empty() && !exact) {
-            rewarding.emplace("--reward", o.reward, o), data["reward"] = rewarding->identity();
+            rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = rewarding->identity();
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
@@ -2312,23 +2375,13 @@ template <typename Model> struct Training : Run {
 
     // Draws answers and says how good they are: 1 for the shard's own and else 0, or what a reward model or a program says.
     void draw(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed) {
-        std::vector<Prompt> prompts;
-        for (const Answer& a : answers) {
-            const integer room = o.context - 1 - a.example[0].size();
-            Prompt& p = prompts.emplace_back(Prompt{{eot}, o.response_tokens ? o.response_tokens : room});
-            p.tokens.insert(p.tokens.end(), a.example[0].begin(), a.example[0].end());
-        }
-        generate(model, sampling, seed, prompts, eot, tokenizer.get(), [&](int i, int token) { answers[i].tokens.push_back(token); });
+        draw_answers(model, sampling, seed, o.response_tokens ? o.response_tokens : o.context, answers, eot, tokenizer.get());
+        if (rewarder) return reward_answers(*rewarder, answers, eot);
         std::vector<std::pair<std::string, std::string>> texts;
-        std::vector<Row> rows;
-        for (size_t i = 0; i < answers.size(); i++) {
-            Answer& a = answers[i];
-            a.ended = (integer)a.tokens.size() < prompts[i].most;
-            if (rewarder) rows.push_back(a.row(eot));
-            else if (scorer) texts.push_back({show_tokens(a.example[0], tokenizer.get()), show_tokens(a.tokens, tokenizer.get())});
-            else a.reward = a.ended && a.tokens == a.example[1];
+        for (Answer& a : answers) {
+            a.reward = !scorer && a.ended && a.tokens == a.example[1];
+            if (scorer) texts.push_back({show_tokens(a.example[0], tokenizer.get()), show_tokens(a.tokens, tokenizer.get())});
         }
-        if (rewarder) for (size_t i = 0; const float r : rewards_of(*rewarder, rows, eot)) answers[i++].reward = r;
         if (scorer) for (size_t i = 0; const double r : scorer->scores(texts)) answers[i++].reward = r;
     }
     static double mean_reward(const Answer* answers, size_t n) {
@@ -2446,13 +2499,18 @@ template <typename Model> struct Training : Run {
 template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return Training<Model>(o).run();
     if (o.stage == "rl") die_usage("--stage rl: evaluates nothing by itself; --answers counts the answers that are right");
-    std::optional<Frozen> file(std::in_place, "--model", o.model, o);
+    std::optional<Frozen> file(std::in_place, "--model", o.model, o, o.heads);
     const Config c = file->c;
     const std::unique_ptr<Tokenizer> tokenizer = std::move(file->tokenizer);
-    const std::string path = file->file.path, directory = file->file.directory;
+    const std::string path = file->file.path, state = file->file.directory + "/state.json";
+    const Json written = is_checkpoint(file->file.directory) ? read_json(state) : Json();
+    const text& stage = written["options"]["stage"].string;
     const int eot = end_of_text(tokenizer.get(), c.V);
+    if ((o.best_of || o.verb == "chat") && eot < 0) die_usage("%s: needs a tokenizer, to know the end of text", o.best_of ? "--best-of" : "chat");
+    if (o.best_of && o.reward == "exact") die_usage("--best-of: needs --reward, a model of the reward stage");
+    if (o.best_of && o.verb == "eval" && o.answers.empty()) die_usage("--best-of: eval takes the best for each of --answers");
     int T = o.context ? o.context : c.T;
-    const int B = o.verb == "sample" ? std::min<integer>(o.samples, 64) : o.verb == "graph" ? 1 : o.batch;
+    const int B = o.verb == "sample" ? std::min<integer>(o.best_of ? o.best_of : o.samples, 64) : o.verb == "eval" ? o.batch : 1;
 
     std::vector<int> prompt;
     if (!o.prompt_file.empty()) o.prompt = read_prompt(o.prompt_file);
@@ -2460,11 +2518,11 @@ template <typename Model> void run_verb(Options o) {
         if (tokenizer) prompt = tokenizer->encode(o.prompt);
         else if (!read_ids(o.prompt, c.V, prompt))
             die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d", o.prompt.c_str(), path.c_str(), c.V);
-        if (prompt.empty() && is_checkpoint(directory)) {
-            const std::string state = directory + "/state.json";
-            prompt = Position(read_json(state), state).beginning;
-            if (!prompt.empty() && prompt[0] != eot) o.prompt = show_tokens(prompt, tokenizer.get());
-        }
+        const bool after_end = o.best_of || (stage != "" && stage != "pretrain");        // as in the rows of those stages
+        if (prompt.empty() && written) {
+            prompt = Position(written, state).beginning;
+            o.prompt = show_tokens({prompt.begin() + (!prompt.empty() && prompt[0] == eot), prompt.end()}, tokenizer.get());
+        } else if (after_end) prompt.insert(prompt.begin(), eot);
         if (prompt.empty()) prompt.push_back(eot >= 0 ? eot : 0);
         if (prompt.size() > (size_t)T) {
             warn("a prompt of %zu tokens: the context takes %d, so only the last of them count", prompt.size(), T);
@@ -2479,7 +2537,10 @@ template <typename Model> void run_verb(Options o) {
     const std::unique_ptr<Model> loaded = file->load<Model>(B, T, o.dtype == "bf16");
     Model& model = *loaded;
     file.reset();
+    std::unique_ptr<Model> rewarder;
+    if (o.best_of) rewarder = Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16");
     if (o.verb == "graph") graph(model);
+    if (o.verb == "chat") chat(model, o, eot, *tokenizer);
     if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
     else if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
@@ -2490,10 +2551,21 @@ template <typename Model> void run_verb(Options o) {
         for (int r = 0; r < (tokenizer ? 3 : 2); r++) printf("%s %.4f (%d of %d)", names[r], 1.0 * right[r] / n, right[r], n);
         printf("\n");
     }
-    if (answers)
-        printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
+    if (answers) printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
+    if (answers && o.best_of) {
+        std::vector<const std::vector<int>*> prompts;
+        for (size_t i = 0; i < answers->size(); i++) prompts.push_back(answers->of(i));
+        size_t right = 0;
+        for (const Answer& a : best_answers(model, *rewarder, o, prompts, T, eot, tokenizer.get()))
+            right += a.ended && a.tokens == a.example[1];
+        printf("best of %lld by %s: answers right %zu of %zu\n", o.best_of, o.reward.c_str(), right, answers->size());
+    }
     const char* gap = tokenizer ? "" : " ";                  // between ids
-    if (o.verb == "sample" && o.samples == 1) {                                          // as they come
+    if (o.verb == "sample" && o.best_of) {
+        const std::vector<int> text(prompt.begin() + 1, prompt.end());
+        const Answer best = best_answers(model, *rewarder, o, {&text}, o.tokens, eot, tokenizer.get())[0];
+        printf("%s%s\n", o.prompt.c_str(), show_tokens(best.tokens, tokenizer.get()).c_str());
+    } else if (o.verb == "sample" && o.samples == 1) {                                   // as they come
         printf("%s", o.prompt.c_str());
         const char* before = o.prompt.empty() ? "" : gap;
         generate(model, Sampling(o), o.seed, {{prompt, o.tokens}}, eot, tokenizer.get(), [&](int, int token) {

@@ -50,9 +50,9 @@ expect "a sample of two texts" $gpu sample --model $dir/whole --prompt "5 7 9" -
 case $gpu in *emulated*) export EMU_STATS=1 ;; esac
 expect "all tensors agree with the CPU's" $gpu --check
 case $gpu in *emulated*)
-    plain="9 backward_plain false;9 backward_plain true"
-    tiles="$plain;3 backward_tiles 128;3 backward_tiles 128;6 backward_tiles 64;6 backward_tiles 64;7 forward_tiles 128;14 forward_tiles 64"
-    attention_was "$plain;3 backward_wgmma 128;6 backward_wgmma 64;7 forward_wgmma 128;14 forward_wgmma 64"
+    plain="12 backward_plain false;12 backward_plain true"
+    tiles="$plain;4 backward_tiles 128;4 backward_tiles 128;8 backward_tiles 64;8 backward_tiles 64;9 forward_tiles 128;18 forward_tiles 64"
+    attention_was "$plain;4 backward_wgmma 128;8 backward_wgmma 64;9 forward_wgmma 128;18 forward_wgmma 64"
     expect "all tensors agree with the CPU's on an RTX 4090" env EMU_CAPABILITY=89 $gpu --check
     attention_was "$tiles"
     expect "all tensors agree with the CPU's in fp32" ${gpu}_fp32 --check

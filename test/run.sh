@@ -82,6 +82,8 @@ try build/test_files
 try build/test_cases
 built train_gpt && built build/shards && built build/corpus && run test/make.sh
 built train_gpt && built build/corpus && run test/forks.sh
+built train_gpt && built build/shards && run test/stages.sh ./train_gpt
+built train_gpt && built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run test/stages.sh build/train_gpt_emulated
 try build/test_corpus
 try build/test_tokenizer
 if [ -n "$MERGES" ]; then try build/test_tokenizer "$MERGES" test/gpt2_cases.tsv; else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi

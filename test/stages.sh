@@ -22,19 +22,19 @@ same() { for f in model optimizer; do cmp $dir/$1/step_0000000$3/$f.safetensors 
 figure() { sed -n "s/.*\"event\": \"$2\".*\"$3\": \([-0-9.e]*\).*/\1/p" $dir/$1/log.jsonl; }
 above() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > b) }'; }
 
-# sums of digits: examples, preferences, prompts
+# which of two digits is larger: examples, preferences, prompts
 awk -v d=$dir/data 'BEGIN { for (a = 0; a < 5; a++) for (b = 0; b < 5; b++) {
-    p = "{\"prompt\": \"" a "+" b "=\""
-    print a "+" b "=" a + b > d "/text"
-    print p ", \"response\": \"" a + b "\"}" > d "/sft.jsonl"
-    print p ", \"chosen\": \"" a + b "\", \"rejected\": \"" (a + b + 3) % 9 "\"}" > d "/ranked.jsonl"
+    p = "{\"prompt\": \"" a "?" b "=\""; c = a > b ? a : b
+    print a "?" b "=" c > d "/text"
+    print p ", \"response\": \"" c "\"}" > d "/sft.jsonl"
+    print p ", \"chosen\": \"" c "\", \"rejected\": \"" (c + 1 + b % 3) % 5 "\"}" > d "/ranked.jsonl"
     print p "}" > d "/prompts.jsonl" } }'
 for name in sft ranked prompts; do build/shards examples --in $dir/data/$name.jsonl --tokenizer bytes --out $dir/data/$name.bin || exit; done > $dir/log
 build/shards encode --in $dir/data/text --split '\n' --tokenizer bytes --out $dir/data/text >> $dir/log || exit
 data=$dir/data
-$program train --train $data/text_train.bin --init custom --layers 1 --heads 1 --channels 32 --context 16 --batch 2 --steps 3 \
+$program train --train $data/text_train.bin --init custom --layers 2 --heads 2 --channels 32 --context 16 --batch 2 --steps 3 \
     --sample-every 0 --out $dir/base >> $dir/log || { echo "FAIL stages: $(tail -1 $dir/log)"; exit 1; }
-init="--init $dir/base --lr 1e-2"
+init="--init $dir/base --lr 3e-3"
 sft="--train $data/sft.bin --batch 4"
 reward="--train $data/ranked.bin --batch 8"
 rl="--batch 4 --response-tokens 3 --rl-passes 2"
@@ -53,22 +53,32 @@ twice() {                                    # RUN STAGE OPTIONS...
         expect "$run: the same bits on one thread" same $run $run.alone 6 ;;
     esac
 }
-twice sft sft $sft
 twice reward reward $reward
+case $program in *emulated*)
+    twice model rl $rl $group --train $data/prompts.bin --reward $dir/reward
+    cpu=$(dirname $dir)/train_gpt            # which has run before
+    expect "a step in fp32" ${program}_fp32 train --stage rl --init $cpu/some --train $data/sft.bin $rl $group --steps 1 --sample-every 0 --out $dir/gpu
+    expect "the CPU's step" ./train_gpt train --stage rl --init $cpu/some --train $data/sft.bin $rl $group --steps 1 --sample-every 0 --out $dir/cpu
+    for what in reward length kl entropy clipped loss norm; do
+        expect "$what as on the CPU" awk -v a="$(figure gpu step $what)" -v b="$(figure cpu step $what)" 'BEGIN { exit !(a != "" && b != "" && a - b < 1e-3 && b - a < 1e-3) }'
+    done
+    exit $failed ;;
+esac
+twice sft sft $sft
 twice exact rl $rl $group --train $data/sft.bin
 twice model rl $rl $group --train $data/prompts.bin --reward $dir/reward
 twice command rl $rl $group --train $data/prompts.bin --advantage normalized --reward-command 'while read line; do echo ${#line}; done'
 
-case $program in *emulated*) exit $failed ;; esac
-expect "sft learns" stage sft sft.long $init $sft --val $data/sft.bin --answers $data/sft.bin --steps 200
+expect "sft learns" stage sft sft.long $init $sft --rows documents --val $data/sft.bin --answers $data/sft.bin --steps 600
 expect "sft: loss of responses" above 0.3 "$(figure sft.long eval val_loss)"
 expect "sft: answers" above "$(figure sft.long answers right)" 20
-expect "reward learns" stage reward reward.long $init $reward --val $data/ranked.bin --steps 200
+expect "reward learns" stage reward reward.long $init $reward --val $data/ranked.bin --steps 300
 expect "reward: accuracy" above "$(figure reward.long eval accuracy)" 0.9
 evaluated=$($program eval --stage reward --model $dir/reward.long --val $data/ranked.bin | sed 's/.*accuracy \([0-9.]*\).*/\1/')
 expect "reward: as evaluated" awk -v a="$evaluated" -v b="$(figure reward.long eval accuracy)" 'BEGIN { exit !(a > 0 && a - b < 1e-4 && b - a < 1e-4) }'
-expect "rl learns" stage rl rl.long $rl $group --train $data/sft.bin --init $dir/sft --val $data/sft.bin --steps 60 --lr 5e-3
-expect "rl: reward" above "$(figure rl.long eval reward)" "$(figure rl.long step reward | head -1)"
+expect "a start for rl" stage sft some $init $sft --rows documents --steps 150
+expect "rl learns" stage rl rl.long $rl --group 8 --tokens-per-step 512 --train $data/sft.bin --init $dir/some --val $data/sft.bin --steps 60 --lr 3e-3
+expect "rl: reward" above "$(figure rl.long eval reward)" 0.6
 expect "rl: what is logged" [ "$(grep -c '"reward": .*"kl": .*"entropy": .*"clipped": ' $dir/rl.long/log.jsonl)" = 60 ]
 
 fails() { about=$1 code=$2 text=$3; shift 3; rm -rf $dir/none; refused "$about" $code "$text" stage "$@" --steps 6; }
@@ -90,7 +100,9 @@ refused "rl is not evaluated" 2 "--stage rl: evaluates nothing by itself" $progr
 echo 'one and one and one' > $data/words
 build/shards bpe --in $data/words --vocab 258 --out $dir/two > $dir/log && build/shards encode --in $data/text --tokenizer $dir/two --out $dir/two/t >> $dir/log
 $program train --train $dir/two/t_train.bin --init custom --layers 1 --heads 1 --channels 32 --context 16 --batch 2 --steps 1 --sample-every 0 --out $dir/foreign > $dir/log
-fails "a reward model of another tokenizer" 2 "has another tokenizer than --init" rl none $init $rl $group --train $data/sft.bin --reward $dir/foreign
+mkdir $dir/bare && cp $data/sft.bin $dir/bare
+fails "a reward model of another tokenizer" 2 "has another tokenizer than --init" rl none $init $rl $group --train $dir/bare/sft.bin --reward $dir/foreign
+fails "data of another tokenizer than the reward model's" 1 "the tokenizer there is not that of $dir/foreign" rl none $init $rl $group --train $data/sft.bin --reward $dir/foreign
 
 scored() { about=$1 text=$2; rm -rf $dir/none; refused "a command that $about" 1 "$text" stage rl none $init $rl $group --train $data/prompts.bin --steps 6 --reward-timeout 0.5 --reward-command "$3"; }
 scored "ends" "ended with exit code 3 after 0 of 8 scores" "exit 3"
@@ -103,6 +115,6 @@ refused "a command that fails later" 1 "is no number" stage rl later $init $rl $
     --reward-command 'n=0; while read line; do n=$((n + 1)); [ $n -lt 33 ] && echo $((n % 3)) || echo no; done'
 expect "it leaves a whole checkpoint" $program eval --stage sft --model $dir/later --val $data/sft.bin
 refused "another reward model on resume" 1 "was given other data" $program train --resume --steps 8 --out $dir/model.stopped --reward $dir/reward.long
-mv $dir/base $dir/base.old && cp -r $dir/foreign $dir/base
-refused "another start on resume" 1 "" $program train --resume --steps 8 --out $dir/exact.stopped
+mv $dir/base $dir/base.old && cp -r $dir/sft $dir/base
+refused "another start on resume" 1 "--init $dir/base: " $program train --resume --steps 8 --out $dir/exact.stopped
 exit $failed

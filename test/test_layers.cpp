@@ -177,6 +177,72 @@ static void whole_model(bool bias, bool tied, int L, int NH, int C, int T) {
     check(zeros && std::equal(before.begin(), before.end(), model.weights.data()), "model bias %d tied %d: absent tensors are zeros that nobody changes", bias, tied);
 }
 
+// What tokens and pairs count for: each derivative against differences, on both sides of every corner.
+static void token_losses() {
+    double worst = 0;
+    const double h = 1e-6, clip = 0.2, kl = 0.3;
+    for (double w : {-1.5, 0.7}) for (double moved : {-0.7, -0.23, -0.2231, -0.1, 0.1, 0.182, 0.1825, 0.7}) for (double ref : {-4.0, -1.9}) {
+        const double lp = -2, old = lp - moved;              // log 0.8 = -0.2231.., log 1.2 = 0.1823..
+        auto f = [&](double x) { return ppo_loss<double>(x, w, old, ref, clip, kl).loss; };
+        const double ratio = std::exp(moved), least = std::min(ratio * w, std::clamp(ratio, 1 - clip, 1 + clip) * w), d = ref - lp;
+        keep_worst(worst, std::abs(ppo_loss<double>(lp, w, old, ref, clip, kl).weight + (f(lp + h) - f(lp - h)) / (2 * h)));
+        keep_worst(worst, std::abs(f(lp) + least - kl * (std::exp(d) - d - 1)));
+        auto g = [&](double x) { return likelihood_loss<double>(x, w).loss; };
+        keep_worst(worst, std::abs(likelihood_loss<double>(lp, w).weight + (g(lp + h) - g(lp - h)) / (2 * h)));
+    }
+    for (double margin : {-40.0, -1.0, 0.0, 0.5, 3.0, 40.0}) {
+        keep_worst(worst, std::abs(pair_loss(margin).second - (pair_loss(margin + h).first - pair_loss(margin - h).first) / (2 * h)));
+        keep_worst(worst, std::abs(pair_loss(margin).first + std::log(1 / (1 + std::exp(-margin)))));
+    }
+    check(worst <= 1e-8, "scalar/token and pair losses: derivatives and values differ by %.1e", worst);
+    const float own = -3, ref = -2, weight = 0.5, one = 1;
+    const TokenTerms<float> first{&weight, &one, nullptr, &ref, 0.2f}, later{&weight, &one, &own, &ref, 0.2f};
+    check(first.loss<double>(0, own).loss == later.loss<double>(0, own).loss && first.loss<double>(0, own).weight == later.loss<double>(0, own).weight,
+          "scalar/without an old log-probability it is the one of now");
+}
+
+// A whole model that is asked for one logit of each row, and one that learns by PPO.
+static void other_objectives() {
+    Config c;
+    c.L = 2, c.NH = 2, c.C = 8, c.V = 11, c.T = 9, c.tied = false;
+    const int B = 3, T = 7, N = B * T, token = 4;
+    cpu::Model model(c, B, T, true);
+    initialize(model, 3);
+    for (size_t i = 0; i < model.layout.slots.size; i++) model.weights.data()[i] += 0.3 * rng.normal();
+    std::vector<int> x(N), y(N), at = {6, 0, 3};
+    std::vector<float> w(N), old(N), ref(N), dread = {0.5, -2, 1};
+    for (int n = 0; n < N; n++) x[n] = rng.below(c.V), y[n] = n % 4 == 1 ? -1 : (int)rng.below(c.V), w[n] = rng.normal();
+    model.forward(x.data(), y.data(), {}, 1, B, T, false), model.result();
+    for (int n = 0; n < N; n++) ref[n] = model.logprob[n] + rng.normal(), old[n] = model.logprob[n] + 0.5 * rng.below(3) - 0.5;
+    const Objective ppo{w.data(), old.data(), ref.data(), 0.2, 0.1};
+    auto loss = [&] { return model.forward(x.data(), y.data(), ppo, 3, B, T, false), model.result().loss; };
+    auto readouts = [&] {
+        double sum = 0;
+        for (int b = 0; b < B; b++) {                        // in double, from the logits of all
+            std::vector<real> z(c.V);
+            model.extend(x.data(), B, 0, T);
+            const real* lnf = model.activations(0).lnf + (b * T + at[b]) * c.C;
+            for (int k = 0; k < c.C; k++) sum += dread[b] * lnf[k] * model.weights_of(0).head_w[token * c.C + k];
+        }
+        return sum;
+    };
+    std::vector<float> read(B);
+    for (bool pairs : {false, true}) {
+        if (pairs) model.readout(x.data(), at.data(), token, B, T, read.data()), model.readout_backward(dread.data());
+        else model.forward(x.data(), y.data(), ppo, 3, B, T, true), model.result();
+        model.backward();
+        for (const Tensor& t : model.layout.tensors) if (t.present) {
+            const std::string name = format("model, %s, %s", pairs ? "readouts" : "PPO", t.name.c_str());
+            if (pairs) differentiate(name.c_str(), model.weights.data() + t.offset, t.count(), model.gradients.data() + t.offset, readouts);
+            else differentiate(name.c_str(), model.weights.data() + t.offset, t.count(), model.gradients.data() + t.offset, loss);
+        }
+        std::fill_n(model.gradients.data(), model.gradients.size, real(0));
+    }
+    double sum = 0;
+    for (int b = 0; b < B; b++) sum += dread[b] * read[b];
+    check(std::abs(sum - readouts()) <= 1e-5, "model, readouts: their values differ by %.1e", std::abs(sum - readouts()));
+}
+
 static void scalars() {
     double worst = 0;
     for (float x = -59.9f; x < 59.9f; x += 0.00173f) {
@@ -325,6 +391,8 @@ int main() {
     whole_model(true, true, 1, 2, 6, 35), whole_model(false, false, 1, 2, 6, 35);
     cpu::most_logits = most;
     scalars();
+    token_losses();
+    other_objectives();
     drawing();
     promises();
     return failed > 0;
