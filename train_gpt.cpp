@@ -53,7 +53,7 @@
     X(text,    train,           "",           "",                             "tDP",    "shards to train on: a glob, in quotes [required]") \
     X(text,    val,             "",           "",                             "teDP",   "shards to validate on: a glob [none]") \
     X(text,    raw,             "",           "u16",                          "te",     "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
-    X(text,    tokenizer,       "",           "",                             "tsecgDP","GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
+    X(text,    tokenizer,       "",           "",                             "tsecgDPR","GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
     X(text,    init,            "d12",        "",                             "tP",     "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
     X(text,    model,           "",           "",                             "secgP!", "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
     X(integer, layers,          0,            "1..1000",                      "t",      "layers [from --init]") \
@@ -1713,8 +1713,7 @@ void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
         model.result();
         for (size_t k = 0; k < b.y.size(); k++)
             if (b.y[k] >= 0 && !std::isfinite(model.logprob[k]))
-                die("row %zu: a log-probability is %g; are the model's weights finite?", i + k / b.T,
-                    (double)model.logprob[k]);
+                die("row %zu: a log-probability is %g; are the weights finite?", i + k / b.T, (double)model.logprob[k]);
         for (int r = 0; r < b.B; r++) each(i + r, rows[r], &model.logprob[r * b.T], &model.best[r * b.T]);
     }
 }
@@ -1974,11 +1973,11 @@ template <typename Model> void chat(Model& model, const Options& o, int eot, con
         turns.push_back(tokenizer.encode(form ? form->turn("user", line) + form->opening(ASSISTANT) : line));
         turns.back().insert(turns.back().begin(), eot);
         Prompt p;
-        for (p.most = 0; p.most < std::min<integer>(o.tokens, model.max_T / 2); turns.erase(turns.begin())) {
+        for (;; turns.erase(turns.begin())) {
             p.tokens.clear();
             for (auto& turn : turns) p.tokens.insert(p.tokens.end(), turn.begin(), turn.end());
             p.most = std::min<integer>(o.tokens, model.max_T - (integer)p.tokens.size());
-            if (p.most >= std::min<integer>(o.tokens, model.max_T / 2)) break;
+            if (p.most >= std::min<integer>(o.tokens, model.max_T / 4)) break;
             if (turns.size() == 1) die("what was said takes %zu tokens, and the context %d", p.tokens.size(), model.max_T);
             warn("the context is full: the oldest turn is forgotten");
         }
@@ -2106,6 +2105,7 @@ struct Run {
     int rows_of_window;                      // that are computed
     size_t per_step, end;                    // windows of a step; where the last one ends
     integer steps;
+    bool rescheduled = false;                // resumed with another end
 
     explicit Run(const Options& given) : o(given) {
         if (o.resume) resume();
@@ -2139,6 +2139,7 @@ private:
         if (stored.kind == Json::OBJECT)
             resume_options(table, fresh.table(), o.given, stored, bool(state["data"]), o.out, where);
         if (o.steps) o.epochs = 0;
+        rescheduled = !from.empty() && (stored["steps"].string != show(o.steps) || stored["epochs"].string != show(o.epochs));
         for (const Option& row : table)
             if (auto* path = std::get_if<text*>(&row.value); path && !o.has(row.name))
                 if (row.is('D') || (!strcmp(row.name, "init") && !is_preset(o.init)))
@@ -2261,13 +2262,13 @@ template <typename Model> struct Training : Run {
                     windows->total, model.describe().c_str());
         if (!from.empty()) display.say("resumed from %s", from.c_str());
         else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
-        if (position.step && position.step < steps && (o.has("steps") || o.has("epochs")) && o.schedule != "constant")
+        if (rescheduled && position.step < steps && o.schedule != "constant")
             display.say("the schedule ends at step %lld now: the learning rate goes on at %.2e", steps, lr_at(schedule, position.step));
         directory->rewind_log(position.step, steps);
         if (position.step == 0)
             directory->put("run", 0, {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
                                       {"floor", json_number(floor)}, {"options", options_json(o.table(), 't')}});
-        if (saver.best >= 0 && saver.best == position.step) make_best(o.out, from);      // a kill may have come between the two
+        if (saver.best == position.step && from != o.out + "/best") make_best(o.out, from);      // a kill may have come between
     }
 
     void evaluate() {
@@ -2339,8 +2340,7 @@ template <typename Model> struct Training : Run {
     // Each learns from a micro-batch of a step that counts `count` tokens or pairs, and returns what it knows of its loss;
     // the rest is the model's.
     double likelihood(Batch& b, double count, int) {
-        model.forward(b.x.data(), b.y.data(), {}, count, b.B, b.T, true);
-        model.backward();
+        model.forward(b.x.data(), b.y.data(), {}, count, b.B, b.T, true), model.backward();
         return 0;
     }
     double preference(Batch& b, double count, int) {
@@ -2354,15 +2354,13 @@ template <typename Model> struct Training : Run {
             loss += nats / count, dreward[i] = slope / count, dreward[k] = -dreward[i];
             note("accuracy", (margin > 0) / count);
         }
-        model.readout_backward(dreward.data());
-        model.backward();
+        model.readout_backward(dreward.data()), model.backward();
         return loss;
     }
     // In the first pass the answers are drawn from these very weights; what is their log-probability now is the old one later.
     double policy(Batch& b, double count, int pass) {
         const Objective ppo{b.weight.data(), pass ? b.old.data() : nullptr, b.ref.data(), o.ppo_clip, o.kl};
-        model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true);
-        model.backward();
+        model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true), model.backward();
         const double loss = model.result().loss;             // waits for the log-probabilities, too
         if (pass == 0) b.old.assign(model.logprob.begin(), model.logprob.begin() + b.y.size());
         for (size_t n = 0; n < b.y.size(); n++) if (b.y[n] >= 0) {

@@ -95,7 +95,8 @@ inline std::string newest_whole(const std::string& run) {
     std::vector<std::string> found = checkpoints_in(run, false);
     for (; !found.empty() && !exists(found.back() + "/state.json"); found.pop_back())
         warn("%s: has no state.json, so it is not whole: passed over", found.back().c_str());
-    return found.empty() ? "" : found.back();
+    const std::string best = run + "/best";                  // all that is left, where the others were removed for room
+    return !found.empty() ? found.back() : exists(best + "/state.json") ? best : "";
 }
 
 // A directory that is held: shared by those who read a checkpoint, alone by who would remove it. Others are waited for
@@ -119,7 +120,8 @@ struct Held {
 inline Held hold_newest(std::string& path) {
     for (const std::string given = path;;) {
         const bool run = exists(given, true) && !exists(given + "/config.json");
-        const std::vector<std::string> found = run ? checkpoints_in(given) : std::vector<std::string>();
+        std::vector<std::string> found = run ? checkpoints_in(given) : std::vector<std::string>();
+        if (run && found.empty() && exists(given + "/best/state.json")) found = {given + "/best"};
         if (!found.empty()) path = found.back();
         Held held(path, LOCK_SH, 100);
         if (held.still(path) || (held.fd < 0 && (found.empty() || exists(path)))) return held;
