@@ -278,6 +278,44 @@ def tokenizer_settings(training, text):
         check(shard[1:] == theirs.encode(text).ids, f"tokenizer.json, {name}")
 
 
+def added_tokens(training, text):
+    """What is saved of a tokenizer with added tokens has their ids, and the end of text's, in AutoTokenizer too."""
+    from tokenizers import ByteLevelBPETokenizer
+    user, eot, bot, end = "<|user|>", "<|endoftext|>", "<|assistant|>", "<|im_end|>"
+    text = user + text + bot + end + eot
+    with open(f"{DIR}/added.txt", "w", encoding="utf-8") as f:
+        f.write(text)
+    for number, (added, whole, eos) in enumerate((
+            ((user, eot, bot), True, eot), ((user, eot), True, eot), ((eot, user), True, eot), ((eot,), True, eot),
+            ((user, eot, bot), False, eot), ((user, end), False, end), ((eot, user, end), False, end),
+            ((user, bot, eot), False, eot))):
+        made, path = ByteLevelBPETokenizer(), f"{DIR}/added_{number}"
+        made.train([training], vocab_size=400)
+        os.makedirs(path)
+        made._tokenizer.model.save(path)
+        first = made.get_vocab_size()
+        ids = {name: first + i for i, name in enumerate(added)}
+        if whole:
+            made._tokenizer.add_special_tokens(list(added))
+            made._tokenizer.save(path + "/tokenizer.json")
+        else:
+            with open(path + "/added_tokens.json", "w") as f:
+                json.dump(ids, f)
+            with open(path + "/tokenizer_config.json", "w") as f:
+                json.dump({"eos_token": eos}, f)
+        run("build/shards", "encode", "--in", f"{DIR}/added.txt", "--tokenizer", path, "--out", path + "_out/x")
+        shard = np.fromfile(path + "_out/x_train.bin", "<u2")[512:].tolist()
+        again = run("build/shards", "decode", "--in", path + "_out/x_train.bin", "--tokenizer", path + "_out",
+                    "--eot", "").decode()
+        with open(path + "_out/config.json", "w") as f:              # as a checkpoint has
+            json.dump({"model_type": "gpt2"}, f)
+        hf = AutoTokenizer.from_pretrained(path + "_out")
+        theirs = [hf.eos_token_id] + hf.encode(text, add_special_tokens=False, split_special_tokens=True)
+        check(shard[0] == ids[eos] and shard == theirs and hf.get_added_vocab() == ids and len(hf) == first + len(ids)
+              and again == text,
+              f"added tokens {', '.join(added)}, {'in tokenizer.json' if whole else 'listed'}", hf.get_added_vocab())
+
+
 def all_tokenizers():
     source = open("dev/host/tokenizer.h", encoding="utf-8").read()
     text = open(os.environ["TEXT"], encoding="utf-8", newline="").read() if os.environ.get("TEXT") else source
@@ -297,6 +335,7 @@ def all_tokenizers():
     else:
         skip("tokenizers, GPT-2", "give MERGES=vocab.bpe")
     guarded("tokenizer.json", lambda: tokenizer_settings(f"{DIR}/bpe.txt", source))
+    guarded("added tokens", lambda: added_tokens(f"{DIR}/bpe.txt", source))
     # a checkpoint is a whole HF directory: model and tokenizer
     run("build/shards", "encode", "--in", "dev/host/tokenizer.h", "--out", f"{DIR}/words/x",
         "--tokenizer", f"{DIR}/bpe/merges.txt")

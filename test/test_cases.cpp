@@ -365,6 +365,52 @@ static void ids() {
         const std::string wrong = *c.words ? one_line_with(error, c.words) : error;
         check(wrong.empty(), "cases/end of text: %s %s", c.name, wrong.c_str());
     }
+    // an end of text among added tokens: what is saved, by whom it was read from whatever files, reads as the same tokens
+    const std::string bare = json_of(names([](int i) { return i; })), usual_vocab = changed([](Vocab) {}), im = "{\"eos_token\": \"<|im_end|>\"}", user = "<|user|>", eot = "<|endoftext|>", end = "<|im_end|>";
+    using Names = std::map<int, std::string>;
+    auto whole = [&](const Names& added) {
+        std::string list;
+        for (auto& [id, token] : added) list += (list.empty() ? "" : ", ") + format("{\"id\": %d, \"content\": %s, \"special\": true}", id, json_quote(token).c_str());
+        return whole_json(names([](int i) { return i; }), list);
+    };
+    auto decoder = [&](const Names& added) {
+        std::string list;
+        for (auto& [id, token] : added) list += (list.empty() ? "" : ", ") + format("\"%d\": {\"content\": %s, \"special\": true}", id, json_quote(token).c_str());
+        return "{\"added_tokens_decoder\": {" + list + "}}";
+    };
+    const std::string json = "tokenizer.json", others = "added_tokens.json";
+    const struct { const char* name; std::string vocab; std::vector<std::pair<std::string, std::string>> files; int end; Names added; } among[] = {
+        {"alone, in tokenizer.json", bare, {{json, whole({{261, eot}})}}, 261, {{261, eot}}}, {"behind another", bare, {{json, whole({{261, user}, {262, eot}})}}, 262, {{261, user}, {262, eot}}},
+        {"before another", bare, {{json, whole({{261, eot}, {262, user}})}}, 261, {{261, eot}, {262, user}}}, {"between two", bare, {{json, whole({{261, user}, {262, eot}, {263, "<|a b|>"}})}}, 262, {{261, user}, {262, eot}, {263, "<|a b|>"}}},
+        {"in added_tokens.json", bare, {{others, "{\"<|user|>\": 261, \"<|endoftext|>\": 262, \"<|z|>\": 263}"}}, 262, {{261, user}, {262, eot}, {263, "<|z|>"}}}, {"in added_tokens_decoder", bare, {{config, decoder({{261, user}, {262, eot}})}}, 262, {{261, user}, {262, eot}}},
+        {"of another name", bare, {{others, "{\"<|im_start|>\": 261, \"<|im_end|>\": 262}"}, {config, im}}, 262, {{261, "<|im_start|>"}, {262, end}}}, {"alone, of another name", bare, {{others, "{\"<|im_end|>\": 261}"}, {config, im}}, 261, {{261, end}}},
+        {"of another name, beside GPT-2's", usual_vocab, {{others, "{\"<|im_start|>\": 262, \"<|im_end|>\": 263}"}, {config, im}}, 263, {{261, eot}, {262, "<|im_start|>"}, {263, end}}}, {"in vocab.json, others beside it", usual_vocab, {{others, "{\"<|user|>\": 262}"}}, 261, {{261, eot}, {262, user}}},
+        {"all in vocab.json", changed([](Vocab v) { v["<|user|>"] = 262, v["END"] = 263; }), {{config, "{\"eos_token\": \"END\"}"}}, 263, {{261, eot}, {262, user}, {263, "END"}}}, {"ids apart", bare, {{others, "{\"<|user|>\": 270, \"<|endoftext|>\": 280}"}}, 280, {{270, user}, {280, eot}}},
+        {"named, and without an id", bare, {{others, "{\"<|user|>\": 261, \"<|z|>\": 262}"}, {config, usual}}, 263, {{261, user}, {262, "<|z|>"}, {263, eot}}}, {"merges alone, and a list", "", {{others, "{\"<|user|>\": 261, \"<|endoftext|>\": 262}"}}, 262, {{261, user}, {262, eot}}}};
+    for (auto& c : among) {
+        fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES);
+        if (!c.vocab.empty()) write_file(dir + "/vocab.json", c.vocab);
+        for (auto& [name, text] : c.files) write_file(dir + "/" + name, text);
+        const std::string wrong = error_of([&] {
+            std::string first;
+            for (const char* from : {"tokenizer", "copy", "copy 2"}) {
+                const Tokenizer t = Tokenizer::load(DIR + from);
+                if (t.eot() != c.end || t.added_tokens() != c.added || t.vocab() != c.added.rbegin()->first + 1 || t.encode("the cat") != plain.encode("the cat")) die("in %s: end of text is %d of %zu added tokens", from, t.eot(), t.added_tokens().size());
+                for (auto& [id, token] : c.added) if (t.decode(id) != token) die("in %s: %d is %s", from, id, std::string(t.decode(id)).c_str());
+                if (*from == 't') t.save(fresh_directory("copy")), t.save(fresh_directory("copy 2"));
+                else if (t.save(fresh_directory("copy 2")); entries_of(DIR + "copy").size() != entries_of(DIR + "copy 2").size()) die("saved again otherwise");
+            }
+            write_file(DIR + "added.txt", "the cat");
+            fresh_directory("added");
+            if (const std::string said = shards_run({"encode", "--in", DIR + "added.txt", "--tokenizer", dir, "--out", DIR + "added/a"}); !has(said, ": 4 tokens")) die("%s", said.c_str());
+            if (const std::string said = shards_run({"decode", "--in", DIR + "added/a_train.bin", "--tokenizer", DIR + "added", "--eot", "|"}); said != "|the cat") die("%s", said.c_str());
+        });
+        check(wrong.empty(), "cases/end of text among added tokens: %s %s", c.name, wrong.c_str());
+    }
+    for (auto& [token, advice] : std::vector<std::pair<std::string, std::string>>{{"<|im_end|>", "{\"eos_token\": \"<|im_end|>\"}, if that is it"}, {"[EOS]", "\"[EOS]\"}, if"}, {"<|z|>", "{\"eos_token\": \"NAME\"}"}}) {
+        fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES), write_file(dir + "/vocab.json", bare), write_file(dir + "/added_tokens.json", "{\"<|user|>\": 261, " + json_quote(token) + ": 262, \"<|zz|>\": 263}");
+        dies(("which token ends a text: " + token).c_str(), advice, [&] { Tokenizer::load(dir); });
+    }
     fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES);
     write_file(dir + "/vocab.json", changed([](Vocab v) { v.erase("x"); }));
     check(error_of([&] { if (Tokenizer::load(dir).encode("the") != Ids{257}) die("other ids"); }).empty(), "cases/a vocab.json without a byte encodes others");

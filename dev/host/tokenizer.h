@@ -223,13 +223,18 @@ struct Tokenizer {
         }
     }
 
-    // The files that Hugging Face's GPT2Tokenizer reads, and the template.
+    // The files that Hugging Face's GPT2Tokenizer reads, and the template. All added tokens are special there, so that
+    // it can take them as the letters they are; and none but ours begins a text or is unknown, or it would add one.
     void save(const std::string& dir) const {
         write_file(dir + "/merges.txt", merges_txt()), write_file(dir + "/vocab.json", vocab_json());
-        if (added.size() > 1) write_file(dir + "/added_tokens.json", added_json());
-        if (const std::string& end = added.at(end_id); end != END_OF_TEXT)
-            write_file(dir + "/tokenizer_config.json",
-                       "{\"tokenizer_class\": \"GPT2Tokenizer\", \"eos_token\": " + json_quote(end) + "}\n");
+        const bool plain = added.size() == 1 && added.at(end_id) == END_OF_TEXT;
+        if (added.size() > 1 || !in_vocab.count(end_id)) write_file(dir + "/added_tokens.json", added_json());
+        std::string config = "{\"tokenizer_class\": \"GPT2Tokenizer\", \"additional_special_tokens\": [", before;
+        for (auto& [id, name] : added) if (id != end_id) config += before + json_quote(name), before = ", ";
+        config += "]";
+        for (const char* role : {"bos", "eos", "unk"})
+            config += format(", \"%s_token\": ", role) + json_quote(added.at(end_id));
+        if (!plain) write_file(dir + "/tokenizer_config.json", config + "}\n");
         if (!chat_template.empty()) write_file(dir + "/template.txt", escaped(chat_template) + "\n");
     }
     std::string merges_txt() const {
@@ -243,9 +248,9 @@ struct Tokenizer {
             if (id_of[i] >= 0) names[id_of[i]] = GPT2_BYTES.printable(tokens[i]);
         return names_json(names);
     }
-    std::string added_json() const {                                   // all but end of text
+    std::string added_json() const {                                   // end of text, too, where vocab.json has it not
         std::map<int, std::string> names = added;
-        names.erase(end_id);
+        if (in_vocab.count(end_id)) names.erase(end_id);
         return names_json(names);
     }
 
@@ -358,14 +363,20 @@ private:
         for (auto& [id, token] : added) if (token == (end.empty() ? END_OF_TEXT : end)) end_id = id;
         if (end_id < 0 && !end.empty() && end != END_OF_TEXT)
             wrong(end_told, end, "ends a text, but has no id in " + vocab_name + " or added_tokens.json");
-        if (end_id < 0 && vocab && !added.empty())
-            die("%s%s: which token ends a text? none is %s; name it in tokenizer_config.json: {\"eos_token\": %s}, if "
-                "that is it", dir.c_str(), vocab_name.c_str(), END_OF_TEXT,
-                json_quote(listed.count("</s>") ? "</s>" : added.rbegin()->second.substr(0, 60)).c_str());
+        if (end_id < 0 && end.empty() && vocab && !added.empty()) {
+            std::string guess = "NAME";
+            for (auto& [id, token] : added)
+                for (const char* name : {"end", "END", "eos", "EOS", "eot", "EOT", "</s>"})
+                    if (token.find(name) != token.npos) guess = token.substr(0, 60);
+            die("%s%s: which token ends a text? none is %s; name it in tokenizer_config.json: {\"eos_token\": %s}%s",
+                dir.c_str(), vocab_name.c_str(), END_OF_TEXT, json_quote(guess).c_str(),
+                guess == "NAME" ? "" : ", if that is it");
+        }
         if (whole) check_settings(whole, dir + "tokenizer.json", file);
         if (end_id < 0) {                                              // as Hugging Face's tokenizers add it
             give(end_id = vocab ? names.rbegin()->first + 1 : (int)tokens.size(), END_OF_TEXT);
-            added[end_id] = in_vocab[end_id] = END_OF_TEXT;
+            if (added.empty() || end_id < added.begin()->first) in_vocab[end_id] = END_OF_TEXT;
+            added[end_id] = END_OF_TEXT;
         }
         texts.resize(names.rbegin()->first + 1);
         for (auto& [id, token] : added) texts[id] = token;
