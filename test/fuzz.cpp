@@ -45,12 +45,13 @@ static void shards(std::string_view) {
     };
     for (const char* rows : {"packed", "documents", "sliding"})
         for (auto [context, raw] : {std::pair(1, false), {3, false}, {100, false}, {3, true}}) {
-            guarded([&, context = context, raw = raw] {
-                Windows w(PATH, rows, raw, context, V, 1);
+            const Wanted wanted{"--train", PATH, rows, "pretrain", {}, raw, false, V, context, EOT};
+            guarded([&] {
+                Windows w(wanted, 1);
                 for (size_t g : {(size_t)0, w.total - 1, w.total, 3 * w.total + w.total / 2}) valid(w.row(g), rows);
             });
-            guarded([&, context = context, raw = raw] {
-                ValidationRows v(PATH, rows, raw, context, V, EOT, 50);
+            guarded([&] {
+                ValidationRows v(wanted, 50);
                 for (size_t i = 0; i < v.spans.size(); i++) valid(v.row(i), rows);
             });
         }
@@ -65,6 +66,13 @@ static void examples(std::string_view) {
     write_examples(PATH, e.tokens, e.segments, V, first);
     const Examples again(PATH, V, T);
     must(again.tokens == e.tokens && again.first == e.first && again.segments == e.segments, "write_examples");
+    for (bool side_by_side : {false, true}) {
+        Windows w({"--train", PATH, "packed", "sft", {e.segments}, false, side_by_side, V, T, EOT}, 1);
+        for (size_t g = 0, end = w.end_of(2.5); g < std::min<size_t>(end, 99) && e.segments != 1; g++) {
+            const Row r = w.row(g, e.segments == 3 ? 1 + g % 2 : 1);
+            must(r.x.size() == r.y.size() && r.x.size() <= (size_t)T && r.y.back() == EOT && r.x[0] == EOT, "a row of examples");
+        }
+    }
     if (e.segments >= 2) must(right_answers(tiny_model(), 4, e, EOT) <= e.size(), "more right than there are");
 }
 static void choices(std::string_view) { multiple_choice(tiny_model(), 4, Choices(PATH, V, T), nullptr); }

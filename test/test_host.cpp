@@ -233,7 +233,7 @@ static Checkpoint checkpoint(List& list, long long step, const Tokenizer* tokeni
     Position position;
     position.step = step, position.window = 5, position.windows = 9, position.data["train"] = "it";
     position.beginning = {3, 1}, position.lowest = 1.25, position.lowest_step = 2;
-    return {DIR + "run", 2, position, "{\"rate\": \"1\"}", "{}\n", "{}", tokenizer, stored(list), stored(list)};
+    return {DIR + "run", 2, position, "{\"rate\": \"1\"}", "{}\n", {1.5f, -2}, tokenizer, stored(list), stored(list)};
 }
 static std::string listed(const std::string& dir) {
     std::vector<std::string> names = entries_of(dir);
@@ -258,6 +258,10 @@ static void checkpoints() {
           "host/checkpoint/its position comes back");
     check(state["options"]["rate"].string == "1" && state["files"].members.size() + 1 == entries_of(run + "/step_00000001").size(), "host/checkpoint/options, and a checksum of every other file");
     dies("checkpoint/a state without options", "1 state: 'step', 'windows' or 'options' is missing", [] { Position(parse_json("{\"step\": 1, \"windows\": 2}", "state"), "state"); });
+
+    same("checkpoint/the same function", error_of([&] { check_fingerprint({1.500001f, -2}, run + "/step_00000001"); }), "");
+    for (const std::vector<float>& other : {std::vector<float>{1.5f, -2.0001f}, {1.5f}, {1.5f, NAN}, {1.5f, -2, 0}})
+        check(error_of([&] { check_fingerprint(other, run + "/step_00000001"); }).find("computes another function") != std::string::npos, "host/checkpoint/another function of %zu numbers", other.size());
 
     // a write that fails, at any file and of any cause, leaves nothing, and what was there
     rlimit was, limit;

@@ -4,9 +4,9 @@
 #include "check.h"
 
 static const struct { const char *words, *line; } WRONG[] = {
-    {"fly", "fly: unknown verb; expected train, sample, eval or graph"},
-    {"Train", "Train: unknown verb; expected train, sample, eval or graph"},
-    {"-x", "-x: unknown verb; expected train, sample, eval or graph"},
+    {"fly", "fly: unknown verb; expected train, sample, chat, eval or graph"},
+    {"Train", "Train: unknown verb; expected train, sample, chat, eval or graph"},
+    {"-x", "-x: unknown verb; expected train, sample, chat, eval or graph"},
     {"train --out OUT", "train: --train is missing: token shards to train on; --resume goes on with a run"},
     {"train --train a.bin", "train: --out is missing: directory of the run: log.jsonl and checkpoints"},
     {"--resume", "train: --out is missing: directory of the run: log.jsonl and checkpoints"},
