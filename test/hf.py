@@ -292,13 +292,17 @@ def added_tokens(training, text):
         made, path = ByteLevelBPETokenizer(), f"{DIR}/added_{number}"
         made.train([training], vocab_size=400)
         os.makedirs(path)
-        made._tokenizer.model.save(path)
         first = made.get_vocab_size()
         ids = {name: first + i for i, name in enumerate(added)}
         if whole:
             made._tokenizer.add_special_tokens(list(added))
-            made._tokenizer.save(path + "/tokenizer.json")
+            made._tokenizer.save(path + "/tokenizer.json")           # alone, and then as its refusal says
+            line = run("build/shards", "encode", "--in", f"{DIR}/added.txt", "--out", path + "_out/x", "--tokenizer",
+                       path + "/tokenizer.json" * (number % 2), ok=False)
+            subprocess.run(f"PATH={os.path.dirname(sys.executable)}:$PATH; " + line[line.index("python3 -c"):],
+                           shell=True, check=True)
         else:
+            made._tokenizer.model.save(path)
             with open(path + "/added_tokens.json", "w") as f:
                 json.dump(ids, f)
             with open(path + "/tokenizer_config.json", "w") as f:

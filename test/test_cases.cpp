@@ -416,7 +416,16 @@ static void ids() {
     check(error_of([&] { if (Tokenizer::load(dir).encode("the") != Ids{257}) die("other ids"); }).empty(), "cases/a vocab.json without a byte encodes others");
     dies("a vocab.json without a byte", "byte 0x78: has no token", [&] { Tokenizer::load(dir).encode("fox"); });
     fresh_directory("tokenizer"), write_file(dir + "/tokenizer.json", "{\"version\": \"1.0\"}");
-    dies("tokenizer.json alone", "tokenizer.json: its merges are needed in a file of their own: python3", [&] { find_tokenizer("", {dir}); });
+    const std::string step = "tokenizer.json: its merges are needed in a file of their own: python3 -c \"import tokenizers; tokenizers.Tokenizer.from_file('" + dir + "/tokenizer.json').model.save('" + dir + "/.')\"";
+    dies("tokenizer.json alone", step, [&] { find_tokenizer("", {dir}); });
+    dies("tokenizer.json alone, by its name", step, [&] { Tokenizer::load(dir + "/tokenizer.json"); });
+    write_file(dir + "/other.json", "{\"added_tokens\": []}");
+    dies("tokenizer.json of another name", "give its directory: python3 -c \"import tokenizers; tokenizers.Tokenizer.from_file('" + dir + "/other.json').model.save('" + dir + "/.')\"", [&] { Tokenizer::load(dir + "/other.json"); });
+    check(has(usable(marked_kind("{\"added_tokens\": []}")->usable, "a.json"), ".save('.')"), "cases/tokenizer.json in the working directory");
+    write_file(dir + "/merges.txt", MERGES), write_file(dir + "/vocab.json", bare), write_file(dir + "/tokenizer.json", whole({{261, user}, {262, eot}}));
+    check(error_of([&] { if (Tokenizer::load(dir + "/tokenizer.json").eot() != 262) die("another end"); }).empty(), "cases/tokenizer.json beside its merges, by its name");
+    fresh_directory("tokenizer"), write_file(dir + "/tokenizer.json", "{\"model\": {\"type\": \"WordPiece\"}}");
+    dies("tokenizer.json of another model", "tokenizer.json: model: found \"WordPiece\", expected \"BPE\"", [&] { Tokenizer::load(dir); });
     for (const char* text : {"\xef\xbb\xbf#version: 0.2\na b\nab c\n", "#version: 0.2\r\na b\r\nab c\r\n", "a b\nab c\n\n\n", "a b\r\nab c\r\n\r\n\r\n", "a b\nab c", "\xef\xbb\xbf" "a b\r\nab c\r\n\n"})
         check(error_of([&] { if (Tokenizer::from_merges(text, "m").merges_txt() != "#version: 0.2\na b\nab c\n") die("other merges"); }).empty(),
               "cases/merges taken: %s", json_quote(text).c_str());

@@ -113,8 +113,8 @@ inline const Kind* marked_kind(std::string_view bytes) {
         {0, "\xfe\xff", "", "UTF-16 text", UTF16},
         {0, "{", "\"weight_map\"", "the index of a model in several files", DIRECTORY, true},
         {0, "{", "\"model_type\"", "the config.json of a model", DIRECTORY, true},
-        {0, "{", "\"added_tokens\"", "a tokenizer.json", "save what it holds, in Python: "
-         "tokenizers.Tokenizer.from_file('FILE').model.save('.')", true},
+        {0, "{", "\"added_tokens\"", "a tokenizer.json", "save what it holds beside it, and give its directory: python3 "
+         "-c \"import tokenizers; tokenizers.Tokenizer.from_file('FILE').model.save('BESIDE/.')\"", true},
         {0, "{", "\"!\"", "the vocab.json of a tokenizer", MERGES, true},
         {0, "{", "\"cells\"", "a notebook", "take its text: jupyter nbconvert --to markdown FILE", true},
         {0, "<!doctype", "", "a web page", PAGE, true}, {0, "<html", "", "a web page", PAGE, true},

@@ -126,9 +126,10 @@ struct Tokenizer {
         std::vector<size_t> next, prev;
     };
 
-    // A merges file, with the ids beside it; a directory that holds one; or `bytes`.
+    // A merges file, with the ids beside it; a directory that holds one, or its tokenizer.json; or `bytes`.
     static Tokenizer load(const std::string& path) {
         if (path == "bytes") return from_merges("", path);
+        if (fs::path(path).filename() == "tokenizer.json" && exists(path)) return load(directory_of(path));
         if (exists(path, true)) {
             const std::string found = merges_in(path);
             if (found.empty()) die("%s: holds no merges.txt or vocab.bpe", path.c_str());
@@ -143,10 +144,12 @@ struct Tokenizer {
     // The merges file in a directory, "" if there is none.
     static std::string merges_in(const std::string& dir) {
         for (const char* name : {"/merges.txt", "/vocab.bpe"}) if (exists(dir + name)) return dir + name;
-        if (const std::string path = dir + "/tokenizer.json"; exists(path))
-            die("%s: its merges are needed in a file of their own: python3 -c \"import tokenizers; "
-                "tokenizers.Tokenizer.from_file('%s').model.save('%s')\"", path.c_str(), path.c_str(), dir.c_str());
-        return "";
+        const std::string path = dir + "/tokenizer.json";
+        if (!exists(path)) return "";
+        if (const Json type = read_json(path)["model"]["type"]; type && type.string != "BPE")
+            die("%s: model: found %s, expected \"BPE\", as GPT-2 has", path.c_str(), json_quote(type.string).c_str());
+        const char* step = "python3 -c \"import tokenizers; tokenizers.Tokenizer.from_file('FILE').model.save('BESIDE/.')\"";
+        die("%s: its merges are needed in a file of their own: %s", path.c_str(), usable(step, path).c_str());
     }
 
     static Tokenizer from_merges(std::string_view text, const std::string& where, bool ids_beside = false) {
