@@ -214,7 +214,9 @@ static void foreign_texts() {
         }
     check(wrong.empty(), "cases/text counted in pieces %s", wrong.c_str());
     // text that may not be meant so is told of
-    const std::pair<const char*, std::pair<std::string, const char*>> told[] = {{"page.html", {"<!DOCTYPE html><p>a", "looks like a web page, and is taken as it stands"}}, {"a.csv", {"a,b\n1,2\n", "looks like a table, and is taken"}},
+    const std::string objects = "{\"text\": \"a\"}\n{\"text\": \"b\"}\n";
+    const std::pair<const char*, std::pair<std::string, const char*>> told[] = {{"objects.txt", {objects, "looks like JSON Lines, and is taken as it stands, with all that is no prose; for a document a line, name it so: mv build/test_cases_data/objects.txt build/test_cases_data/objects.txt.jsonl"}}, {"objects", {"\xef\xbb\xbf\n" + objects, "looks like JSON Lines"}}, {"objects.log", {" " + objects + "end", "looks like JSON Lines"}},
+        {"page.html", {"<!DOCTYPE html><p>a", "looks like a web page, and is taken as it stands"}}, {"a.csv", {"a,b\n1,2\n", "looks like a table, and is taken"}},
         {"A.TSV", {"a\tb\n", "looks like a table"}}, {"a.rtf", {"{\\rtf1 a}", "looks like Rich Text"}}, {"lines.txt", {"a\r\nb\r\nc\rd\n", "lines.txt: 2 lines end in \\r\\n, as on Windows"}}};
     for (auto& [name, c] : told) {
         write_file(DIR + name, c.first);
@@ -653,7 +655,7 @@ static void texts() {
         {"both.txt", "one\r\n\r\ntwo\n\nthree\r\n", "\\n\\n", "|one\r\n\r\n|two\n\n|three\r\n"},
         {"mark.txt", "a\r\n<|x|>\r\nb\n<|x|>\nc", "\\n<|x|>\\n", "|a|b|c"}, {"windows.txt", "a\r\n\r\nb\n\nc", "\\r\\n\\r\\n", "|a\r\n\r\n|b\n\nc"},
         {"bom.txt", "\xef\xbb\xbfone", "", "|one", "documents: 1"}, {"none.txt", "one two", "\\n\\n", "|one two", "warning: --split \\n\\n: is nowhere in the input"},
-        {"a.ndjson", "{\"text\":\"hi\"}\n", "", "|hi"}, {"A.JSONL", "{\"text\":\"hi\"}\n", "", "|hi"},
+        {"a.ndjson", "{\"text\":\"hi\"}\n", "", "|hi"}, {"a.jsonlines", "{\"text\":\"hi\"}\n", "", "|hi"}, {"A.jl", "\n{\"text\":\"hi\"}\n{\"text\":\"you\"}", "", "|hi|you"}, {"julia.jl", "{a} = 1\n", "", "|{a} = 1\n"}, {"julia 2.jl", "[1]\n", "", "|[1]\n"}, {"A.JSONL", "{\"text\":\"hi\"}\n", "", "|hi"},
         {"bom.jsonl", "\xef\xbb\xbf{\"text\":\"hi\"}\r\n\r\n{\"text\":\"you\"}\r\n\r\n \n", "", "|hi|you", "documents: 2"},
         {"lines.json", "{\"text\":\"hi\"}\n{\"text\":\"you\"}\n", "", "|hi|you"}, {"json.txt", "{\"text\":\"hi\"}\n", "", "|{\"text\":\"hi\"}\n"},
         {"two.txt", "one", "", "|one|x--y", "documents: 2", "x--y"}, {"split.txt", "one", "--", "|one|x|y", "documents: 3", "x--y"}};
@@ -684,6 +686,11 @@ static void texts() {
         shards_run({"encode", "--in", dir + "/" + c[0].first, "--tokenizer", "bytes", "--out", out}, &error);
         const std::string wrong = one_line_with(error, c[1].first);
         check(wrong.empty(), "cases/encode refuses %s%s", c[0].first, wrong.c_str());
+    }
+    for (const char* text : {"{ no JSON }\n", "[1] a footnote\n", "{\n \"a\": 1}", "a {\"text\": 1}\n"}) {
+        write_file(dir + "/prose", text);
+        const std::string said = shards_run({"encode", "--in", dir + "/prose", "--tokenizer", "bytes", "--out", out});
+        check(!has(said, "warning") && shard("_train.bin") == std::string("|") + text, "cases/encode: no JSON Lines: %s%s", json_quote(text).c_str(), said.c_str());
     }
     // names of inputs and outputs
     write_file(dir + "/g1.txt", "one"), write_file(dir + "/g2.txt", "two"), write_file(dir + "/g 3.txt", "three");

@@ -35,8 +35,9 @@ struct Arguments {
 
     Table table() {
         return {
-            {"in", &in, "", "ebxdP!", "the input, or several, each after an --in, or a pattern in quotes, '*.txt'; - "
-             "is standard input; .jsonl and .ndjson are JSON Lines, as are .json and - whose first line is an object"},
+            {"in", &in, "", "ebxdP!", "the input, or several, each after an --in, or a pattern in quotes, '*.txt'; "
+             "decode: shards; else text, or JSON Lines, as are .jsonl, .jsonlines and .ndjson, and .json, .jl and - "
+             "(standard input) whose first line is an object"},
             {"out", &out, "", "ebxP!", "encode: PREFIX, as DIR/book; bpe: DIR; examples: FILE; old ones are replaced"},
             {"tokenizer", &tokenizer, "", "exdP!", "merges file, or its directory, or the word bytes"},
             {"split", &split, "", "eE", "what separates documents in a text (\\n, also as \\r\\n, \\t, \\r, \\\\); "
@@ -94,15 +95,18 @@ struct Piece {
     bool validation;             // it lies in the validation part of the input
 };
 
-// JSON Lines by its name, or, where that says too little, by its first line.
-inline bool is_json_lines(std::string_view text, std::string name) {
-    for (char& c : name) c = (char)tolower((unsigned char)c);
-    if (name.ends_with(".jsonl") || name.ends_with(".ndjson")) return true;
-    if (!name.ends_with(".json") && name != "-") return false;
+inline bool begins_with_object(std::string_view text) {      // a line of its own
     text.remove_prefix(std::min(text.find_first_not_of(" \t\r\n"), text.size()));
     try {
-        return parse_json(text.substr(0, text.find('\n')), name).kind == Json::OBJECT;
+        return text.starts_with('{') && bool(parse_json(text.substr(0, text.find('\n')), ""));
     } catch (const Error&) { return false; }
+}
+
+// JSON Lines by its name, or, where that says too little (.jl is Julia's, too), by its first line.
+inline bool is_json_lines(std::string_view text, std::string name) {
+    for (char& c : name) c = (char)tolower((unsigned char)c);
+    for (const char* ending : {".jsonl", ".ndjson", ".jsonlines"}) if (name.ends_with(ending)) return true;
+    return (name.ends_with(".json") || name.ends_with(".jl") || name == "-") && begins_with_object(text);
 }
 
 // Whether all of a text is one JSON list or object.
@@ -163,12 +167,14 @@ inline std::string advice_on(const Json& json, std::string_view line, const std:
     return members_of(json) + "; " + step;
 }
 
-// What a text is by its name.
-inline const Kind* table_kind(std::string name) {
-    static const Kind TABLE = {0, "", "", "a table", "for a text a row, in Python: pandas.read_csv('FILE').to_json("
+// What a text is by its name or its first line.
+inline const Kind* structured_kind(std::string_view text, std::string name) {
+    static const Kind LINES = {0, "", "", "JSON Lines", "for a document a line, name it so: mv FILE FILE.jsonl", true},
+                      TABLE = {0, "", "", "a table", "for a text a row, in Python: pandas.read_csv('FILE').to_json("
                                "'text.jsonl', orient='records', lines=True)", true};
     for (char& c : name) c = (char)tolower((unsigned char)c);
-    return name.ends_with(".csv") || name.ends_with(".tsv") ? &TABLE : nullptr;
+    if (name.ends_with(".csv") || name.ends_with(".tsv")) return &TABLE;
+    return begins_with_object(text) ? &LINES : nullptr;
 }
 
 // The first separator in a text from `at` on, where it begins and ends; a line in it may end as on Windows.
@@ -260,7 +266,7 @@ struct Inputs {
             sources.emplace_back(text, path, split, field, lines);
             if (sources.back().text.empty()) die("%s: empty, expected text", shown(path));
             if (sources.back().json_lines) continue;
-            const Kind *marked = marked_kind(text), *kind = marked ? marked : table_kind(path);
+            const Kind *marked = marked_kind(text), *kind = marked ? marked : structured_kind(sources.back().text, path);
             if (kind) warn("%s: looks like %s, and is taken as it stands, with all that is no prose; %s", shown(path),
                            kind->what, usable(kind->usable, path).c_str());
             if (count.returns)
