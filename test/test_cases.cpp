@@ -547,6 +547,17 @@ static void weights() {
     write_file(dir + "/model.safetensors.index.json", "{\"weight_map\": {" + map + "}}");
     dies("a part that is not there", "model-00001.safetensors: cannot open", [&] { open_model(dir); });
 
+    fresh_directory("weights");
+    const std::string part = dir + "/model-00002-of-00003.safetensors", lacks = part + ": is a part of a model; " + dir + "/model.safetensors.index.json is missing, which names all parts";
+    write_file(part, safetensors({good[1]})), write_file(dir + "/optimizer.pt", std::string("PK\3\4\0\0a/data.pkl", 16) + std::string(1 << 16, '\1'));
+    dies("parts without their index", lacks, [&] { open_model(dir); });
+    dies("a part without its index", lacks, [&] { open_model(part); });
+    write_file(dir + "/model.safetensors.index.json", "{\"weight_map\": {" + map + "}}");
+    dies("a part beside its index", part + ": is a part of a model; give its directory, or the index there", [&] { open_model(part); });
+    for (const char* name : {"model.safetensors", "a-of-b.safetensors", "1-of-2.safetensors", "x-1-of-.safetensors", "x--of-2.safetensors", "x-1-of-2.bin", "x-1-of-2.safetensors.old", "x-00001-of-00001.safetensors", "-of-"})
+        check(index_of(name).empty(), "cases/weights: no part: %s", name);
+    check(index_of("a-b/x-of-y-1-of-2.safetensors") == "a-b/x-of-y.safetensors.index.json", "cases/weights: a part of another name");
+
     // directories with other weights: the largest file counts
     for (const std::string config : {"", "config"})
         for (const char* name : {"pytorch_model.bin", "ckpt.pt"}) {

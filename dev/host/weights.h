@@ -146,10 +146,27 @@ inline std::map<std::string, View> gpt2_tensors(const std::map<std::string, View
     return found;
 }
 
+// The index that a part of a model has beside it: NAME.safetensors.index.json of NAME-00001-of-00003.safetensors.
+inline std::string index_of(const std::string& path) {
+    const size_t of = path.rfind("-of-"), dash = of == path.npos ? of : path.rfind('-', of - 1);
+    auto number = [&](size_t at, size_t end) { return end > at && path.find_first_not_of("0123456789", at) == end; };
+    const std::string ending = ".safetensors";
+    const bool part = dash != path.npos && path.ends_with(ending) && number(dash + 1, of) &&
+                      number(of + 4, path.size() - ending.size()) && atoi(path.c_str() + of + 4) > 1;
+    return part ? path.substr(0, dash) + ending + ".index.json" : "";
+}
+inline void refuse_part(const std::string& path) {
+    const std::string index = index_of(path);
+    if (!index.empty())
+        die("%s: is a part of a model; %s", path.c_str(), exists(index) ? "give its directory, or the index there"
+            : (index + " is missing, which names all parts: take it from where this is from").c_str());
+}
+
 // The weights in a directory: a file, or the index of several; what else there may be, the largest is named.
 inline std::string weights_in(const std::string& dir) {
     for (const char* name : {"/model.safetensors", "/model.safetensors.index.json"})
         if (exists(dir + name)) return dir + name;
+    for (const std::string& name : entries_of(dir)) refuse_part(dir + "/" + name);
     std::string largest;
     size_t size = 0;
     std::error_code error;
@@ -260,6 +277,7 @@ inline ModelFile open_model(std::string path) {
         if (is_checkpoint(path)) verify_checkpoint(path);
         path = weights_in(path);
     }
+    refuse_part(path);
     Mapped probe(path);
     if (probe.size >= 4 && probe.at<int32_t>(0) == 20240326) return read_llmc(path);
     auto files = std::make_shared<std::vector<std::unique_ptr<Safetensors>>>();
