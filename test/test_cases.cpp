@@ -130,19 +130,22 @@ static void kinds() {
     const std::string path = DIR + "foreign";
     for (auto& c : cases) {
         write_file(path, c.bytes);
-        std::string wrong;
+        std::string wrong, step = c.usable;
         auto reader = [&](const char* name, bool asked, auto f) {
             if (!asked || !wrong.empty()) return;
             const std::string error = error_of(f);
-            for (const std::string& words : {path + ": looks like " + c.what, std::string(c.usable)})
+            for (const std::string& words : {path + ": looks like " + c.what, step})
                 if (wrong.empty()) wrong = one_line_with(error, words);
             if (!wrong.empty()) wrong = format(" by %s", name) + wrong;
         };
         const bool plain = c.what == std::string("text"), json = has(c.bytes.substr(0, 1), "{");
         reader("--train", true, [&] { Shard(path, false); });
         reader("--raw", !c.tokens, [&] { Shard(path, true); });
+        if (plain) step = "make one of JSON Lines: build/shards examples --in " + path + " --tokenizer bytes --out NAME.bin";
         reader("--answers", true, [&] { Examples(path, 10, 8); });
+        if (plain) step = "dev/data/download.sh gpt2-124M fetches HellaSwag's";
         reader("--choices", true, [&] { Choices(path, 10, 8); });
+        if (plain) step = "give a model's directory";
         reader("--model", true, [&] { open_model(path); });
         reader("encode", !c.text, [&] { check_text(path, Input(path).text()); });
         reader("--prompt-file", !c.text, [&] { read_prompt(path); });
@@ -152,8 +155,8 @@ static void kinds() {
         check(wrong.empty(), "cases/named: %s%s", c.what, wrong.c_str());
     }
     // ours, given to the wrong option
-    const std::pair<std::string, const char*> ours[] = {{header({20240520, 1, 9}, 18), "--train and --val read it, without --raw"},
-        {header({20240801, 7, 9}, 36), "--train and --val read it, without --raw"}, {header({20261121, 1}, 8), "--answers reads it"},
+    const std::pair<std::string, const char*> ours[] = {{header({20240520, 1, 9}, 18), "--train and --val read it, without --raw, in pretraining"},
+        {header({20240801, 7, 9}, 36), "--train and --val read it, without --raw, in pretraining"}, {header({20261121, 1}, 8), "--answers reads it, and with --stage sft, reward or rl --train and --val"},
         {header({20240522, 1}, 8), "eval --choices reads it"}, {header({20240326, 3}, 8), "--init and --model read it"},
         {"\x10\0\0\0\0\0\0\0{\"a\": {}        }"s, "--init and --model read it"}};
     for (auto& [bytes, words] : ours) {
@@ -416,7 +419,7 @@ static void ids() {
     fresh_directory("tokenizer"), write_file(dir + "/merges.txt", MERGES);
     write_file(dir + "/vocab.json", changed([](Vocab v) { v.erase("x"); }));
     check(error_of([&] { if (Tokenizer::load(dir).encode("the") != Ids{257}) die("other ids"); }).empty(), "cases/a vocab.json without a byte encodes others");
-    dies("a vocab.json without a byte", "byte 0x78: has no token", [&] { Tokenizer::load(dir).encode("fox"); });
+    dies("a vocab.json without a byte", dir + "/vocab.json: has no token of byte 0x78, which is in the text", [&] { Tokenizer::load(dir).encode("fox"); });
     fresh_directory("tokenizer"), write_file(dir + "/tokenizer.json", "{\"version\": \"1.0\"}");
     const std::string step = "tokenizer.json: its merges are needed in a file of their own: python3 -c \"import tokenizers; tokenizers.Tokenizer.from_file('" + dir + "/tokenizer.json').model.save('" + dir + "/.')\"";
     dies("tokenizer.json alone", step, [&] { find_tokenizer("", {dir}); });
@@ -522,6 +525,23 @@ static void weights() {
     std::string said, wrong = differs(dir);
     error_of([&] { open_model(dir); }, &said);
     check(wrong.empty() && has(said, "warning: ") && has(said, "as in nanoGPT"), "cases/weights as nanoGPT keeps them%s", wrong.c_str());
+
+    auto loaded = [&](const std::string& path) {
+        const ModelFile file = open_model(path);
+        cpu::Model m(config_of(file, 2), 1, 4, false);
+        load_tensors(stored(m), file.tensors, file.path);
+    };
+    fresh_directory("weights");
+    auto doubles = good;
+    doubles[2].dtype = "F64", doubles[2].data += doubles[2].data;
+    const std::string in_float32 = "expected F32, BF16 or F16 of (8); make it float32: python3 -c \"import safetensors.torch as s; s.save_file({k: v.float().clone() for k, v in s.load_file('" + dir + "/";
+    write_file(dir + "/model.safetensors", safetensors(doubles));
+    dies("64-bit weights", in_float32 + "model.safetensors').items()}, '" + dir + "/model.safetensors')\"", [&] { loaded(dir); });
+    fs::rename(dir + "/model.safetensors", dir + "/a.safetensors");
+    std::string all;
+    for (const Piece& p : doubles) all += (all.empty() ? "" : ", ") + json_quote(p.name) + ": \"a.safetensors\"";
+    write_file(dir + "/model.safetensors.index.json", "{\"weight_map\": {" + all + "}}");
+    dies("64-bit weights in several files", in_float32 + "PART').items()}, '", [&] { loaded(dir); });
 
     // in several files
     fresh_directory("weights");
@@ -687,7 +707,9 @@ static void texts() {
     const std::pair<const char*, const char*> refused[][2] = {
         {{"array.json", "[{\"text\": \"a\"}]"}, {"jq -c '.[]' ", ""}}, {{"pretty.json", "{\n  \"text\": \"a\"\n}\n"}, {"looks like JSON, not JSON Lines", ""}},
         {{"array.jsonl", "[\n{\"text\": \"a\"}\n]"}, {"looks like JSON, not JSON Lines", ""}}, {{"chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}\n"}, {"line 1: expected an object with a string \"text\"; it has \"messages\" (no string); it holds a chat", ""}},
-        {{"pairs.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n"}, {"build/shards examples reads", ""}}, {{"other.jsonl", "{\"content\": \"a\", \"id\": 3}\n"}, {"it has \"content\", \"id\" (no string); name another member with --field", ""}},
+        {{"pairs.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n"}, {"build/shards examples reads", ""}}, {{"alpaca.jsonl", "{\"instruction\": \"a\", \"input\": \"\", \"output\": \"b\"}\n"}, {"; build/shards examples reads prompts, responses", ""}}, {{"hh.jsonl", "{\"chosen\": \"a\", \"rejected\": \"b\"}\n"}, {"; build/shards examples reads prompts, responses", ""}},
+        {{"sharegpt.jsonl", "{\"id\": \"x\", \"conversations\": [{\"from\": \"human\", \"value\": \"a\"}]}\n"}, {"it holds a chat, which build/shards examples reads; or make texts of chats: jq -c '{text: [.conversations[] | .from + \": \" + .value] | join(\"\\n\")}' ", ""}}, {{"null.jsonl", "{\"text\": \"a\"}\n{\"text\": null, \"id\": \"b\"}\n"}, {"line 2: expected an object with a string \"text\"; it has \"id\", \"text\" (no string); leave such lines out: jq -c 'select(.[\"text\"])' ", ""}},
+        {{"number.jsonl", "{\"text\": 3}\n"}, {"make it a string: jq -c '.[\"text\"] |= tostring' ", ""}}, {{"bool.jsonl", "{\"text\": false}\n"}, {"make it a string: jq", ""}}, {{"list.jsonl", "{\"text\": [\"a\"]}\n"}, {"jq -c '.[\"text\"][] | {text: .}' ", ""}}, {{"other.jsonl", "{\"content\": \"a\", \"id\": 3}\n"}, {"it has \"content\", \"id\" (no string); name another member with --field", ""}},
         {{"nested.jsonl", "{\"doc\": {\"text\": \"a\"}}\n"}, {"it has \"doc\" (no string); take it from where it is: jq -c '{text: .MEMBER}' ", ""}}, {{"none.jsonl", "{}\n"}, {"it has no members", ""}}, {{"string.jsonl", "\"a\"\n"}, {"found no object", ""}}, {{"blank.jsonl", "\n \n"}, {"blank.jsonl: holds no text", ""}},
         {{"data.json", "{\"version\": 2, \"data\": [{\"text\": \"a\"}]}"}, {"jq -c '.[\"data\"][]' " , ""}}, {{"data.jsonl", "{\n \"of all\":\n [\"a\"]}"}, {"byte 1: ", ""}}, {{"texts.json", "{\n \"n\": {\"a\": [1]}, \"of all\":\n [\"a\"]}"}, {"jq -c '.[\"of all\"][] | {text: .}' ", ""}},
         {{"strings.json", "[\"a\", \"b\"]"}, {"jq -c '.[] | {text: .}' ", ""}}, {{"cut.json", "{\n\"a\": "}, {"cut.json: byte 7: the JSON ends", ""}}, {{"no text", ""}, {"no text: empty, expected text", ""}}};

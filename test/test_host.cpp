@@ -71,6 +71,8 @@ static void options() {
         {{}, "train: --data is missing: what to learn"},
         {{"--data", "a", "--nonsense"}, "--nonsense: unknown option; tool --help lists them"},
         {{"train", "--step=3"}, "--step: unknown option, nearest is --steps; tool --help lists them"},
+        {{"--verson"}, "--verson: unknown option, nearest is --version; tool --help lists them"},
+        {{"show", "--hlep"}, "--hlep: unknown option, nearest is --help; tool --help lists them"},
         {{"train", "more"}, "more: unknown option; tool --help lists them"},
         {{"--data", "a", file}, file + ": stands after no option; a pattern needs quotes: --data '*.txt'"},
         {{"--data", "a", "none.txt"}, "none.txt: unknown option; tool --help lists them"},
@@ -226,7 +228,7 @@ static void tensors() {
     const View view{"F32", {2, 3}, (const uint8_t*)columns, true}, odd{"F64", {3}, (const uint8_t*)columns};
     load_tensors({stored(is)[0]}, {{"w", view}}, "file");
     check(is[0].second.v == was[0].second.v, "host/tensors/a transposed one");
-    dies("tensors/another type", "1 file: tensor 'b' is F64(3), expected F32, BF16 or F16 of (3)", [&] { load_tensors({stored(is)[1]}, {{"b", odd}}, "file"); });
+    dies("tensors/another type", "1 file: tensor 'b' is F64(3), expected F32, BF16 or F16 of (3); make it float32: python3 -c \"import safetensors.torch as s; s.save_file({k: v.float().clone() for k, v in s.load_file('file').items()}, 'file')\"", [&] { load_tensors({stored(is)[1]}, {{"b", odd}}, "file"); });
 }
 
 static Checkpoint checkpoint(List& list, long long step, const Tokenizer* tokenizer = nullptr) {
@@ -506,6 +508,9 @@ static void runs() {
         same("runs/what a kill left is gone, and nothing else", listed(logged), "log.jsonl mine.partial");
         dies("runs/a second writer", "1 " + logged + ": another train_gpt is writing there", [&] { RunDirectory(logged, true); });
     }
+    fs::create_directories(logged + "/step_00000003"), write_file(logged + "/step_00000003/state.json", "{\n  \"format\": 1,\n  \"step\": 3");
+    for (const std::string end : {"", "/"})
+        dies(("runs/a checkpoint is no run" + end).c_str(), "1 " + logged + "/step_00000003" + end + ": is a checkpoint; its run is the directory above: --out " + logged + "/", [&] { RunDirectory(logged + "/step_00000003" + end, true); });
     dies("runs/not empty", "1 " + logged + ": is not empty; choose another --out, or go on with --resume", [&] { RunDirectory(logged, false); });
 
     std::string bytes(3 << 20, 'x');

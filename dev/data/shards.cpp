@@ -152,18 +152,25 @@ inline std::string members_of(const Json& json) {
     return json.kind != Json::OBJECT ? "found no object" : "it has " + (names.empty() ? "no members" : names);
 }
 
-// What to do about a JSON line without the member that was asked for.
-inline std::string advice_on(const Json& json, std::string_view line, const std::string& path) {
+// What to do about a JSON line whose member is no text, or missing.
+inline std::string advice_on(const Json& json, const std::string& field, std::string_view line, const std::string& path) {
+    const std::string member = ".[" + json_quote(field) + "]";
     bool strings = false;
     for (auto& [name, value] : json.members) strings |= value.kind == Json::STRING;
     std::string step = strings ? "name another member with --field"
                                : usable("take it from where it is: jq -c '{text: .MEMBER}' FILE > text.jsonl", path);
     for (auto& [name, value] : json.members)
         if (!strings && value.kind == Json::ARRAY) step = lines_by(lines_filter(line, path), path);
-    if (json["messages"])
-        step = usable("it holds a chat, which build/shards examples reads; or make texts of chats: jq -c '{text: "
-                      "[.messages[] | .role + \": \" + .content] | join(\"\\n\")}' FILE > text.jsonl", path);
-    if (json["prompt"]) step = "build/shards examples reads prompts and responses";
+    if (json[field].kind == Json::NUMBER || json[field].kind == Json::BOOL)
+        step = usable("make it a string: jq -c " + shell_quote(member + " |= tostring") + " FILE > text.jsonl", path);
+    if (json.members.count(field) && !json[field])
+        step = usable("leave such lines out: jq -c " + shell_quote("select(" + member + ")") + " FILE > text.jsonl", path);
+    for (auto [name, role, content] : {std::tuple("messages", "role", "content"), {"conversations", "from", "value"}})
+        if (json[name])
+            step = usable(format("it holds a chat, which build/shards examples reads; or make texts of chats: jq -c '{text: "
+                "[.%s[] | .%s + \": \" + .%s] | join(\"\\n\")}' FILE > text.jsonl", name, role, content), path);
+    for (const char* name : {"prompt", "instruction", "chosen"})
+        if (json[name]) step = "build/shards examples reads prompts, responses and preferences";
     return members_of(json) + "; " + step;
 }
 
@@ -246,7 +253,7 @@ struct Source {
         const Json& member = json[field];
         if (member.kind != Json::STRING)
             die("%s: expected an object with a string %s; %s", where.c_str(), json_quote(field).c_str(),
-                advice_on(json, out, name).c_str());
+                advice_on(json, field, out, name).c_str());
         storage = member.string;
         out = storage;
         return true;

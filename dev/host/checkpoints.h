@@ -36,9 +36,13 @@ inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std:
         if (it == views.end() && !t.present) continue;
         if (it == views.end()) die("%s: tensor '%s' is missing", where, name);
         const View& v = it->second;
-        if (v.shape != t.shape || !v.bytes())
-            die("%s: tensor '%s' is %s%s, expected F32, BF16 or F16 of %s", where, name, v.dtype.substr(0, 20).c_str(),
-                show_shape(v.shape).c_str(), show_shape(t.shape).c_str());
+        if (v.shape != t.shape || !v.bytes()) {
+            const std::string step = "; make it float32: python3 -c \"import safetensors.torch as s; s.save_file({k: v.float()"
+                ".clone() for k, v in s.load_file('FILE').items()}, 'FILE')\"", part = directory_of(path) + "/PART";
+            const bool other = v.shape == t.shape && v.dtype.starts_with('F'), several = path.ends_with(".index.json");
+            die("%s: tensor '%s' is %s%s, expected F32, BF16 or F16 of %s%s", where, name, v.dtype.substr(0, 20).c_str(),
+                show_shape(v.shape).c_str(), show_shape(t.shape).c_str(), other ? usable(step, several ? part : path).c_str() : "");
+        }
         values.resize(t.count());
         const size_t rows = t.shape.size() == 2 ? t.shape[0] : 1, cols = t.shape.back();
         for (size_t r = 0; r < rows; r++) for (size_t k = 0; k < cols; k++) {

@@ -24,7 +24,7 @@ inline const std::string TO_SHARD =
 
 inline const Kind* marked_kind(std::string_view bytes) {
     using namespace std::string_literals;
-    const char *const SHARD = "--train and --val read it, without --raw",
+    const char *const SHARD = "--train and --val read it, without --raw, in pretraining",
         *const NOTHING = "it holds neither text nor tokens",
         *const TORCH = "python3 -c \"import torch, safetensors.torch as s; w = torch.load('FILE', 'cpu'); w = w.get("
                        "'model', w.get('state_dict', w)); s.save_file({k: v.contiguous().clone() for k, v in w.items() "
@@ -49,7 +49,8 @@ inline const Kind* marked_kind(std::string_view bytes) {
     static const Kind KINDS[] = {                        // what is longer stands above what it begins with
         {0, magic(20240520), "", "a token shard", SHARD},
         {0, magic(20240801), "", "a token shard", SHARD},
-        {0, magic(20261121), "", "an example shard", "--answers reads it"},
+        {0, magic(20261121), "", "an example shard", "--answers reads it, and with --stage sft, reward or rl --train "
+         "and --val"},
         {0, magic(20240522), "", "multiple choice questions of llm.c", "eval --choices reads it"},
         {0, magic(20240326), "", "a model of llm.c", "--init and --model read it"},
         {0, magic(20240327), "", "reference activations of llm.c", "--init and --model read the model beside it"},
@@ -220,8 +221,12 @@ inline std::string usable(std::string text, const std::string& path) {
 // How errors call what is read.
 inline const char* shown(const std::string& path) { return path == "-" ? "standard input" : path.c_str(); }
 
-[[noreturn]] inline void refuse(const std::string& path, const Kind& kind, const char* wanted) {
-    die("%s: looks like %s, not %s; %s", shown(path), kind.what, wanted, usable(kind.usable, path).c_str());
+[[noreturn]] inline void refuse(const std::string& path, const Kind& kind, const std::string& wanted) {
+    const std::string step = !kind.text || !kind.mark.empty() ? kind.usable            // of text it depends on what is wanted
+        : wanted == "an example shard" ? "make one of JSON Lines: build/shards examples --in FILE --tokenizer bytes --out NAME.bin"
+        : wanted == "multiple choice questions" ? "dev/data/download.sh gpt2-124M fetches HellaSwag's"
+        : wanted == "safetensors" ? "give a model's directory, or the model.safetensors in it" : kind.usable;
+    die("%s: looks like %s, not %s; %s", shown(path), kind.what, wanted.c_str(), usable(step, path).c_str());
 }
 // For a file that is not what was wanted: dies of what it is, where that can be told.
 inline void name_kind(const Mapped& file, const char* wanted, bool raw = false) {

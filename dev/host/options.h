@@ -151,7 +151,7 @@ inline std::string parse_words(const Program& program, const std::vector<std::st
         if (word.rfind("--", 0) == 0) std::replace(word.begin(), word.end(), '_', '-');
         const auto o = std::find_if(options.begin(), options.end(), [&](const Option& o) { return word == o.typed(); });
         if (o == options.end()) {
-            std::vector<std::string> names;
+            std::vector<std::string> names = {"--help", "--version"};
             for (const Option& known : options) if (known.is(letter)) names.push_back(known.typed());
             if (last && word[0] != '-' && (last->is_list() || exists(word)))
                 die_usage("%s: stands after no option; a pattern needs quotes: %s '*%s'%s", word.c_str(),

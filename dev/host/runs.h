@@ -172,6 +172,9 @@ struct RunDirectory {
     RunDirectory(const std::string& path, bool resume) : path(path) {
         const char* name = path.c_str();
         std::error_code error;
+        if (resume && is_checkpoint(path))
+            die("%s: is a checkpoint; its run is the directory above: --out %s", name,
+                (fs::path(path) / "..").lexically_normal().c_str());
         fs::create_directories(path, error);
         if (error) die("%s: cannot create: %s", name, error.message().c_str());
         lock = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

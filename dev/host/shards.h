@@ -42,8 +42,8 @@ struct Shard {
         count = file.at<uint32_t>(8), token_bytes = kind->token_bytes;
         size_t expected = HEADER + count * token_bytes;
         if (file.at<int32_t>(8) < 0 || file.size != expected)
-            die("%s: %zu bytes, but a header that counts %d tokens means %zu; is it cut short?", name, file.size,
-                file.at<int32_t>(8), expected);
+            die("%s: %zu bytes, but a header that counts %d tokens means %zu; %s", name, file.size, file.at<int32_t>(8),
+                expected, file.size < expected ? "is it cut short?" : "there is more than it counts");
     }
     uint32_t operator[](size_t i) const {
         return token_bytes == 2 ? file.at<uint16_t>(begin + 2 * i) : file.at<uint32_t>(begin + 4 * i);

@@ -292,6 +292,7 @@ private:
         };
         const std::string vocab_name = before + (exists(dir + before + "vocab.json") ? "vocab.json" : "encoder.json");
         const Json vocab = read(vocab_name);
+        vocab_path = dir + vocab_name;
 
         std::map<std::string, int> listed;                             // added tokens; -1: the id is not told here
         std::string end, end_told;                                     // the end of text, and the file that tells it
@@ -431,6 +432,7 @@ private:
     std::vector<int> id_of;                                            // its id; -1: a byte that vocab.json leaves out
     std::vector<std::string> texts;                                    // by id: its bytes, or an added token's name
     std::map<int, std::string> added, in_vocab;                        // names, by id; in_vocab: those in vocab.json
+    std::string vocab_path;                                            // where that was
     int end_id = 0;
     std::vector<std::pair<int, int>> merges;                           // by rank
     std::vector<Merge> table;                                          // pair -> id, open addressing, half empty
@@ -484,7 +486,8 @@ private:
         for (size_t i = 0; i < n; i = s.next[i]) {
             out.push_back(id_of[s.id[i]]);
             if (out.back() < 0)
-                die("byte 0x%02x: has no token in the vocab.json; train a tokenizer with all bytes", (uint8_t)word[i]);
+                die("%s: has no token of byte 0x%02x, which is in the text; train a tokenizer with all bytes",
+                    vocab_path.c_str(), (uint8_t)word[i]);
         }
         if (n <= 64) known = word, known_ids.assign(out.begin() + first, out.end());
     }

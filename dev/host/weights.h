@@ -72,8 +72,8 @@ struct Safetensors {
             for (const Json& d : shape.items) view.shape.push_back(whole(d)), count *= view.shape.back();
             size_t begin = whole(offsets.items[0]), end = whole(offsets.items[1]);
             if (begin > end || end > size)
-                die("%s: tensor %s: data_offsets [%zu,%zu] do not lie in the %zu bytes of data", name, tensor.c_str(),
-                    begin, end, size);
+                die("%s: tensor %s: data_offsets [%zu,%zu] do not lie in the %zu bytes of data; is it cut short?", name,
+                    tensor.c_str(), begin, end, size);
             if (view.bytes() && count * view.bytes() != double(end - begin))
                 die("%s: tensor %s: %s%s does not fill data_offsets [%zu,%zu]", name, tensor.c_str(),
                     view.dtype.c_str(), show_shape(view.shape).c_str(), begin, end);
@@ -90,7 +90,7 @@ struct Safetensors {
             reached = end;
         }
         if (reached != size)
-            die("%s: %zu bytes of data, the header describes %zu; is it cut short?", name, size, reached);
+            die("%s: %zu bytes of data, more than the %zu that the header describes", name, size, reached);
     }
 };
 
