@@ -788,6 +788,24 @@ static void texts() {
     const auto again = [&](const char* vocab) { return shards_run({"bpe", "--in", dir + "/m.txt", "--vocab", vocab, "--out", dir + "/bpe"}); };
     check(has(again("259"), "merges.txt: 259 tokens"), "cases/bpe takes the place of another");
     write_file(dir + "/bpe/a.bin", "");
+    for (auto& [name, bytes] : std::vector<std::pair<std::string, std::string>>{{"/ends.txt", "ab ab<|endoftext|>ab ab ab<|endoftext|>"}, {"/ends.jsonl", "{\"text\": \"abab<|endoftext|>\"}\n{\"text\": \"ab<|endoftext|>ab\"}\n"}}) {
+        write_file(dir + name, bytes);
+        const std::string told = shards_run({"bpe", "--in", dir + name, "--vocab", "258", "--out", dir + "/bpe2"}), ending = name.substr(5);
+        check(has(told, "warning: " + dir + name + ": holds <|endoftext|> 2 times, which are taken as the letters they are, not as token 257; learn without them: sed 's/<|endoftext|>//g' " + dir + name + " > text" + ending + "\n") && has(told, "258 tokens"), "cases/bpe tells of an end of text in %s: %s", name.c_str(), told.c_str());
+    }
+    check(!has(again("259"), "holds"), "cases/bpe without an end of text tells of none");
+    for (const std::string verb : {"encode", "bpe"})
+        for (const std::string second : {"", "/m.jsonl"}) {
+            std::vector<std::string> arguments = {verb, "--in", dir + "/m.txt", "--field", "text", "--out", dir + "/field/f"};
+            if (verb == "encode") arguments.insert(arguments.end(), {"--tokenizer", "bytes"});
+            else arguments.insert(arguments.end(), {"--vocab", "258"});
+            if (!second.empty()) arguments.insert(arguments.end(), {"--in", dir + second});
+            int code = 0;
+            std::string error;
+            error_of([&] { try { shards::run(shards::parse_arguments(arguments)); } catch (const Error& e) { code = e.exit_code, error = e.line; } });
+            const bool refused = code == 2 && one_line_with(error, "--field: is for JSON Lines, but " + dir + "/m.txt holds a text").empty();
+            check(second.empty() ? refused : code == 0, "cases/%s --field of a text%s: %d %s", verb.c_str(), second.empty() ? "" : " and of JSON Lines", code, error.c_str());
+        }
     check(has(again("258"), "/bpe/merges.txt: a.bin beside it has this tokenizer's tokens") && has(again("259"), "259 tokens"), "cases/bpe leaves the tokenizer of data");
 }
 

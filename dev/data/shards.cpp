@@ -280,8 +280,22 @@ struct Inputs {
                 warn("%s: %zu lines end in \\r\\n, as on Windows, and every \\r is taken, too; take them out: %s",
                      shown(path), count.returns, usable("tr -d '\\r' < FILE > text.txt", path).c_str());
         }
+        if (a.given.count("field") && std::none_of(sources.begin(), sources.end(), [](auto& s) { return s.json_lines; }))
+            die_usage("--field: is for JSON Lines, but %s holds a text; give its name the ending .jsonl, if it has lines of objects",
+                      shown(a.in[0]));
     }
 };
+
+// Tells of added tokens' names in texts, where they are letters, and what may be done: step(source, name).
+template <class Step> void warn_of_added(const std::vector<Source>& sources, const Tokenizer& tokenizer, Step step) {
+    for (const Source& s : sources) for (auto& [id, name] : tokenizer.added_tokens()) {
+        size_t found = 0;
+        for (size_t at = 0; (at = s.text.find(name, at)) != s.text.npos; at += name.size()) found++;
+        if (found && name != s.split)
+            warn("%s: holds %s %zu times, which are taken as the letters they are, not as token %d%s", shown(s.name),
+                 name.c_str(), found, id, step(s, name).c_str());
+    }
+}
 
 // ---- encode ---------------------------------------------------------------------------------------------------------
 // Token shards under one prefix. Files are written as NAME.part and get their names when all of them are whole.
@@ -434,14 +448,9 @@ inline std::string encode(const Arguments& a) {
         s.validation_end = end - std::min(end, before), before += s.text.size();
     }
 
-    for (const Source& s : sources) for (auto& [id, name] : tokenizer.added_tokens()) {
-        size_t found = 0;
-        for (size_t at = 0; (at = s.text.find(name, at)) != s.text.npos; at += name.size()) found++;
-        if (found && name != s.split)
-            warn("%s: holds %s %zu times, which are taken as the letters they are, not as token %d%s", shown(s.name),
-                 name.c_str(), found, id, s.json_lines ? "" : format("; --split %s makes documents of what they separate",
-                 shell_quote(name).c_str()).c_str());
-    }
+    warn_of_added(sources, tokenizer, [](const Source& s, const std::string& name) {
+        return s.json_lines ? "" : "; --split " + shell_quote(name) + " makes documents of what they separate";
+    });
     const std::string directory = directory_for(a, tokenizer);
     ShardWriter train(a.out + "_train", shard_tokens, tokenizer), val(a.out + "_val", shard_tokens, tokenizer);
     for (Source& source : sources) encode_all(source, tokenizer, [&](const std::vector<int>& ids, bool validation) {
@@ -584,7 +593,12 @@ inline Tokenizer train_tokenizer(std::vector<Source> sources, int vocab) {
 }
 
 inline std::string bpe(const Arguments& a) {
-    const Tokenizer tokenizer = train_tokenizer(Inputs(a, "", a.field).sources, (int)a.vocab);
+    const Inputs inputs(a, "", a.field);
+    const Tokenizer tokenizer = train_tokenizer(inputs.sources, (int)a.vocab);
+    warn_of_added(inputs.sources, tokenizer, [](const Source& s, const std::string& name) {
+        const char* out = s.json_lines ? "text.jsonl" : "text.txt";
+        return "; learn without them: " + usable("sed 's/" + name + "//g' FILE > " + out, s.name);
+    });
     make_directory(a.out);
     const std::string merges = a.out + "/merges.txt";
     for (const std::string& name : entries_of(a.out))
