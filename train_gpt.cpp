@@ -1739,6 +1739,7 @@ template <typename Model> std::vector<float> rewards_of(Model& model, const std:
         const Batch b({rows.begin() + i, rows.begin() + std::min(rows.size(), i + model.max_B)});
         model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, &rewards[i]);
     }
+    for (float r : rewards) if (!std::isfinite(r)) die("a reward is %g; are the model's weights finite?", r);
     return rewards;
 }
 
@@ -1747,10 +1748,7 @@ template <typename Model> Preferences validate_pairs(Model& model, const Validat
     for (size_t i = 0; i < rows.spans.size(); i++) chosen.push_back(rows.row(i, 1)), rejected.push_back(rows.row(i, 2));
     const std::vector<float> better = rewards_of(model, chosen, eot), worse = rewards_of(model, rejected, eot);
     Preferences p;
-    for (size_t i = 0; i < better.size(); i++) {
-        if (!std::isfinite(better[i] - worse[i])) die("pair %zu: a reward is not finite; are the model's weights?", i);
-        p.add(better[i] - worse[i]);
-    }
+    for (size_t i = 0; i < better.size(); i++) p.add(better[i] - worse[i]);
     return p;
 }
 
@@ -2188,10 +2186,10 @@ private:
         std::map<std::string, std::string> data = held_out->data;
         data["train"] = windows->identity.text();
         if (rl) open_frozen(data);
-        const std::map<std::string, text> paths = {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init},
+        std::map<std::string, text> paths = {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init},
                                                    {"reward", o.reward}};
         for (auto& [name, was] : position.data)
-            if (const text& path = paths.at(name); data[name] != was)
+            if (const text& path = paths[name]; data[name] != was)
                 die("%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new "
                     "run from its weights", dashed(name).c_str(), path.c_str(), data[name].c_str(), o.out.c_str(), was.c_str(),
                     o.out.c_str());
@@ -2214,6 +2212,7 @@ private:
         if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
         reference.emplace("--init", o.init, o, o.heads), data["init"] = reference->identity();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
+        data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
             rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = rewarding->identity();
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))

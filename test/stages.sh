@@ -115,6 +115,7 @@ refused "a command that fails later" 1 "is no number" stage rl later $init $rl $
     --reward-command 'n=0; while read line; do n=$((n + 1)); [ $n -lt 33 ] && echo $((n % 3)) || echo no; done'
 expect "it leaves a whole checkpoint" $program eval --stage sft --model $dir/later --val $data/sft.bin
 refused "another reward model on resume" 1 "was given other data" $program train --resume --steps 8 --out $dir/model.stopped --reward $dir/reward.long
+refused "a model instead of the exact reward on resume" 1 "was given other data: exact" $program train --resume --steps 8 --out $dir/exact.stopped --reward $dir/reward.long
 mv $dir/base $dir/base.old && cp -r $dir/sft $dir/base
 refused "another start on resume" 1 "--init $dir/base: " $program train --resume --steps 8 --out $dir/exact.stopped
 exit $failed
