@@ -11,19 +11,7 @@ train="train --train $dir/train.u16 --val $dir/val.u16 --raw u16 --init custom -
 large="${train%--tokens-per-step*} --tokens-per-step 140000 --batch 2000"
 train="$train --batch 1"                    # four micro-batches: more than the host's two pieces of memory for them
 
-expect() {                                   # NAME COMMAND...: whether the command succeeds
-    name=$1
-    shift
-    if "$@" > $dir/output 2>&1; then echo "ok gpu/$name"; else failed=1; echo "FAIL gpu/$name: $(tail -1 $dir/output)"; fi
-}
-refused() {                                  # NAME CODE TEXT COMMAND...: one line on standard error that contains the text
-    name=$1 code=$2 text=$3
-    shift 3
-    "$@" > /dev/null 2> $dir/output
-    got=$?
-    if [ $got -eq $code ] && [ "$(wc -l < $dir/output)" -eq 1 ] && grep -q "$text" $dir/output
-    then echo "ok gpu/$name: $(cat $dir/output)"; else failed=1; echo "FAIL gpu/$name: exit $got, $(cat $dir/output)"; fi
-}
+suite=gpu && . test/check.sh
 same() { cmp "$1/step_00000006/model.safetensors" "$2/step_00000006/model.safetensors" && cmp "$1/step_00000006/optimizer.safetensors" "$2/step_00000006/optimizer.safetensors"; }
 val_loss() { "$1" eval --model "$2" --val $dir/train.u16 --raw u16 --rows packed | sed -n 's/^val loss \([0-9.]*\).*/\1/p'; }
 sample() { program=$1; shift; EMU_SEED=1 "$program" sample --model $dir/whole --prompt "5 7 9" "$@"; }

@@ -4,19 +4,7 @@
 program=$1
 dir=build/test_stages/$(basename $program) failed=0
 rm -rf $dir && mkdir -p $dir/data
-expect() {                                   # NAME COMMAND...: whether the command succeeds
-    name=$1
-    shift
-    if "$@" > $dir/output 2>&1; then echo "ok stages/$name"; else failed=1; echo "FAIL stages/$name: $(tail -1 $dir/output)"; fi
-}
-refused() {                                  # NAME CODE TEXT COMMAND...: one line on standard error that contains the text
-    name=$1 code=$2 text=$3
-    shift 3
-    "$@" > /dev/null 2> $dir/output
-    got=$?
-    if [ $got -eq $code ] && [ "$(wc -l < $dir/output)" -eq 1 ] && grep -qF -e "$text" $dir/output
-    then echo "ok stages/$name: $(cat $dir/output)"; else failed=1; echo "FAIL stages/$name: exit $got, $(cat $dir/output)"; fi
-}
+suite=stages && . test/check.sh
 stage() { of=$1 to=$2; shift 2; $program train --stage $of --out $dir/$to --sample-every 0 --eval-every 0 --keep 9 "$@"; }
 same() { for f in model optimizer; do cmp $dir/$1/step_0000000$3/$f.safetensors $dir/$2/step_0000000$3/$f.safetensors || return; done; }
 figure() { sed -n "s/.*\"event\": \"$2\".*\"$3\": \([-0-9.e]*\).*/\1/p" $dir/$1/log.jsonl; }
