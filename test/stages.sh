@@ -94,7 +94,7 @@ fails "data of another tokenizer than the reward model's" 1 "the tokenizer there
 
 scored() { about=$1 text=$2; rm -rf $dir/none; refused "a command that $about" 1 "$text" stage rl none $init $rl $group --train $data/prompts.bin --steps 6 --reward-timeout 0.5 --reward-command "$3"; }
 scored "ends" "ended with exit code 3 after 0 of 8 scores" "exit 3"
-scored "ends in between" "after 3 of 8 scores" "for i in 1 2 3; do read line; echo 1; done"
+scored "ends in between" "ended with exit code 0 after 3 of 8 scores" "for i in 1 2 3; do read line; echo 1; done"
 scored "is silent" "no answer within 0.5 seconds, after 0 of 8 scores" "sleep 9"
 scored "says too much" "more than 8 lines" "while read line; do echo 1; echo 2; done"
 scored "says no number" "line 1: 'well' is no number" "while read line; do echo well; done"

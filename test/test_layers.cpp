@@ -244,6 +244,29 @@ static void other_objectives() {
     check(std::abs(sum - readouts()) <= 1e-5, "model, readouts: their values differ by %.1e", std::abs(sum - readouts()));
 }
 
+// Prompts of several lengths, each answered alone, or side by side; one text is longer than the context.
+static void texts_side_by_side() {
+    Config c;
+    c.L = 2, c.NH = 2, c.C = 16, c.V = 13, c.T = 12;
+    const std::vector<Prompt> prompts = {{{5, 1, 2, 3, 4, 5}, 4}, {{5}, 6}, {{5, 7, 7}, 3}, {{5, 1, 2, 3}, 30}, {{5, 9, 9}, 5}};
+    std::vector<std::vector<int>> alone;
+    for (int B : {1, 2, 5}) {
+        cpu::Model model(c, B, c.T, false);
+        initialize(model, 5);
+        for (size_t i = 0; i < model.layout.slots.size; i++) model.weights.data()[i] += 0.5 * Rng(i, 1).normal();
+        std::vector<std::vector<int>> texts(prompts.size());
+        generate(model, Sampling(Options()), 7, prompts, -1, nullptr, [&](int i, int token) { texts[i].push_back(token); });
+        if (B == 1) alone = texts;
+        bool whole = texts == alone;
+        for (size_t i = 0; i < texts.size(); i++) whole = whole && texts[i].size() == (size_t)prompts[i].most;
+        check(whole, "drawing: %d texts side by side are those drawn alone", B);
+    }
+    const std::vector<int> prompt = {3, 4};
+    Answer cut{&prompt, {6, 7}}, ended{&prompt, {6, 7}, true};
+    check(cut.row(0).x == std::vector<int>({0, 3, 4, 6, 7}) && cut.row(0).y == std::vector<int>({-1, -1, 6, 7, -1}) && ended.row(0).y.back() == 0,
+          "drawing: an answer that was cut off has no end of text to learn");
+}
+
 static void scalars() {
     double worst = 0;
     for (float x = -59.9f; x < 59.9f; x += 0.00173f) {
@@ -394,6 +417,7 @@ int main() {
     scalars();
     token_losses();
     other_objectives();
+    texts_side_by_side();
     drawing();
     promises();
     return failed > 0;
