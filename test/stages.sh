@@ -67,6 +67,10 @@ expect "reward: as evaluated" awk -v a="$evaluated" -v b="$(figure reward.long e
 expect "a start for rl" stage sft some $init $sft --rows documents --steps 150
 expect "rl learns" stage rl rl.long $rl --group 8 --tokens-per-step 512 --train $data/sft.bin --init $dir/some --val $data/sft.bin --steps 60 --lr 3e-3
 expect "rl: reward" above "$(figure rl.long eval reward)" 0.6
+right=$($program eval --model $dir/rl.long --answers $data/sft.bin | sed -n 's/answers right \([0-9]*\) of 25/\1/p')
+expect "rl: the exact reward is the share of right answers" awk -v a="$right" -v b="$(figure rl.long eval reward)" 'BEGIN { exit !(a > 0 && a / 25 - b < 1e-6 && b - a / 25 < 1e-6) }'
+expect "rl: a step of equal rewards" stage rl equal $init $rl $group --train $data/prompts.bin --steps 1 --kl 0 --reward-command 'while read line; do echo 3; done'
+expect "rl: equal rewards teach nothing" [ "$(figure equal step norm)" = 0 ]
 expect "rl: what is logged" [ "$(grep -c '"reward": .*"kl": .*"entropy": .*"clipped": ' $dir/rl.long/log.jsonl)" = 60 ]
 
 fails() { about=$1 code=$2 text=$3; shift 3; rm -rf $dir/none; refused "$about" $code "$text" stage "$@" --steps 6; }
