@@ -15,7 +15,7 @@ HOME = 'build/mutants'
 # Where mutants are made: from one line to another, by a pattern each.
 REGIONS = [
     ('train_gpt.cu', r'// ---- \d+\. layers', r'static constexpr double GB'),
-    ('train_gpt.cu', r'    void forward\(const int', r'// ---- \d+\. check'),
+    ('train_gpt.cu', r'    void forward\(const int', r'// ---- \d+\. main'),
     ('train_gpt.cpp', r'// ---- \d+\. layers', r'product of bfloat16 numbers on AMX'),
     ('train_gpt.cpp', r'^template .* void gemm\(Target.*\{$', r'^// Multiply-adds of all threads'),
     ('train_gpt.cpp', r'^/\* The network, for both', r'    std::string describe\(\)'),
