@@ -47,66 +47,66 @@
 #define DTYPES "fp32|bf16"
 #endif
 
-//    type     name             default       allowed                         marks     help
+//    type     name             default       allowed                         marks       help
 #define OPTIONS(X) \
-    X(text,    stage,           "pretrain",   "pretrain|sft|reward|rl",       "te",     "what to learn from: token shards; responses; pairs of answers; rewards of drawn answers. The last three take example shards") \
-    X(text,    train,           "",           "",                             "tDP",    "shards to train on: a glob, in quotes [required]") \
-    X(text,    val,             "",           "",                             "teDP",   "shards to validate on: a glob [none]") \
-    X(text,    raw,             "",           "u16",                          "te",     "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
-    X(text,    tokenizer,       "",           "",                             "tsecgDPR","GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
-    X(text,    init,            "d12",        "",                             "tP",     "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
-    X(text,    model,           "",           "",                             "secgP!", "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
-    X(integer, layers,          0,            "1..1000",                      "t",      "layers [from --init]") \
-    X(integer, heads,           0,            "1..1000",                      "tsecg",  "attention heads [from --init or the model; where a file does not say, C/64]") \
-    X(integer, channels,        0,            "1..100000",                    "t",      "channels [from --init]") \
-    X(integer, vocab,           0,            "1..16777216",                  "t",      "vocabulary [the tokenizer's; 50257 without one]") \
-    X(integer, context,         0,            "1..1048576",                   "tec",    "tokens of a row [1024, or the model's]") \
-    X(integer, bias,            1,            "0..1",                         "t",      "Linear layers have a bias") \
-    X(integer, tied,            1,            "0..1",                         "t",      "the head is the token embedding") \
-    X(integer, batch,           4,            "1..1048576",                   "teR",    "rows computed at once") \
-    X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",      "tokens of an optimizer step, a multiple of batch x context [batch x context]") \
-    X(integer, steps,           0,            "1..1000000000000",             "tR1",    "optimizer steps [--epochs decides]") \
-    X(number,  epochs,          0,            "0.000001..1000000",            "tR1",    "passes over the training data [1]") \
-    X(number,  lr,              6e-4,         "0..1000",                      "t",      "maximum learning rate") \
-    X(number,  min_lr,          -1,           "0..1000",                      "t",      "lowest learning rate; wsd falls to 0 [0.1 x lr]") \
-    X(integer, warmup,          0,            "0..1000000000000",             "t",      "steps of linear warm-up") \
-    X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",      "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
-    X(number,  beta1,           0.9,          "0..0.999999999",               "t",      "AdamW: decay of the mean gradient") \
-    X(number,  beta2,           0.95,         "0..0.999999999",               "t",      "AdamW: decay of the mean squared gradient") \
-    X(number,  eps,             1e-8,         "1e-30..1",                     "t",      "AdamW: added to the root") \
-    X(number,  weight_decay,    0.1,          "0..1000",                      "t",      "AdamW: decay of every 2-D tensor") \
-    X(number,  clip,            1,            "0..1e30",                      "t",      "largest gradient norm; 0 = off") \
-    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF", "numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
-    X(integer, threads,         0,            "1..4096",                      "tsecgR", "threads [all, fewer for models too small for them]") \
-    X(integer, seed,            1,            "0..9007199254740992",          "tsec",   "seed of weights, order and samples") \
-    X(integer, eval_every,      100,          "0..1000000000000",             "tR",  "steps between validations; 0 = never") \
-    X(integer, eval_rows,       64,           "0..1000000000000",             "te",  "rows of a validation; 0 = all [64; eval: all]") \
-    X(text,    rows,            "packed",     "packed|documents|sliding",     "te",  "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
-    X(text,    answers,         "",           "",                             "teDP","example shard of (prompt, response): count the responses that greedy decoding gets right [none]") \
-    X(text,    choices,         "",           "",                             "eP",  "multiple choice questions in llm.c's HellaSwag format [none]") \
-    X(integer, sample_every,    100,          "0..1000000000000",             "tR",  "steps between samples; 0 = never") \
-    X(integer, save_every,      0,            "0..1000000000000",             "tR",  "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
-    X(number,  save_minutes,    5,            "0..1000000",                   "tR",  "minutes between checkpoints, more where they take over 2 % of the time; 0 = by steps alone") \
-    X(integer, keep,            2,            "1..1000000",                   "tR",  "checkpoints to keep, beside the best in OUT/best") \
-    X(text,    out,             "",           "",                             "tRP!","directory of the run: log.jsonl and checkpoints") \
-    X(flag,    resume,          false,        "",                             "t",   "go on from the newest whole checkpoint in --out") \
-    X(integer, group,           8,            "2..4096",                      "tL",     "rl: answers drawn for each prompt, whose mean reward is subtracted") \
-    X(integer, response_tokens, 0,            "1..1048576",                   "tL",     "rl: of an answer, at most [what the context leaves]") \
-    X(text,    reward,          "exact",      "",                             "tseDPL", "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage; --best-of: that model") \
-    X(text,    reward_command,  "",           "",                             "tL",     "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
-    X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",    "rl: seconds to wait for that program") \
-    X(text,    advantage,       "mean",       "mean|normalized",              "tL",     "rl: reward less the group's mean; normalized: over its standard deviation, too") \
-    X(integer, rl_passes,       1,            "1..1000",                      "tL",     "rl: optimizer steps with the same answers") \
-    X(number,  ppo_clip,        0.2,          "0..1000",                      "tL",     "rl: by how much a token's probability may change in a step and still gain") \
-    X(number,  kl,              0.05,         "0..1000",                      "tL",     "rl: weight of the divergence from --init") \
-    X(text,    prompt,          "",           "",                             "sE2", "text to continue; without a tokenizer, token ids [end of text]") \
-    X(text,    prompt_file,     "",           "",                             "s2P","file with the text to continue, less a last line break; - is standard input [--prompt]") \
-    X(integer, tokens,          100,          "1..1000000000",                "sc",     "tokens to write, at most; an end of text stops earlier") \
-    X(integer, samples,         1,            "1..4096",                      "s",   "texts to write, side by side") \
-    X(integer, best_of,         0,            "2..4096",                      "se",     "draw so many texts, and take the one that --reward prefers; eval: for each of --answers") \
-    X(number,  temperature,     1,            "0..1000",                      "sec",    "0 takes the likeliest token") \
-    X(integer, top_k,           0,            "0..16777216",                  "sec",    "choose among the k likeliest; 0 = all") \
-    X(number,  top_p,           1,            "0.000001..1",                  "sec",    "choose among the fewest tokens with this probability")
+    X(text,    stage,           "pretrain",   "pretrain|sft|reward|rl",       "te",       "what to learn from: token shards; responses; pairs of answers; rewards of drawn answers. The last three take example shards") \
+    X(text,    train,           "",           "",                             "tDP",      "shards to train on: a glob, in quotes [required]") \
+    X(text,    val,             "",           "",                             "teDP",     "shards to validate on: a glob [none]") \
+    X(text,    raw,             "",           "u16",                          "te",       "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
+    X(text,    tokenizer,       "",           "",                             "tsecgDPR", "GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
+    X(text,    init,            "d12",        "",                             "tP",       "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
+    X(text,    model,           "",           "",                             "secgP!",   "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
+    X(integer, layers,          0,            "1..1000",                      "t",        "layers [from --init]") \
+    X(integer, heads,           0,            "1..1000",                      "tsecg",    "attention heads [from --init or the model; where a file does not say, C/64]") \
+    X(integer, channels,        0,            "1..100000",                    "t",        "channels [from --init]") \
+    X(integer, vocab,           0,            "1..16777216",                  "t",        "vocabulary [the tokenizer's; 50257 without one]") \
+    X(integer, context,         0,            "1..1048576",                   "tec",      "tokens of a row [1024, or the model's]") \
+    X(integer, bias,            1,            "0..1",                         "t",        "Linear layers have a bias") \
+    X(integer, tied,            1,            "0..1",                         "t",        "the head is the token embedding") \
+    X(integer, batch,           4,            "1..1048576",                   "teR",      "rows computed at once") \
+    X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",        "tokens of an optimizer step, a multiple of batch x context [batch x context]") \
+    X(integer, steps,           0,            "1..1000000000000",             "tR1",      "optimizer steps [--epochs decides]") \
+    X(number,  epochs,          0,            "0.000001..1000000",            "tR1",      "passes over the training data [1]") \
+    X(number,  lr,              6e-4,         "0..1000",                      "t",        "maximum learning rate") \
+    X(number,  min_lr,          -1,           "0..1000",                      "t",        "lowest learning rate; wsd falls to 0 [0.1 x lr]") \
+    X(integer, warmup,          0,            "0..1000000000000",             "t",        "steps of linear warm-up") \
+    X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",        "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
+    X(number,  beta1,           0.9,          "0..0.999999999",               "t",        "AdamW: decay of the mean gradient") \
+    X(number,  beta2,           0.95,         "0..0.999999999",               "t",        "AdamW: decay of the mean squared gradient") \
+    X(number,  eps,             1e-8,         "1e-30..1",                     "t",        "AdamW: added to the root") \
+    X(number,  weight_decay,    0.1,          "0..1000",                      "t",        "AdamW: decay of every 2-D tensor") \
+    X(number,  clip,            1,            "0..1e30",                      "t",        "largest gradient norm; 0 = off") \
+    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
+    X(integer, threads,         0,            "1..4096",                      "tsecgR",   "threads [all, fewer for models too small for them]") \
+    X(integer, seed,            1,            "0..9007199254740992",          "tsec",     "seed of weights, order and samples") \
+    X(integer, eval_every,      100,          "0..1000000000000",             "tR",       "steps between validations; 0 = never") \
+    X(integer, eval_rows,       64,           "0..1000000000000",             "te",       "rows of a validation; 0 = all [64; eval: all]") \
+    X(text,    rows,            "packed",     "packed|documents|sliding",     "te",       "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
+    X(text,    answers,         "",           "",                             "teDP",     "example shard of (prompt, response): count the responses that greedy decoding gets right [none]") \
+    X(text,    choices,         "",           "",                             "eP",       "multiple choice questions in llm.c's HellaSwag format [none]") \
+    X(integer, sample_every,    100,          "0..1000000000000",             "tR",       "steps between samples; 0 = never") \
+    X(integer, save_every,      0,            "0..1000000000000",             "tR",       "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
+    X(number,  save_minutes,    5,            "0..1000000",                   "tR",       "minutes between checkpoints, more where they take over 2 % of the time; 0 = by steps alone") \
+    X(integer, keep,            2,            "1..1000000",                   "tR",       "checkpoints to keep, beside the best in OUT/best") \
+    X(text,    out,             "",           "",                             "tRP!",     "directory of the run: log.jsonl and checkpoints") \
+    X(flag,    resume,          false,        "",                             "t",        "go on from the newest whole checkpoint in --out") \
+    X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn for each prompt, whose mean reward is subtracted") \
+    X(integer, response_tokens, 0,            "1..1048576",                   "tL",       "rl: of an answer, at most [what the context leaves]") \
+    X(text,    reward,          "exact",      "",                             "tseDPL",   "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage; --best-of: that model") \
+    X(text,    reward_command,  "",           "",                             "tL",       "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
+    X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",      "rl: seconds to wait for that program") \
+    X(text,    advantage,       "mean",       "mean|normalized",              "tL",       "rl: reward less the group's mean; normalized: over its standard deviation, too") \
+    X(integer, rl_passes,       1,            "1..1000",                      "tL",       "rl: optimizer steps with the same answers") \
+    X(number,  ppo_clip,        0.2,          "0..1000",                      "tL",       "rl: by how much a token's probability may change in a step and still gain") \
+    X(number,  kl,              0.05,         "0..1000",                      "tL",       "rl: weight of the divergence from --init") \
+    X(text,    prompt,          "",           "",                             "sE2",      "text to continue; without a tokenizer, token ids [end of text]") \
+    X(text,    prompt_file,     "",           "",                             "s2P",      "file with the text to continue, less a last line break; - is standard input [--prompt]") \
+    X(integer, tokens,          100,          "1..1000000000",                "sc",       "tokens to write, at most; an end of text stops earlier") \
+    X(integer, samples,         1,            "1..4096",                      "s",        "texts to write, side by side") \
+    X(integer, best_of,         0,            "2..4096",                      "se",       "draw so many texts, and take the one that --reward prefers; eval: for each of --answers") \
+    X(number,  temperature,     1,            "0..1000",                      "sec",      "0 takes the likeliest token") \
+    X(integer, top_k,           0,            "0..16777216",                  "sec",      "choose among the k likeliest; 0 = all") \
+    X(number,  top_p,           1,            "0.000001..1",                  "sec",      "choose among the fewest tokens with this probability")
 
 struct Options {
     std::string verb;
@@ -1748,7 +1748,7 @@ template <typename Model> Preferences validate_pairs(Model& model, const Validat
     for (size_t i = 0; i < rows.spans.size(); i++) chosen.push_back(rows.row(i, 1)), rejected.push_back(rows.row(i, 2));
     const std::vector<float> better = rewards_of(model, chosen, eot), worse = rewards_of(model, rejected, eot);
     Preferences p;
-    for (size_t i = 0; i < better.size(); i++) p.add(better[i] - worse[i]);
+    for (size_t i = 0; i < better.size(); i++) p.add(better[i] - worse[i], pair_loss(better[i] - worse[i]).first);
     return p;
 }
 
@@ -2333,7 +2333,8 @@ template <typename Model> struct Training : Run {
     std::vector<std::pair<const char*, double>> notes;
     void note(const char* name, double amount) {
         const auto it = std::find_if(notes.begin(), notes.end(), [&](auto& n) { return !strcmp(n.first, name); });
-        it == notes.end() ? (void)notes.push_back({name, amount}) : (void)(it->second += amount);
+        if (it == notes.end()) notes.push_back({name, amount});
+        else it->second += amount;
     }
 
     // Each learns from a micro-batch of a step that counts `count` tokens or pairs, and returns what it knows of its loss;

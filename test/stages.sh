@@ -8,7 +8,7 @@ suite=stages && . test/check.sh
 stage() { of=$1 to=$2; shift 2; $program train --stage $of --out $dir/$to --sample-every 0 --eval-every 0 --keep 9 "$@"; }
 same() { for f in model optimizer; do cmp $dir/$1/step_0000000$3/$f.safetensors $dir/$2/step_0000000$3/$f.safetensors || return; done; }
 figure() { sed -n "s/.*\"event\": \"$2\".*\"$3\": \([-0-9.e]*\).*/\1/p" $dir/$1/log.jsonl; }
-above() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > b) }'; }
+above() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && b != "" && a + 0 > b + 0) }'; }      # a figure that is no number is ""
 
 # which of two digits is larger: examples, preferences, prompts
 awk -v d=$dir/data 'BEGIN { for (a = 0; a < 5; a++) for (b = 0; b < 5; b++) {

@@ -19,10 +19,10 @@ struct Validation {
 struct Preferences {
     double nats = 0, margins = 0, expected[10] = {}, correct[10] = {};
     size_t pairs = 0, right = 0;
-    void add(double margin) {
+    void add(double margin, double loss) {
         const double sure = 1 / (1 + std::exp(-std::abs(margin)));
         const int bin = std::min(9, int(20 * (sure - 0.5)));
-        nats += std::log1p(std::exp(-std::abs(margin))) - std::min(margin, 0.0), margins += margin, pairs++, right += margin > 0;
+        nats += loss, margins += margin, pairs++, right += margin > 0;
         expected[bin] += sure, correct[bin] += margin > 0;
     }
     double loss() const { return nats / pairs; }

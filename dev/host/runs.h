@@ -120,9 +120,8 @@ struct Held {
 inline Held hold_newest(std::string& path) {
     for (const std::string given = path;;) {
         const bool run = exists(given, true) && !exists(given + "/config.json");
-        std::vector<std::string> found = run ? checkpoints_in(given) : std::vector<std::string>();
-        if (run && found.empty() && exists(given + "/best/state.json")) found = {given + "/best"};
-        if (!found.empty()) path = found.back();
+        const std::string found = run ? newest_whole(given) : "";
+        if (run && !found.empty()) path = found;
         Held held(path, LOCK_SH, 100);
         if (held.still(path) || (held.fd < 0 && (found.empty() || exists(path)))) return held;
     }
