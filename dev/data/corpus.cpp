@@ -224,25 +224,29 @@ bool allowed(const State& s, int op, int b) {
 }
 
 // The column method, from the ones up: "7+5=12, 4+8+1=13, 3+2+1=6". A subtraction borrows ten where it has to, and
-// takes it back as the 1 of the next column: "13-7=6, 10-4-1=5, 5-2-1=2".
-std::string working(char op, int a, int b) {
+// takes it back as the 1 of the next column: "13-7=6, 10-4-1=5, 5-2-1=2". A slip makes the result of column `slipped`
+// (1, 10 or 100) wrong by so much, and what follows goes on from there; "" if no column can have it.
+std::string working(char op, int a, int b, int slipped = 0, int slip = 0) {
     std::string text;
-    int carry = 0;
+    int carry = 0, number = 0;
     for (int unit = 1; unit <= 100; unit *= 10) {
         int x = a / unit % 10, y = op == 'x' ? b : b / unit % 10, old = carry, result;
         if (op == '-') {
             carry = x < y + old;
             x += 10 * carry;
-            result = x - y - old;
+            result = x - y - old + (unit == slipped ? slip : 0);
+            if (result < 0 || result > 9) return "";
         } else {
-            result = (op == '+' ? x + y : x * y) + old;
+            result = (op == '+' ? x + y : x * y) + old + (unit == slipped ? slip : 0);
+            if (result < 0) return "";
             carry = result / 10;
         }
+        number += (unit == 100 ? result : result % 10) * unit;
         text += std::to_string(x) + op + std::to_string(y);
         if (old != 0) text += (op == '-' ? "-" : "+") + std::to_string(old);
         text += "=" + std::to_string(result) + ", ";
     }
-    return text + "so " + std::to_string(op == '+' ? a + b : op == '-' ? a - b : a * b);
+    return text + "so " + std::to_string(number);
 }
 
 void sum_first(State& s, Source& g) {
@@ -421,7 +425,7 @@ std::array<Population, KINDS_END> population(bool every_word = false) {
 }
 
 // ---- 4. n-grams, for scale ------------------------------------------------------------------------------------------
-// Nats a byte, ends of documents included, of the orders 0 to 4, interpolated after Witten and Bell. With n(c,x) the
+// Nats of val, ends of documents included, by the orders 0 to 4, interpolated after Witten and Bell. With n(c,x) the
 // times byte x followed context c in training, n(c) their sum and t(c) the number of different x:
 //     P_k(x | c) = (n(c,x) + t(c) P_k-1(x | c without its first byte)) / (n(c) + t(c)),     P_-1 = 1 / 257
 std::array<double, 5> ngrams(const std::vector<std::string>& train, const std::vector<std::string>& val) {
@@ -439,17 +443,14 @@ std::array<double, 5> ngrams(const std::vector<std::string>& train, const std::v
             c.types += seen[longer].n++ == 0;
         });
     std::array<double, 5> nats{};
-    double p = 0, targets = 0;
-    for (const std::string& text : val) {
-        targets += (double)text.size() + 1;
+    double p = 0;
+    for (const std::string& text : val)
         each(text, [&](int k, const std::string& context, const std::string& longer) {
             if (k == 0) p = 1.0 / 257;
             const Counts& c = seen[context];                // one never seen leaves P_k-1 as it is: 0 / 0 must not be
             if (c.followed > 0) p = (seen[longer].n + c.types * p) / (c.followed + c.types);
             nats[k] -= std::log(p);
         });
-    }
-    for (double& x : nats) x /= targets;
     return nats;
 }
 
@@ -463,15 +464,19 @@ size_t find_word(const std::string& text, const std::string& word) {
 }
 
 /* corrupted -- a wrong answer of the same form as the right one, one of those that this table gives, equally often:
-       ... so 813.            the number off by one or by ten, not below 0
+       ... so 813.            a column off by one, and what follows from it; the number off by one or by ten, not below 0
        In the hall.           another place
        Blue.                  another colour
        A blue kite.           another colour, or another thing
        Ada.    Nobody.        another name; Nobody is one
-   Words that stand in the prompt come before all others, which would give themselves away. */
+   Half of the words stand in the prompt, where there are such: the others give themselves away. */
 std::string corrupted(const std::string& prompt, const std::string& answer, Rng& rng) {
     std::vector<std::string> near, far;
-    if (const size_t at = answer.rfind("so "); at != answer.npos) {
+    char op;
+    if (int a, b; sscanf(prompt.c_str(), "Q: What is %d %c %d?", &a, &op, &b) == 3) {
+        for (int unit : {1, 10, 100}) for (int slip : {-1, 1})
+            if (const std::string wrong = working(op, a, b, unit, slip); wrong != "") near.push_back(" " + wrong + ".");
+        const size_t at = answer.rfind("so ");
         const int right = std::stoi(answer.substr(at + 3));
         for (int wrong : {right - 10, right - 1, right + 1, right + 10})
             if (wrong >= 0) near.push_back(answer.substr(0, at + 3) + std::to_string(wrong) + ".");
@@ -488,7 +493,7 @@ std::string corrupted(const std::string& prompt, const std::string& answer, Rng&
                 if (words[i] != right) to.push_back(std::string(answer).replace(at, right.size(), words[i]));
             }
         }
-    const std::vector<std::string>& all = near.empty() ? far : near;
+    const std::vector<std::string>& all = far.empty() || (!near.empty() && rng.below(2)) ? near : far;
     return all[rng.below(all.size())];
 }
 
@@ -496,10 +501,10 @@ std::string corrupted(const std::string& prompt, const std::string& answer, Rng&
 constexpr int VAL_DOCUMENTS = 512, HELD_OUT_QUESTIONS = 128, NGRAM_DOCUMENTS = 4096, VAL_EXAMPLES = 256;
 
 const Program CORPUS = {"corpus", {{'c', ""}}, "endless small documents whose best possible loss is known exactly",
-                        "usage: corpus --out DIR [--documents N] [--sft N] [--ranked N] [--prompts N] [--seed N]\n", ""};
+                        "usage: corpus --out DIR [--documents N] [--sft N] [--ranked N] [--prompts N] [--tokenizer PATH] [--seed N]\n", ""};
 
 struct Settings {
-    text out;
+    text out, tokenizer = "bytes";
     integer documents = 40000, sft = 1000, ranked = 4000, prompts = 8000, seed = 1;
     Table table() {
         return {{"out", &out, "", "c!", "the directory to write to"},
@@ -507,6 +512,7 @@ struct Settings {
                 {"sft", &sft, "1..1000000", "c", "prompts with answers, for supervised fine-tuning"},
                 {"ranked", &ranked, "1..1000000", "c", "prompts with a right and a wrong answer, for a reward model"},
                 {"prompts", &prompts, "1..1000000", "c", "prompts with answers, for reinforcement learning"},
+                {"tokenizer", &tokenizer, "", "cP", "merges file, or its directory, or the word bytes"},
                 {"seed", &seed, "0..1000000000000000000", "c", "of all that is drawn"}};
     }
 };
@@ -529,7 +535,7 @@ std::string write_corpus(const Settings& o) {
     Rng train_rng(o.seed, 0), val_rng(o.seed, 1), question_rng(o.seed, 2);
     struct Part { size_t documents = 0, bytes = 0, tokens = 0; double nats = 0; };
     std::array<Part, KINDS_END + 1> parts{};           // by kind, and in all
-    Tokenizer tokenizer = Tokenizer::from_merges("#version: 0.2\n", "bytes");
+    Tokenizer tokenizer = Tokenizer::load(o.tokenizer);
     std::vector<int> train, val;
     std::vector<std::vector<int>> questions;
     std::vector<std::string> val_texts, ngram_texts;
@@ -601,8 +607,9 @@ std::string write_corpus(const Settings& o) {
 
     // The floor is that of the validation file; entropy_per_document is the mean over all documents there can be.
     auto nats = ngrams(ngram_texts, val_texts);
+    for (double& x : nats) x /= parts[KINDS_END].tokens;
     auto kinds = population();
-    double entropy = 0;
+    double entropy = 0, uniform = std::log(tokenizer.vocab());
     for (const Population& kind : kinds) entropy += kind.nats;
     auto describe = [&](int k, double mean) {
         const Part& p = parts[k];
@@ -615,7 +622,7 @@ std::string write_corpus(const Settings& o) {
         json += format("%s\n  \"%s\": {%s}", k ? "," : "", KINDS[k], describe(k, kinds[k].nats / kinds[k].p).c_str());
     json += format("},\n \"answers\": {\"validation\": %d, \"held_out_pairs\": %d},\n \"ladder\": {\"uniform\": %.4f, "
                    "\"byte frequencies (order 0)\": %.4f, \"order-2\": %.4f, \"order-4\": %.4f}}\n", VAL_DOCUMENTS,
-                   HELD_OUT_QUESTIONS, std::log(257.0), nats[0], nats[2], nats[4]);
+                   HELD_OUT_QUESTIONS, uniform, nats[0], nats[2], nats[4]);
     write_file(o.out + "/val.json", json);
 
     const Part& v = parts[KINDS_END];
@@ -628,7 +635,7 @@ std::string write_corpus(const Settings& o) {
                   "for scale    uniform %.3f, byte frequencies %.3f, order-2 %.3f, order-4 %.3f nats/token\n"
                   "longest document %zu bytes; written to %s\n",
                   o.documents, train_bytes, v.documents, v.bytes, v.nats / v.tokens, entropy,
-                  VAL_DOCUMENTS, HELD_OUT_QUESTIONS, o.sft, VAL_EXAMPLES, o.ranked, VAL_EXAMPLES, o.prompts, std::log(257.0),
+                  VAL_DOCUMENTS, HELD_OUT_QUESTIONS, o.sft, VAL_EXAMPLES, o.ranked, VAL_EXAMPLES, o.prompts, uniform,
                   nats[0], nats[2], nats[4], longest, o.out.c_str());
 }
 
