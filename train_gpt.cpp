@@ -2366,7 +2366,7 @@ template <typename Model> struct Training : Run {
         for (size_t n = 0; n < b.y.size(); n++) if (b.y[n] >= 0) {
             const double lp = model.logprob[n], moved = std::exp(lp - b.old[n]), d = b.ref[n] - lp;
             if (pass == 0) note("kl", (std::exp(d) - d - 1) / count), note("entropy", -lp / count);
-            note("clipped", (b.weight[n] > 0 ? moved > 1 + o.ppo_clip : moved < 1 - o.ppo_clip) / count / o.rl_passes);
+            note("clipped", (b.weight[n] * (moved - 1) > std::abs(b.weight[n]) * o.ppo_clip) / count / o.rl_passes);
         }
         return loss;
     }
