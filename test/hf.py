@@ -430,7 +430,7 @@ def sft_steps():
 def reward_steps():
     """Our reward is the logit of end of text behind an answer; TRL's model reads its score at the last token that is no
     padding: the same place, of ids without an end of text behind them."""
-    rows = [{"prompt": f"{n}?", "chosen": "yes" * n, "rejected": "no"} for n in range(1, 5)]
+    rows = [{"prompt": f"{n}?", "chosen": "yes" * n, "rejected": "maybe"} for n in range(1, 5)]
     start = start_of("reward_start", 32)
     shard, tokenizer = examples("reward_pairs", rows)
     ours = stage("reward", start, "reward_run", shard, 8, "--steps", 2)
@@ -439,7 +439,9 @@ def reward_steps():
         model.score.weight.copy_(load_file(start + "/model.safetensors")["lm_head.weight"][eot:eot + 1])
     ids = [{key + "_ids": [eot] + tokenizer(row["prompt"] + row[key])["input_ids"] for key in ("chosen", "rejected")}
            for row in rows]
-    same_steps("reward", ours, trl_stage(trl.RewardTrainer, trl.RewardConfig, model, tokenizer, ids, 4, 2))
+    theirs = trl_stage(trl.RewardTrainer, trl.RewardConfig, model, tokenizer, ids, 4, 2)
+    same_steps("reward", ours, theirs)
+    same_figures("reward, accuracy and margin", [(a[k], b[k]) for a, b in zip(ours, theirs) for k in ("accuracy", "margin")])
 
 
 def rl_steps():
