@@ -2286,7 +2286,8 @@ template <typename Model> struct Training : Run {
         } else if (o.stage == "reward") {
             const Preferences p = validate_pairs(model, *held_out->val, eot);
             loss = p.loss(), line = p.line(), display.val_loss = loss;
-            fields = {{"accuracy", json_number(p.accuracy())}, {"calibration_error", json_number(p.calibration_error())}};
+            fields = {{"accuracy", json_number(p.accuracy())}, {"margin", json_number(p.margin())},
+                      {"calibration_error", json_number(p.calibration_error())}};
         } else {
             const Validation v = validate(model, o.batch, *held_out->val, tokenizer.get());
             loss = v.loss(), line = v.line(), display.val_loss = loss;
@@ -2352,7 +2353,7 @@ template <typename Model> struct Training : Run {
             const double margin = reward[i] - reward[k];
             const auto [nats, slope] = pair_loss(margin);
             loss += nats / count, dreward[i] = slope / count, dreward[k] = -dreward[i];
-            note("accuracy", (margin > 0) / count);
+            note("accuracy", (margin > 0) / count), note("margin", margin / count);
         }
         model.readout_backward(dreward.data()), model.backward();
         return loss;
@@ -2366,7 +2367,7 @@ template <typename Model> struct Training : Run {
         for (size_t n = 0; n < b.y.size(); n++) if (b.y[n] >= 0) {
             const double lp = model.logprob[n], moved = std::exp(lp - b.old[n]), d = b.ref[n] - lp;
             if (pass == 0) note("kl", (std::exp(d) - d - 1) / count), note("entropy", -lp / count);
-            note("clipped", (b.weight[n] > 0 ? moved > 1 + o.ppo_clip : moved < 1 - o.ppo_clip) / count / o.rl_passes);
+            note("clipped", (b.weight[n] * (moved - 1) > std::abs(b.weight[n]) * o.ppo_clip) / count / o.rl_passes);
         }
         return loss;
     }

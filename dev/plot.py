@@ -1,11 +1,13 @@
-"""dev/plot.py -- draws the log.jsonl of one or more runs: loss, gradient norm, learning rate, speed; or the kernels of a
-table that `make bench` wrote: time beside its floor, and the roofline.
+"""dev/plot.py -- draws the log.jsonl of one or more runs: loss, gradient norm, learning rate, speed, and what the later
+stages log beside them; or the kernels of a table that `make bench` wrote: time beside its floor, and the roofline.
     python3 dev/plot.py runs/a [runs/b ...] [-o plot.png]        needs matplotlib; into the first directory, unless told
     python3 dev/plot.py build/bench.csv [-o bench.png]"""
 import csv, itertools, json, os, sys
 
 INK, GRID, COLORS = "#33383d", "#e6e8ea", ["#1f6fb4", "#d9541e", "#2e9e5b", "#8454b8", "#b8860b", "#3aa6b9"]
 PANELS = (("norm", "gradient norm"), ("lr", "learning rate"), ("tokens_per_s", "tokens/s"))
+LATER = (("reward", "reward"), ("kl", "KL from --init, nats/token"), ("length", "tokens of an answer"),
+         ("accuracy", "pairs in the right order"), ("margin", "margin"), ("calibration_error", "calibration error"))
 
 
 def die(line):
@@ -131,37 +133,51 @@ def draw_kernels(tables, out):
     save(figure, out)
 
 
+def stage_of(events):
+    return events.get("run", [{}])[0].get("options", {}).get("stage", "pretrain")
+
+
 def draw(runs, out):
     matplotlib, plt = pyplot()
-    figure = plt.figure(figsize=(9, 5.2), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=[1.9, 1])
-    loss, small = figure.add_subplot(grid[0, :]), [figure.add_subplot(grid[1, i]) for i in range(3)]
-    tops, floors, many = {axes: 0 for axes in [loss] + small}, set(), len(runs) > 1
+    stages = {stage_of(events) for _, events in runs}
+    titles = {("reward",): "loss, nats/pair", ("rl",): "PPO's loss"}
+    panels = [("loss", titles.get(tuple(stages), "loss, nats/token" if stages <= {"pretrain", "sft"} else "loss")), *PANELS]
+    panels += [panel for panel in LATER if any(column(e["step"] + e.get("eval", []), panel[0])[0] for _, e in runs)]
+    rows = (len(panels) + 1) // 3                             # of small ones, three a row
+    figure = plt.figure(figsize=(9, 3.4 + 1.8 * rows), layout="constrained")
+    grid = figure.add_gridspec(1 + rows, 3, height_ratios=[1.9] + [1] * rows)
+    loss, small = figure.add_subplot(grid[0, :]), [figure.add_subplot(grid[1 + i // 3, i % 3]) for i in range(len(panels) - 1)]
+    ends, floors, many = {axes: [0] for axes in [loss] + small}, set(), len(runs) > 1
     for (name, events), color in zip(runs, itertools.cycle(COLORS)):
-        for axes, key in zip([loss] + small, ["loss"] + [key for key, _ in PANELS]):
+        answers = "".join(f", answers right {e['right']} of {e['of']}" for e in events.get("answers", [])[-1:])
+        for axes, (key, _) in zip([loss] + small, panels):
             x, y = column(events["step"], key)
             line = smooth(y) if key != "lr" else y
             axes.plot(x, y, color=color, alpha=0.25, linewidth=0.7)
-            axes.plot(x, line, color=color, linewidth=1.3, label=name if many else "training")
-            tops[axes] = max([tops[axes], *line])             # single spikes may leave the picture
-        x, y = column(events.get("eval", []), "val_loss")
-        loss.plot(x, y, "o", color=color, markersize=5, markeredgecolor="white", label=None if many else "validation")
+            axes.plot(x, line, color=color, linewidth=1.3, label=(name if many else "training") + answers)
+            ends[axes] += line                                # single spikes may leave the picture
+            if "eval" not in events:
+                continue
+            x, y = column(events["eval"], "val_loss" if axes is loss and stage_of(events) != "rl" else key)
+            axes.plot(x, y, "o", color=color, markersize=5, markeredgecolor="white", label=None if many else "validation")
+            ends[axes] += y
         floors |= set(column(events.get("run", []) + events.get("eval", []), "floor")[1])
     if many:
         loss.plot([], [], "o", color="#888", markersize=5, label="validation")
     for floor in floors:
         loss.axhline(floor, color=INK, linestyle=(0, (5, 3)), linewidth=0.9, label="floor" if floor == max(floors) else None)
-    for axes, title in zip([loss] + small, ["loss, nats/token"] + [title for _, title in PANELS]):
+    for axes, (_, title) in zip([loss] + small, panels):
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.xaxis.set_major_formatter(short)
         axes.yaxis.set_major_formatter(short)
-        axes.set_ylim(None if axes is loss else 0, 1.06 * tops[axes] or 1)
-    if floors and 0 < 5 * min(floors) < tops[loss]:           # a floor far below the start: show ratios to it
+        low, high = min(ends[axes]), max(ends[axes])
+        axes.set_ylim(None if axes is loss else 1.06 * low, 1.06 * high or -0.06 * low or 1)
+    if floors and 0 < 5 * min(floors) < max(ends[loss]):      # a floor far below the start: show ratios to it
         loss.set_yscale("log")
         low = 0.9 * min(floors)
-        loss.set_ylim(low, 1.06 * tops[loss])
+        loss.set_ylim(low, 1.06 * max(ends[loss]))
         loss.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 3, 5)))
         loss.yaxis.set_major_formatter(short)
         loss.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())

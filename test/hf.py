@@ -1,17 +1,19 @@
-"""test/hf.py -- train_gpt against PyTorch, Hugging Face transformers and tiktoken. Run by test/hf.sh, from the root.
+"""test/hf.py -- train_gpt against PyTorch, Hugging Face's transformers and TRL, and tiktoken. Run by test/hf.sh,
+from the root.
 
 One line a check: ok, FAIL or skip, then the counts; exit 1 if any failed. Models are tiny and random, with random
 biases and layernorms too, since those that begin as 0 or 1 would not show a wrong place. MERGES= and TEXT= as in
 `make test`. Nothing is downloaded here."""
 import json, os, random, shutil, subprocess, sys, unicodedata, warnings
 import numpy as np
-import tiktoken, torch, transformers
+import datasets, tiktoken, torch, transformers, trl
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer
 
 warnings.filterwarnings("ignore")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+datasets.disable_progress_bars()
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 DIR = "build/hf_data"
 shutil.rmtree(DIR, ignore_errors=True)
@@ -354,7 +356,132 @@ def all_tokenizers():
           "config and tokenizer agree on the end of text")
 
 
-print(f"torch {torch.__version__}, transformers {transformers.__version__}, tiktoken {tiktoken.__version__}")
+def stage(of, start, name, shard, rows, *options):
+    """The steps that a run of ours logs, each of so many rows in two micro-batches."""
+    context = json.load(open(start + "/config.json"))["n_positions"]
+    run("./train_gpt", "train", "--stage", of, "--init", start, "--train", shard, "--out", f"{DIR}/{name}",
+        "--batch", rows // 2, "--tokens-per-step", rows * context, "--sample-every", 0,
+        "--schedule", "constant", "--lr", 0.01, "--eps", 0.001, *options)
+    events = [json.loads(line) for line in open(f"{DIR}/{name}/log.jsonl")]
+    return [e for e in events if e["event"] == "step"]
+
+
+def trl_stage(trainer, config, model, tokenizer, data, batch, steps, settings={}, **functions):
+    """The steps that TRL logs, each of one batch."""
+    args = config(f"{DIR}/trl", use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, logging_steps=1,
+                  save_strategy="no", gradient_checkpointing=False, max_steps=steps, per_device_train_batch_size=batch,
+                  lr_scheduler_type="constant", learning_rate=0.01, adam_beta2=0.95, adam_epsilon=0.001,
+                  weight_decay=0.1, **settings)
+    made = trainer(model=model, args=args, train_dataset=datasets.Dataset.from_list(data), processing_class=tokenizer,
+                   **functions)
+    made.remove_callback(transformers.PrinterCallback)
+    made.train()
+    return [e for e in made.state.log_history if "grad_norm" in e]
+
+
+def same_figures(name, pairs, detail=""):
+    worst = max(abs(a - b) / max(abs(b), 1e-30) for a, b in pairs)
+    check(all(abs(a - b) <= 1e-4 * abs(b) for a, b in pairs), "TRL, " + name, f"differ by {worst:.1e}{detail}")
+
+
+def same_steps(name, ours, theirs, detail=""):
+    pairs = [((a["loss"], b["loss"]), (a["norm"], b["grad_norm"])) for a, b in zip(ours, theirs, strict=True)]
+    same_figures(f"{name}: losses and norms", sum(pairs, ()), detail)
+
+
+def examples(name, rows):
+    """An example shard of them, and the tokenizer beside it."""
+    path = f"{DIR}/{name}"
+    os.makedirs(path)
+    with open(path + "/rows.jsonl", "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+    run("build/shards", "examples", "--in", path + "/rows.jsonl", "--tokenizer", "bytes", "--out", path + "/rows.bin")
+    return path + "/rows.bin", GPT2Tokenizer.from_pretrained(path)
+
+
+def start_of(name, context, change=lambda model: None):
+    model = random_model(vocab=257, context=context, tied=False, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    with torch.no_grad():
+        change(model)
+    model.save_pretrained(f"{DIR}/{name}")
+    return f"{DIR}/{name}"
+
+
+def sft_steps():
+    """Responses alone count, each with the end of text behind it; TRL finds them by itself."""
+    start, words = start_of("sft_start", 160), ["a", "be", "see", "deer", "eagle", "finch and gull", "hen", "ibis"]
+    pairs = [{"prompt": word + "?", "completion": word * n} for n, word in enumerate(words[:4], 1)]
+    chats = [{"messages": [dict(role=("user", "assistant")[i % 2], content=word) for i, word in enumerate(words[n:])]}
+             for n in (0, 2, 4, 6)]
+    template = ("{{ eos_token }}{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}\n"
+                "<|assistant|>\n{% else %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endif %}"
+                "{% endfor %}")
+    for name, rows, settings in (("pairs", pairs, {}), ("dialogues", chats, dict(assistant_only_loss=True))):
+        shard, tokenizer = examples("sft_" + name, rows)
+        ours = stage("sft", start, "sft_run_" + name, shard, 4, "--rows", "documents", "--steps", 2)
+        tokenizer.chat_template = template
+        if name == "pairs":
+            rows = [{**row, "prompt": tokenizer.eos_token + row["prompt"]} for row in rows]
+        theirs = trl_stage(trl.SFTTrainer, trl.SFTConfig, GPT2LMHeadModel.from_pretrained(start), tokenizer, rows, 4, 2,
+                           settings)
+        same_steps(f"sft of {name}", ours, theirs)
+
+
+def reward_steps():
+    """Our reward is the logit of end of text behind an answer; TRL's model reads its score at the last token that is no
+    padding: the same place, of ids without an end of text behind them."""
+    rows = [{"prompt": f"{n}?", "chosen": "yes" * n, "rejected": "maybe"} for n in range(1, 5)]
+    start = start_of("reward_start", 32)
+    shard, tokenizer = examples("reward_pairs", rows)
+    ours = stage("reward", start, "reward_run", shard, 8, "--steps", 2)
+    model, eot = GPT2ForSequenceClassification.from_pretrained(start, num_labels=1), tokenizer.eos_token_id
+    with torch.no_grad():
+        model.score.weight.copy_(load_file(start + "/model.safetensors")["lm_head.weight"][eot:eot + 1])
+    ids = [{key + "_ids": [eot] + tokenizer(row["prompt"] + row[key])["input_ids"] for key in ("chosen", "rejected")}
+           for row in rows]
+    theirs = trl_stage(trl.RewardTrainer, trl.RewardConfig, model, tokenizer, ids, 4, 2)
+    same_steps("reward", ours, theirs)
+    same_figures("reward, accuracy and margin", [(a[k], b[k]) for a, b in zip(ours, theirs) for k in ("accuracy", "margin")])
+
+
+def rl_steps():
+    """Our answers, which the reward command writes down, in TRL's GRPO. A step of one pass, and two of two passes: in
+    later ones neither is the ratio 1 nor the divergence 0, and each has its own number of an AdamW step. Prompts have
+    one length, since TRL pads them on the left and GPT2LMHeadModel counts positions from there. Loss dapo is the sum
+    over all tokens by their number; without use_bias_correction_kl=False the divergence would count times the ratio."""
+    def few_letters(model):                  # so that answers pass through JSON, and some end
+        model.transformer.ln_f.weight[0], model.transformer.ln_f.bias[0], model.lm_head.weight[:, 0] = 0, 1, 0
+        model.lm_head.weight[[i for i in range(256) if not 64 <= i < 76], 0] = -100
+    most, group, drawn = 7, 4, f"{DIR}/drawn.jsonl"
+    start, prompts = start_of("rl_start", 32, few_letters), [{"prompt": text} for text in ("one?", "two?")]
+    shard, tokenizer = examples("rl_prompts", prompts)
+    def ours(passes, steps):
+        score = f"while read -r line; do printf '%s\\n' \"$line\" >> {drawn}_{passes}; echo ${{#line}}e-1; done"
+        return stage("rl", start, f"rl_run_{passes}", shard, 2 * group, "--group", group, "--response-tokens", most,
+                     "--kl", 0.5, "--ppo-clip", 0.1, "--reward-command", score, "--rl-passes", passes, "--steps", steps)
+    first, later = ours(1, 1), ours(2, 2)
+    eot, lines = tokenizer.eos_token_id, open(drawn + "_2").read().splitlines()
+    def rollout(*_):                         # the answers of the next step
+        now, lines[:] = lines[:2 * group], lines[2 * group:]
+        ids = [[tokenizer(json.loads(line)[part])["input_ids"] for line in now] for part in ("prompt", "response")]
+        return {"prompt_ids": [[eot] + prompt for prompt in ids[0]], "logprobs": None, "line": now,
+                "completion_ids": [answer + [eot] * (len(answer) < most) for answer in ids[1]]}
+    theirs = trl_stage(
+        trl.GRPOTrainer, trl.GRPOConfig, GPT2LMHeadModel.from_pretrained(start), tokenizer, prompts, 2 * group, 4,
+        dict(num_generations=group, max_completion_length=most, num_iterations=2, beta=0.5, epsilon=0.1,
+             loss_type="dapo", scale_rewards="none", use_bias_correction_kl=False),
+        rollout_func=rollout, reward_funcs=lambda line, **_: [len(text) / 10 for text in line])
+    clipped, kl = [e["clip_ratio/region_mean"] for e in theirs], [e["kl"] for e in theirs]
+    same_steps("rl, 1 pass", first, theirs[:1])
+    same_steps("rl, the last of 2 passes", later, theirs[1::2],
+               f"; clipped {clipped[1]:.0%} and {clipped[3]:.0%} of tokens, KL {kl[1]:.2f} and {kl[3]:.2f}")
+    same_figures("rl, rewards, KL and what is clipped",
+                 [(later[i]["reward"], theirs[2 * i]["reward"]) for i in (0, 1)] + [(later[1]["kl"], kl[2])] +
+                 [(later[i]["clipped"], (clipped[2 * i] + clipped[2 * i + 1]) / 2) for i in (0, 1)])
+
+
+print(f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}, "
+      f"tiktoken {tiktoken.__version__}")
 for variant in (("head size 12", 3, 36, 1, 1), ("no bias", 3, 36, 0, 1), ("untied", 5, 35, 1, 0),
                 ("no bias, untied", 2, 48, 0, 0), ("one head of 17", 1, 17, 1, 1), ("head size 64", 2, 128, 1, 1)):
     guarded(f"ours in HF, {variant[0]}", lambda: ours_in_hf(*variant))
@@ -362,5 +489,8 @@ guarded("HF in ours", hf_in_ours)
 guarded("llm.c in ours", llmc_in_ours)
 guarded("training", training_step)
 guarded("tokenizers", all_tokenizers)
+guarded("TRL, sft", sft_steps)
+guarded("TRL, reward", reward_steps)
+guarded("TRL, rl", rl_steps)
 print(f"{passed} passed, {failed} failed, {skipped} skipped")
 sys.exit(failed > 0)

@@ -667,7 +667,9 @@ struct ExampleMaker {
                     json_quote(content).c_str(), members_of(turn).c_str());
             all.push_back({shared && who == "human" ? "user" : shared && who == "gpt" ? ASSISTANT : who,
                            turn[content].string});
-            if (all.back() == Turn{ASSISTANT, ""}) die("%s: is empty, expected a response", at.c_str());
+            if (all.back() == Turn{ASSISTANT, ""})
+                die("%s: is empty, expected a response; take such lines out: jq -c 'select(all(.%s[]; .%s != \"\"))'",
+                    at.c_str(), name.c_str(), content.c_str());
         }
         chats++;
         return all;
@@ -682,7 +684,10 @@ struct ExampleMaker {
             parts.push_back(context + chat.opening(role)), parts.push_back(content);
             context.clear(), open = 0;
         }
-        if (parts.empty()) die("%s: found %zu turns, none of them the assistant's", where.c_str(), turns.size());
+        if (parts.empty())
+            die("%s: found %zu turns, none of them the assistant's; take such lines out: jq -c 'select(any(.%s[]; %s))'",
+                where.c_str(), turns.size(), form->members[0].c_str(),
+                form->members[0] == "messages" ? ".role == \"assistant\"" : ".from == \"gpt\"");
         lost += open;
         return parts;
     }

@@ -27,6 +27,7 @@ struct Preferences {
     }
     double loss() const { return nats / pairs; }
     double accuracy() const { return 1.0 * right / pairs; }
+    double margin() const { return margins / pairs; }
     double calibration_error() const {
         double sum = 0;
         for (int k = 0; k < 10; k++) sum += std::abs(expected[k] - correct[k]);
@@ -34,7 +35,7 @@ struct Preferences {
     }
     std::string line() const {
         return format("val loss %.6f nats/pair, accuracy %.4f, margin %.3f, calibration error %.3f, %zu pairs", loss(), accuracy(),
-                      margins / pairs, calibration_error(), pairs);
+                      margin(), calibration_error(), pairs);
     }
 };
 /* A model whose context is full is a Markov chain over its V^T contexts: token v leads from (a, b, ..) to (b, .., v).
