@@ -1,4 +1,5 @@
 # make run        train a small GPT on the built-in corpus and show what it learned; STEPS=n sets the length
+# make assistant  from that corpus to a chat: base model, supervised, reward model, reinforced, and a table; SEED=n
 # make test       every test, with or without a GPU; make stress: the long versions; make test-hf: against PyTorch
 # make train_gpt_cuda         the CUDA program, for the GPU here or ARCH=90; train_gpt_cuda_fp32: the same without bf16
 # make            everything; DEBUG=1 without optimization, SANITIZE=1 with address and undefined behaviour sanitizers,
@@ -126,6 +127,11 @@ done; \
 mkdir -p $(1) && echo "$$begun_as" > $(1)/begun_as
 endef
 
+SEED ?= 1
+assistant: train_gpt $(TOOLS)
+	@$(call ready,runs/assistant,SEED=$(SEED),dev/assistant.sh dev/data/corpus.cpp)
+	@dev/assistant.sh runs/assistant '$(SEED)'
+
 # Files that were named, but are not there, are told of before minutes of compiling.
 given:
 	@for file in "$(MERGES)" "$(TEXT)"; do test -z "$$file" || test -f "$$file" || { echo "error: $$file: no such file;" \
@@ -152,4 +158,4 @@ baby: train_gpt
 
 clean:
 	rm -rf build train_gpt train_gpt_cuda train_gpt_cuda_fp32
-.PHONY: FORCE all run given programs test stress study bench baby fuzz test-hf clean
+.PHONY: FORCE all run assistant given programs test stress study bench baby fuzz test-hf clean
