@@ -106,6 +106,7 @@ scored "says infinity" "line 1: 'inf' is no number" "while read line; do echo in
 refused "a command that fails later" 1 "is no number" stage rl later $init $rl $group --train $data/prompts.bin --steps 6 --save-every 1 \
     --reward-command 'n=0; while read line; do n=$((n + 1)); [ $n -lt 33 ] && echo $((n % 3)) || echo no; done'
 expect "it leaves a whole checkpoint" $program eval --stage sft --model $dir/later --val $data/sft.bin
+[ -z "$STRESS" ] || expect "from text to an assistant in a hundredth of the steps" dev/assistant.sh $dir/assistant 1 100
 refused "another reward model on resume" 1 "was given other data" $program train --resume --steps 8 --out $dir/model.stopped --reward $dir/reward.long
 refused "a model instead of the exact reward on resume" 1 "was given other data: exact" $program train --resume --steps 8 --out $dir/exact.stopped --reward $dir/reward.long
 mv $dir/base $dir/base.old && cp -r $dir/sft $dir/base
