@@ -51,11 +51,17 @@ schedule|layers|--schedule rsqrt|train_gpt.cpp|s/(s.warmup + 1.0)/s.warmup/|laye
 label_smoothing|layers check|--label-smoothing 0.1|train_gpt.cu|s,- weight \* all;,;,|check|gradient
 rmsnorm|layers check||train_gpt.cpp|s/- x_n\[c\] \* r \* dot/+ x_n[c] * r * dot/|layers|gradient/rmsnorm dx
 rope|layers check||train_gpt.cu|s/T, T, c.C, c.NH, -1/T, T, c.C, c.NH, 1/|check|gradient.*c_attn
+numpy_shards|host||dev/host/shards.h|s/begin = 10 + /begin = 8 + /|host|a NumPy vector
+fused_dot|attention check||train_gpt.cu|s/dot = block_sum(dot);/;/|attention|attention backward
 END
 }
 test_of() {                                  # TEST FORK, in the fork's own tree
-    case $1 in check) program_=train_gpt_emulated ;; *) program_=test_$1 ;; esac
-    ( cd $dir/$2 && ${MAKE:-make} -s build/$program_ && build/$program_ --check )        # which a test passes over
+    case $1 in
+    check) set -- $2 train_gpt_emulated --check ;;
+    attention) set -- $2 emulated_attention 2 tiny ;;
+    *) set -- $2 test_$1 ;;
+    esac
+    ( cd $dir/$1 && shift && ${MAKE:-make} -s build/$1 && build/"$@" )
 }
 table | while IFS='|' read -r fork tests options file mistake test line; do
     case " ${*:-$fork} " in *" $fork "*) ;; *) continue ;; esac
