@@ -53,6 +53,7 @@ rmsnorm|layers check||train_gpt.cpp|s/- x_n\[c\] \* r \* dot/+ x_n[c] * r * dot/
 rope|layers check||train_gpt.cu|s/T, T, c.C, c.NH, -1/T, T, c.C, c.NH, 1/|check|gradient.*c_attn
 numpy_shards|host||dev/host/shards.h|s/begin = 10 + /begin = 8 + /|host|a NumPy vector
 fused_dot|attention check||train_gpt.cu|s/dot = block_sum(dot);/;/|attention|attention backward
+swiglu|layers check||train_gpt.cpp|s/gate \* (1 - s))/gate * s)/|layers|gradient/swiglu
 END
 }
 test_of() {                                  # TEST FORK, in the fork's own tree
