@@ -54,11 +54,13 @@ rope|layers check||train_gpt.cu|s/T, T, c.C, c.NH, -1/T, T, c.C, c.NH, 1/|check|
 numpy_shards|host||dev/host/shards.h|s/begin = 10 + /begin = 8 + /|host|a NumPy vector
 fused_dot|attention check||train_gpt.cu|s/dot = block_sum(dot);/;/|attention|attention backward
 swiglu|layers check||train_gpt.cpp|s/gate \* (1 - s))/gate * s)/|layers|gradient/swiglu
+muon|layers check check_fp32||train_gpt.cu|s/MUON\[2\], A, MUON\[1\]/MUON[1], A, MUON[2]/|check_fp32|weight
 END
 }
 test_of() {                                  # TEST FORK, in the fork's own tree
     case $1 in
     check) set -- $2 train_gpt_emulated --check ;;
+    check_fp32) set -- $2 train_gpt_emulated_fp32 --check ;;
     attention) set -- $2 emulated_attention 2 tiny ;;
     *) set -- $2 test_$1 ;;
     esac
