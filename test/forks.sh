@@ -51,10 +51,11 @@ schedule|layers|--schedule rsqrt|train_gpt.cpp|s/(s.warmup + 1.0)/s.warmup/|laye
 label_smoothing|layers check|--label-smoothing 0.1|train_gpt.cu|s,- weight \* all;,;,|check|gradient
 rmsnorm|layers check||train_gpt.cpp|s/- x_n\[c\] \* r \* dot/+ x_n[c] * r * dot/|layers|gradient/rmsnorm dx
 rope|layers check||train_gpt.cu|s/T, T, c.C, c.NH, -1/T, T, c.C, c.NH, 1/|check|gradient.*c_attn
-numpy_shards|host||dev/host/shards.h|s/begin = 10 + /begin = 8 + /|host|a NumPy vector
+numpy_shards|host||dev/host/shards.h|s/, token_bytes = bytes;/;/|host|a NumPy vector
 fused_dot|attention check||train_gpt.cu|s/dot = block_sum(dot);/;/|attention|attention backward
 swiglu|layers check||train_gpt.cpp|s/gate \* (1 - s))/gate * s)/|layers|gradient/swiglu
 muon|layers check check_fp32||train_gpt.cu|s/MUON\[2\], A, MUON\[1\]/MUON[1], A, MUON[2]/|check_fp32|weight
+grouped_queries|layers check||train_gpt.cu|s/HS) sum += /HS) sum = /|check|gradient.*c_attn
 END
 }
 test_of() {                                  # TEST FORK, in the fork's own tree
