@@ -1319,14 +1319,14 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
 // act is the type of activations, stat of sums over them; a GPU adds rows.
 #define ACTIVATIONS(X) \
     X(act,  embedded,  ONCE,   N * c.C)         /* the residual stream before the first block */ \
-    X(act,  ln1,       KEPT,   N * c.C)         X(stat, ln1_mean, KEPT, N)   X(stat, ln1_rstd, KEPT, N) \
+    X(act,  ln1,       KEPT,   N * c.C)         X(stat, ln1_stats, KEPT, 2 * N)   /* mean and rstd */ \
     X(act,  qkv,       BLOCK,  N * c.qkv())     /* when sampling, the cache of keys and values */ \
     X(act,  att,       KEPT,   N * c.C)         X(stat, lse, KEPT, N * c.NH) \
     X(act,  middle,    KEPT,   N * c.C)         /* the residual stream after attention */ \
-    X(act,  ln2,       KEPT,   N * c.C)         X(stat, ln2_mean, KEPT, N)   X(stat, ln2_rstd, KEPT, N) \
+    X(act,  ln2,       KEPT,   N * c.C)         X(stat, ln2_stats, KEPT, 2 * N)   /* mean and rstd */ \
     X(act,  fc,        KEPT,   N * c.hidden())  X(act, fc_gelu, KEPT, N * c.hidden()) \
     X(act,  residual,  KEPT,   N * c.C)         /* the residual stream after the block */ \
-    X(act,  lnf,       ONCE,   N * c.C)         X(stat, lnf_mean, ONCE, N)   X(stat, lnf_rstd, ONCE, N) \
+    X(act,  lnf,       ONCE,   N * c.C)         X(stat, lnf_stats, ONCE, 2 * N)   /* mean and rstd */ \
     X(act,  logits,    ONCE,   head_rows(N, c.V) * padded(c.V)) \
     X(act,  dresidual, ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
     X(act,  dx,        ONCE,   training ? N * c.C : 0)       /* of what is C wide within a branch */ \
@@ -1342,18 +1342,18 @@ template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
         const auto w = m.weights_of(l);
         const auto qkv = T == S ? a.qkv : a.fc;
         const auto ln1 = l == 0 ? m.embedding_norm_forward(a, w, B, t0, T)
-                                : m.norm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, residual, w.ln1_w, w.ln1_b, N);
+                                : m.norm_forward(a.ln1, a.ln1_stats, residual, w.ln1_w, w.ln1_b, N);
         m.linear_forward(qkv, ln1, w.qkv_w, w.qkv_b, nullptr, nullptr, N, C, m.c.qkv());
         m.attention_forward(a, qkv, B, t0, T, S);
         m.linear_forward(a.middle, a.att, w.proj_w, w.proj_b, residual, nullptr, N, C, C);
-        const auto ln2 = m.norm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.middle, w.ln2_w, w.ln2_b, N);
+        const auto ln2 = m.norm_forward(a.ln2, a.ln2_stats, a.middle, w.ln2_w, w.ln2_b, N);
         m.linear_forward(a.fc_gelu, ln2, w.fc_w, w.fc_b, nullptr, a.fc, N, C, H);
         m.linear_forward(a.residual, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, nullptr, N, H, C);
         residual = a.residual;
     }
     const auto a = m.activations(0);
     const auto w = m.weights_of(0);
-    return m.norm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, residual, w.lnf_w, w.lnf_b, N);
+    return m.norm_forward(a.lnf, a.lnf_stats, residual, w.lnf_w, w.lnf_b, N);
 }
 
 /* The head: logits = x table^T, their loss, and if asked the gradients of x, which are left in dx, and of the table. It
@@ -1375,7 +1375,7 @@ template <typename M> void network_backward(M& m, int B, int T) {
     const int N = B * T, C = m.c.C, H = m.c.hidden(), L = m.c.L;
     const auto end = m.activations(L - 1);
     m.norm_backward(end.dresidual, false, m.gradients_of(0).lnf_w, m.gradients_of(0).lnf_b, m.gradients_of(L - 1).fcproj_b,
-                    end.dx, end.residual, m.weights_of(0).lnf_w, end.lnf_mean, end.lnf_rstd, N);
+                    end.dx, end.residual, m.weights_of(0).lnf_w, end.lnf_stats, N);
     for (int l = L - 1; l >= 0; l--) {
         const auto a = m.activations(l);
         const auto w = m.weights_of(l);
@@ -1386,12 +1386,12 @@ template <typename M> void network_backward(M& m, int B, int T) {
         m.linear_backward(a.dwide, g.fcproj_w, a.dresidual, a.fc_gelu, w.fcproj_w, N, H, C);
         m.gelu_backward(a.dwide, g.fc_b, a.fc, N, H);
         m.linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, H);
-        m.norm_backward(a.dresidual, true, g.ln2_w, g.ln2_b, g.proj_b, a.dx, a.middle, w.ln2_w, a.ln2_mean, a.ln2_rstd, N);
+        m.norm_backward(a.dresidual, true, g.ln2_w, g.ln2_b, g.proj_b, a.dx, a.middle, w.ln2_w, a.ln2_stats, N);
         // forward: middle = entered + attention(norm(entered) qkv) proj
         m.linear_backward(a.dx, g.proj_w, a.dresidual, a.att, w.proj_w, N, C, C);
         m.attention_backward(a, g.qkv_b, B, T);
         m.linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, m.c.qkv());
-        m.norm_backward(a.dresidual, true, g.ln1_w, g.ln1_b, entered_b, a.dx, entered, w.ln1_w, a.ln1_mean, a.ln1_rstd, N);
+        m.norm_backward(a.dresidual, true, g.ln1_w, g.ln1_b, entered_b, a.dx, entered, w.ln1_w, a.ln1_stats, N);
     }
     m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
 }
@@ -1549,15 +1549,15 @@ struct Model {
     Weights<real> gradients_of(int l) const { return layout.at(gradients.data(), l); }
     const real* embedding_norm_forward(const Activations& a, const Weights<real>& w, int B, int t0, int T) {
         embedding_forward(a.embedded, tokens.data(), w.wte, w.wpe, B, t0, T, c.C);
-        return norm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.embedded, w.ln1_w, w.ln1_b, B * T);
+        return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1_w, w.ln1_b, B * T);
     }
-    const real* norm_forward(real* out, real* mean, real* rstd, const real* x, const real* w, const real* b, int N) {
-        return layernorm_forward(out, mean, rstd, x, w, b, N, c.C, c.eps), out;
+    const real* norm_forward(real* out, real* stats, const real* x, const real* w, const real* b, int N) {
+        return layernorm_forward(out, stats, stats + N, x, w, b, N, c.C, c.eps), out;
     }
     void norm_backward(real* dresidual, bool add, real* dw, real* db, real* dbias, const real* dout, const real* x,
-                       const real* w, const real* mean, const real* rstd, int N) {
+                       const real* w, const real* stats, int N) {
         if (!add) std::fill_n(dresidual, (size_t)N * c.C, real(0));
-        layernorm_backward(dresidual, dw, db, dout, x, w, mean, rstd, N, c.C);
+        layernorm_backward(dresidual, dw, db, dout, x, w, stats, stats + N, N, c.C);
         if (dbias) bias_backward(dbias, dresidual, N, c.C);
     }
     void linear_forward(real* out, const real* x, const real* w, const real* b, const real* plus, real* before_gelu, int N,

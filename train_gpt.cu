@@ -2402,20 +2402,20 @@ struct Model {
     Normed embedding_norm_forward(const Activations& a, const Weights<floatX>& w, int B, int t0, int T) {
         if (decoding) {
             launch(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
-            return norm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.embedded, w.ln1_w, w.ln1_b, B);
+            return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1_w, w.ln1_b, B);
         }
-        layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, a.embedded, w.ln1_w, w.ln1_b, B * T, c.C, c.eps,
+        layernorm_forward(a.ln1, a.ln1_stats, a.ln1_stats + B * T, a.embedded, w.ln1_w, w.ln1_b, B * T, c.C, c.eps,
                           {a.embedded, a.token, w.wte, w.wpe, t0, T});
         return a.ln1;
     }
-    Normed norm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N) {
+    Normed norm_forward(floatX* out, float* stats, const floatX* x, const floatX* w, const floatX* b, int N) {
         if (decoding && few(N, c.C)) return {x, w, b, (float)c.eps};
-        layernorm_forward(out, mean, rstd, x, w, b, N, c.C, c.eps);
+        layernorm_forward(out, stats, stats + N, x, w, b, N, c.C, c.eps);
         return out;
     }
     void norm_backward(floatX* dresidual, bool add, float* dw, float* db, float* dbias, const floatX* dout, const floatX* x,
-                       const floatX* w, const float* mean, const float* rstd, int N) {
-        layernorm_backward(dresidual, add, dw, db, dbias, activations(0).partial, dout, x, w, mean, rstd, N, c.C);
+                       const floatX* w, const float* stats, int N) {
+        layernorm_backward(dresidual, add, dw, db, dbias, activations(0).partial, dout, x, w, stats, stats + N, N, c.C);
     }
     void linear_forward(floatX* out, const Normed& x, const floatX* w, const floatX* b, const floatX* plus,
                         floatX* before_gelu, int N, int C, int OC) {
@@ -2450,7 +2450,7 @@ struct Model {
     void logits_forward(const Normed& x, int n0, int step, int rows) {
         const Activations a = activations(0);
         const int V = padded(c.V);
-        if (x.w) layernorm_forward(a.lnf, a.lnf_mean, a.lnf_rstd, x.x, x.w, x.b, rows, c.C, x.eps);
+        if (x.w) layernorm_forward(a.lnf, a.lnf_stats, a.lnf_stats + rows, x.x, x.w, x.b, rows, c.C, x.eps);
         const floatX* some = (x.w ? a.lnf : x.x) + (size_t)n0 * c.C;
         matmul(a.logits, table(), some, {V, rows, c.C, true, false, c.C, (long)step * c.C, V});
     }

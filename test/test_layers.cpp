@@ -409,13 +409,13 @@ static void drawing() {
 }
 
 int main() {
+    scalars();
+    token_losses();
     layers();
     for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied, 2, 3, 15, 7);
     const int most = std::exchange(cpu::most_logits, 0);             // the head in two chunks, of 64 and of 6 rows
     whole_model(true, true, 1, 2, 6, 35), whole_model(false, false, 1, 2, 6, 35);
     cpu::most_logits = most;
-    scalars();
-    token_losses();
     other_objectives();
     texts_side_by_side();
     drawing();
