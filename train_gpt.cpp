@@ -1,14 +1,14 @@
 /* train_gpt.cpp -- a complete GPT-2 trainer for the CPU.
 
-   It trains from scratch or from a published checkpoint, evaluates, samples, draws small models as state graphs, and
-   reads and writes Hugging Face checkpoints. It is also written to be the reference that faster kernels are checked
-   against: such a program includes this file and puts its own layers behind section 7's network.
-   It does not do dropout, or other architectures than GPT-2. What is fast here is fast because of loop order, vector
-   types in the matrix product, and the compiler; intrinsics there are none but those of AMX, a matrix unit, in dev/host/amx.h.
+   It pretrains from scratch or from a checkpoint, fine-tunes (SFT, reward models, RL), evaluates, samples, chats, draws
+   small models as state graphs, and reads and writes Hugging Face checkpoints. It is also the reference for faster
+   kernels: train_gpt.cu includes this file and puts its own layers behind section 7's network.
+   There is no dropout, and no architecture but GPT-2. Its speed comes from loop order, from vector types in the matrix
+   product and from the compiler; the only intrinsics are those of AMX, a matrix unit, in dev/host/amx.h.
 
      make run                                              build, make a corpus, train on it, show what it learned
      ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --init d6 --out runs/a
-     ./train_gpt sample --model runs/a --prompt "Once"     and eval, graph; --help lists every option
+     ./train_gpt sample --model runs/a --prompt "Once"     and chat, eval, graph; --help lists every option
 
    The letters, here and in every comment below:
      B rows of a batch    T tokens of a row (time)    N = B*T    C channels    L layers
@@ -16,10 +16,9 @@
    dx is the gradient of the loss with respect to x. A matrix (R,K) is row-major: element (r,k) stands at r*K + k.
 
    Top to bottom:
-      1 options            2 config and tensors     3 order of the data    4 scalar maths                5 layers
-      6 matrix product     7 model                  8 model files          9 evaluate, sample, graph    10 train, 11 main
-   What is to be taken on trust at a first reading, because no model depends on it, are the headers of dev/host: command
-   lines, files, shards, the tokenizer, weights and checkpoints on disk, run directories, the display. */
+      1 options            2 config and tensors     3 rows and stages      4 scalar maths               5 layers
+      6 matrix product     7 model                  8 model files          9 evaluate, sample, chat    10 train, 11 main
+   At a first reading take the headers of dev/host on trust: options, files, shards, tokenizer, checkpoints, runs. */
 
 #include <array>
 #include <climits>
@@ -37,7 +36,7 @@
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table,
-// whose columns dev/host/options.h explains. To add one, add a row. Verbs are t(rain), s(ample), e(val), g(raph).
+// whose columns dev/host/options.h explains. To add one, add a row. Verbs: t(rain), s(ample), c(hat), e(val), g(raph).
 #ifndef PROGRAM                  // train_gpt.cu has other ones
 #define PROGRAM "train_gpt"
 #define PROGRAM_HELP \
@@ -91,7 +90,7 @@
     X(text,    out,             "",           "",                             "tRP!",     "directory of the run: log.jsonl and checkpoints") \
     X(flag,    resume,          false,        "",                             "t",        "go on from the newest whole checkpoint in --out") \
     X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn for each prompt, whose mean reward is subtracted") \
-    X(integer, response_tokens, 0,            "1..1048576",                   "tL",       "rl: of an answer, at most [what the context leaves]") \
+    X(integer, response_tokens, 0,            "1..1048576",                   "tL",       "rl: tokens of an answer, at most [what the context leaves]") \
     X(text,    reward,          "exact",      "",                             "tseDPL",   "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage; --best-of: that model") \
     X(text,    reward_command,  "",           "",                             "tL",       "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
     X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",      "rl: seconds to wait for that program") \
@@ -190,7 +189,7 @@ struct Preset { const char* name; int L, NH, C; };
 inline constexpr Preset PRESETS[] = {{"d6", 6, 6, 384}, {"d12", 12, 12, 768}, {"d24", 24, 16, 1024},
                                      {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}};
 
-constexpr float ONES = -1;      // an initial value that is not a standard deviation
+constexpr float ONES = -1;      // in the column init: all ones; any other number there is a standard deviation
 
 //    field     per      rows     columns  init      present          name in checkpoints
 //    rows 0: a vector, exempt from weight decay. RESID: the last product of a residual branch starts smaller, so that
@@ -226,12 +225,11 @@ struct Slots {
 
     Slots(const std::vector<std::pair<Per, size_t>>& arrays, int L) : stride(arrays.size(), 0) {
         auto padded = [](size_t n) { return (n + 127) / 128 * 128; };
-        size_t block = 0, base = 0;
+        size_t block = 0, base = SIZE_MAX;                   // base: of layer 0, where the first BLOCK array stands
         for (auto [per, n] : arrays) if (per == BLOCK) block += padded(n);
-        bool placed = false;
         for (size_t k = 0, within = 0; k < arrays.size(); k++) {
             auto [per, n] = arrays[k];
-            if (per == BLOCK && !placed) base = size, size += block * L, placed = true;
+            if (per == BLOCK && base == SIZE_MAX) base = std::exchange(size, size + block * L);
             first.push_back(per == BLOCK ? base + within : size);
             if (per == BLOCK) stride[k] = block, within += padded(n);
             else size += padded(n);
@@ -291,7 +289,7 @@ struct Layout {
         }
         std::stable_sort(tensors.begin(), tensors.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
     }
-    // Of tensor i. Each number is drawn for itself, so any number of threads gives the same.
+    // Of tensor i. Number k has its own place in the random sequence, so any number of threads draws the same.
     std::vector<float> initial_values(size_t i, uint64_t seed) const {
         const Tensor& t = tensors[i];
         std::vector<float> values(t.count());
@@ -324,8 +322,8 @@ private:
     }
 };
 
-// Zeroed memory for n numbers, first touched by the threads that will use it. Huge pages, where the system has them,
-// spare the product's walks down columns a page table walk at every row.
+// Zeroed memory for n numbers, first touched by the threads that will use it. Huge pages, where there are any, save a
+// TLB miss at every row when a product reads down a column.
 template <typename E = real> struct Buffer {
     size_t size;
     std::unique_ptr<E, void (*)(void*)> memory{nullptr, free};
@@ -348,11 +346,11 @@ template <typename E = real> struct Buffer {
     E* data() const { return memory.get(); }
 };
 
-// ---- 3. order of the data -------------------------------------------------------------------------------------------
-// The rows that a step learns from. Those of token shards and of example shards, and the order in which an epoch takes
-// them, are made by dev/host/rows.h: a function of the seed and of a number, the position in the data.
+// ---- 3. rows and stages ---------------------------------------------------------------------------------------------
+// What a step learns from. dev/host/rows.h makes the rows of token and example shards, and their order in each epoch,
+// from the seed and the position in the data alone.
 
-// Rows side by side, each filled up to the longest of them with inputs that count nowhere.
+// A padded batch: rows shorter than the longest end in inputs whose target is -1, which counts nowhere.
 struct Batch {
     int B, T = 0;
     std::vector<int> x, y;                   // (B,T)
@@ -377,16 +375,17 @@ struct Batch {
      rl         answers drawn to a prompt        ppo_loss() of their tokens, by their reward over that of their group */
 struct Stage {
     const char* name;
-    std::vector<int> kinds;                  // of Examples; none: token shards
-    bool side_by_side = false;
+    std::vector<int> kinds;                  // Examples: 0 dialogues, 1 prompts, 2 responses, 3 preferences; {}: tokens
+    bool side_by_side = false;               // several examples packed into a row
 };
 inline const Stage STAGES[] = {{"pretrain", {}}, {"sft", {0, 2}, true}, {"reward", {3}}, {"rl", {1, 2}}};
 inline const Stage& stage_of(const Options& o) {
     return *std::find_if(std::begin(STAGES), std::end(STAGES), [&](const Stage& s) { return o.stage == s.name; });
 }
 inline Wanted wanted(const Options& o, const char* option, const text& pattern, int V, int T, int eot) {
-    const Stage& stage = stage_of(o);
-    return {option, pattern, o.rows, o.stage, stage.kinds, !o.raw.empty(), stage.side_by_side && o.rows == "packed", V, T, eot};
+    const Stage& s = stage_of(o);
+    return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
+            .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
 }
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
@@ -399,7 +398,7 @@ inline Wanted wanted(const Options& o, const char* option, const text& pattern, 
 #endif
 
 /* e^x for |x| <= 60; saturating above, 0 below; NaN stays NaN. Branch-free, so that loops over it become vector code.
-   Beyond 60 a softmax or a gate would turn into subnormal numbers, with which many machines multiply far more slowly.
+   The cut at -60 keeps softmax and gates clear of subnormal numbers, which are slow on many machines (dev/SPEED.md).
    math     x = n ln 2 + r, |r| <= ln(2)/2;   e^x = 2^n e^r, e^r by its Taylor polynomial of degree 7
    errors   below 2 ulp; adding 1.5 * 2^23 rounds to an integer, which the low bits then hold */
 HD float fast_exp(float x) {
@@ -456,20 +455,20 @@ struct bfloat16 {
     operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
 };
 
-// How a token is drawn, and the weight of one whose logit lies `below` the maximum: e^(-below / temperature) as an
-// integer, so that sums of weights have no order, and any machine draws the same token from the same logits.
+// How a token is drawn. A logit that lies `below` the maximum weighs e^(-below / temperature), as an integer: such sums
+// do not depend on their order, so any machine draws the same token from the same logits.
 struct Sampling {
     float scale;                             // 2^25 log2(e) / temperature
     int top_k;                               // temperature 0 is top_k 1
     uint64_t top_p;                          // in units of 2^-64; 0: all
-    int hidden = 0;                          // so many tokens are never drawn
+    int hidden = 0;                          // tokens that are never drawn; gpu::Model alone sets and reads it
     explicit Sampling(const Options& o) : scale(std::min(0x1p25 * 1.4426950408889634 / o.temperature, 3e38)),
           top_k(o.temperature == 0 ? 1 : o.top_k ? o.top_k : INT_MAX), top_p(o.top_p < 1 ? o.top_p * 0x1p64 : 0) {}
 };
 constexpr float NEVER = -3e38f;              // a logit of no weight, in bf16 too
 /* math     2^40 2^-(n + f),   n + f = below scale 2^-25;   2^-f by a polynomial in units of 2^-32
    errors   below 2^-23 (1 + n) of the weight, and 1; less than 2^24 of them add up in 64 bits
-   here     a product of floats is rounded alike everywhere, as long as nothing is added to it */
+   here     below * scale is never added to, so no compiler makes it an FMA: it rounds alike everywhere */
 HD uint64_t weight_of(float below, float scale) {
     const float y = below * scale, most = 63 << 25;
     const uint32_t x = int(y < most ? y : most), f = x << 7;
@@ -501,8 +500,8 @@ template <typename R> HD TokenLoss<R> likelihood_loss(R lp, R w) { return {-w * 
 template <typename R> HD TokenLoss<R> ppo_loss(R lp, R w, R old, R ref, R clip, R kl) {
     const R ratio = std::exp(lp - old), least = 1 - clip, most = 1 + clip, e = std::exp(ref - lp);
     const R clipped = ratio < least ? least : ratio > most ? most : ratio;
-    const bool follows = ratio * w <= clipped * w;           // the minimum is the one that lp moves
-    return {-(follows ? ratio : clipped) * w + kl * (e - (ref - lp) - 1), (follows ? ratio * w : 0) + kl * (e - 1)};
+    const bool unclipped = ratio * w <= clipped * w;         // r w is the minimum; the clipped term has no gradient
+    return {-(unclipped ? ratio : clipped) * w + kl * (e - (ref - lp) - 1), (unclipped ? ratio * w : 0) + kl * (e - 1)};
 }
 
 /* What a pair adds to the loss, and its derivative, by how much more the chosen answer is rewarded than the rejected one.
@@ -518,7 +517,7 @@ struct Objective {
     const float *weight = nullptr, *old = nullptr, *ref = nullptr;
     double clip = 0, kl = 0;
 };
-// The same as kernels read it: weights of type W and kl are divided by the step's denominator, kl is one number.
+// The same as kernels read it: weights and kl are divided by the step's denominator; kl points to one number.
 template <typename W> struct TokenTerms {
     const W *weight, *kl = nullptr;
     const float *old = nullptr, *ref = nullptr;
@@ -594,7 +593,7 @@ template <typename E = real> struct Matrix { // element (i,j) is p[i * row + j *
 };
 template <typename E> Matrix(E*, long, long) -> Matrix<std::remove_const_t<E>>;
 
-// What becomes of sums over k: they are added to `plus` and `bias`, where those are not null, and written to c.
+// The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
     real* c;
     long ldc;                                // row length of c and plus
@@ -724,8 +723,8 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
 
 /* attention -- causal self-attention, a block of queries and of keys at a time: a thread holds (64,512) scores at most
    math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
-            With the keys of a block, the maximum score so far may rise: what was summed up before then shrinks by
-            e^(before - now), and is divided by the sum of all e^s_j at the end.
+            Online softmax: where a block of keys raises the maximum score, what was summed before is multiplied by
+            e^(before - now); the sum of all e^s_j divides it at the end.
    shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b exist
             out (B,T,C), lse (B,NH,T): of the T rows from t0 on. Training has t0 = 0, S = T; a sampler adds rows to qkv
             and asks for those only, which makes qkv its cache.
@@ -758,7 +757,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
                 for (int j = 0; j < visible; j++) total += s[j] = fast_exp(scale * (s[j] - high));
                 std::fill(s + visible, s + n, real(0));
                 const real shrink = fast_exp(scale * (maximum[i] - high));
-                for (int c = 0; c < HS && j0; c++) out_i[c] *= shrink;
+                if (j0) for (int c = 0; c < HS; c++) out_i[c] *= shrink;
                 sum[i] = sum[i] * shrink + total, maximum[i] = high;
             }
             gemm_tile({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
@@ -786,7 +785,7 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
         static thread_local std::vector<real> p(QUERIES * KEYS), ds(QUERIES * KEYS);
         const size_t head = (size_t)b * T * row + h * HS;
         const Matrix q = {qkv + head, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
-        const Target dq = {dqkv + head, row}, dk = dq.from(0, C), dv = dq.from(0, 2 * C);
+        const Target dq = {dqkv + head, row, dqkv + head}, dk = dq.from(0, C), dv = dq.from(0, 2 * C);
         for (int t = 0; t < T; t++)
             for (int part = 0; part < 3; part++) std::fill_n(dq.from(t, part * C).c, HS, real(0));
         for (int i0 = 0; i0 < T; i0 += QUERIES) for (int j0 = 0; j0 < std::min(T, i0 + QUERIES); j0 += KEYS) {
@@ -809,12 +808,9 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
                 std::fill(p_i + visible, p_i + n, real(0)), std::fill(ds_i + visible, ds_i + n, real(0));
             }
             const Matrix P = {p.data(), n, 1}, dS = {ds.data(), n, 1};
-            auto add = [&](Target to, Matrix<> a, Matrix<> b, int M, int K) {
-                gemm_tile({to.c, row, to.c}, a, b, M, HS, K);
-            };
-            add(dq.from(i0, 0), dS, k_j, queries, n);
-            add(dk.from(j0, 0), dS.t(), q_i, n, queries);
-            add(dv.from(j0, 0), P.t(), dout_i, n, queries);
+            gemm_tile(dq.from(i0, 0), dS, k_j, queries, HS, n);
+            gemm_tile(dk.from(j0, 0), dS.t(), q_i, n, HS, queries);
+            gemm_tile(dv.from(j0, 0), P.t(), dout_i, n, HS, queries);
         }
     }
 }
@@ -883,12 +879,11 @@ void readout_backward(real* dx, real* dw, const float* dout, const real* x, cons
 /* adamw -- one step of the optimizer for n weights, with gradients times scale, which it then clears; `rounded`, if not
    null, is the copy of the weights that products read
    cost     32 bytes a weight: w, m, v and g are read and written; 34 with the copy */
-inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const AdamWStep& s, bool decays, double scale,
+inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const AdamWStep& s, bool decays, real scale,
                          bfloat16* rounded = nullptr) {
-    const real factor = scale;
     #pragma omp parallel for simd schedule(static)
     for (size_t i = 0; i < n; i++) {
-        adamw_step(w[i], m[i], v[i], factor * g[i], s, decays);
+        adamw_step(w[i], m[i], v[i], scale * g[i], s, decays);
         g[i] = 0;
         if (rounded) rounded[i] = w[i];
     }
@@ -932,10 +927,10 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
         }
         if (s.top_p) {
             std::sort(order.begin(), order.end(), std::greater());
-            uint64_t sum = 0, kept = 0;
+            uint64_t sum = 0, kept = 0, n = 0;
             for (uint64_t place : order) sum += weigh(id(place));
-            size_t n = 0;
-            for (const uint64_t least = multiply_high(sum, s.top_p); kept < least;) kept += weigh(id(order[n++]));
+            const uint64_t least = multiply_high(sum, s.top_p);
+            while (kept < least) kept += weigh(id(order[n++]));
             order.resize(n);
         }
         std::fill(weight.begin(), weight.end(), 0);
@@ -948,11 +943,7 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
     return v;
 }
 
-}  // namespace cpu
-
 // ---- 6. matrix product ----------------------------------------------------------------------------------------------
-namespace cpu {
-
 /* How gemm() is made fast:
 
             N                C is cut into tiles; a tile is the work of one thread. Within a tile, K is cut into
@@ -1083,7 +1074,7 @@ template <typename P, typename E> void pack_b(real* panel, Matrix<E> b, int n, i
 
 // panels (M/MR,K,MR) = a; rows beyond M are of no account
 inline void pack_a(real* panels, Matrix<> a, int M, int K) {
-    for (int k0 = 0; k0 < K; k0 += 16)                       // a few k at a time, so that what is read stays at hand
+    for (int k0 = 0; k0 < K; k0 += 16)                       // 16 k at a time, so that what is read stays in cache
         for (int i = 0; i < M; i += MR)
             for (int k = k0; k < std::min(K, k0 + 16); k++) {
                 real* to = panels + (size_t)i * K + k * MR;
@@ -1093,8 +1084,8 @@ inline void pack_a(real* panels, Matrix<> a, int M, int K) {
             }
 }
 
-// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are TILE_N numbers apart, rows of a KC. The next R rows are
-// called for meanwhile: without that the processor, which looks ahead along rows only, waits for each.
+// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are TILE_N numbers apart, rows of a KC. The next R
+// rows are prefetched: hardware does so along a row, not down a column.
 template <typename P, int R, typename E> void add_rows(vec* sums, const real* a, const E* b, long b_row, int M, int n) {
     for (int j = 0; j < n; j++) {
         vec rows[R];
@@ -1110,9 +1101,8 @@ template <typename P, int R, typename E> void add_rows(vec* sums, const real* a,
     }
 }
 
-// The product when A has few rows, as when a model writes token by token: B is read once, straight from memory, which
-// takes longer than the arithmetic; in strips that are wide or high, as it lies there. The sums are those of
-// multiply_add, in the same order.
+// The product when A has few rows, as when decoding: bound by memory, so B is read once, unpacked, in strips along its
+// rows or columns, whichever are contiguous. The sums are those of multiply_add, in the same order.
 template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     const int strip = b.col == 1 ? TILE_N : VL;
     for (int j0 = 0; j0 < N; j0 += strip) for (int k0 = 0; k0 < K; k0 += KC) {
@@ -1147,8 +1137,7 @@ template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E
 }
 
 // One tile, on one thread. Unless M <= MR, A is rounded to P already.
-template <typename P, typename E>
-void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if (M <= MR) return gemm_rows<P>(to, a, b, M, N, K);
     static thread_local std::vector<real> a_panels, b_panel(KC * NR);
     const int in_place = a.col == 1 ? M / MR * MR : 0;       // rows of A that are read where they are
@@ -1236,7 +1225,7 @@ template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, 
         if (sizeof(real) == 4 && amx()) return gemm_amx(to, a, b, M, N, K);
         a = rounded(a, M, K);
     }
-    int tile_m = TILE_M, tile_n = TILE_N;                    // lower tiles copy B more often, narrower ones at most A
+    int tile_m = TILE_M, tile_n = TILE_N;                    // halving tile_m packs B twice as often, tile_n at most A
     const int enough = (M > MR ? 4 : 1) * omp_get_max_threads();
     auto tiles = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1); };
     while (tiles() < enough && tile_n > NR) tile_n /= 2;
@@ -1252,7 +1241,7 @@ template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, 
 inline double measure_peak(bool bf16 = false, int trials = 32) {
     const int rounds = 40000;
     double best = 0;
-    for (int trial = 0; trial < trials; trial++) {           // some go undisturbed
+    for (int trial = 0; trial < trials; trial++) {           // the best one is the least disturbed
         const double start = seconds();
         real sink = 0;
         double flops = 2.0 * MR * NR * rounds * omp_get_max_threads();
@@ -1263,7 +1252,7 @@ inline double measure_peak(bool bf16 = false, int trials = 32) {
             vec sums[MR][VECTORS], a, b;
             for (int j = 0; j < VL; j++) {
                 a[j] = real(0.999), b[j] = real(0.001);
-                for (int i = 0; i < MR; i++)                 // different numbers: equal sums would be made once
+                for (int i = 0; i < MR; i++)                 // distinct values: the compiler would merge equal sums
                     for (int v = 0; v < VECTORS; v++) sums[i][v][j] = i * VECTORS + v;
             }
             for (int r = 0; r < rounds; r++)
@@ -1279,7 +1268,7 @@ inline double measure_peak(bool bf16 = false, int trials = 32) {
 }  // namespace cpu
 
 // ---- 7. model -------------------------------------------------------------------------------------------------------
-// What train(), checkpoints and the verbs need of a model, and cpu::Model, which is one.
+// What Training, checkpoints and the verbs need of a model, and cpu::Model, which is one.
 //   Model(config, B, T, training, bf16)      allocates for at most B rows of T tokens, once; dies if that does not fit
 //   forward(x, y, objective, denominator, B, T, backward)
 //                                      the sum of the tokens' losses / denominator; -log-probabilities in nats, or PPO's.
@@ -1295,7 +1284,7 @@ inline double measure_peak(bool bf16 = false, int trials = 32) {
 //                                      over all tensors) that the last update() found. logprob[n] and best[n], the
 //                                      likeliest token, of the last forward are then there for every y[n] >= 0, unless a
 //                                      backward() of likelihoods came after it
-//   extend(x, B, t0, T)                inference: T more tokens for each row, after the t0 that are there already
+//   extend(x, B, t0, T)                prefill and decode: T more tokens for each row, after the t0 in the KV cache
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   draw(x, B, t0, T, sampling, hidden, rng, token, ahead)
 //                                      extend, and then a token for each of at most 64 rows, with its own random number;
@@ -1312,15 +1301,15 @@ struct StepResult { double loss, norm; };
 struct Speed { std::string text; std::vector<std::pair<const char*, std::string>> log; };
 
 /* The network, for both programs: m has the layers, which cpu::Model below makes of section 5's functions, gpu::Model of
-   its kernels. norm_forward() returns what a linear layer reads: the normalized numbers, or what they will be made of
-   there. */
+   its kernels. norm_forward() returns the x of linear_forward(): normalized numbers or, where a GPU decodes few rows,
+   what its product is to normalize. */
 
 // Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
 // act is the type of activations, stat of sums over them; a GPU adds rows.
 #define ACTIVATIONS(X) \
     X(act,  embedded,  ONCE,   N * c.C)         /* the residual stream before the first block */ \
     X(act,  ln1,       KEPT,   N * c.C)         X(stat, ln1_stats, KEPT, 2 * N)   /* mean and rstd */ \
-    X(act,  qkv,       BLOCK,  N * c.qkv())     /* when sampling, the cache of keys and values */ \
+    X(act,  qkv,       BLOCK,  N * c.qkv())     /* when sampling, the KV cache (and the queries) */ \
     X(act,  att,       KEPT,   N * c.C)         X(stat, lse, KEPT, N * c.NH) \
     X(act,  middle,    KEPT,   N * c.C)         /* the residual stream after attention */ \
     X(act,  ln2,       KEPT,   N * c.C)         X(stat, ln2_stats, KEPT, 2 * N)   /* mean and rstd */ \
@@ -1332,8 +1321,8 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
     X(act,  dx,        ONCE,   training ? N * c.C : 0)       /* of what is C wide within a branch */ \
     X(act,  dwide,     ONCE,   training ? N * std::max(c.qkv(), c.hidden()) : 0)     /* of qkv or fc */
 
-// Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm, which it returns. qkv holds S tokens
-// a row; those of one row only are neighbours there, so with T < S they are made in fc, and then join the others.
+// Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm, whose output it returns. a.qkv, the
+// KV cache, has S tokens a row; with T < S new ones are computed contiguously, in fc, and then copied into it.
 template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
     const int N = B * T, C = m.c.C, H = m.c.hidden();
     auto residual = m.activations(0).embedded;
@@ -1370,7 +1359,7 @@ template <typename M, typename X> void network_head(M& m, X x, int N, bool gradi
     m.add_loss(N);
 }
 
-// The head has left d(loss)/d(lnf) in dx. A bias's gradient is summed up where the gradient of what it is added to is made.
+// The head has left d(loss)/d(lnf) in dx. Each call that makes the gradient of an x w + b also sums it up for b.
 template <typename M> void network_backward(M& m, int B, int T) {
     const int N = B * T, C = m.c.C, H = m.c.hidden(), L = m.c.L;
     const auto end = m.activations(L - 1);
@@ -1380,18 +1369,18 @@ template <typename M> void network_backward(M& m, int B, int T) {
         const auto a = m.activations(l);
         const auto w = m.weights_of(l);
         const auto g = m.gradients_of(l);
-        const auto entered = l ? m.activations(l - 1).residual : a.embedded;
-        const auto entered_b = l ? m.gradients_of(l - 1).fcproj_b : nullptr;
+        const auto input = l ? m.activations(l - 1).residual : a.embedded;                 // the residual stream before
+        const auto input_db = l ? m.gradients_of(l - 1).fcproj_b : nullptr;
         // forward: residual = middle + gelu(norm(middle) fc) fcproj
         m.linear_backward(a.dwide, g.fcproj_w, a.dresidual, a.fc_gelu, w.fcproj_w, N, H, C);
         m.gelu_backward(a.dwide, g.fc_b, a.fc, N, H);
         m.linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, H);
         m.norm_backward(a.dresidual, true, g.ln2_w, g.ln2_b, g.proj_b, a.dx, a.middle, w.ln2_w, a.ln2_stats, N);
-        // forward: middle = entered + attention(norm(entered) qkv) proj
+        // forward: middle = input + attention(norm(input) qkv) proj
         m.linear_backward(a.dx, g.proj_w, a.dresidual, a.att, w.proj_w, N, C, C);
         m.attention_backward(a, g.qkv_b, B, T);
         m.linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, m.c.qkv());
-        m.norm_backward(a.dresidual, true, g.ln1_w, g.ln1_b, entered_b, a.dx, entered, w.ln1_w, a.ln1_stats, N);
+        m.norm_backward(a.dresidual, true, g.ln1_w, g.ln1_b, input_db, a.dx, input, w.ln1_w, a.ln1_stats, N);
     }
     m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
 }
@@ -1475,7 +1464,8 @@ struct Model {
         const int N = B * T;
         tokens.assign(x, x + N), targets.assign(y, y + N), rows = B, columns = T;
         for (int n = 0; n < N; n++) token_weight[n] = (o.weight ? o.weight[n] : 1.0) / denominator;
-        kl = o.kl / denominator, terms = {token_weight.data(), &kl, o.old, o.ref, (float)o.clip};
+        kl = o.kl / denominator;
+        terms = {.weight = token_weight.data(), .kl = &kl, .old = o.old, .ref = o.ref, .clip = (float)o.clip};
         network_head(*this, network_forward(*this, B, 0, T, T), N, backward);
     }
     void readout(const int* x, const int* at, int token, int B, int T, float* out) {
@@ -1575,7 +1565,7 @@ struct Model {
     }
     void attention_forward(const Activations& a, const real* qkv, int B, int t0, int T, int S) {
         const size_t row = c.qkv();
-        for (int b = 0; b < B && T != S; b++) std::copy_n(qkv + b * T * row, T * row, a.qkv + ((size_t)b * S + t0) * row);
+        if (T != S) for (int b = 0; b < B; b++) std::copy_n(qkv + b * T * row, T * row, a.qkv + (b * S + t0) * row);
         cpu::attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
     }
     void attention_backward(const Activations& a, real* db, int B, int T) {
@@ -1685,8 +1675,8 @@ inline std::vector<float> fingerprint(Config c) {
     cpu::Model model(c, 1, c.T, false);
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {
         std::vector<float> values = model.layout.initial_values(i, 1);
-        const bool embedding = model.layout.tensors[i].name.find(".h.") == std::string::npos;
-        for (size_t k = 0; k < values.size() && !embedding; k++) values[k] += 0.2 * Rng(k, i + 1).normal();
+        const bool in_block = model.layout.tensors[i].name.find(".h.") != std::string::npos;
+        if (in_block) for (size_t k = 0; k < values.size(); k++) values[k] += 0.2 * Rng(k, i + 1).normal();
         model.set(WEIGHT, i, values.data());
     }
     std::vector<int> x;
@@ -1701,7 +1691,7 @@ inline int end_of_text(const Tokenizer* tokenizer, int V) {
     return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1;
 }
 
-// ---- 9. evaluate, sample, graph -------------------------------------------------------------------------------------
+// ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
 // Scores n rows, `batch` at a time; each(i, row, logprob, best) sees them in order.
 template <typename Model, typename RowAt, typename Each>
 void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
@@ -1752,8 +1742,7 @@ template <typename Model> Preferences validate_pairs(Model& model, const Validat
     return p;
 }
 
-// The corpus tool writes the exact entropy of a validation shard NAME.bin, in nats a token of document rows, to
-// NAME.json.
+// The corpus tool writes the exact entropy of validation shard X.bin, in nats a token of document rows, to X.json.
 inline double known_floor(const Options& o) {
     if (o.rows != "documents") return NAN;
     std::vector<std::string> paths = glob_files(o.val, "--val");
@@ -1780,8 +1769,8 @@ template <typename Model> size_t right_answers(Model& model, int batch, const Ex
     return right;
 }
 
-// How often the right completion has the maximum log-probability: in all (acc); a token, as llm.c's acc_norm counts; and a
-// byte of its text without the space before it, as lm-evaluation-harness's.
+// How often the right completion has the maximum log-probability: as a sum (acc); per token (llm.c's acc_norm); per
+// byte of its text without the space before it (lm-evaluation-harness's acc_norm counts characters: the same in ASCII).
 template <typename Model>
 std::array<int, 3> multiple_choice(Model& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
     std::vector<std::pair<int, int>> rows;                                   // example, completion
@@ -1841,11 +1830,11 @@ struct HeldOut {
     }
 };
 
-/* Writes after each prompt up to so many tokens; emit(i, token) sees those of prompt i as they come. An end of text ends a
-   text; a token that the tokenizer cannot show is never drawn. When the context is full, its later half becomes the prompt
-   again. Texts are made side by side, and where prompts differ in length, the longer ones go on being read while the others
-   are written already. A text depends on the seed, its number and its prompt, not on what is made beside it; but for
-   roundings on a GPU, where cuBLASLt may sum up in another order for another number of rows. */
+/* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn. End of
+   text ends a text; tokens that the tokenizer cannot show are never drawn. When the context is full, its later half is
+   the new prompt. Prefill covers the length of a batch's shortest prompt; longer prompts are then fed a token a step,
+   while the others decode. A text depends on the seed, its number and its prompt, not on its batch, except for rounding
+   on a GPU: cuBLASLt may sum in another order for another number of rows. */
 struct Prompt {
     std::vector<int> tokens;
     integer most;                            // tokens to write
@@ -1870,15 +1859,16 @@ void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::
             rng.emplace_back(seed, number[b] + 1);
         }
         std::vector<int> tokens(B);
-        int held = 0;                                                        // tokens of each row that the model holds
+        int past = 0;                                                        // tokens of each row in the KV cache
         for (size_t at = shortest; std::any_of(left.begin(), left.end(), [](integer n) { return n > 0; }); at++) {
-            int length = rows[0].size();
-            if (length > model.max_T)
-                for (auto& row : rows)
-                    row.erase(row.begin(), row.end() - std::max(1, model.max_T / 2)), length = row.size(), held = 0;
+            if ((int)rows[0].size() > model.max_T) {
+                for (auto& row : rows) row.erase(row.begin(), row.end() - std::max(1, model.max_T / 2));
+                past = 0;
+            }
+            const int length = rows[0].size();
             std::vector<int> x;
-            for (auto& row : rows) x.insert(x.end(), row.begin() + held, row.end());
-            model.draw(x.data(), B, held, length - held, sampling, hidden, rng.data(), tokens.data(), at >= longest);
+            for (auto& row : rows) x.insert(x.end(), row.begin() + past, row.end());
+            model.draw(x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(), at >= longest);
             for (int b = 0; b < B; b++) {
                 const std::vector<int>& given = prompts[number[b]].tokens;
                 if (at < given.size()) tokens[b] = given[at], rng[b] = Rng(seed, number[b] + 1);
@@ -1886,7 +1876,7 @@ void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::
                 else if (left[b] > 0) emit(number[b], tokens[b]), left[b]--;
                 rows[b].push_back(tokens[b]);
             }
-            held = length;
+            past = length;
         }
     }
 }
@@ -1953,9 +1943,9 @@ std::vector<Answer> best_answers(Model& model, Model& rewarder, const Options& o
     return best;
 }
 
-/* A conversation: each line of standard input is a turn, answered as it comes. Text and answers stand one after the other, as
-   in the rows of the stage before; the oldest leave when the context is full. The tokenizer's template says what a turn
-   looks like; without one a line is a prompt as it stands. */
+/* A conversation: each line of standard input is a turn, and is answered. Turns and answers alternate as in a row of
+   sft; the oldest are dropped when the context is full. The tokenizer's chat template formats a turn; without one a
+   line is a prompt as it stands. */
 template <typename Model> void chat(Model& model, const Options& o, int eot, const Tokenizer& tokenizer) {
     std::optional<ChatTemplate> form;
     if (!tokenizer.chat_template.empty()) form.emplace(tokenizer.chat_template);
@@ -1971,13 +1961,14 @@ template <typename Model> void chat(Model& model, const Options& o, int eot, con
         turns.push_back(tokenizer.encode(form ? form->turn("user", line) + form->opening(ASSISTANT) : line));
         turns.back().insert(turns.back().begin(), eot);
         Prompt p;
-        for (;; turns.erase(turns.begin())) {
+        for (;;) {
             p.tokens.clear();
             for (auto& turn : turns) p.tokens.insert(p.tokens.end(), turn.begin(), turn.end());
             p.most = std::min<integer>(o.tokens, model.max_T - (integer)p.tokens.size());
             if (p.most >= std::min<integer>(o.tokens, model.max_T / 4)) break;
             if (turns.size() == 1) die("what was said takes %zu tokens, and the context %d", p.tokens.size(), model.max_T);
             warn("the context is full: the oldest turn is forgotten");
+            turns.erase(turns.begin());
         }
         generate(model, Sampling(o), o.seed + n, {p}, eot, &tokenizer, [&](int, int token) {
             turns.back().push_back(token);
@@ -2031,14 +2022,14 @@ inline bool is_preset(const std::string& init) {
     return init == "custom" || std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
 }
 
-// Threads meet some ten times a layer: one more must have ten million operations a layer of its own to gain by it.
+// Heuristic: threads synchronize about ten times a layer, and one pays from 10 MFLOP a layer on (dev/SPEED.md).
 inline void choose_threads(const Options& o, const Config& c, size_t tokens, bool training) {
     if (o.threads || getenv("OMP_NUM_THREADS")) return;
     const double flops = c.flops_per_token(Layout(c).parameters, o.context) * tokens / (training ? 1 : 3);
     omp_set_num_threads(std::clamp(flops / (1e7 * c.L), 1.0, (double)omp_get_max_threads()));
 }
 
-// Says which gradient went wrong first. Backward runs from the last tensor to the first, and spreads it to all before.
+// The first gradient that is not finite in the order of backward, last tensor first: it spreads to all that follow.
 template <typename Model> std::string first_bad_gradient(const Model& model) {
     std::vector<float> g;
     for (size_t i = model.layout.tensors.size(); i-- > 0;) {
@@ -2054,8 +2045,7 @@ inline std::vector<std::string> directories_of(const Options& o, const std::stri
     std::vector<std::string> directories;
     if (!model.empty()) directories.push_back(model);
     for (auto& [data, name] : {std::pair(o.train, "--train"), {o.val, "--val"}})
-        for (const std::string& path : data.empty() ? std::vector<std::string>() : glob_files(data, name))
-            directories.push_back(directory_of(path));
+        if (!data.empty()) for (auto& path : glob_files(data, name)) directories.push_back(directory_of(path));
     if (!o.answers.empty()) directories.push_back(directory_of(o.answers));
     return directories;
 }
@@ -2063,7 +2053,7 @@ inline std::vector<std::string> directories_of(const Options& o, const std::stri
 // A model on disk that is not to change: which checkpoint it is, and what stands beside it.
 struct Frozen {
     std::string path;
-    Held held;                               // keeps what `file` looks into
+    Held held;                               // locks the directory that `file` is mapped from
     ModelFile file;
     Config c;
     std::unique_ptr<Tokenizer> tokenizer;
@@ -2092,7 +2082,7 @@ struct Run {
     std::optional<RunDirectory> directory;   // held from the start by a resumed run; a new one is made later
     std::string from;                        // the checkpoint, or ""
     Position position;
-    std::optional<Held> held;                // keeps what `start` looks into
+    std::optional<Held> held;                // locks the directory that `start` is mapped from
     std::optional<ModelFile> start;          // weights to start from, if they are not to be drawn
     std::unique_ptr<Tokenizer> tokenizer;
     Config c;
@@ -2172,7 +2162,7 @@ private:
         if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens;
         if (o.tokens_per_step % row_tokens)
             die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
-                      rl ? " and --group" : later ? ", of pairs," : "", row_tokens);
+                      rl ? " and --group" : rows_of_window == 2 ? ", of pairs," : "", row_tokens);
         if (o.stage == "reward" && o.batch % 2) die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
         if (!o.steps && o.epochs == 0) o.epochs = 1;
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
@@ -2219,8 +2209,8 @@ private:
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
         std::vector<ExampleRows*> files;
-        for (auto* of : {&windows->examples, held_out->val ? &held_out->val->examples : nullptr})
-            for (size_t i = 0; of && i < of->size(); i++) files.push_back((*of)[i].get());
+        for (auto& file : windows->examples) files.push_back(file.get());
+        if (held_out->val) for (auto& file : held_out->val->examples) files.push_back(file.get());
         for (ExampleRows* rows : files) {
             if (exact) rows->examples.need("--reward exact", {2});
             for (size_t i = 0; i < rows->packs.size(); i++)
@@ -2279,7 +2269,7 @@ template <typename Model> struct Training : Run {
             for (auto& s : held_out->val->spans) answers.push_back({held_out->val->examples[s.file]->example(s.begin)});
             Options greedy = o;
             greedy.temperature = 0;
-            draw(answers, Sampling(greedy), 0);
+            draw_and_reward(answers, Sampling(greedy), 0);
             const double reward = mean_reward(answers.data(), answers.size());
             loss = -reward, line = format("val reward %.6f, %zu prompts", reward, answers.size());
             fields = {{"reward", json_number(reward)}};
@@ -2313,8 +2303,9 @@ template <typename Model> struct Training : Run {
         }
     }
     void save() {
-        saver.save({o.out, (size_t)o.keep, position, options_json(o.table(), 't'), config_json(c, eot), computes,
-                    tokenizer.get(), stored(model), stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}})});
+        saver.save({.out = o.out, .keep = (size_t)o.keep, .position = position, .options = options_json(o.table(), 't'),
+                    .config = config_json(c, eot), .fingerprint = computes, .tokenizer = tokenizer.get(),
+                    .weights = stored(model), .moments = stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}})});
     }
     size_t windows_at(size_t g) const { return std::min(per_step, end - g); }            // of the step that begins with g
     std::vector<Batch> batches_at(size_t g) {                                            // its micro-batches
@@ -2338,8 +2329,8 @@ template <typename Model> struct Training : Run {
         else it->second += amount;
     }
 
-    // Each learns from a micro-batch of a step that counts `count` tokens or pairs, and returns what it knows of its loss;
-    // the rest is the model's.
+    // The loss of each stage: forward and backward of one micro-batch; `count` is the number of tokens or pairs of the
+    // whole step. Returned is the part of the loss that a later model.result() does not have.
     double likelihood(Batch& b, double count, int) {
         model.forward(b.x.data(), b.y.data(), {}, count, b.B, b.T, true), model.backward();
         return 0;
@@ -2358,7 +2349,7 @@ template <typename Model> struct Training : Run {
         model.readout_backward(dreward.data()), model.backward();
         return loss;
     }
-    // In the first pass the answers are drawn from these very weights; what is their log-probability now is the old one later.
+    // In pass 0 the weights are those that drew the answers: r is 1, and logprob becomes `old` from then on.
     double policy(Batch& b, double count, int pass) {
         const Objective ppo{b.weight.data(), pass ? b.old.data() : nullptr, b.ref.data(), o.ppo_clip, o.kl};
         model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true), model.backward();
@@ -2373,7 +2364,7 @@ template <typename Model> struct Training : Run {
     }
 
     // Draws answers and says how good they are: 1 for the shard's own and else 0, or what a reward model or a program says.
-    void draw(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed) {
+    void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed) {
         draw_answers(model, sampling, seed, o.response_tokens ? o.response_tokens : o.context, answers, eot, tokenizer.get());
         if (rewarder) return reward_answers(*rewarder, answers, eot);
         std::vector<std::pair<std::string, std::string>> texts;
@@ -2386,8 +2377,8 @@ template <typename Model> struct Training : Run {
     static double mean_reward(const Answer* answers, size_t n) {
         return std::accumulate(answers, answers + n, 0.0, [&](double sum, const Answer& a) { return sum + a.reward / n; });
     }
-    // Micro-batches of answers drawn to a step's prompts. An advantage is a reward less the mean of its group's, that is of
-    // the answers to the same prompt (Shao et al. 2024, arXiv:2402.03300; without the deviation Liu et al. 2025, 2503.20783).
+    // Micro-batches of answers drawn to a step's prompts. GRPO: an advantage is a reward less the mean of its group,
+    // answers to one prompt (Shao et al. 2024, arXiv:2402.03300; without the deviation Liu et al. 2025, 2503.20783).
     std::vector<Batch> drawn_at(size_t g) {
         std::vector<Answer> answers;
         for (size_t k = g; k < g + windows_at(g); k++) {
@@ -2395,7 +2386,7 @@ template <typename Model> struct Training : Run {
             answers.insert(answers.end(), o.group, {windows->examples[file]->example(i)});
         }
         const double began = seconds();
-        draw(answers, Sampling(o), mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1));
+        draw_and_reward(answers, Sampling(o), mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1));
         const double n = answers.size();
         note("reward", mean_reward(answers.data(), n));
         note("drawn_ms", (seconds() - began) * 1e3), note("samples_per_s", n / (seconds() - began));
@@ -2420,13 +2411,13 @@ template <typename Model> struct Training : Run {
         return batches;
     }
 
-    // Takes the step with these micro-batches, then reads the next ones into them, while a GPU is still at work; answers are
-    // drawn when it has got there.
+    // Takes a step with `batches`, then replaces them by the next step's while a GPU is still computing; rl draws its
+    // own at the start, since it needs the newest weights.
     void take_step(std::vector<Batch>& batches) {
         const double began = seconds();
         const bool rl = o.stage == "rl";
         const integer step = position.step + 1, passes = rl ? o.rl_passes : 1;
-        const size_t there = windows_at(position.window);
+        const size_t taken = windows_at(position.window);
         const double lr = lr_at(schedule, position.step);
         const auto learn = rl ? &Training::policy : o.stage == "reward" ? &Training::preference : &Training::likelihood;
         notes.clear();
@@ -2437,7 +2428,7 @@ template <typename Model> struct Training : Run {
             loss = 0;
             for (Batch& b : batches) loss += (this->*learn)(b, count, pass);
             model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, position.step * passes + pass + 1);
-            if (!rl) batches = batches_at(position.window + there);
+            if (!rl) batches = batches_at(position.window + taken);
             const StepResult result = model.result();
             loss += result.loss, norm = result.norm;
             if (std::isfinite(loss) && std::isfinite(norm)) continue;
@@ -2447,7 +2438,7 @@ template <typename Model> struct Training : Run {
                 std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss",
                 saver.saved.empty() ? "none" : saver.saved.c_str());
         }
-        position.step = step, position.window += there;
+        position.step = step, position.window += taken;
         const double ms = (seconds() - began) * 1e3;
         const Speed speed = model.speed(tokens, ms / 1e3);
         RunDirectory::Fields fields = {

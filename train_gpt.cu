@@ -66,7 +66,7 @@ using floatX = __nv_bfloat16;
 #endif
 constexpr bool BF16 = !std::is_same_v<floatX, float>;
 constexpr bool FUSED_GELU = BF16;            // cuBLASLt's own, in the product before it; false if gelu() is changed
-using std::max, std::min;
+using std::max, std::min;                    // on the host; kernels call CUDA's ::min
 
 // Calls of the CUDA runtime and of cuBLASLt: anything but success ends the program.
 inline void check(cudaError_t e, const char* call, int line) {
@@ -128,13 +128,13 @@ inline Device& device() {
 
 template <typename... P, typename... A>
 void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... arguments) {
-    if (shared > 40 << 10)                   // with what a kernel declares itself, more than the 48 KB that go unasked
+    if (shared > 40 << 10)                   // plus static shared memory, perhaps over the 48 KB that need no opt-in
         CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     cudaLaunchConfig_t config = {};
     config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
     config.stream = device().stream;
     const char* name = "a kernel";
-    if (SYNCHRONOUS) cudaFuncGetName(&name, (const void*)kernel);        // after a fault no call is answered
+    if (SYNCHRONOUS) cudaFuncGetName(&name, (const void*)kernel);        // now: after a fault every call fails
     cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
     if (SYNCHRONOUS && error == cudaSuccess) error = cudaStreamSynchronize(device().stream);
     if (error == cudaSuccess) return;
@@ -142,7 +142,7 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... 
     die("%s: %u x %u x %u blocks of %d threads, %zu bytes of shared memory: %s", name, grid.x, grid.y, grid.z, threads,
         shared, cudaGetErrorString(error));
 }
-inline int blocks_for(size_t n, int each) { return int((n + each - 1) / each); }
+inline int ceil_div(size_t n, int each) { return int((n + each - 1) / each); }
 inline int threads_for(size_t n, int most) { return (int)std::min<size_t>(most, (n + 31) / 32 * 32); }    // whole warps
 
 // W neighbours at once, as float. Kernels are made for W = 16 bytes and, for sizes that are no multiple of it, W = 1.
@@ -162,7 +162,7 @@ template <int W, typename T> DEVICE void store(T* p, const float (&x)[W]) {
     for (int i = 0; i < W; i++) pack.v[i] = T(x[i]);
     *reinterpret_cast<Pack<T, W>*>(p) = pack;
 }
-// f<W>() for the widest W that divides all columns
+// kernel<WIDE> if WIDE divides the columns, else kernel<1>
 #define WIDTH(columns, kernel) ((columns) % WIDE ? kernel<1> : kernel<WIDE>)
 
 // f(f(x, y), z) ... over all lanes of a warp, and over all threads of a block, a multiple of 32; every thread gets the
@@ -187,7 +187,7 @@ template <typename X> DEVICE X block_sum(X x) { return over_block(x, Plus(), X(0
 DEVICE float block_max(float x) { return over_block(x, Greater(), -INFINITY); }
 
 // ---- 2. instructions ------------------------------------------------------------------------------------------------
-// What C++ has no words for, an instruction a function, so that kernels read without them. (PTX ISA, its names in ASM)
+// One function for each PTX instruction that C++ cannot express; ASM holds the name under which the PTX ISA has it.
 constexpr float LOG2E = 1.4426950408889634f;
 DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 DEVICE float power_of_2(float x) {           // 2 ulp; 0 for what would be subnormal
@@ -202,8 +202,8 @@ DEVICE unsigned pair(float low, float high) {                // as bf16
     memcpy(&bits, &two, 4);
     return bits;
 }
-DEVICE unsigned uniform(unsigned x) { return __shfl_sync(WARP, x, 0); }  // alike in a warp, and the compiler knows it
-DEVICE bool elected() {                      // one lane of a warp, always the same; that it is alone, the compiler knows
+DEVICE unsigned uniform(unsigned x) { return __shfl_sync(WARP, x, 0); }  // tells the compiler that all lanes have one x
+DEVICE bool elected() {                      // true in one lane of a warp, always the same, as the compiler knows
     EMU(return emu::elect_sync();)
     unsigned yes = 0;
     ASM("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(yes));
@@ -214,8 +214,8 @@ template <int NUMBER> DEVICE void barrier(int threads) {     // __syncthreads() 
     ASM("bar.sync %0, %1;" ::"n"(NUMBER), "r"(threads) : "memory");
 }
 
-// Asynchronous copies of a thread, from memory to shared memory, past the registers: what it has asked for is there for it
-// after copies_wait(), and for the others after a barrier as well.
+// cp.async: copies from global to shared memory that bypass the registers. The thread that issued them sees them after
+// copies_wait(), other threads after a barrier that follows it.
 DEVICE void copy_16(unsigned to, const void* from, bool present) {       // zeros if not present
     [[maybe_unused]] const int bytes = present ? 16 : 0;
     EMU(emu::cp_async(to, from, 16, bytes, "cp.async");)
@@ -255,9 +255,9 @@ DEVICE void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// From here on: what came with sm_90, and is sm_90a's alone in part. TMA copies boxes of a tensor between memory and shared
-// memory; one thread asks for it. What has come, an mbarrier tells: its phase ends when `count` threads have arrived and the
-// bytes that were announced are there. Who waits gives the parity of the phase: 0 for the first, then 1, 0, ...
+// From here on: sm_90, in part sm_90a alone. One thread asks TMA to copy a box of a tensor between global and shared
+// memory. An mbarrier tells of its arrival: a phase completes when `count` threads have arrived and all announced bytes
+// are there. mbarrier_wait() takes the parity of the phase that it waits for: 0 for the first, then 1, 0, ...
 #if defined(CUDA_EMU) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define SM90A 1                              // else kernels that need it are empty, and nobody launches them
 #endif
@@ -284,8 +284,8 @@ DEVICE void load_box(unsigned to, const CUtensorMap* map, unsigned mbarrier, int
     ASM("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
         ::"r"(to), "l"(map), "r"(mbarrier), "r"(column), "r"(row), "r"(b) : "memory");
 }
-// To memory, in groups that the asking thread waits for: a box, what is outside is left out; bytes; and fp32 numbers that
-// are added to those there. Groups that are not waited for in between come in any order.
+// From shared to global memory, in bulk groups that the issuing thread waits for: a box, clipped to its tensor; bytes;
+// fp32 numbers, added to those there. Groups complete in any order unless one is waited for before the next is issued.
 DEVICE void store_box(const CUtensorMap* map, unsigned from, int column, int row, int b) {
     EMU(emu::tma_store<3>(map, from, {column, row, b});)
     ASM("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];"
@@ -306,15 +306,15 @@ DEVICE void bulk_wait_read() {               // until all is read
     EMU(emu::bulk_wait_read();)
     ASM("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
-// What this thread stored to shared memory, TMA and products see from here on; after a barrier, those of others too.
+// Makes this thread's stores to shared memory visible to TMA and wgmma; all threads' stores, with a barrier after it.
 DEVICE void stores_visible() { EMU(emu::fence_proxy_async();) ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /* Tensor cores, as the four warps of a warpgroup use them (wgmma): d (64,N) = a (64,16) b (16,N), or d += a b, while the
    warps go on. Lane l of warp w holds of d the number (16 w + l / 4 + 8 i, 8 n + l % 4 * 2 + j) in d[4 n + 2 i + j].
    b, and a of multiply_shared(), lie in shared memory as TMA leaves them: panels of 64 numbers a row, in 128 bytes whose
-   16-byte pieces are permuted by the row's number. A panel's rows are the product's (m or n), and what is summed over, k,
-   goes along them; or the other way round, if it is TRANSPOSED. An Operand is where the part begins: 32 bytes further for the
-   next 16 k; if transposed, 16 rows. ("Asynchronous Warpgroup Level Matrix Instructions") */
+   16-byte pieces are permuted by the row's number (the 128-byte swizzle). A panel's row is one m or n, with k along it
+   (K-major); if TRANSPOSED, it is one k (MN-major). An Operand is the address of a part: the next 16 k begin 32 bytes
+   further, or 16 rows if TRANSPOSED. ("Asynchronous Warpgroup Level Matrix Instructions") */
 constexpr int PANEL_ROW = 128;               // bytes
 struct Operand {                             // the lower half of the hardware's descriptor; the upper is the same for all
     unsigned low;
@@ -323,10 +323,10 @@ struct Operand {                             // the lower half of the hardware's
 };
 // where the k-th 16 columns of a tile begin: panels of `rows` rows, one after the other
 constexpr DEVICE int columns_16(int k, int rows) { return k / 4 * rows * PANEL_ROW + k % 4 * 32; }
-// Before a product: what other instructions did to its registers is done.
-DEVICE void products_begin() { EMU(emu::wgmma_fence();) ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void products_commit() { EMU(emu::wgmma_commit();) ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LEFT> DEVICE void products_wait() {            // until all groups but the last LEFT are done
+// Orders the wgmmas that follow after all other accesses to their registers.
+DEVICE void wgmma_fence() { EMU(emu::wgmma_fence();) ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_commit() { EMU(emu::wgmma_commit();) ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int LEFT> DEVICE void wgmma_wait() {            // until all groups but the last LEFT are done
     EMU(emu::wgmma_wait<LEFT>();)
     ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
@@ -344,12 +344,11 @@ DEVICE void multiply_shared(float (&d)[32], uint64_t a, uint64_t b, bool add) {
         "}, %32, %33, p, 1, 1, %35, %36;\n}"
         : NUMBERS_32(d, 0) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TRANSPOSED), "n"((int)B_TRANSPOSED));
 }
-template <bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
 DEVICE void multiply_shared(float (&d)[64], uint64_t a, uint64_t b, bool add) {
-    EMU(emu::wgmma_ss<128>(d, a, b, add, A_TRANSPOSED, B_TRANSPOSED);)
+    EMU(emu::wgmma_ss<128>(d, a, b, add, false, false);)
     ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_0_31
-        "," REGISTERS_32_63 "}, %64, %65, p, 1, 1, %67, %68;\n}"
-        : NUMBERS_32(d, 0), NUMBERS_32(d, 32) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TRANSPOSED), "n"((int)B_TRANSPOSED));
+        "," REGISTERS_32_63 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+        : NUMBERS_32(d, 0), NUMBERS_32(d, 32) : "l"(a), "l"(b), "r"((int)add));
 }
 // a in registers, as pairs of bf16: a[2 k + i] holds (16 w + l / 4 + 8 i, 8 k + l % 4 * 2) and its neighbour
 template <bool B_TRANSPOSED = false>
@@ -364,11 +363,11 @@ DEVICE void multiply_registers(float (&d)[32], const unsigned (&a)[4], uint64_t 
 /* Column sums take two kernels, so that their order is fixed: each block sums up its share of the rows and writes one
    row of partial (blocks,columns); then add_partials() adds these up.
    math     to_k[c] += sum over blocks of partial[block][k][c]; one to three arrays of C numbers, each may be null */
-struct Three { float *p0, *p1, *p2; };
-__global__ void add_partials_kernel(Three to, const float* partial, int blocks, int C) {
+struct Targets { float* of[3]; };
+__global__ void add_partials_kernel(const __grid_constant__ Targets to, const float* partial, int blocks, int C) {
     SHARED(sums, float[8][32]);              // 32 columns; 8 warps take every eighth block each
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 32 + lane, k = blockIdx.y;
-    float* p = k == 0 ? to.p0 : k == 1 ? to.p1 : to.p2;
+    float* p = to.of[k];
     if (!p) return;
     float sum = 0;
     for (int b = warp; c < C && b < blocks; b += 8) sum += partial[((size_t)b * gridDim.y + k) * C + c];
@@ -378,8 +377,8 @@ __global__ void add_partials_kernel(Three to, const float* partial, int blocks, 
     for (int w = 1; w < 8; w++) sum += sums[w][lane];
     p[c] += sum;
 }
-inline void add_partials(Three to, int arrays, const float* partial, int blocks, int C) {
-    launch(add_partials_kernel, dim3(blocks_for(C, 32), arrays), 256, 0, to, partial, blocks, C);
+inline void add_partials(Targets to, int arrays, const float* partial, int blocks, int C) {
+    launch(add_partials_kernel, dim3(ceil_div(C, 32), arrays), 256, 0, to, partial, blocks, C);
 }
 
 /* embedding and layernorm
@@ -429,8 +428,8 @@ __global__ void layernorm_forward_kernel(floatX* out, float* mean, float* rstd, 
     }
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
-// rows a block can hold in its part of shared memory, `bytes` each, if a multiprocessor runs SUM_BLOCKS of them
-constexpr int SUM_BLOCKS = 4;                // for each multiprocessor, at most, in kernels that sum up columns
+constexpr int SUM_BLOCKS = 4;                // blocks an SM runs of kernels that sum up columns, at most
+// rows of `bytes` each that fit a block's share of shared memory if an SM runs SUM_BLOCKS blocks; at most `most`
 inline int rows_for(size_t bytes, int most) {
     const cudaDeviceProp& p = device().properties;
     if (bytes > p.sharedMemPerBlockOptin)
@@ -444,7 +443,7 @@ inline void layernorm_forward(floatX* out, float* mean, float* rstd, const float
     const int warps = rows_for(row, 8);
     const auto given = C % WIDE ? layernorm_forward_kernel<1, false> : layernorm_forward_kernel<WIDE, false>;
     const auto embedded = C % WIDE ? layernorm_forward_kernel<1, true> : layernorm_forward_kernel<WIDE, true>;
-    launch(e.embedded ? embedded : given, blocks_for(N, warps), 32 * warps, row * warps, out, mean, rstd, x, w, b, N, C,
+    launch(e.embedded ? embedded : given, ceil_div(N, warps), 32 * warps, row * warps, out, mean, rstd, x, w, b, N, C,
            (float)eps, e);
 }
 
@@ -525,11 +524,11 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
 // add: to dresidual, else its first gradient, which needs no zeros to be added to
 inline void layernorm_backward(floatX* dresidual, bool add, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
                                const floatX* x, const floatX* w, const float* mean, const float* rstd, int N, int C) {
-    const int each = C % WIDE ? 4 : WIDE, across = blocks_for(C, each);              // columns of a thread: W K
+    const int each = C % WIDE ? 4 : WIDE, across = ceil_div(C, each);              // columns of a thread: W K
     if (across > LAYERNORM_THREADS) die("--channels %d: a GPU's layernorm takes %d", C, LAYERNORM_THREADS * each);
     const int groups = max(1, 192 / across), threads = threads_for(groups * across, LAYERNORM_THREADS);
     const size_t row = 3 * C * sizeof(floatX) + 16;
-    const int rows = rows_for(row, threads / 32), blocks = min(blocks_for(N, rows), SUM_BLOCKS * device().sms());
+    const int rows = rows_for(row, threads / 32), blocks = min(ceil_div(N, rows), SUM_BLOCKS * device().sms());
     launch(C % WIDE ? layernorm_backward_kernel<1, 4> : layernorm_backward_kernel<WIDE, 1>, blocks, threads,
            max(rows * row + 16, groups * 3 * C * sizeof(float)), dresidual, add, partial, dout, x, w, mean, rstd, N, C, rows,
            groups);
@@ -546,7 +545,7 @@ template <int W> __global__ void gelu_forward_kernel(floatX* out, const floatX* 
     store(out + i, v);
 }
 inline void gelu_forward(floatX* out, const floatX* x, size_t n) {
-    launch(WIDTH(n, gelu_forward_kernel), blocks_for(n, 256 * (n % WIDE ? 1 : WIDE)), 256, 0, out, x, n);
+    launch(WIDTH(n, gelu_forward_kernel), ceil_div(n, 256 * (n % WIDE ? 1 : WIDE)), 256, 0, out, x, n);
 }
 
 /* Column sums of a gradient (N,C), which for the activation is first multiplied with its derivative, in place.
@@ -584,11 +583,11 @@ __global__ void column_sums_kernel(D* __restrict__ d, float* partial, const floa
 }
 template <bool GELU = false, typename D>
 void column_sums(D* d, float* db, float* partial, int N, int C, const floatX* x = nullptr) {
-    const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
-    const int down = std::clamp(SUM_BLOCKS * device().sms() / across, 1, blocks_for(N, 8));
+    const int across = ceil_div(C, 32 * (C % WIDE ? 1 : WIDE));
+    const int down = std::clamp(SUM_BLOCKS * device().sms() / across, 1, ceil_div(N, 8));
     launch(C % WIDE ? column_sums_kernel<1, GELU, D> : column_sums_kernel<WIDE, GELU, D>, dim3(across, down), 256, 0, d,
            partial, x, N, C);
-    if (db) add_partials({db, nullptr, nullptr}, 1, partial, down, C);
+    if (db) add_partials({db}, 1, partial, down, C);
 }
 inline void gelu_backward(floatX* d, float* db, float* partial, const floatX* x, int N, int C) {
     column_sums<true>(d, db, partial, N, C, x);
@@ -598,7 +597,7 @@ inline size_t partial_size(size_t C) {
     return SUM_BLOCKS * device().sms() * max<size_t>(3 * C, 32 * WIDE) + 4 * C;
 }
 
-/* attention -- causal self-attention; two versions of each kernel
+/* attention -- causal self-attention; three versions: plain, tiles (mma.sync), and below them wgmma (sm_90a)
    math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
    shapes   qkv (B,S,3C): q, k, v side by side, HS columns of each belong to a head; rows 0 .. t0+T-1 of each b exist
             out (B,T,C), lse (B,NH,T): of the T rows from t0 on, as in cpu::attention_forward
@@ -607,7 +606,7 @@ inline size_t partial_size(size_t C) {
    tiles    bf16 and heads of 64 or 128: blocks of 64 queries, and of 64 keys one after another, multiplied by tensor
             cores; scores stay in registers (Dao 2023, arXiv:2307.08691, algorithms 1 and 2). Backward recomputes them
             twice: once per block of keys for dk and dv, once per block of queries for dq, so that each has one writer.
-   cost     2 B T^2 C FLOPs forward, 7 backward (5, and 2 again);   bytes 4X forward, 8X backward */
+   cost     2 B T^2 C FLOPs forward, 7 B T^2 C backward (5, and s and dp again); bytes 4X forward, 8X backward */
 __global__ void attention_forward_plain(floatX* out, float* lse, const floatX* qkv, int t0, int T, int S, int C, int HS,
                                         float scale) {
     SHARED_DYNAMIC(shared);
@@ -860,7 +859,7 @@ __global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
 inline void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse, const float* D,
                                      int B, int T, int C, int NH) {
     const int HS = C / NH, step = HS > 64 ? 32 : 64;
-    const dim3 grid(blocks_for(T, TILE), NH, B);
+    const dim3 grid(ceil_div(T, TILE), NH, B);
     const size_t shared = 2 * (TILE + step) * HS * sizeof(floatX) + 2 * TILE * sizeof(float);
     for (auto kernel : {HS == 64 ? attention_backward_tiles_kernel<64, true> : attention_backward_tiles_kernel<128, true>,
                         HS == 64 ? attention_backward_tiles_kernel<64, false> : attention_backward_tiles_kernel<128, false>})
@@ -904,8 +903,8 @@ DEVICE void stage_rows(unsigned to, const float (&d)[32], float scale_0, float s
     }
 }
 
-/* layout   a block takes 128 queries of a head, 192 if it has 128 columns, 64 for each warpgroup; 64 keys and values after
-            another come through a ring in shared memory. Four warpgroups fit an SM, or three: while one of them takes
+/* layout   a block takes 128 queries of a head, 192 if it has 128 columns, 64 for each warpgroup; keys and values come
+            through a ring in shared memory, 64 at a time. Four warpgroups fit an SM, or three: while one of them takes
             exponentials, others multiply.
    cost     2 B T^2 C FLOPs (and 1 / 16 more at T = 1024, above the diagonal); 4X, if the level-2 cache keeps a head's keys */
 template <int HS> struct ForwardShape {
@@ -954,12 +953,12 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         const Operand keys(ring + j % RING * 2 * BYTES), values(ring + (j % RING * 2 + 1) * BYTES);
         float s[32];
         mbarrier_wait(full + j % RING * 8, j / RING & 1);
-        products_begin();
+        wgmma_fence();
         #pragma unroll
         for (int k = 0; k < HS / 16; k++)
             multiply_shared(s, own.after(columns_16(k, 64)), keys.after(columns_16(k, 64)), k > 0);
-        products_commit();
-        products_wait<0>();                                  // also for o
+        wgmma_commit();
+        wgmma_wait<0>();                                  // also for o
         if (j > 0 && elected()) mbarrier_arrive(empty + (j - 1) % RING * 8);
         if (in_block == 0 && j >= 2 && j - 2 + RING < steps && elected())        // by now the others will have left it
             mbarrier_wait(empty + (j - 2) % RING * 8, (j - 2) / RING & 1), fetch(j - 2 + RING);
@@ -991,22 +990,22 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
             #pragma unroll
             for (int e = 0; e < S::PANELS * 32; e++) o[e / 32][e % 32] *= shrink[e / 2 % 2];
         }
-        products_begin();
+        wgmma_fence();
         #pragma unroll
         for (int k = 0; k < STEP / 16; k++)
             #pragma unroll
             for (int n = 0; n < S::PANELS; n++)
                 multiply_registers<true>(o[n], p[k], values.after(n * PANEL + k * 16 * PANEL_ROW), j > 0 || k > 0);
-        products_commit();
+        wgmma_commit();
     }
-    products_wait<0>();
+    wgmma_wait<0>();
     #pragma unroll
     for (int i = 0; i < 2; i++) {
         sum[i] += __shfl_xor_sync(WARP, sum[i], 1), sum[i] += __shfl_xor_sync(WARP, sum[i], 2);
         const int t = block * S::QUERIES + row + 8 * i;
         if (lane % 4 == 0 && t < T) lse[((size_t)b * gridDim.y + h) * T + t] = maximum[i] * scale + logf(sum[i]);
     }
-    // a warpgroup's queries make room for what it has found
+    // o is staged where this warpgroup's queries were
     warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : barrier<3>(128);
     const unsigned room = queries + warpgroup * BYTES + in_block % 4 * 16 * PANEL_ROW;
     #pragma unroll
@@ -1022,7 +1021,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
 template <int HS> void attention_forward_wgmma(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
     using F = ForwardShape<HS>;
     const int C = NH * HS;
-    launch(attention_forward_wgmma_kernel<HS>, dim3(blocks_for(T, F::QUERIES), NH, B), F::THREADS, F::SHARED_BYTES,
+    launch(attention_forward_wgmma_kernel<HS>, dim3(ceil_div(T, F::QUERIES), NH, B), F::THREADS, F::SHARED_BYTES,
            boxes(out, B, T, T, C, 16), lse, boxes(qkv, B, T, S, 3 * C, F::STEP), T, C, 1 / sqrtf(HS));
 }
 
@@ -1050,12 +1049,12 @@ template <int HS> struct BackwardShape {
     static constexpr int DS_BYTES = KEYS * QUERIES * 2, ROWS_BYTES = 2 * QUERIES * 4, DQ_BYTES = HS == 64 ? 0 : 8192 * 4;
     static constexpr size_t SHARED_BYTES = 2 * KEY_BUFFERS * KEYS_BYTES + 2 * STAGES * QUERIES_BYTES + 2 * DS_BYTES +
                                            DQ_BYTES + 2 * ROWS_BYTES + 8 * (STAGES + KEY_BUFFERS);
-    static int tiles(int T) { return blocks_for(T, KEYS) * EACH; }
+    static int tiles(int T) { return ceil_div(T, KEYS) * EACH; }
     static int blocks(int B, int NH) { return min(B * NH, device().sms()); }
     // numbers
     static size_t rows(int B, int T, int NH) { return (size_t)B * NH * tiles(T) * 2 * QUERIES; }
     static size_t sums(int B, int T, int NH) { return (size_t)blocks(B, NH) * tiles(T) * 8192; }
-    static int groups(int B, int T) { return B * blocks_for(T, KEYS) * KEYS / 16; }
+    static int groups(int B, int T) { return B * ceil_div(T, KEYS) * KEYS / 16; }
     static size_t scratch(int B, int T, int NH) {
         return rows(B, T, NH) + sums(B, T, NH) + (size_t)groups(B, T) * 3 * NH * HS;
     }
@@ -1087,8 +1086,8 @@ __global__ void __launch_bounds__(256) attention_rows_kernel(float* rows, const 
     const int t = tile * QUERIES + threadIdx.x;
     if (threadIdx.x < QUERIES) rows[threadIdx.x] = t < T ? lse[head * T + t] * LOG2E : INFINITY;
 }
-// Sums over this warp's 16 rows of d (64,64), times scale: eight lanes hold a column, and each gives away half of what it has,
-// three times, until lane l has columns 2 l and 2 l + 1.
+// Column sums over this warp's 16 rows of d (64,64), times scale: a reduce-scatter over the eight lanes that share
+// columns, in three halving steps, which leaves columns 2 l and 2 l + 1 in lane l.
 DEVICE void sum_rows(float* to, const float (&d)[32], float scale) {
     float v[8][2];
     #pragma unroll
@@ -1127,7 +1126,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     constexpr int PANELS = S::PANELS, KEYS = S::KEYS, QUERIES = S::QUERIES, STAGES = S::STAGES;
     constexpr bool ROOMY = S::KEY_BUFFERS == 2;
     SHARED_DYNAMIC(shared);
-    // products of what nobody wrote come to nothing, below, but the memory sanitizer cannot know
+    // the first iteration multiplies uninitialized memory and discards the result, which a sanitizer cannot know
     EMU(for (size_t i = threadIdx.x; i < S::SHARED_BYTES; i += blockDim.x) shared[i] = 0; emu::fence_proxy_async(); __syncthreads();)
     const unsigned keys_0 = shared_address(shared), queries_0 = keys_0 + 2 * S::KEY_BUFFERS * S::KEYS_BYTES;
     const unsigned ds_0 = queries_0 + 2 * STAGES * S::QUERIES_BYTES, dq_0 = ds_0 + 2 * S::DS_BYTES;
@@ -1170,13 +1169,13 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     fetch_rows(after, 0), copies_wait<0>();
     __syncthreads();
 
-    // Each turn ends what the one before began for the tile `at`, and begins the one after it. So there is a turn more than
-    // tiles: what comes of the tile before the first, and of the one behind the last, is never used.
+    // A software pipeline: an iteration finishes tile `at` (dk, dq) and starts tile `after` (s, dp, dv). There is one
+    // iteration more than tiles: the results for a tile before the first and for one behind the last are discarded.
     at.head = -1, at.query = tiles - 1;
     float dk[PANELS][32] = {}, dv[PANELS][32] = {};
     unsigned ds[QUERIES / 16][4] = {};                       // (64 keys, QUERIES), as s and dp
-    // Where a warp puts what is to leave: its own part of what no product reads any more, once both warpgroups are past the
-    // barrier. For dq that is ds of the tile before, where it is large enough.
+    // A warp stages its results in its own part of a buffer that no wgmma reads any more once both warpgroups are past
+    // the barrier; for dq that is ds of the tile before, where it is large enough.
     const unsigned own = in_block * 16 * PANEL_ROW;
     auto store_keys = [&](unsigned dk_room, unsigned dv_room) {
         const int column = at.h * HS, row = at.key * KEYS + in_block * 16;
@@ -1211,14 +1210,14 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         auto room = [&](int n) { return dq_room + (n * 32 + lane) * 16; };
         float* const sum = sums + ((size_t(blockIdx.x) * tiles + at.query) * 8 + in_block) * 1024;
         const bool add_sum = complete && at.key > 0;
-        products_begin();
+        wgmma_fence();
         #pragma unroll
         for (int k = 0; k < QUERIES / 16; k++)
             #pragma unroll
             for (int n = 0; n < PANELS; n++)
                 multiply_registers<true>(dk[n], ds[k], queries.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
                                          !first || k > 0);
-        products_commit();
+        wgmma_commit();
         __syncthreads();                                     // ds is there; and both are done with the tile before
         Walk second = after;
         second.next(tiles, NH);
@@ -1237,14 +1236,14 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         }
         copies_commit();
         float dq[32];
-        products_begin();
+        wgmma_fence();
         #pragma unroll
         for (int k = 0; k < KEYS / 16; k++)
             multiply_shared<true, true>(dq, ds_queries.after(k * QUERIES / 4 * PANEL_ROW), keys.after(k * 16 * PANEL_ROW),
                                         k > 0);
-        products_commit();
+        wgmma_commit();
         if (!ROOMY && last && at.head >= 0) {                // keys and values make room for dk and dv, then for other keys
-            products_wait<0>();
+            wgmma_wait<0>();
             __syncthreads();                                 // the other warpgroup's dq has read the keys
             store_keys(dk_room, dv_room);
             stores_visible();
@@ -1253,7 +1252,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             __syncthreads();                                 // all of dk and dv has been read
             if (in_block == 0 && elected()) fetch_keys(after, 0);
         }
-        if (last) key_phase ^= key_buffer | !ROOMY, key_buffer ^= ROOMY;         // the parity turns with the first buffer
+        if (last) key_phase ^= ROOMY ? key_buffer : 1, key_buffer ^= ROOMY;      // flips on each return to buffer 0
         if (++stage == STAGES) stage = 0, phase ^= 1;
         odd ^= 1;
         if (after.head < heads) {
@@ -1265,17 +1264,17 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         const Operand queries_after(queries_0 + stage * 2 * S::QUERIES_BYTES);
         const Operand douts(queries_0 + (stage * 2 + 1) * S::QUERIES_BYTES);
         float s[QUERIES / 2], dp[QUERIES / 2];
-        products_begin();
+        wgmma_fence();
         #pragma unroll
         for (int k = 0; k < HS / 16; k++)
             multiply_shared(s, keys_after.after(columns_16(k, KEYS)), queries_after.after(columns_16(k, QUERIES)), k > 0);
-        products_commit();
-        products_wait<1>();                                  // for dk and dq
-        products_begin();
+        wgmma_commit();
+        wgmma_wait<1>();                                  // for dk and dq
+        wgmma_fence();
         #pragma unroll
         for (int k = 0; k < HS / 16; k++)
             multiply_shared(dp, values_after.after(columns_16(k, KEYS)), douts.after(columns_16(k, QUERIES)), k > 0);
-        products_commit();
+        wgmma_commit();
 
         // dq, dk and dv leave
         const int dq_column = at.h * HS + (ROOMY ? 0 : warpgroup * 64);
@@ -1314,7 +1313,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         const float *row_lse = at_address(rows_0 + odd * S::ROWS_BYTES), *row_D = row_lse + QUERIES;
         unsigned p[QUERIES / 16][4];
         fetch_rows(second, odd ^ 1);
-        products_wait<1>();                                  // for s
+        wgmma_wait<1>();                                  // for s
         if (after.diagonal()) {
             const int ahead = (after.query - after.key * S::EACH) * QUERIES;             // of the first key
             #pragma unroll
@@ -1332,15 +1331,15 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             for (int e = 0; e < 4; e++) s[4 * n + e] = power_of_2(s[4 * n + e] * c - l[e % 2]);
             p[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), p[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
         }
-        products_begin();
+        wgmma_fence();
         #pragma unroll
         for (int k = 0; k < QUERIES / 16; k++)
             #pragma unroll
             for (int n = 0; n < PANELS; n++)
                 multiply_registers<true>(dv[n], p[k], douts.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
                                          !after.first() || k > 0);
-        products_commit();
-        products_wait<1>();                                  // for dp
+        wgmma_commit();
+        wgmma_wait<1>();                                  // for dp
         #pragma unroll
         for (int n = 0; n < QUERIES / 8; n++) {
             float d[2];
@@ -1359,7 +1358,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         }
         copies_wait<0>();
         stores_visible();
-        products_wait<0>();
+        wgmma_wait<0>();
         at = after, after.next(tiles, NH);
     }
     bulk_wait();
@@ -1384,14 +1383,14 @@ inline bool wgmma_fits(int HS) {
         CHECK(cudaFuncGetAttributes(&kernel, attention_backward_wgmma_kernel<64>));
         return device().capability() == 90 && kernel.numRegs > 64;
     }();
-    return built && (HS == 64 || HS == 128);
+    return built && tiles_fit(HS);
 }
 #endif
 
 // Which of these a head size gets, where more than one query stands against no cache.
 inline const char* attention_kernels([[maybe_unused]] int HS) {
 #ifndef TRAIN_FP32
-    if (wgmma_fits(HS) || tiles_fit(HS)) return wgmma_fits(HS) ? "wgmma" : "tiles";
+    if (tiles_fit(HS)) return wgmma_fits(HS) ? "wgmma" : "tiles";
 #endif
     return "plain";
 }
@@ -1409,18 +1408,17 @@ inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B,
         return (HS == 64 ? attention_forward_wgmma<64> : attention_forward_wgmma<128>)(out, lse, qkv, B, T, S, NH);
     if (all && tiles_fit(HS))
         return launch(HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>,
-                      dim3(blocks_for(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C,
+                      dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C,
                       scale);
 #endif
     launch(attention_forward_plain, dim3(T, NH, B), threads_for(t0 + T, 128), scores_size(t0 + T), out, lse, qkv, t0, T,
            S, C, HS, scale);
 }
 inline size_t attention_scratch(int B, int T, int NH, [[maybe_unused]] int HS) {         // numbers; backward's
-    size_t D = (size_t)B * NH * T;
 #ifndef TRAIN_FP32
-    if (wgmma_fits(HS)) D = (HS == 64 ? BackwardShape<64>::scratch : BackwardShape<128>::scratch)(B, T, NH);
+    if (wgmma_fits(HS)) return (HS == 64 ? BackwardShape<64>::scratch : BackwardShape<128>::scratch)(B, T, NH);
 #endif
-    return D;
+    return (size_t)B * NH * T;               // of attention_dot_kernel()'s D
 }
 // dqkv; and its column sums are added to dqkv_b, unless that is null
 inline void attention_backward(floatX* dqkv, float* dqkv_b, float* scratch, float* partial, const floatX* dout,
@@ -1432,7 +1430,7 @@ inline void attention_backward(floatX* dqkv, float* dqkv_b, float* scratch, floa
         return (HS == 64 ? attention_backward_wgmma<64> : attention_backward_wgmma<128>)(
             dqkv, dqkv_b, scratch, partial, dout, qkv, out, lse, B, T, NH);
 #endif
-    launch(attention_dot_kernel, blocks_for(n, 8), 256, 0, scratch, dout, out, n, T, NH, HS);
+    launch(attention_dot_kernel, ceil_div(n, 8), 256, 0, scratch, dout, out, n, T, NH, HS);
 #ifndef TRAIN_FP32
     if (tiles_fit(HS)) attention_backward_tiles(dqkv, dout, qkv, lse, scratch, B, T, C, NH);
     else
@@ -1501,10 +1499,10 @@ inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* 
     const size_t row = stride * sizeof(floatX);              // a multiple of 16
     const bool fits = row + 1024 <= device().properties.sharedMemPerBlockOptin;
     launch(gradients ? cross_entropy_kernel<true> : cross_entropy_kernel<false>, rows,
-           threads_for(blocks_for(stride, WIDE), 512), fits ? row : 0, logits, logprob, best, y, terms, V, stride, fits);
+           threads_for(ceil_div(stride, WIDE), 512), fits ? row : 0, logits, logprob, best, y, terms, V, stride, fits);
 }
 
-// What a step leaves on the device, and what it needs to know there.
+// A step's loss and gradient norm; adamw_kernel() changes nothing unless both are finite.
 struct Outcome { double loss, norm; };
 
 // loss += the sum of the tokens' losses, by one block in a fixed order
@@ -1608,9 +1606,9 @@ inline void embedding_backward(float* dwte, float* dwpe, float* partial, const f
     const int W = C % WIDE ? 1 : WIDE, P = device().sms();
     launch(WIDTH(C, embedding_backward_pieces_kernel), std::min(B * T, 32 * P), threads_for(C / W, 128), 0, partial, dout,
            o, C);
-    launch(WIDTH(C, embedding_backward_wte_kernel), std::min(blocks_for((size_t)B * T * C, 128 * W), 32 * P), 128, 0, dwte,
+    launch(WIDTH(C, embedding_backward_wte_kernel), std::min(ceil_div((size_t)B * T * C, 128 * W), 32 * P), 128, 0, dwte,
            partial, x, o, C);
-    launch(WIDTH(C, embedding_backward_wpe_kernel), blocks_for((size_t)T * C, 128 * W), 128, 0, dwpe, dout, B, T * C);
+    launch(WIDTH(C, embedding_backward_wpe_kernel), ceil_div((size_t)T * C, 128 * W), 128, 0, dwpe, dout, B, T * C);
 }
 
 /* gradient norm and AdamW, over the whole arena: blocks sum up squares of their shares, in double, where no square of a
@@ -1652,9 +1650,9 @@ __global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rou
 }
 inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
                   const AdamWStep& s, double clip, double* squares, Outcome* outcome) {
-    const int parts = std::min(NORM_BLOCKS, blocks_for(n, 4096));
+    const int parts = std::min(NORM_BLOCKS, ceil_div(n, 4096));
     launch(squares_kernel, parts, 256, 0, squares, g, n);
-    launch(adamw_kernel, blocks_for(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays,
+    launch(adamw_kernel, ceil_div(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays,
            n, s, (float)clip, squares, parts, outcome);
 }
 __global__ void round_kernel(floatX* rounded, const float* w, size_t n) {
@@ -1668,15 +1666,15 @@ __global__ void round_kernel(floatX* rounded, const float* w, size_t n) {
 // d (m,n) by columns = a (m,k) b (k,n) + ..., each with its leading dimension
 struct Matmul {
     int m, n, k;
-    bool a_transposed, b_transposed;                 // as they lie in memory, they are (k,m) and (n,k)
-    long lda, ldb, ldd;
+    bool a_transposed = false, b_transposed = false;         // as they lie in memory, they are (k,m) and (n,k)
+    long lda = a_transposed ? k : m, ldb = b_transposed ? n : k, ldd = m;        // leading dimensions
     bool bias = false, gelu = false;         // + bias (m); then gelu, and what it was made of is kept
     bool plus = false;                       // + c (m,n), which may be d
     bool fp32 = false;                       // c and d are float, not floatX
     unsigned alignment = 256;                // of a, b, c and d, in bytes
     bool operator==(const Matmul&) const = default;
 };
-template <typename... P> unsigned alignment_of(P*... operands) {
+template <typename... P> unsigned alignment_of(P*... operands) {         // the largest power of two, up to 256
     const uintptr_t all = ((uintptr_t)operands | ... | 256);
     return unsigned(all & -all);
 }
@@ -1723,7 +1721,8 @@ inline std::vector<Plan> heuristics(const Matmul& p, const floatX* bias, const f
                                                        min(most, MOST_HEURISTICS), found, &n);
     cublasLtMatmulPreferenceDestroy(preference);
     std::vector<Plan> plans;
-    for (int i = 0; i < n && status == CUBLAS_STATUS_SUCCESS; i++) {
+    if (status != CUBLAS_STATUS_SUCCESS) return plans;
+    for (int i = 0; i < n; i++) {
         if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
         auto ask = [&](cublasLtMatmulAlgoConfigAttributes_t attribute, auto value) {
             size_t written;
@@ -1749,10 +1748,10 @@ inline cublasStatus_t matmul_with(const Plan& q, void* d, const floatX* a, const
                           device().workspace, device().workspace_size, device().stream);
 }
 
-/* Which heuristic is taken. If the first splits its sum, that one: a long sum of few tiles needs it. Else the fastest by
-   the clock of those that do not split it and give the bits of the first, gelu's input included, on random numbers:
-   they sum up in one order, so the clock, which never says the same twice, decides about nothing but time. Where time
-   or memory for trying is too short, the first.
+/* Which heuristic is taken: the first, if it splits its sum (few tiles with a long sum need it), if the product has
+   under `least` FLOPs, or if memory is too short to try others. Else the fastest, as timed on random numbers, of those
+   that do not split it and whose result, gelu's input included, has the bits of the first's: they sum in the same
+   order, so that timings, which differ from run to run, never decide about bits.
    cost     at a product's first use, up to 4 products for each heuristic, and memory for operands and two results */
 __global__ void random_kernel(floatX* p, size_t n) {         // u^3, u in [-1,1): of many sizes, so that sums must round
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
@@ -1777,9 +1776,9 @@ inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, const fl
     const size_t a = room((p.a_transposed ? p.m : p.k) * p.lda * size), b = room((p.b_transposed ? p.k : p.n) * p.ldb * size);
     const size_t with = room(p.bias ? p.m * size : 0), c = room(p.plus ? d_size : 0), given = bytes;
     const size_t d = room(d_size), before = room(p.gelu ? (size_t)p.n * p.m * size : 0), result = bytes - given;
-    const size_t other = room(result), found = room(sizeof(int));        // one after another to `other`, the first to d
+    const size_t other = room(result), found = room(sizeof(int));        // first result at d, later ones at `other`
     char* all;
-    if (cudaMalloc(&all, bytes) != cudaSuccess) return cudaGetLastError(), plans[0];
+    if (cudaMalloc(&all, bytes) != cudaSuccess) { cudaGetLastError(); return plans[0]; }     // clears the error
     cudaEvent_t begin, end;
     CHECK(cudaEventCreate(&begin)), CHECK(cudaEventCreate(&end));
     const cudaStream_t s = device().stream;
@@ -1810,7 +1809,7 @@ inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, const fl
     return best ? *best : plans[0];
 }
 
-// Whether cuBLASLt can do it with gelu; without, it must.
+// False if cuBLASLt has no such product with gelu; if it has none without gelu either, the program ends.
 inline bool matmul(void* d, const floatX* a, const floatX* b, Matmul p, const floatX* bias = nullptr,
                      const void* c = nullptr, const floatX* before_gelu = nullptr) {
     static std::vector<std::pair<Matmul, std::optional<Plan>>> plans;
@@ -1830,8 +1829,7 @@ inline bool matmul(void* d, const floatX* a, const floatX* b, Matmul p, const fl
    shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus, before (N,OC) */
 inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus,
                            floatX* before, int N, int C, int OC) {
-    Matmul p{OC, N, C, false, false, OC, C, OC};
-    p.bias = b, p.plus = plus;
+    Matmul p{.m = OC, .n = N, .k = C, .bias = b != nullptr, .plus = plus != nullptr};
     p.gelu = FUSED_GELU && before && OC % 8 == 0;            // which it asks of that leading dimension
     if (p.gelu && matmul(out, w, x, p, b, plus, before)) return;
     p.gelu = false;
@@ -1841,12 +1839,12 @@ inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const 
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout; the bias's is summed up where dout is written
 inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C,
                             int OC) {
-    matmul(dx, w, dout, {C, N, OC, true, false, OC, OC, C});
-    matmul(dw, dout, x, {OC, C, N, false, true, OC, C, OC, false, false, true, true}, nullptr, dw);
+    matmul(dx, w, dout, {.m = C, .n = N, .k = OC, .a_transposed = true});
+    matmul(dw, dout, x, {.m = OC, .n = C, .k = N, .b_transposed = true, .plus = true, .fp32 = true});
 }
 
-// Products of a size that is no multiple of 8 run at an eighth of the speed. So the device's tables have rows, and rows of
-// logits columns, for this vocabulary. Rows beyond V are zero and stay so: cross_entropy() leaves them no gradient.
+// cuBLASLt multiplies sizes that are no multiple of 8 at an eighth of its speed (H200, dev/SPEED.md). So the device
+// pads V to a multiple of 64. The tables' rows beyond V are zero and stay so: cross_entropy() gives them no gradient.
 constexpr int VOCABULARY_TILE = 64;
 inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * VOCABULARY_TILE; }
 
@@ -1862,9 +1860,8 @@ inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * 
             sums have the same order however many rows there are.
    cost     w */
 constexpr int FEW = 8;
-struct Normed {                              // x, which is to be normalized first if there are weights for it
-    const floatX *x, *w = nullptr, *b = nullptr;
-    float eps = 0;
+struct Normed {                              // a product's input: x; or layernorm(x), still to be done, if there is w
+    const floatX *x, *w, *b; float eps;
     Normed(const floatX* x, const floatX* w = nullptr, const floatX* b = nullptr, float eps = 0)
         : x(x), w(w), b(b), eps(eps) {}
 };
@@ -1935,7 +1932,7 @@ inline void few_rows(floatX* out, Normed x, const floatX* w, const floatX* b, co
                      int OC) {
     int across = 1;                          // 16 bytes; up to 128, a line, if there are blocks enough
     while (across < 8 && OC / (2 * across * WIDE) >= device().sms()) across *= 2;
-    launch(N > 1 ? few_rows_kernel<FEW> : few_rows_kernel<1>, blocks_for(OC, across * WIDE), 256, few_bytes(N, C, across),
+    launch(N > 1 ? few_rows_kernel<FEW> : few_rows_kernel<1>, ceil_div(OC, across * WIDE), 256, few_bytes(N, C, across),
            out, x, w, b, plus, gelu, N, C, OC, across);
 }
 
@@ -2020,8 +2017,8 @@ inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, cons
 }
 
 /* pick -- as in cpu::pick, the same token from the same logits: all sums are of integers
-   layout   a block takes a row, each thread a range of it. Where tokens are left out, the last that is kept is found
-            bit by bit, from the maximum. */
+   layout   a block takes a row, each thread a range of it. For top-k and top-p, radix select finds the smallest key
+            that is kept, one bit a pass. */
 struct Pickers {                             // of each row
     int *token, *position;                   // the last, and where it stands
     Rng* rng;
@@ -2096,7 +2093,7 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
         return;
     }
     auto weigh = [&](unsigned key) { return weight_of(maximum - number_of(key), s.scale); };
-    unsigned cut = 0;                        // kept: what is greater, so all; and the first `ties` of what is equal
+    unsigned cut = 0;                        // kept: all keys above it (so far, all), and the first `ties` equal to it
     wide ties = 0, rank = 0, mine = 0, all;
     if (s.top_k < V) {
         const Cut c = find_cut(any, s.top_k, [](unsigned) { return wide(1); });
@@ -2123,7 +2120,7 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
     mine = 0;
     each([&](int, float x) { mine += kept(x, ranked); });
     const wide before = sum_before(mine, all);
-    wide left = rng.below(all) - before;                     // huge, if the place is before what is mine
+    wide left = rng.below(all) - before;                     // wraps to huge if the draw falls in an earlier range
     if (left >= mine) return;
     each([&](int v, float x) {
         const wide w = kept(x, rank);
@@ -2203,7 +2200,7 @@ struct Model {
             int fits = 0;                                    // the most rows that do
             for (int beyond = B; beyond - fits > 1;) {
                 const int middle = fits + (beyond - fits) / 2;
-                (bytes(middle) > have ? beyond : fits) = middle;
+                if (bytes(middle) > have) beyond = middle; else fits = middle;
             }
             die("not enough memory on the GPU: %s for %d rows of %d tokens, %.2f GB are free; %s", memory(B).c_str(), B,
                 T, have / 1e9, fits ? format("--batch %d fits", fits).c_str() : "lower --context");
@@ -2213,7 +2210,7 @@ struct Model {
         if (training) gradients = allocate<float>(n), moment1 = allocate<float>(n), moment2 = allocate<float>(n);
         place_activations();
         for (Staged& s : staged) {
-            CHECK(cudaMallocHost(&s.memory, sizeof(int) * (8 * (size_t)B * T + 4)));
+            CHECK(cudaMallocHost(&s.memory, sizeof(int) * (8 * (size_t)B * T + 4)));         // forward()'s, at most
             CHECK(cudaEventCreateWithFlags(&s.copied, cudaEventDisableTiming));
         }
         CHECK(cudaMallocHost(&drawn, sizeof(int) * DRAWN * B));
@@ -2259,9 +2256,9 @@ struct Model {
                       attention_kernels(c.C / c.NH), memory(max_B).c_str());
     }
 
-    /* What a step of so many tokens takes at least: products and attention at 80 % of the peak; everything else at 90 %
-       of the memory's bandwidth, each array read and written as often as the kernels' comments say, with X = C floatX
-       numbers a token. The activation and the biases' sums are not counted: they could be part of products. */
+    /* The least time of a step of so many tokens: products and attention at 80 % of the peak, all else at 90 % of the
+       memory's bandwidth, with the bytes of the kernels' comments: norms forward 3X + 4X a layer, backward 4X each,
+       embedding backward about 4X. The activation and the biases' sums are not counted: they could be part of products. */
     Speed speed(double tokens, double seconds) const {
         const double matrices = 12.0 * c.L * c.C * c.C + (double)c.V * c.C, attention = 6.0 * c.L * c.C * max_T;
         const double X = tokens * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
@@ -2306,7 +2303,7 @@ struct Model {
         const size_t row = (size_t)read_token * c.C;
         upload(a.read, dout, rows);
         CHECK(cudaMemsetAsync(a.dx, 0, sizeof(floatX) * rows * columns * c.C, device().stream));
-        launch(readout_backward_kernel, blocks_for(c.C, 128), 128, 0, a.dx, dtable() + row, a.read, a.lnf, a.read_at, table() + row,
+        launch(readout_backward_kernel, ceil_div(c.C, 128), 128, 0, a.dx, dtable() + row, a.read, a.lnf, a.read_at, table() + row,
                rows, columns, c.C);
     }
     void backward() { play(BACKWARD, rows, columns, [&] { network_backward(*this, rows, columns); }); }
@@ -2345,7 +2342,7 @@ struct Model {
         }
     }
 
-    // The device goes on with what it has drawn before the host has seen it; what follows an end of text is made in vain.
+    // The device runs up to DRAWN - 1 tokens ahead of the host; what it draws behind an end of text is discarded.
     void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token, bool ahead) {
         const Activations a = activations(0);
         const int at = t0 + T;               // where the new tokens will stand
@@ -2382,21 +2379,20 @@ struct Model {
         if (!t.present) return;
         upload(arena(which) + t.offset, in, t.count());
         if (which == WEIGHT && BF16)
-            launch(round_kernel, blocks_for(t.count(), 256), 256, 0, rounded + t.offset, weights + t.offset, t.count());
+            launch(round_kernel, ceil_div(t.count(), 256), 256, 0, rounded + t.offset, weights + t.offset, t.count());
         CHECK(cudaStreamSynchronize(device().stream));
     }
     Activations activations(int l) const {
         size_t k = 0;
-        auto pointer = [&] { return places[k * c.L + l]; };
         Activations a;
-#define X(type, field, ...) a.field = (type*)pointer(), k++;
+#define X(type, field, ...) a.field = (type*)places[k++ * c.L + l];
         GPU_ACTIVATIONS(X)
 #undef X
         return a;
     }
 
-    // The layers, as the network calls them. While decoding, tokens stand where the device knows, a row each; and if rows
-    // are few, a norm is left to the product that reads it.
+    // The layers, as the network calls them. While decoding, each row has one token, whose position is on the device;
+    // with few rows, norm_forward() leaves the norm to the product that reads it.
     Weights<floatX> weights_of(int l) const { return layout.at(rounded, l); }
     Weights<float> gradients_of(int l) const { return layout.at(gradients, l); }
     Normed embedding_norm_forward(const Activations& a, const Weights<floatX>& w, int B, int t0, int T) {
@@ -2446,13 +2442,13 @@ struct Model {
     }
 
     int chunk() const { return (int)head_rows((size_t)max_B * max_T, c.V); }
-    // Of rows n0, n0 + step, ... of x; what decoding has left to be normalized is here.
+    // Logits of rows n0, n0 + step, ... of x, which is normalized first if norm_forward() has left that.
     void logits_forward(const Normed& x, int n0, int step, int rows) {
         const Activations a = activations(0);
         const int V = padded(c.V);
         if (x.w) layernorm_forward(a.lnf, a.lnf_stats, a.lnf_stats + rows, x.x, x.w, x.b, rows, c.C, x.eps);
         const floatX* some = (x.w ? a.lnf : x.x) + (size_t)n0 * c.C;
-        matmul(a.logits, table(), some, {V, rows, c.C, true, false, c.C, (long)step * c.C, V});
+        matmul(a.logits, table(), some, {.m = V, .n = rows, .k = c.C, .a_transposed = true, .ldb = (long)step * c.C});
     }
     void cross_entropy(int n0, int rows, bool gradients) {
         const Activations a = activations(0);
@@ -2461,9 +2457,9 @@ struct Model {
     void logits_backward(const Normed& x, int n0, int rows) {
         const Activations a = activations(0);
         const int V = padded(c.V);
-        matmul(a.dx + (size_t)n0 * c.C, table(), a.logits, {c.C, rows, V, false, false, c.C, V, c.C});
-        matmul(dtable(), x.x + (size_t)n0 * c.C, a.logits, {c.C, V, rows, false, true, c.C, V, c.C, false, false, true, true},
-               nullptr, dtable());
+        matmul(a.dx + (size_t)n0 * c.C, table(), a.logits, {.m = c.C, .n = rows, .k = V});
+        matmul(dtable(), x.x + (size_t)n0 * c.C, a.logits,
+               {.m = c.C, .n = V, .k = rows, .b_transposed = true, .plus = true, .fp32 = true});
     }
     void add_loss(int N) {
         const Activations a = activations(0);
@@ -2478,10 +2474,10 @@ private:
     std::vector<void*> owned;                // the memory they lie in
     std::vector<float> token_weight;
     TokenTerms<float> terms;
-    int rows = 0, columns = 0, read_token = 0, scored = 0, turn = 0;
+    int rows = 0, columns = 0, read_token = 0, scored = 0, turn = 0;     // rows, columns: B, T of the last forward()
     bool decoding = false;
     struct Staged { int* memory; cudaEvent_t copied; } staged[2];
-    // What kernels read goes through pinned memory, from which the device copies on its own; two pieces in turn.
+    // Inputs of forward() and readout() go through pinned memory, so that the host need not wait; two buffers in turn.
     struct Pinned {
         Staged& s;
         int* place;
@@ -2505,10 +2501,7 @@ private:
 
     const floatX* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     float* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
-    float* arena(Which which) const {
-        float* const arenas[] = {weights, gradients, moment1, moment2};
-        return arenas[which];
-    }
+    float* arena(Which which) const { return std::array{weights, gradients, moment1, moment2}[which]; }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.
     void place_activations() {
         const auto arrays = activation_arrays(c, max_B, max_T, training);
@@ -2527,9 +2520,8 @@ private:
         }
     }
 
-    // A sequence of kernels, recorded when it is asked for a second time (in the first, kernels are loaded and cuBLASLt
-    // is asked for its algorithms, which a recording must not do), and from then on launched as one. Not those of
-    // validation, whose rows may have any length.
+    // CUDA graphs, one for each sequence of kernels and shape, captured at the second call: the first loads kernels and
+    // queries cuBLASLt for algorithms, which no capture may do. Validation has none: its rows may have any length.
     enum Sequence { FORWARD, FORWARD_FIRST, FORWARD_LATER, BACKWARD, STEP };   // PPO's first pass, and those later
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {

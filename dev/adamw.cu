@@ -76,7 +76,7 @@ static void ladder(size_t n, double clip, Step kind) {
     };
     if (gpu::BF16) results.push_back({"rounded", rounded_error, 0, [&] { copy.reset(); }, [&] { return copy.bits(); }});
 
-    const int blocks = blocks_for(n, 256), parts = std::min(gpu::NORM_BLOCKS, blocks_for(n, 4096));
+    const int blocks = ceil_div(n, 256), parts = std::min(gpu::NORM_BLOCKS, ceil_div(n, 4096));
     std::vector<Rung> rungs = {
         {"host", [&] {
             ok(cudaMemsetAsync(sum, 0, sizeof(float), stream()));

@@ -205,13 +205,13 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
             mbarrier_wait(ready, phase), phase ^= 1;
             __syncthreads();
             float s[64], dp[64];                             // (64 keys, 128 queries)
-            products_begin();
+            wgmma_fence();
             #pragma unroll
             for (int k = 0; k < 4; k++) {
                 multiply_shared(s, own_keys.after(k * 32), queries.after(k * 32), k > 0);
                 multiply_shared(dp, own_values.after(k * 32), douts.after(k * 32), k > 0);
             }
-            products_commit(), products_wait<0>();
+            wgmma_commit(), wgmma_wait<0>();
             unsigned p[8][4], ds[8][4];
             #pragma unroll
             for (int n = 0; n < 16; n++) {
@@ -240,14 +240,14 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
             stores_visible();
             __syncthreads();
             float dq[32];
-            products_begin();
+            wgmma_fence();
             #pragma unroll
             for (int k = 0; k < 8; k++) {
                 multiply_registers<true>(dv, p[k], douts.after(k * 16 * ROW), !diagonal || k > 0);
                 multiply_registers<true>(dk, ds[k], queries.after(k * 16 * ROW), !diagonal || k > 0);
                 multiply_shared<true, true>(dq, own_ds.after(k * 16 * ROW), keys.after(k * 16 * ROW), k > 0);
             }
-            products_commit(), products_wait<0>();
+            wgmma_commit(), wgmma_wait<0>();
             float* const sum = sums + (size_t(blockIdx.x) * tiles + query) * 8192 + threadIdx.x * 4;
             #pragma unroll
             for (int n = 0; n < 8; n++) {
@@ -308,7 +308,7 @@ static void forward(int B, int t0, int T, int S, int NH, int HS) {
     cpu::attention_forward(out.cpu(), lse.cpu(), qkv.cpu(), B, t0, T, S, C, NH);
     std::vector<Rung> rungs;
     if (matrix.n) rungs.push_back({"matrix", [&] {
-        launch(scores, dim3(blocks_for(T, 128), T, B * NH), 128, 0, matrix, qkv, T, C, HS, scale);
+        launch(scores, dim3(ceil_div(T, 128), T, B * NH), 128, 0, matrix, qkv, T, C, HS, scale);
         launch(softmax, B * NH * T, 128, 0, matrix, lse, T);
         launch(times_v, dim3(T, B * NH), HS, 0, out, matrix, qkv, T, C, HS);
     }});
@@ -317,10 +317,10 @@ static void forward(int B, int t0, int T, int S, int NH, int HS) {
                qkv, t0, T, S, C, HS, scale);
     }});
     if (matrix.n && HS == 64) rungs.push_back({"keys_shared", [&] {
-        launch(keys_shared<64>, dim3(blocks_for(T, 64), NH, B), 64, 0, out, lse, qkv, T, C, scale);
+        launch(keys_shared<64>, dim3(ceil_div(T, 64), NH, B), 64, 0, out, lse, qkv, T, C, scale);
     }});
 #ifndef TRAIN_FP32
-    const dim3 grid(blocks_for(T, 64), NH, B);
+    const dim3 grid(ceil_div(T, 64), NH, B);
     if (matrix.n && HS == 64)
         rungs.push_back({"tensor_cores", [&] { launch(tensor_cores, grid, 128, 0, out, lse, qkv, T, C, scale); }});
     if (t0 == 0 && T > 1 && gpu::tiles_fit(HS)) rungs.push_back({"tiles", [&] {
@@ -346,7 +346,7 @@ static void backward(int B, int T, int NH, int HS) {
     Array<float> scratch(gpu::attention_scratch(B, T, NH, HS)), partial(gpu::partial_size(C));
     cpu::attention_backward(dqkv.cpu(), dout.cpu(), qkv.cpu(), out.cpu(), l.data(), B, T, C, NH);
     cpu::bias_backward(dqkv_b.cpu(), dqkv.cpu(), B * T, 3 * C);
-    auto dots = [&] { launch(gpu::attention_dot_kernel, blocks_for(lse.n, 8), 256, 0, D, dout, out, (int)lse.n, T, NH, HS); };
+    auto dots = [&] { launch(gpu::attention_dot_kernel, ceil_div(lse.n, 8), 256, 0, D, dout, out, (int)lse.n, T, NH, HS); };
     auto bias = [&] { gpu::column_sums(dqkv.p, dqkv_b, partial, B * T, 3 * C); };
     const dim3 grid(T, NH, B);
     const int threads = gpu::threads_for(T, 128);
@@ -354,7 +354,7 @@ static void backward(int B, int T, int NH, int HS) {
         {"atomics", [&] {
             dots(), ok(cudaMemsetAsync(dq, 0, dq.n * sizeof(float), stream()));
             launch(backward_atomics, grid, threads, gpu::scores_size(2 * T), dqkv, dq, dout, qkv, lse, D, T, C, HS, scale);
-            launch(round_dq, blocks_for(dq.n, 256), 256, 0, dqkv, dq, dq.n, C), bias();
+            launch(round_dq, ceil_div(dq.n, 256), 256, 0, dqkv, dq, dq.n, C), bias();
         }, true},
         {"plain", [&] {
             dots();

@@ -13,7 +13,7 @@
 #define NO_GPU_MAIN
 #include "../train_gpt.cu"
 #include "bench.h"
-using gpu::floatX, gpu::load, gpu::store, gpu::launch, gpu::blocks_for, gpu::warp_sum, gpu::WIDE, gpu::WARP;
+using gpu::floatX, gpu::load, gpu::store, gpu::launch, gpu::ceil_div, gpu::warp_sum, gpu::WIDE, gpu::WARP;
 
 struct Study {
     inline static std::vector<void (*)()> all;
@@ -75,7 +75,7 @@ template <typename T> struct Array {
         unsigned long long value;
         ok(cudaMemsetAsync(hash, 0, 8, stream()));
         const size_t units = n * sizeof(T) / 2;
-        launch(hash_kernel, std::min(blocks_for(units, 256), 4 * gpu::device().sms()), 256, 0,
+        launch(hash_kernel, std::min(ceil_div(units, 256), 4 * gpu::device().sms()), 256, 0,
                (const unsigned short*)p, units, hash);
         ok(cudaStreamSynchronize(stream())), ok(cudaMemcpy(&value, hash, 8, cudaMemcpyDeviceToHost));
         return value;
@@ -163,7 +163,7 @@ inline const Roofs& roofs() {
         const Array<floatX> from((1 << 30) / sizeof(floatX)), to(from.n);
         const double product = median_time([&] { gpu::matmul(c, a, b, {n, n, n, false, false, n, n, n}); });
         const double copy = median_time([&] {
-            launch(copy_kernel, blocks_for(from.n, 256 * WIDE), 256, 0, to.p, from.p, from.n);
+            launch(copy_kernel, ceil_div(from.n, 256 * WIDE), 256, 0, to.p, from.p, from.n);
         });
         const double bytes = double(1 << 30), read = median_time([&] { read_all(from); });
         const Roofs r = {2.0 * n * n * n / product, {bytes / read, 2 * bytes / copy}};

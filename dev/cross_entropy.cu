@@ -109,7 +109,7 @@ static void ladder(int rows, int V) {
     std::vector<Result> results = {written("logprob", logprob, 1e-5), written("best", best, 0, 0),
                                    written("dlogits", logits, ONE)};
     std::vector<Rung> rungs = {
-        {"naive", [&] { launch(naive, blocks_for(rows, 32), 32, 0, logits, logprob, best, y, weight, rows, V, stride); }},
+        {"naive", [&] { launch(naive, ceil_div(rows, 32), 32, 0, logits, logprob, best, y, weight, rows, V, stride); }},
         {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
         {"two_passes", [&] { launch(two_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
         {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, {weight}, rows, V, stride, true); }}};

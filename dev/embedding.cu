@@ -68,7 +68,7 @@ static void forward(int B, int T, int V, int C) {
           {8.0 * embedded.n, 3.0 * embedded.n * sizeof(floatX)},
           {written("embedded", embedded, 0, 0), written("out", out, ONE)},
           {{"separate", [&] {
-                launch(add, blocks_for(embedded.n, 256), 256, 0, embedded, x, wte, wpe, t0, T, embedded.n, C);
+                launch(add, ceil_div(embedded.n, 256), 256, 0, embedded, x, wte, wpe, t0, T, embedded.n, C);
                 gpu::layernorm_forward(out, mean, rstd, embedded, w, b, N, C, 1e-5);
             }},
            {"shipped", [&] {
@@ -87,13 +87,13 @@ static void backward(int B, int T, int V, int C) {
     Array<float> partial((sorted.start.size() - 1) * C);
     const gpu::Occurrences o = {order, start, first, count};
     const auto positions = [&] {
-        launch(WIDTH(C, gpu::embedding_backward_wpe_kernel), blocks_for((size_t)T * C, 128), 128, 0, dwpe, dout, B, T * C);
+        launch(WIDTH(C, gpu::embedding_backward_wpe_kernel), ceil_div((size_t)T * C, 128), 128, 0, dwpe, dout, B, T * C);
     };
     cpu::embedding_backward(dwte.cpu(), dwpe.cpu(), dout.cpu(), x.cpu(), B, T, C);
     const double bytes = 2.0 * dout.n * sizeof(floatX) + 8.0 * C * (occurring + T);
     climb("embedding backward", format("B=%d T=%d V=%d C=%d", B, T, V, C), {2.0 * dout.n, bytes},
           {written("dwte", dwte, 1e-6, 1e-6), written("dwpe", dwpe, 1e-6, 1e-6)},
-          {{"atomics", [&] { launch(atomics, blocks_for(dout.n, 256), 256, 0, dwte, dwpe, dout, x, T, dout.n, C); }, true},
+          {{"atomics", [&] { launch(atomics, ceil_div(dout.n, 256), 256, 0, dwte, dwpe, dout, x, T, dout.n, C); }, true},
            {"search", [&] {
                 launch(search, V, 128, 0, dwte, dout, x, N, C), positions();
             }},

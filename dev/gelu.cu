@@ -49,7 +49,7 @@ static void forward(size_t n) {
     Array<floatX> x(numbers(n, 2)), out(n);
     cpu::gelu_forward(out.cpu(), x.cpu(), n);
     climb("gelu forward", format("n=%zu", n), {8.0 * n, 2.0 * n * sizeof(floatX)}, {written("out", out, ONE)},
-          {{"naive", [&] { launch(naive, blocks_for(n, 256), 256, 0, out, x, n); }},
+          {{"naive", [&] { launch(naive, ceil_div(n, 256), 256, 0, out, x, n); }},
            {"shipped", [&] { gpu::gelu_forward(out, x, n); }}});
 }
 
@@ -63,14 +63,14 @@ static void backward(int N, int C) {
     const double of_rounded = 4 * ONE / std::sqrt(12) * norm(d.host) / norm(db.host);
     climb("gelu backward", format("N=%d 4C=%d", N, C), {16.0 * n, 3.0 * n * sizeof(floatX)},
           {written("d", d, ONE), written("db", db, 1e-5)},
-          {{"atomics", [&] { launch(each<true>, blocks_for(n, 256), 256, 0, d, db, x, n, C); }, true},
+          {{"atomics", [&] { launch(each<true>, ceil_div(n, 256), 256, 0, d, db, x, n, C); }, true},
            {"two_passes", [&] {
-                launch(each<false>, blocks_for(n, 256), 256, 0, d, db, x, n, C);
+                launch(each<false>, ceil_div(n, 256), 256, 0, d, db, x, n, C);
                 gpu::column_sums(d.p, db, partial, N, C);
             }, false, of_rounded},
            {"one_row", [&] {
-                const int across = blocks_for(C, 32 * (C % WIDE ? 1 : WIDE));
-                const int down = std::clamp(gpu::SUM_BLOCKS * gpu::device().sms() / across, 1, blocks_for(N, 8));
+                const int across = ceil_div(C, 32 * (C % WIDE ? 1 : WIDE));
+                const int down = std::clamp(gpu::SUM_BLOCKS * gpu::device().sms() / across, 1, ceil_div(N, 8));
                 launch(WIDTH(C, one_row), dim3(across, down), 256, 0, d, partial, x, N, C);
                 gpu::add_partials({db, nullptr, nullptr}, 1, partial, down, C);
             }},

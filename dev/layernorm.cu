@@ -166,14 +166,14 @@ static void forward(int N, int C) {
     cpu::layernorm_forward(out.cpu(), mean.cpu(), rstd.cpu(), x.cpu(), w.cpu(), b.cpu(), N, C, 1e-5);
     const auto warps = [&](auto kernel) {
         return [=, &x, &w, &b, &out, &mean, &rstd] {
-            launch(kernel, blocks_for(N, 8), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f);
+            launch(kernel, ceil_div(N, 8), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f);
         };
     };
     std::vector<Rung> rungs = {
-        {"naive", [&] { launch(naive, blocks_for(N, 256), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f); }},
+        {"naive", [&] { launch(naive, ceil_div(N, 256), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f); }},
         {"warp_per_row", warps(warp_per_row<1>)},
         {"wide", warps(WIDTH(C, warp_per_row))}};
-    const int pieces = blocks_for(C, 32 * WIDE);
+    const int pieces = ceil_div(C, 32 * WIDE);
     if (C % WIDE == 0 && pieces <= 14)
         rungs.push_back({"registers", warps(pieces <= 3 ? registers<3> : pieces <= 7 ? registers<7> : registers<14>)});
     rungs.push_back({"shipped", [&] { gpu::layernorm_forward(out, mean, rstd, x, w, b, N, C, 1e-5); }});
@@ -193,16 +193,16 @@ static void backward(int N, int C) {
           {written("dresidual", dresidual, ONE), written("dw", dw, 1e-5), written("db", db, 1e-5),
            written("dbias", dbias, 1e-5)},
           {{"atomics", [&] {
-                launch(row_backward<true>, blocks_for(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N, C);
+                launch(row_backward<true>, ceil_div(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N, C);
             }, true},
            {"two_passes", [&] {
-                launch(row_backward<false>, blocks_for(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N, C);
-                launch(columns, blocks_for(C, 32), 256, 0, dw, db, dbias, dresidual, dout, x, mean, rstd, N, C);
+                launch(row_backward<false>, ceil_div(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N, C);
+                launch(columns, ceil_div(C, 32), 256, 0, dw, db, dbias, dresidual, dout, x, mean, rstd, N, C);
             }, false, ONE},                  // dbias is the sum of rounded numbers
            {"sums_in_shared", [&] {
                 const size_t row = 3 * sizeof(float) * gpu::banked(C);
                 const int each = gpu::rows_for(row, 8);
-                const int blocks = std::min(blocks_for(N, each), gpu::SUM_BLOCKS * gpu::device().sms());
+                const int blocks = std::min(ceil_div(N, each), gpu::SUM_BLOCKS * gpu::device().sms());
                 launch(WIDTH(C, sums_in_shared), blocks, 32 * each, each * row, dresidual, partial, dout, x, w, mean, rstd, N,
                        C);
                 gpu::add_partials({dw, db, dbias}, 3, partial, blocks, C);

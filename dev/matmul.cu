@@ -108,15 +108,15 @@ static void ladder(int N, int C, int OC) {
     cpu::linear_forward(out.cpu(), x.cpu(), w.cpu(), (float*)nullptr, (float*)nullptr, N, C, OC);
     auto tiles = [&](auto kernel, int side) {
         return [=, &out, &x, &w] {
-            launch(kernel, dim3(blocks_for(OC, side), blocks_for(N, side)), 256, 0, out, x, w, N, C, OC);
+            launch(kernel, dim3(ceil_div(OC, side), ceil_div(N, side)), 256, 0, out, x, w, N, C, OC);
         };
     };
     std::vector<Rung> rungs = {
-        {"naive", [&] { launch(naive, dim3(blocks_for(OC, 32), blocks_for(N, 8)), 256, 0, out, x, w, N, C, OC); }},
+        {"naive", [&] { launch(naive, dim3(ceil_div(OC, 32), ceil_div(N, 8)), 256, 0, out, x, w, N, C, OC); }},
         {"shared", tiles(tiled<2>, 32)}, {"registers", tiles(tiled<4>, 64)}};
 #ifndef TRAIN_FP32
     if (C % 64 == 0 && OC % 64 == 0) rungs.push_back({"tensor_cores", [&] {
-        launch(tensor_cores, dim3(OC / 64, blocks_for(N, 64)), 128, 4 * gpu::Tile<64, 64>::BYTES, out, x, w, N, C, OC);
+        launch(tensor_cores, dim3(OC / 64, ceil_div(N, 64)), 128, 4 * gpu::Tile<64, 64>::BYTES, out, x, w, N, C, OC);
     }});
 #endif
     rungs.push_back({"shipped", [&] { gpu::linear_forward(out, x, w, nullptr, nullptr, nullptr, N, C, OC); }});
@@ -171,7 +171,7 @@ static void layer(const std::string& name, int N, int C, int OC, Ending ending, 
     if (ending != PLAIN) rungs.insert(rungs.begin(), {"apart", [&] {
         gpu::linear_forward(ending == GELU ? before : out, x, w, bias, nullptr, nullptr, N, C, OC);
         if (ending == GELU) gpu::gelu_forward(out, before, out.n);
-        else launch(add, blocks_for(out.n, 256), 256, 0, out, stream, out.n);
+        else launch(add, ceil_div(out.n, 256), 256, 0, out, stream, out.n);
     }, false, 2 * ONE});
     gpu::Matmul p{OC, N, C, false, false, OC, C, OC};
     p.bias = biased, p.plus = plus, p.gelu = ending == GELU && gpu::FUSED_GELU && OC % 8 == 0;

@@ -26,8 +26,8 @@ PASSED_OVER = re.compile(r'^\s*(//|#|/\*)|\bdie\(|format\(|static_assert|__built
 NESTED = r'\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)'         # parentheses, up to three deep
 OPERATORS = [                                # (pattern, replacement, kind)
     (r'__sync(threads|warp)\(\);', ';', 'no barrier'),
-    (r'\b(barrier<\d>|mbarrier_wait|mbarrier_arrive|copies_wait<\d>|products_wait<\d>|bulk_wait|bulk_wait_read)' + NESTED, '(void)0', 'no wait'),
-    (r'\b(stores_visible|products_begin|products_commit|copies_commit|bulk_commit)\(\)', '(void)0', 'no fence'),
+    (r'\b(barrier<\d>|mbarrier_wait|mbarrier_arrive|copies_wait<\d>|wgmma_wait<\d>|bulk_wait|bulk_wait_read)' + NESTED, '(void)0', 'no wait'),
+    (r'\b(stores_visible|wgmma_fence|wgmma_commit|copies_commit|bulk_commit)\(\)', '(void)0', 'no fence'),
     (r'CHECK\((cuda(Event|Stream|Memset|Memcpy)\w*)' + NESTED + r'\)', '(void)0', 'no call'),
     (r'^(\s+)(upload|download|send|launch|store|load|std::fill\w*|std::copy\w*)' + NESTED + ';', r'\1;', 'no call'),
     (r'(?<=[\w)\]]) < (?=[\w(])', ' <= ', '<= for <'), (r' <= ', ' < ', '< for <='),
