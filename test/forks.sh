@@ -3,6 +3,7 @@
 # the same tensors, the program as it is refuses, and the other way round; each goes on with its own. With STRESS=1 every fork in
 # the table below, or with names those alone, trains and passes the project's tests, on the CPU and under emulation, and a mistake
 # planted in it does not.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}        # threads that wait leave the cores to others
 dir=build/test_forks
 rm -rf $dir && mkdir -p $dir
 command -v patch > /dev/null || { echo "skip forks: no patch here"; exit; }

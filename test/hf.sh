@@ -19,4 +19,5 @@ if ! "$venv/bin/python" -c 'import numpy, safetensors, tiktoken, torch, transfor
   "$venv/bin/python" -m pip install --retries 2 torch transformers trl tiktoken safetensors numpy >>$log 2>&1 ||
     fail "pip cannot install torch, transformers, trl and tiktoken; is there a network? see $log"
 fi
+"$venv/bin/python" test/golden.py test/golden/*/ || exit 1
 HF_HUB_OFFLINE=1 exec "$venv/bin/python" test/hf.py
