@@ -1583,8 +1583,8 @@ struct Model {
             gemm<P>({activations(0).logits, c.V}, some, Matrix{table, c.C, 1}.t(), count, c.V, c.C);
         });
     }
-    void cross_entropy(int n0, int count, bool gradients) {
-        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], terms.from(n0), count, c.V, gradients);
+    void cross_entropy(int n0, int count, bool backward) {
+        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], terms.from(n0), count, c.V, backward);
     }
     void logits_backward(const real* x, int n0, int count) {
         const Activations a = activations(0);

@@ -19,14 +19,14 @@ struct Identity {
         std::vector<uint64_t> sums((file.size + piece - 1) / piece);
         #pragma omp parallel for schedule(static)
         for (size_t i = 0; i < sums.size(); i++) {
-            const std::string_view bytes = file.text().substr(i * piece, piece);
+            const std::string_view part = file.text().substr(i * piece, piece);
             uint64_t h[8] = {}, words[8];
             size_t at = 0;
-            for (; at + sizeof words <= bytes.size(); at += sizeof words) {
-                memcpy(words, bytes.data() + at, sizeof words);
+            for (; at + sizeof words <= part.size(); at += sizeof words) {
+                memcpy(words, part.data() + at, sizeof words);
                 for (int k = 0; k < 8; k++) h[k] = (h[k] ^ words[k]) * 0x9E3779B97F4A7C15ull, h[k] ^= h[k] >> 32;
             }
-            sums[i] = checksum({(const char*)h, sizeof h}) ^ checksum(bytes.substr(at));
+            sums[i] = checksum({(const char*)h, sizeof h}) ^ checksum(part.substr(at));
         }
         files++, bytes += file.size;
         sum = mix64(sum ^ checksum({(const char*)sums.data(), 8 * sums.size()}));

@@ -317,9 +317,9 @@ private:
             for (auto& token : whole["added_tokens"].items) list(token, token["id"], "tokenizer.json");
             for (const std::string name : {"tokenizer_config.json", "special_tokens_map.json"})
                 for (const Json json = read(name); auto& [role, token] : json.members) {
-                    for (auto& [id, added] : token.members)
-                        if (role == "added_tokens_decoder") list(added, parse_json(id, dir + name), name);
-                    for (auto& added : token.items) if (role == "additional_special_tokens") list(added, Json(), name);
+                    for (auto& [id, one] : token.members)
+                        if (role == "added_tokens_decoder") list(one, parse_json(id, dir + name), name);
+                    for (auto& one : token.items) if (role == "additional_special_tokens") list(one, Json(), name);
                     if (role == "add_prefix_space" && token.number == 1)
                         die("%s%s: add_prefix_space: found true, expected false: a text is taken as it is; with a "
                             "blank before each, Hugging Face's tokenizers make other tokens", dir.c_str(), name.c_str());

@@ -320,9 +320,9 @@ inline void read_config(const std::vector<Member>& members, const Json& j, const
             if (v.kind != Json::NUMBER || v.number < 1 || v.number > m.largest || v.number != std::floor(v.number))
                 die("%s: '%s' must be a whole number from 1 to %d", where, m.name, m.largest);
             **value = v.number;
-        } else if (auto* value = std::get_if<bool*>(&m.value)) {
+        } else if (auto* flag = std::get_if<bool*>(&m.value)) {
             if (v && v.kind != Json::BOOL) die("%s: '%s' must be true or false", where, m.name);
-            if (v) **value = v.number != 0;
+            if (v) **flag = v.number != 0;
         } else if (v) {
             if (v.kind != Json::NUMBER || !(v.number > 0 && v.number < 1)) die("%s: '%s' must lie between 0 and 1", where, m.name);
             *std::get<double*>(m.value) = v.number;
@@ -345,8 +345,8 @@ inline std::string config_json(const std::vector<Member>& members, int eot) {
     std::string s = "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n";
     for (const Member& m : members) {
         std::string value;
-        if (auto* v = std::get_if<int*>(&m.value)) value = std::to_string(**v);
-        else if (auto* v = std::get_if<bool*>(&m.value)) value = **v ? "true" : "false";
+        if (auto* number = std::get_if<int*>(&m.value)) value = std::to_string(**number);
+        else if (auto* flag = std::get_if<bool*>(&m.value)) value = **flag ? "true" : "false";
         else value = show(*std::get<double*>(m.value));
         s += format("  \"%s\": %s,\n", m.name, value.c_str());
     }
