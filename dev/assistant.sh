@@ -5,7 +5,7 @@
 # a hundredth of all steps, for a look at how it goes.
 dir=$1 seed=${2:-1} share=${3:-1} data=$1/data
 fail() { echo "error: $*" >&2; exit 1; }
-quietly() { "$@" > $dir/log 2>&1 || fail "$1 $2: $(tail -1 $dir/log)"; }
+quietly() { "$@" > $dir/log 2>&1 || fail "$1 $2: $(tail -1 $dir/log | sed 's/^error: //')"; }
 steps() { echo $(($1 / share)); }
 mkdir -p $dir || exit 1
 
