@@ -25,7 +25,9 @@
 #include <numeric>
 #include <optional>
 #include <utility>
+#include "dev/host/adapters.h"
 #include "dev/host/amx.h"
+#include "dev/host/arena.h"
 #include "dev/host/checkpoints.h"
 #include "dev/host/display.h"
 #include "dev/host/machine.h"
@@ -52,11 +54,15 @@
     X(text,    train,           "",           "",                             "tDP",      "shards to train on: a glob, in quotes [required]") \
     X(text,    val,             "",           "",                             "teDP",     "shards to validate on: a glob [none]") \
     X(text,    raw,             "",           "u16",                          "te",       "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
-    X(text,    tokenizer,       "",           "",                             "tsecgDPR", "GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
+    X(text,    tokenizer,       "",           "",                             "tsecgmDPR", "GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
     X(text,    init,            "d12",        "",                             "tP",       "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
-    X(text,    model,           "",           "",                             "secgP!",   "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
+    X(text,    model,           "",           "",                             "secgmP!",  "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
+    X(text,    adapter,         "",           "",                             "tsecgmP",  "LoRA adapter for the model (train: for --init): a run or a PEFT directory; its weights are merged, or trained on with --lora-rank") \
+    X(integer, lora_rank,       0,            "0..65536",                     "t",        "train an adapter of this rank beside frozen weights (LoRA) [0: all weights are trained]") \
+    X(number,  lora_alpha,      16,           "0.000001..1000000",            "t",        "LoRA: the adapter counts alpha / rank times") \
+    X(text,    lora_targets,    "qkv,proj,fc,fcproj", "",                     "t",        "LoRA: which matrices of a block are adapted") \
     X(integer, layers,          0,            "1..1000",                      "t",        "layers [from --init]") \
-    X(integer, heads,           0,            "1..1000",                      "tsecg",    "attention heads [from --init or the model; where a file does not say, C/64]") \
+    X(integer, heads,           0,            "1..1000",                      "tsecgm",   "attention heads [from --init or the model; where a file does not say, C/64]") \
     X(integer, channels,        0,            "1..100000",                    "t",        "channels [from --init]") \
     X(integer, vocab,           0,            "1..16777216",                  "t",        "vocabulary [the tokenizer's; 50257 without one]") \
     X(integer, context,         0,            "1..1048576",                   "tec",      "tokens of a row [1024, or the model's]") \
@@ -87,7 +93,7 @@
     X(integer, save_every,      0,            "0..1000000000000",             "tR",       "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
     X(number,  save_minutes,    5,            "0..1000000",                   "tR",       "minutes between checkpoints, more where they take over 2 % of the time; 0 = by steps alone") \
     X(integer, keep,            2,            "1..1000000",                   "tR",       "checkpoints to keep, beside the best in OUT/best") \
-    X(text,    out,             "",           "",                             "tRP!",     "directory of the run: log.jsonl and checkpoints") \
+    X(text,    out,             "",           "",                             "tmRP!",    "directory of the run: log.jsonl and checkpoints; merge: of the model") \
     X(flag,    resume,          false,        "",                             "t",        "go on from the newest whole checkpoint in --out") \
     X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn for each prompt, whose mean reward is subtracted") \
     X(integer, response_tokens, 0,            "1..1048576",                   "tL",       "rl: tokens of an answer, at most [what the context leaves]") \
@@ -124,9 +130,9 @@ struct Options {
 };
 
 inline const Program TRAIN_GPT = {
-    PROGRAM, {{'t', "train"}, {'s', "sample"}, {'c', "chat"}, {'e', "eval"}, {'g', "graph"}},
+    PROGRAM, {{'t', "train"}, {'s', "sample"}, {'c', "chat"}, {'e', "eval"}, {'g', "graph"}, {'m', "merge"}},
     "train a GPT on token shards, sample from it, evaluate it",
-    "usage: " PROGRAM " [train|sample|chat|eval|graph] [--option value]...      (" PROGRAM " --help lists all options)\n"
+    "usage: " PROGRAM " [train|sample|chat|eval|graph|merge] [--option value]...      (" PROGRAM " --help lists all options)\n"
     "  make run\n"
     "  ./" PROGRAM " train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
     "--init custom --layers 2 --heads 2 --channels 64 --context 256 --steps 100 --out runs/first\n"
@@ -167,14 +173,21 @@ struct Config {
 #define X(type, field, value, ...) type field = value;
     CONFIG(X)
 #undef X
+    // LoRA: A and B of this rank beside the matrices that are targets; only they are trained then. No part of config.json.
+    int rank = 0;
+    double lora_alpha = 0;
+    std::set<std::string> targets = {};                      // as TENSORS names them
+
+    bool adapts(const char* target) const { return rank && targets.count(target); }
+    double lora_scale() const { return lora_alpha / rank; }
     int head_size() const { return C / NH; }
     int qkv() const { return 3 * C; }                        // numbers of a token: queries, keys and values of all heads,
     int hidden() const { return 4 * C; }                     // and between the two products of an MLP
 
     // floating point operations of training on one token: 2 forward and 4 backward for every parameter, and causal
-    // attention counted once. (6 P + 6 L C T, the convention of llm.c)
-    double flops_per_token(size_t parameters, int context) const {
-        return 6.0 * parameters + 6.0 * L * C * context;
+    // attention counted once (6 P + 6 L C T, the convention of llm.c); for one that is frozen 2 forward and 2 backward.
+    double flops_per_token(size_t parameters, size_t frozen, int context) const {
+        return 6.0 * parameters - 2.0 * frozen + 6.0 * L * C * context;
     }
     std::vector<Member> members() {
         return {
@@ -194,48 +207,33 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
 //    field     per      rows     columns  init      present          name in checkpoints
 //    rows 0: a vector, exempt from weight decay. RESID: the last product of a residual branch starts smaller, so that
 //    the variance of the residual stream does not grow with L (Radford et al. 2019, section 2.3). Products are X W, so
-//    weights stand (in, out), as in Hugging Face's GPT-2.
+//    weights stand (in, out), as in Hugging Face's GPT-2. LoRA's A and B come last: what is trained is one piece of memory.
 #define TENSORS(X) \
     X(wte,      ONCE,    c.V,     c.C,     0.02f,    true,            "transformer.wte.weight") \
     X(wpe,      ONCE,    c.T,     c.C,     0.02f,    true,            "transformer.wpe.weight") \
-    X(ln1_w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_1.weight") \
-    X(ln1_b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_1.bias") \
-    X(qkv_w,    BLOCK,   c.C,     c.qkv(), 0.02f,    true,            "transformer.h.%d.attn.c_attn.weight") \
-    X(qkv_b,    BLOCK,   0,       c.qkv(), 0,        c.bias,          "transformer.h.%d.attn.c_attn.bias") \
-    X(proj_w,   BLOCK,   c.C,     c.C,     RESID,    true,            "transformer.h.%d.attn.c_proj.weight") \
-    X(proj_b,   BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.attn.c_proj.bias") \
-    X(ln2_w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_2.weight") \
-    X(ln2_b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_2.bias") \
-    X(fc_w,     BLOCK,   c.C,     c.hidden(), 0.02f, true,            "transformer.h.%d.mlp.c_fc.weight") \
-    X(fc_b,     BLOCK,   0,       c.hidden(), 0,     c.bias,          "transformer.h.%d.mlp.c_fc.bias") \
-    X(fcproj_w, BLOCK,   c.hidden(), c.C,  RESID,    true,            "transformer.h.%d.mlp.c_proj.weight") \
-    X(fcproj_b, BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.mlp.c_proj.bias") \
-    X(lnf_w,    ONCE,    0,       c.C,     ONES,     true,            "transformer.ln_f.weight") \
-    X(lnf_b,    ONCE,    0,       c.C,     0,        true,            "transformer.ln_f.bias") \
-    X(head_w,   ONCE,    c.V,     c.C,     0.02f,    !c.tied,         "lm_head.weight")
-
-enum Per { ONCE, BLOCK };
-
-// Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units
-// like best. What exists once per layer (BLOCK) stands together with the rest of its layer, so a layer is one
-// contiguous piece: array k of layer l begins at first[k] + l * stride[k].
-struct Slots {
-    std::vector<size_t> first, stride;
-    size_t size = 0;                                         // of the arena, in elements
-
-    Slots(const std::vector<std::pair<Per, size_t>>& arrays, int L) : stride(arrays.size(), 0) {
-        auto padded = [](size_t n) { return (n + 127) / 128 * 128; };
-        size_t block = 0, base = SIZE_MAX;                   // base: of layer 0, where the first BLOCK array stands
-        for (auto [per, n] : arrays) if (per == BLOCK) block += padded(n);
-        for (size_t k = 0, within = 0; k < arrays.size(); k++) {
-            auto [per, n] = arrays[k];
-            if (per == BLOCK && base == SIZE_MAX) base = std::exchange(size, size + block * L);
-            first.push_back(per == BLOCK ? base + within : size);
-            if (per == BLOCK) stride[k] = block, within += padded(n);
-            else size += padded(n);
-        }
-    }
-};
+    X(ln1.w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_1.weight") \
+    X(ln1.b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_1.bias") \
+    X(qkv.w,    BLOCK,   c.C,     c.qkv(), 0.02f,    true,            "transformer.h.%d.attn.c_attn.weight") \
+    X(qkv.b,    BLOCK,   0,       c.qkv(), 0,        c.bias,          "transformer.h.%d.attn.c_attn.bias") \
+    X(proj.w,   BLOCK,   c.C,     c.C,     RESID,    true,            "transformer.h.%d.attn.c_proj.weight") \
+    X(proj.b,   BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.attn.c_proj.bias") \
+    X(ln2.w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_2.weight") \
+    X(ln2.b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_2.bias") \
+    X(fc.w,     BLOCK,   c.C,     c.hidden(), 0.02f, true,            "transformer.h.%d.mlp.c_fc.weight") \
+    X(fc.b,     BLOCK,   0,       c.hidden(), 0,     c.bias,          "transformer.h.%d.mlp.c_fc.bias") \
+    X(fcproj.w, BLOCK,   c.hidden(), c.C,  RESID,    true,            "transformer.h.%d.mlp.c_proj.weight") \
+    X(fcproj.b, BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.mlp.c_proj.bias") \
+    X(lnf.w,    ONCE,    0,       c.C,     ONES,     true,            "transformer.ln_f.weight") \
+    X(lnf.b,    ONCE,    0,       c.C,     0,        true,            "transformer.ln_f.bias") \
+    X(head_w,   ONCE,    c.V,     c.C,     0.02f,    !c.tied,         "lm_head.weight") \
+    X(qkv.A,    BLOCK,   c.C,     c.rank,  FROM_C,   c.adapts("qkv"), "transformer.h.%d.attn.c_attn.lora_A") \
+    X(qkv.B,    BLOCK,   c.rank,  c.qkv(), 0,        c.adapts("qkv"), "transformer.h.%d.attn.c_attn.lora_B") \
+    X(proj.A,   BLOCK,   c.C,     c.rank,  FROM_C,   c.adapts("proj"), "transformer.h.%d.attn.c_proj.lora_A") \
+    X(proj.B,   BLOCK,   c.rank,  c.C,     0,        c.adapts("proj"), "transformer.h.%d.attn.c_proj.lora_B") \
+    X(fc.A,     BLOCK,   c.C,     c.rank,  FROM_C,   c.adapts("fc"),  "transformer.h.%d.mlp.c_fc.lora_A") \
+    X(fc.B,     BLOCK,   c.rank,  c.hidden(), 0,     c.adapts("fc"),  "transformer.h.%d.mlp.c_fc.lora_B") \
+    X(fcproj.A, BLOCK,   c.hidden(), c.rank, FROM_H, c.adapts("fcproj"), "transformer.h.%d.mlp.c_proj.lora_A") \
+    X(fcproj.B, BLOCK,   c.rank,  c.C,     0,        c.adapts("fcproj"), "transformer.h.%d.mlp.c_proj.lora_B")
 
 struct Tensor {
     std::string name;
@@ -246,18 +244,22 @@ struct Tensor {
     size_t count() const { return (size_t)std::max(rows, 1) * cols; }
     std::vector<size_t> shape() const { return rows ? std::vector<size_t>{(size_t)rows, (size_t)cols} : std::vector{(size_t)cols}; }
     bool decays() const { return rows > 0; }
+    bool adapter() const { return name.find(".lora_") < name.size(); }
 };
 
-// Pointers to the tensors of one layer, and to those that exist once, in an arena of weights, gradients or moments.
+// Pointers to the tensors of one layer, and to those that exist once, in an arena of weights or of their gradients.
+template <typename T> struct Norm { T *w, *b; };
+template <typename T> struct Linear { T *w, *b, *A, *B; };
 template <typename T> struct Weights {
-#define X(field, ...) T* field;
-    TENSORS(X)
-#undef X
+    T *wte, *wpe, *head_w;
+    Norm<T> ln1, ln2, lnf;
+    Linear<T> qkv, proj, fc, fcproj;
 };
 
 // The rows of TENSORS for a model; %d in a name stands for the layer.
 inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c) {
     const float RESID = 0.02f / std::sqrt(2.0f * c.L);
+    const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as PEFT begins
     return {
 #define X(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
         TENSORS(X)
@@ -274,13 +276,16 @@ struct Layout {
     Slots slots;
     std::vector<Tensor> tensors;                             // as they stand in memory; all layers
     std::vector<bool> present;                               // by row of TENSORS
-    size_t parameters = 0;
+    size_t parameters = 0, frozen_parameters = 0;
+    size_t frozen = 0;                                       // where what is trained begins in an arena of weights,
+    size_t trained() const { return slots.size - frozen; }   // and how much it is: the size of the other arenas
 
     // The tables of the vocabulary get room for rows up to a multiple of `tile`; what is there beyond V stays zero.
     explicit Layout(const Config& c, int tile = 1) : slots(arrays(c, tile), c.L) {
         for (auto& [per, t] : tensor_rows(c)) {
             const size_t k = present.size();
-            for (int l = 0; l < (per == BLOCK ? c.L : 1); l++) {
+            if (t.adapter() && c.rank && !frozen) frozen = slots.first[k], frozen_parameters = parameters;
+            for (int l = 0; l < (per == BLOCK ? c.L : 1) && (t.present || !t.adapter()); l++) {
                 tensors.push_back(t);
                 tensors.back().name = numbered(t.name, l), tensors.back().offset = slots.first[k] + l * slots.stride[k];
                 parameters += t.present ? t.count() : 0;
@@ -301,9 +306,13 @@ struct Layout {
         }
         return values;
     }
-    template <typename T> Weights<T> at(T* arena, int l) const {
+    // In an arena of all weights or, from = frozen, of what is trained. What is not there is null.
+    template <typename T> Weights<T> at(T* arena, int l, size_t from = 0) const {
         size_t k = 0;
-        auto pointer = [&] { return arena && present[k] ? arena + slots.first[k] + l * slots.stride[k] : nullptr; };
+        auto pointer = [&] {
+            const bool there = arena && present[k] && slots.first[k] >= from;
+            return there ? arena + slots.first[k] + l * slots.stride[k] - from : nullptr;
+        };
         Weights<T> w;
 #define X(field, ...) w.field = pointer(), k++;
         TENSORS(X)
@@ -320,30 +329,6 @@ private:
         }
         return v;
     }
-};
-
-// Zeroed memory for n numbers, first touched by the threads that will use it. Huge pages, where there are any, save a
-// TLB miss at every row when a product reads down a column.
-template <typename E = real> struct Buffer {
-    size_t size;
-    std::unique_ptr<E, void (*)(void*)> memory{nullptr, free};
-    explicit Buffer(size_t n = 0) : size(n) {
-        if (n == 0) return;
-        const size_t page = n * sizeof(E) < (1 << 21) ? 64 : 1 << 21;
-        const size_t bytes = (n * sizeof(E) + page - 1) / page * page;
-        memory.reset((E*)std::aligned_alloc(page, bytes));
-        if (!memory) die("out of memory: %zu bytes asked for", bytes);
-#ifdef MADV_HUGEPAGE
-        madvise(memory.get(), bytes, MADV_HUGEPAGE);
-#endif
-        zero();
-    }
-    void zero() {
-        E* p = memory.get();
-        #pragma omp parallel for simd schedule(static)
-        for (size_t i = 0; i < size; i++) p[i] = E(0);
-    }
-    E* data() const { return memory.get(); }
 };
 
 // ---- 3. rows and stages ---------------------------------------------------------------------------------------------
@@ -627,12 +612,35 @@ inline void bias_backward(real* db, const real* dout, int N, int OC) {
     }
 }
 
-// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout;   db is bias_backward()'s
+// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless w is frozen;   db is bias_backward()'s
 template <typename P>
 void linear_backward(real* dx, real* dw, const real* dout, const real* x, const P* w, int N, int C, int OC) {
     const Matrix d = {dout, OC, 1};
     gemm<P>({dx, C}, d, Matrix{w, OC, 1}.t(), N, C, OC);
-    gemm<P>({dw, OC, dw}, Matrix{x, C, 1}.t(), d, C, OC, N);
+    if (dw) gemm<P>({dw, OC, dw}, Matrix{x, C, 1}.t(), d, C, OC, N);
+}
+
+/* lora -- what an adapter of rank R adds to a Linear layer whose w is frozen
+   math     out += u B,   u = scale x A
+   shapes   x (N,C)   A (C,R)   B (R,OC)   out (N,OC)   u (N,R)
+   cost     2 N R (C + OC) FLOPs; backward three times that, since it computes u again
+   source   Hu et al. 2021, arXiv:2106.09685, eq. 3 */
+inline void lora_down(real* u, const real* x, Matrix<> a, double scale, int N, int C, int R) {
+    gemm({u, R}, {x, C, 1}, a, N, R, C);
+    for (size_t i = 0; i < (size_t)N * R; i++) u[i] *= scale;
+}
+inline void lora_forward(real* out, real* u, const real* x, const Linear<real>& w, double scale, int N, int C, int OC, int R) {
+    lora_down(u, x, {w.A, R, 1}, scale, N, C, R);
+    gemm({out, OC, out}, {u, R, 1}, {w.B, OC, 1}, N, OC, R);
+}
+// du = scale dout B^T;   dx += du A^T,   dA += x^T du,   dB += u^T dout
+inline void lora_backward(real* dx, const Linear<real>& g, real* u, real* du, const real* dout, const real* x,
+                          const Linear<real>& w, double scale, int N, int C, int OC, int R) {
+    lora_down(u, x, {w.A, R, 1}, scale, N, C, R);
+    lora_down(du, dout, {w.B, 1, OC}, scale, N, OC, R);
+    gemm({dx, C, dx}, {du, R, 1}, {w.A, 1, R}, N, C, R);
+    gemm({g.A, R, g.A}, {x, 1, C}, {du, R, 1}, C, R, N);
+    gemm({g.B, OC, g.B}, {u, 1, R}, {dout, OC, 1}, R, OC, N);
 }
 
 /* embedding -- what the token is plus where it stands
@@ -705,6 +713,7 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
         #pragma omp simd
         for (int c = 0; c < C; c++) dx_n[c] += r * (dout_n[c] * w[c] - sum - (x_n[c] - m) * r * dot);
     }
+    if (!dw) return;                         // frozen
     #pragma omp parallel for schedule(static)
     for (int c0 = 0; c0 < C; c0 += 32) {
         int width = std::min(32, C - c0);
@@ -872,7 +881,8 @@ void readout_backward(real* dx, real* dw, const float* dout, const real* x, cons
     std::fill_n(dx, (size_t)B * T * C, real(0));
     for (int b = 0; b < B; b++) {
         const size_t n = ((size_t)b * T + at[b]) * C;
-        for (int i = 0; i < C; i++) dx[n + i] = dout[b] * real(w[i]), dw[i] += dout[b] * x[n + i];
+        for (int i = 0; i < C; i++) dx[n + i] = dout[b] * real(w[i]);
+        for (int i = 0; dw && i < C; i++) dw[i] += dout[b] * x[n + i];
     }
 }
 
@@ -1294,8 +1304,9 @@ inline double measure_peak(bool bf16 = false, int trials = 32) {
 //   speed(tokens, seconds)             of a step: for its line, and for the log
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
-template <typename Model> void initialize(Model& model, uint64_t seed) {
-    for (size_t i = 0; i < model.layout.tensors.size(); i++) model.set(WEIGHT, i, model.layout.initial_values(i, seed).data());
+template <typename Model> void initialize(Model& model, uint64_t seed) {     // what is trained
+    for (size_t i = 0; i < model.layout.tensors.size(); i++)
+        if (model.layout.tensors[i].offset >= model.layout.frozen) model.set(WEIGHT, i, model.layout.initial_values(i, seed).data());
 }
 struct StepResult { double loss, norm; };
 struct Speed { std::string text; std::vector<std::pair<const char*, std::string>> log; };
@@ -1319,7 +1330,8 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
     X(act,  logits,    ONCE,   head_rows(N, c.V) * padded(c.V)) \
     X(act,  dresidual, ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
     X(act,  dx,        ONCE,   training ? N * c.C : 0)       /* of what is C wide within a branch */ \
-    X(act,  dwide,     ONCE,   training ? N * std::max(c.qkv(), c.hidden()) : 0)     /* of qkv or fc */
+    X(act,  dwide,     ONCE,   training ? N * std::max(c.qkv(), c.hidden()) : 0)     /* of qkv or fc */ \
+    X(act,  lora,      ONCE,   2 * N * c.rank)              /* x A, and its gradient */
 
 // Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm, whose output it returns. a.qkv, the
 // KV cache, has S tokens a row; with T < S new ones are computed contiguously, in fc, and then copied into it.
@@ -1331,18 +1343,18 @@ template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
         const auto w = m.weights_of(l);
         const auto qkv = T == S ? a.qkv : a.fc;
         const auto ln1 = l == 0 ? m.embedding_norm_forward(a, w, B, t0, T)
-                                : m.norm_forward(a.ln1, a.ln1_stats, residual, w.ln1_w, w.ln1_b, N);
-        m.linear_forward(qkv, ln1, w.qkv_w, w.qkv_b, nullptr, nullptr, N, C, m.c.qkv());
+                                : m.norm_forward(a.ln1, a.ln1_stats, residual, w.ln1, N);
+        m.linear_forward(qkv, ln1, w.qkv, nullptr, nullptr, N, C, m.c.qkv());
         m.attention_forward(a, qkv, B, t0, T, S);
-        m.linear_forward(a.middle, a.att, w.proj_w, w.proj_b, residual, nullptr, N, C, C);
-        const auto ln2 = m.norm_forward(a.ln2, a.ln2_stats, a.middle, w.ln2_w, w.ln2_b, N);
-        m.linear_forward(a.fc_gelu, ln2, w.fc_w, w.fc_b, nullptr, a.fc, N, C, H);
-        m.linear_forward(a.residual, a.fc_gelu, w.fcproj_w, w.fcproj_b, a.middle, nullptr, N, H, C);
+        m.linear_forward(a.middle, a.att, w.proj, residual, nullptr, N, C, C);
+        const auto ln2 = m.norm_forward(a.ln2, a.ln2_stats, a.middle, w.ln2, N);
+        m.linear_forward(a.fc_gelu, ln2, w.fc, nullptr, a.fc, N, C, H);
+        m.linear_forward(a.residual, a.fc_gelu, w.fcproj, a.middle, nullptr, N, H, C);
         residual = a.residual;
     }
     const auto a = m.activations(0);
     const auto w = m.weights_of(0);
-    return m.norm_forward(a.lnf, a.lnf_stats, residual, w.lnf_w, w.lnf_b, N);
+    return m.norm_forward(a.lnf, a.lnf_stats, residual, w.lnf, N);
 }
 
 /* The head: logits = x table^T, their loss, and if asked the gradients of x, which are left in dx, and of the table. It
@@ -1363,24 +1375,24 @@ template <typename M, typename X> void network_head(M& m, X x, int N, bool gradi
 template <typename M> void network_backward(M& m, int B, int T) {
     const int N = B * T, C = m.c.C, H = m.c.hidden(), L = m.c.L;
     const auto end = m.activations(L - 1);
-    m.norm_backward(end.dresidual, false, m.gradients_of(0).lnf_w, m.gradients_of(0).lnf_b, m.gradients_of(L - 1).fcproj_b,
-                    end.dx, end.residual, m.weights_of(0).lnf_w, end.lnf_stats, N);
+    m.norm_backward(end.dresidual, false, m.gradients_of(0).lnf, m.gradients_of(L - 1).fcproj.b, end.dx, end.residual,
+                    m.weights_of(0).lnf.w, end.lnf_stats, N);
     for (int l = L - 1; l >= 0; l--) {
         const auto a = m.activations(l);
         const auto w = m.weights_of(l);
         const auto g = m.gradients_of(l);
         const auto input = l ? m.activations(l - 1).residual : a.embedded;                 // the residual stream before
-        const auto input_db = l ? m.gradients_of(l - 1).fcproj_b : nullptr;
+        const auto input_db = l ? m.gradients_of(l - 1).fcproj.b : nullptr;
         // forward: residual = middle + gelu(norm(middle) fc) fcproj
-        m.linear_backward(a.dwide, g.fcproj_w, a.dresidual, a.fc_gelu, w.fcproj_w, N, H, C);
-        m.gelu_backward(a.dwide, g.fc_b, a.fc, N, H);
-        m.linear_backward(a.dx, g.fc_w, a.dwide, a.ln2, w.fc_w, N, C, H);
-        m.norm_backward(a.dresidual, true, g.ln2_w, g.ln2_b, g.proj_b, a.dx, a.middle, w.ln2_w, a.ln2_stats, N);
+        m.linear_backward(a.dwide, g.fcproj, a.dresidual, a.fc_gelu, w.fcproj, N, H, C);
+        m.gelu_backward(a.dwide, g.fc.b, a.fc, N, H);
+        m.linear_backward(a.dx, g.fc, a.dwide, a.ln2, w.fc, N, C, H);
+        m.norm_backward(a.dresidual, true, g.ln2, g.proj.b, a.dx, a.middle, w.ln2.w, a.ln2_stats, N);
         // forward: middle = input + attention(norm(input) qkv) proj
-        m.linear_backward(a.dx, g.proj_w, a.dresidual, a.att, w.proj_w, N, C, C);
-        m.attention_backward(a, g.qkv_b, B, T);
-        m.linear_backward(a.dx, g.qkv_w, a.dwide, a.ln1, w.qkv_w, N, C, m.c.qkv());
-        m.norm_backward(a.dresidual, true, g.ln1_w, g.ln1_b, input_db, a.dx, input, w.ln1_w, a.ln1_stats, N);
+        m.linear_backward(a.dx, g.proj, a.dresidual, a.att, w.proj, N, C, C);
+        m.attention_backward(a, g.qkv.b, B, T);
+        m.linear_backward(a.dx, g.qkv, a.dwide, a.ln1, w.qkv, N, C, m.c.qkv());
+        m.norm_backward(a.dresidual, true, g.ln1, input_db, a.dx, input, w.ln1.w, a.ln1_stats, N);
     }
     m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
 }
@@ -1414,7 +1426,7 @@ struct Model {
     const bool bf16;                         // products are made of numbers rounded to bfloat16
     const Layout layout;
     const Slots slots;
-    Buffer<> weights, gradients, moment1, moment2, acts;
+    Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<bfloat16> rounded;                // the weights again
     std::vector<real> logprob;
     std::vector<int> best;
@@ -1427,12 +1439,11 @@ struct Model {
         if (need > have)
             die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d "
                 "rows of %d tokens), %.2f GB available; lower --batch or --context",
-                need / 1e9, (need - (training * 3 * layout.slots.size + slots.size) * sizeof(real)) / 1e9,
-                training * 3 * layout.slots.size * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T,
-                have / 1e9);
-        weights = Buffer(layout.slots.size), acts = Buffer(slots.size);
+                need / 1e9, (need - (training * 3 * layout.trained() + slots.size) * sizeof(real)) / 1e9,
+                training * 3 * layout.trained() * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
+        weights = Buffer<real>(layout.slots.size), acts = Buffer<real>(slots.size);
         if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
-        if (training) for (Buffer<>* b : {&gradients, &moment1, &moment2}) *b = Buffer(layout.slots.size);
+        if (training) for (Buffer<real>* b : {&gradients, &moment1, &moment2}) *b = Buffer<real>(layout.trained());
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
     }
     std::string describe() {
@@ -1451,13 +1462,13 @@ struct Model {
             (moment1.size + moment2.size) * gb, acts.size * gb);
     }
     Speed speed(double step_tokens, double seconds) {
-        const double flops = c.flops_per_token(layout.parameters, max_T) * step_tokens / seconds;
+        const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * step_tokens / seconds;
         peak = std::max(peak, flops);                        // measured beside other work it came out too low
         return {format("%.1f GFLOP/s (%.0f%%)", flops / 1e9, 100 * flops / peak), {}};
     }
     size_t bytes(bool training) const {
-        const size_t each = (training ? 4 : 1) * sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
-        return layout.slots.size * each + slots.size * sizeof(real);
+        const size_t each = sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
+        return layout.slots.size * each + (slots.size + training * 3 * layout.trained()) * sizeof(real);
     }
 
     void forward(const int* x, const int* y, const Objective& o, double denominator, int B, int T, bool backward) {
@@ -1477,7 +1488,7 @@ struct Model {
         const Activations a = activations(0);
         const size_t row = (size_t)read_token * c.C;
         with_matrix(table(), [&](auto table) {
-            cpu::readout_backward(a.dx, dtable() + row, dout, a.lnf, read_at.data(), table + row, rows, columns, c.C);
+            cpu::readout_backward(a.dx, dtable() ? dtable() + row : nullptr, dout, a.lnf, read_at.data(), table + row, rows, columns, c.C);
         });
     }
     void backward() { network_backward(*this, rows, columns); }
@@ -1505,23 +1516,26 @@ struct Model {
         if (!std::isfinite(norm) || !std::isfinite(loss)) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
-        for (const Tensor& t : layout.tensors)
-            if (t.present)
-                adamw_update(weights.data() + t.offset, moment1.data() + t.offset, moment2.data() + t.offset,
-                             gradients.data() + t.offset, t.count(), s, t.decays(), scale,
-                             bf16 ? rounded.data() + t.offset : nullptr);
+        for (const Tensor& t : layout.tensors) {
+            if (!t.present || t.offset < layout.frozen) continue;
+            const size_t at = t.offset - layout.frozen;
+            adamw_update(weights.data() + t.offset, moment1.data() + at, moment2.data() + at, gradients.data() + at, t.count(), s,
+                         t.decays(), scale, bf16 ? rounded.data() + t.offset : nullptr);
+        }
     }
 
     StepResult result() { return {std::exchange(loss, 0), norm}; }
 
     void get(Which which, size_t i, float* out) const {
         const Tensor& t = layout.tensors[i];
-        for (size_t k = 0; k < t.count(); k++) out[k] = t.present ? arena(which)[t.offset + k] : 0;
+        const real* const from = place(which, t);
+        for (size_t k = 0; k < t.count(); k++) out[k] = from ? from[k] : 0;
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
-        if (!t.present) return;
-        std::copy_n(in, t.count(), arena(which) + t.offset);
+        real* const to = place(which, t);
+        if (!to) return;
+        std::copy_n(in, t.count(), to);
         if (which == WEIGHT && bf16) std::copy_n(in, t.count(), rounded.data() + t.offset);
     }
     Activations activations(int l) const {
@@ -1536,28 +1550,32 @@ struct Model {
 
     // The layers, as the network calls them.
     Weights<real> weights_of(int l) const { return layout.at(weights.data(), l); }
-    Weights<real> gradients_of(int l) const { return layout.at(gradients.data(), l); }
+    Weights<real> gradients_of(int l) const { return layout.at(gradients.data(), l, layout.frozen); }
     const real* embedding_norm_forward(const Activations& a, const Weights<real>& w, int B, int t0, int T) {
         embedding_forward(a.embedded, tokens.data(), w.wte, w.wpe, B, t0, T, c.C);
-        return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1_w, w.ln1_b, B * T);
+        return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B * T);
     }
-    const real* norm_forward(real* out, real* stats, const real* x, const real* w, const real* b, int N) {
-        return layernorm_forward(out, stats, stats + N, x, w, b, N, c.C, c.eps), out;
+    const real* norm_forward(real* out, real* stats, const real* x, const Norm<real>& norm, int N) {
+        return layernorm_forward(out, stats, stats + N, x, norm.w, norm.b, N, c.C, c.eps), out;
     }
-    void norm_backward(real* dresidual, bool add, real* dw, real* db, real* dbias, const real* dout, const real* x,
+    void norm_backward(real* dresidual, bool add, const Norm<real>& g, real* dbias, const real* dout, const real* x,
                        const real* w, const real* stats, int N) {
         if (!add) std::fill_n(dresidual, (size_t)N * c.C, real(0));
-        layernorm_backward(dresidual, dw, db, dout, x, w, stats, stats + N, N, c.C);
+        layernorm_backward(dresidual, g.w, g.b, dout, x, w, stats, stats + N, N, c.C);
         if (dbias) bias_backward(dbias, dresidual, N, c.C);
     }
-    void linear_forward(real* out, const real* x, const real* w, const real* b, const real* plus, real* before_gelu, int N,
-                        int C, int OC) {
+    void linear_forward(real* out, const real* x, const Linear<real>& layer, const real* plus, real* before_gelu, int N, int C,
+                        int OC) {
         real* const to = before_gelu ? before_gelu : out;
-        with_matrix(w, [&](auto w) { cpu::linear_forward(to, x, w, b, plus, N, C, OC); });
+        with_matrix(layer.w, [&](auto w) { cpu::linear_forward(to, x, w, layer.b, plus, N, C, OC); });
+        if (layer.A) lora_forward(to, activations(0).lora, x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(real* dx, real* dw, const real* dout, const real* x, const real* w, int N, int C, int OC) {
-        with_matrix(w, [&](auto w) { cpu::linear_backward(dx, dw, dout, x, w, N, C, OC); });
+    void linear_backward(real* dx, const Linear<real>& g, const real* dout, const real* x, const Linear<real>& layer, int N, int C,
+                         int OC) {
+        with_matrix(layer.w, [&](auto w) { cpu::linear_backward(dx, g.w, dout, x, w, N, C, OC); });
+        real *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;
+        if (layer.A) lora_backward(dx, g, u, du, dout, x, layer, c.lora_scale(), N, C, OC, c.rank);
     }
     void gelu_backward(real* d, real* db, const real* x, int N, int C) {
         cpu::gelu_backward(d, d, x, (size_t)N * C);
@@ -1573,7 +1591,7 @@ struct Model {
         if (db) bias_backward(db, a.dwide, B * T, c.qkv());
     }
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
-        cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C);
+        if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C);
     }
     int chunk() const { return head_rows((size_t)max_B * max_T, c.V); }
     // of `count` rows n0, n0 + step, ... of x
@@ -1591,7 +1609,7 @@ struct Model {
         const Matrix<> d = {a.logits, c.V, 1};
         with_matrix(table(), [&]<typename P>(const P* table) {
             gemm<P>({a.dx + (size_t)n0 * c.C, c.C}, d, Matrix{table, c.C, 1}, count, c.C, c.V);
-            gemm<P>({dtable(), c.C, dtable()}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, c.V, c.C, count);
+            if (dtable()) gemm<P>({dtable(), c.C, dtable()}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, c.V, c.C, count);
         });
     }
     void add_loss(int N) {
@@ -1609,12 +1627,13 @@ private:
     int rows = 0, columns = 0, read_token = 0;
     double loss = 0, norm = 0, peak = 0;
 
-    real* arena(Which which) const {
-        const Buffer<>* arenas[] = {&weights, &gradients, &moment1, &moment2};
-        return arenas[which]->data();
+    real* place(Which which, const Tensor& t) const {        // null: nowhere
+        const Buffer<real>* arenas[] = {&weights, &gradients, &moment1, &moment2};
+        const size_t from = which == WEIGHT ? 0 : layout.frozen;
+        return t.present && t.offset >= from ? arenas[which]->data() + t.offset - from : nullptr;
     }
     const real* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
-    real* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
+    real* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }         // null: frozen
     // f(w) as products read the matrix w
     template <typename F> void with_matrix(const real* w, F f) const {
         if (bf16) f((const bfloat16*)rounded.data() + (w - weights.data()));
@@ -1651,13 +1670,16 @@ inline Config config_of(const ModelFile& m, int heads) {
     return c;
 }
 
-// A model's tensors as files hold them, in layout order; kinds: weights, or moments with a prefix to their names.
+// A model's tensors as files hold them, in layout order: its own or those of its adapter; kinds: weights, or moments with
+// a prefix to their names.
 using Kinds = std::vector<std::pair<std::string, Which>>;
-template <typename Model> std::vector<Stored> stored(Model& model, const Kinds& kinds = {{"", WEIGHT}}) {
+const Kinds MOMENTS = {{"m.", MOMENT1}, {"v.", MOMENT2}};
+template <typename Model> std::vector<Stored> stored(Model& model, bool adapter = false, const Kinds& kinds = {{"", WEIGHT}}) {
     std::vector<Stored> list;
     for (auto& [prefix, which] : kinds)
         for (size_t i = 0; i < model.layout.tensors.size(); i++) {
             const Tensor& t = model.layout.tensors[i];
+            if (t.adapter() != adapter) continue;
             auto get = [&model, which = which, i](float* out) { model.get(which, i, out); };
             auto set = [&model, which = which, i](const float* in) { model.set(which, i, in); };
             const bool twin = !t.present && t.name == "lm_head.weight";
@@ -1671,7 +1693,7 @@ template <typename Model> std::vector<Stored> stored(Model& model, const Kinds& 
    computes another function of the same tensors must not go on with them as if they were its own. */
 inline std::vector<float> fingerprint(Config c) {
     const int HS = std::min(c.head_size(), 64);
-    c.L = std::min(c.L, 2), c.NH = std::min(c.NH, 2), c.C = HS * c.NH, c.V = std::min(c.V, 64), c.T = std::min(c.T, 128);
+    c.rank = 0, c.L = std::min(c.L, 2), c.NH = std::min(c.NH, 2), c.C = HS * c.NH, c.V = std::min(c.V, 64), c.T = std::min(c.T, 128);
     cpu::Model model(c, 1, c.T, false);
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {
         std::vector<float> values = model.layout.initial_values(i, 1);
@@ -2015,6 +2037,11 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
     if (tokenizer && tokenizer->vocab() > c.V)
         die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
     o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
+    if (o.lora_rank == 0) return c;
+    if (!file) die_usage("--lora-rank: needs --init, a model to adapt");
+    c.rank = o.lora_rank, c.lora_alpha = o.lora_alpha, c.targets = read_targets("--lora-targets", o.lora_targets);
+    if (const auto& a = file->adapter; a && (a->rank != c.rank || a->alpha != c.lora_alpha || a->targets != c.targets))
+        die_usage("--lora-rank %d: the adapter in %s has rank %d, alpha %g and other targets", c.rank, a->path.c_str(), a->rank, a->alpha);
     return c;
 }
 
@@ -2025,7 +2052,7 @@ inline bool is_preset(const std::string& init) {
 // Heuristic: threads synchronize about ten times a layer, and one pays from 10 MFLOP a layer on (dev/SPEED.md).
 inline void choose_threads(const Options& o, const Config& c, size_t tokens, bool training) {
     if (o.threads || getenv("OMP_NUM_THREADS")) return;
-    const double flops = c.flops_per_token(Layout(c).parameters, o.context) * tokens / (training ? 1 : 3);
+    const double flops = c.flops_per_token(Layout(c).parameters, 0, o.context) * tokens / (training ? 1 : 3);
     omp_set_num_threads(std::clamp(flops / (1e7 * c.L), 1.0, (double)omp_get_max_threads()));
 }
 
@@ -2058,8 +2085,8 @@ struct Frozen {
     Config c;
     std::unique_ptr<Tokenizer> tokenizer;
 
-    Frozen(const char* option, const std::string& given, const Options& o, integer heads)
-        : path(given), held(hold_model(option, path)), file(open_model(path)), c(config_of(file, heads)) {
+    Frozen(const char* option, const std::string& given, const Options& o, integer heads, const text& adapter = "")
+        : path(given), held(hold_model(option, path)), file(open_adapted(path, adapter)), c(config_of(file, heads)) {
         if (exists(path, true)) check_fingerprint(fingerprint(c), file.directory);
         tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
         if (tokenizer && tokenizer->vocab() > c.V)
@@ -2070,6 +2097,7 @@ struct Frozen {
     template <typename Model> std::unique_ptr<Model> load(int B, int T, bool bf16) const {
         auto model = std::make_unique<Model>(c, B, T, false, bf16);
         load_tensors(stored(*model), file.tensors, file.path);
+        if (file.adapter) merge(stored(*model), *file.adapter);
         return model;
     }
     std::string identity() const { return Identity(file.path).text(); }
@@ -2086,6 +2114,7 @@ struct Run {
     std::optional<ModelFile> start;          // weights to start from, if they are not to be drawn
     std::unique_ptr<Tokenizer> tokenizer;
     Config c;
+    std::string base;                        // LoRA: the file of the frozen weights
     int eot;
     std::optional<Windows> windows;
     std::optional<HeldOut> held_out;
@@ -2099,6 +2128,7 @@ struct Run {
         if (o.resume) resume();
         open_start();
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
+        if (c.rank) base = fs::absolute(start->path.ends_with("/model.safetensors") ? directory_of(start->path) : start->path).string();
         eot = end_of_text(tokenizer.get(), c.V);
         if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(fingerprint(c), start->directory);
         open_data();
@@ -2142,7 +2172,7 @@ private:
         if (from.empty() && !is_preset(init) && !exists(init))
             die_usage("--init %s: no such file or directory, and no size of a model: those are %scustom%s", init.c_str(),
                       presets.c_str(), published(init));
-        if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_model(init);
+        if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_adapted(init, from.empty() ? o.adapter : "");
         const bool own = !from.empty() && !o.has("tokenizer");               // a checkpoint has its tokenizer
         tokenizer = own ? find_tokenizer("", {from})
                         : find_tokenizer(o.tokenizer, directories_of(o, start ? start->directory : ""));
@@ -2176,6 +2206,7 @@ private:
         std::map<std::string, std::string> data = held_out->data;
         data["train"] = windows->identity.text();
         if (rl) open_frozen(data);
+        if (c.rank) data["init"] = Identity(start->path).text();
         std::map<std::string, text> paths = {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init},
                                                    {"reward", o.reward}};
         for (auto& [name, was] : position.data)
@@ -2200,7 +2231,7 @@ private:
     // What reinforcement learning starts from, and what it is rewarded by.
     void open_frozen(std::map<std::string, std::string>& data) {
         if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
-        reference.emplace("--init", o.init, o, o.heads), data["init"] = reference->identity();
+        reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = reference->identity();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
@@ -2236,10 +2267,13 @@ template <typename Model> struct Training : Run {
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false);
         if (start) load_tensors(stored(model), start->tensors, start->path);
-        else initialize(model, o.seed);
+        const Adapter* adapter = start ? start->adapter.get() : nullptr;
+        if (c.rank && adapter) load_tensors(stored(model, true), adapter->tensors, adapter->path);
+        else if (adapter) merge(stored(model), *adapter);
+        else if (!start || c.rank) initialize(model, o.seed);
         if (!from.empty()) {
             Safetensors moments(from + "/optimizer.safetensors");
-            load_tensors(stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}}), moments.tensors, moments.file.path);
+            load_tensors(stored(model, c.rank > 0, MOMENTS), moments.tensors, moments.file.path);
         }
         start.reset(), held.reset();
         if (reference) frozen = reference->load<Model>(o.batch, o.context, o.dtype == "bf16"), reference.reset();
@@ -2304,8 +2338,9 @@ template <typename Model> struct Training : Run {
     }
     void save() {
         saver.save({.out = o.out, .keep = (size_t)o.keep, .position = position, .options = options_json(o.table(), 't'),
-                    .config = config_json(c, eot), .fingerprint = computes, .tokenizer = tokenizer.get(),
-                    .weights = stored(model), .moments = stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}})});
+                    .config = c.rank ? adapter_config(base, c.rank, c.lora_alpha, c.targets) : config_json(c, eot),
+                    .adapter = c.rank > 0, .fingerprint = computes, .tokenizer = tokenizer.get(),
+                    .weights = c.rank ? as_peft(stored(model, true)) : stored(model), .moments = stored(model, c.rank > 0, MOMENTS)});
     }
     size_t windows_at(size_t g) const { return std::min(per_step, end - g); }            // of the step that begins with g
     std::vector<Batch> batches_at(size_t g) {                                            // its micro-batches
@@ -2489,7 +2524,7 @@ template <typename Model> struct Training : Run {
 template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return Training<Model>(o).run();
     if (o.stage == "rl") die_usage("--stage rl: evaluates nothing by itself; --answers counts the answers that are right");
-    std::optional<Frozen> file(std::in_place, "--model", o.model, o, o.heads);
+    std::optional<Frozen> file(std::in_place, "--model", o.model, o, o.heads, o.adapter);
     const Config c = file->c;
     const std::unique_ptr<Tokenizer> tokenizer = std::move(file->tokenizer);
     const std::string path = file->file.path, state = file->file.directory + "/state.json";
@@ -2499,6 +2534,11 @@ template <typename Model> void run_verb(Options o) {
     if ((o.best_of || o.verb == "chat") && eot < 0) die_usage("%s: needs a tokenizer, to know the end of text", o.best_of ? "--best-of" : "chat");
     if (o.best_of && o.reward == "exact") die_usage("--best-of: needs --reward, a model of the reward stage");
     if (o.best_of && o.verb == "eval" && o.answers.empty()) die_usage("--best-of: eval takes the best for each of --answers");
+    if (o.verb == "merge") {
+        const auto model = file->load<Model>(1, 1, false);
+        export_model(o.out, stored(*model), config_json(c, eot), tokenizer.get());
+        return (void)printf("saved %s\n", o.out.c_str());
+    }
     int T = o.context ? o.context : c.T;
     const int B = o.verb == "sample" ? std::min<integer>(o.best_of ? o.best_of : o.samples, 64) : o.verb == "eval" ? o.batch : 1;
 

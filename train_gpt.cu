@@ -1536,7 +1536,7 @@ __global__ void readout_backward_kernel(floatX* dx, float* dw, const float* dout
         const size_t n = ((size_t)b * T + at[b]) * C + i;
         sum += dout[b] * float(x[n]), dx[n] = floatX(dout[b] * float(w[i]));
     }
-    dw[i] += sum;
+    if (dw) dw[i] += sum;
 }
 
 /* embedding, backward -- tokens repeat, some of them thousands of times, so the host sorts the positions by their token and
@@ -1671,6 +1671,7 @@ struct Matmul {
     bool bias = false, gelu = false;         // + bias (m); then gelu, and what it was made of is kept
     bool plus = false;                       // + c (m,n), which may be d
     bool fp32 = false;                       // c and d are float, not floatX
+    float scale = 1;                         // of a b
     unsigned alignment = 256;                // of a, b, c and d, in bytes
     bool operator==(const Matmul&) const = default;
 };
@@ -1743,8 +1744,8 @@ inline cublasStatus_t matmul_with(const Plan& q, void* d, const floatX* a, const
     };
     if (p.bias) point(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     if (p.gelu) point(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before_gelu);
-    const float one = 1, beta = p.plus ? 1 : 0;
-    return cublasLtMatmul(device().cublas, q.operation, &one, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
+    const float beta = p.plus ? 1 : 0;
+    return cublasLtMatmul(device().cublas, q.operation, &p.scale, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
                           device().workspace, device().workspace_size, device().stream);
 }
 
@@ -1836,11 +1837,25 @@ inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const 
     matmul(before ? before : out, w, x, p, b, plus);
     if (before) gelu_forward(out, before, (size_t)N * OC);
 }
-// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout; the bias's is summed up where dout is written
+// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless it is frozen; the bias's is summed up where dout is written
 inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C,
                             int OC) {
     matmul(dx, w, dout, {.m = C, .n = N, .k = OC, .a_transposed = true});
-    matmul(dw, dout, x, {.m = OC, .n = C, .k = N, .b_transposed = true, .plus = true, .fp32 = true});
+    if (dw) matmul(dw, dout, x, {.m = OC, .n = C, .k = N, .b_transposed = true, .plus = true, .fp32 = true});
+}
+
+// lora, as in cpu::lora_forward: out += u B,   u = scale x A
+inline void lora_forward(floatX* out, floatX* u, const floatX* x, const Linear<floatX>& w, float scale, int N, int C, int OC, int R) {
+    matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
+    matmul(out, w.B, u, {.m = OC, .n = N, .k = R, .plus = true});
+}
+inline void lora_backward(floatX* dx, const Linear<float>& g, floatX* u, floatX* du, const floatX* dout, const floatX* x,
+                          const Linear<floatX>& w, float scale, int N, int C, int OC, int R) {
+    matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
+    matmul(du, w.B, dout, {.m = R, .n = N, .k = OC, .a_transposed = true, .scale = scale});
+    matmul(dx, w.A, du, {.m = C, .n = N, .k = R, .a_transposed = true, .plus = true});
+    matmul(g.A, du, x, {.m = R, .n = C, .k = N, .b_transposed = true, .plus = true, .fp32 = true});
+    matmul(g.B, dout, u, {.m = OC, .n = R, .k = N, .b_transposed = true, .plus = true, .fp32 = true});
 }
 
 // cuBLASLt multiplies sizes that are no multiple of 8 at an eighth of its speed (H200, dev/SPEED.md). So the device
@@ -2192,7 +2207,7 @@ struct Model {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
-        const size_t n = layout.slots.size;
+        const size_t n = layout.slots.size, trained = layout.trained();
         device();                                            // says it if there is none
         CHECK(cudaMemGetInfo(&have, &total));
         have += device().workspace_size;                     // which bytes() counts, and the device has already
@@ -2207,7 +2222,7 @@ struct Model {
         }
         weights = allocate<float>(n);
         rounded = BF16 ? allocate<floatX>(n) : (floatX*)weights;
-        if (training) gradients = allocate<float>(n), moment1 = allocate<float>(n), moment2 = allocate<float>(n);
+        if (training) for (float** p : {&gradients, &moment1, &moment2}) *p = allocate<float>(trained);
         place_activations();
         for (Staged& s : staged) {
             CHECK(cudaMallocHost(&s.memory, sizeof(int) * (8 * (size_t)B * T + 4)));         // forward()'s, at most
@@ -2216,9 +2231,10 @@ struct Model {
         CHECK(cudaMallocHost(&drawn, sizeof(int) * DRAWN * B));
         for (cudaEvent_t& e : ready) CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
-        std::vector<unsigned char> flags(n / 128);
+        std::vector<unsigned char> flags(trained / 128);
         for (const Tensor& t : layout.tensors)
-            if (t.present && t.decays()) std::fill_n(&flags[t.offset / 128], (t.count() + 127) / 128, 1);
+            if (t.present && t.decays() && t.offset >= layout.frozen)
+                std::fill_n(&flags[(t.offset - layout.frozen) / 128], (t.count() + 127) / 128, 1);
         decays = allocate<unsigned char>(flags.size());
         upload(decays, flags.data(), flags.size());
         CHECK(cudaStreamSynchronize(device().stream));
@@ -2238,7 +2254,7 @@ struct Model {
 
     static constexpr double GB = 1e-9;
     double weight_bytes() const { return layout.slots.size * double(sizeof(float) + (BF16 ? sizeof(floatX) : 0)); }
-    double training_bytes() const { return training ? 3.0 * layout.slots.size * sizeof(float) : 0; }
+    double training_bytes() const { return training ? 3.0 * layout.trained() * sizeof(float) : 0; }
     double activation_bytes(int B) const {
         return 16.0 * Slots(activation_arrays(c, B, max_T, training), c.L).size + device().workspace_size;
     }
@@ -2262,11 +2278,12 @@ struct Model {
     Speed speed(double tokens, double seconds) const {
         const double matrices = c.C * (c.L * (c.qkv() + c.C + 2.0 * c.hidden()) + c.V), attention = 6.0 * c.L * c.C * max_T;
         const double X = tokens * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
-        const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits + 38.0 * layout.parameters;
-        const double flops = tokens * (6 * matrices + attention), peak = device().peak();
+        const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits
+                           + 38.0 * (layout.parameters - layout.frozen_parameters);
+        const double flops = tokens * ((c.rank ? 4 : 6) * matrices + attention), peak = device().peak();
         const double bandwidth = device().bandwidth();
         const double floor = flops / (0.8 * peak) + (bandwidth ? moved / (0.9 * bandwidth) : 0);
-        const double mfu = tokens * c.flops_per_token(layout.parameters, max_T) / seconds / peak, sol = floor / seconds;
+        const double mfu = tokens * c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) / seconds / peak, sol = floor / seconds;
         return {format("MFU %.1f%%  SOL %.1f%%", 100 * mfu, 100 * sol),
                 {{"mfu", json_number(mfu)}, {"mfu_products", json_number(flops / seconds / peak)},
                  {"sol", json_number(sol)}}};
@@ -2303,15 +2320,15 @@ struct Model {
         const size_t row = (size_t)read_token * c.C;
         upload(a.read, dout, rows);
         CHECK(cudaMemsetAsync(a.dx, 0, sizeof(floatX) * rows * columns * c.C, device().stream));
-        launch(readout_backward_kernel, ceil_div(c.C, 128), 128, 0, a.dx, dtable() + row, a.read, a.lnf, a.read_at, table() + row,
+        launch(readout_backward_kernel, ceil_div(c.C, 128), 128, 0, a.dx, dtable() ? dtable() + row : nullptr, a.read, a.lnf, a.read_at, table() + row,
                rows, columns, c.C);
     }
     void backward() { play(BACKWARD, rows, columns, [&] { network_backward(*this, rows, columns); }); }
 
     void update(const AdamW& o, double clip, integer step) {
         const Activations a = activations(0);
-        adamw(weights, moment1, moment2, gradients, rounded, decays, layout.slots.size, AdamWStep(o, step), clip,
-              a.squares, a.outcome);
+        adamw(weights + layout.frozen, moment1, moment2, gradients, rounded + layout.frozen, decays, layout.trained(),
+              AdamWStep(o, step), clip, a.squares, a.outcome);
     }
 
     StepResult result() {
@@ -2370,14 +2387,16 @@ struct Model {
 
     void get(Which which, size_t i, float* out) const {
         const Tensor& t = layout.tensors[i];
-        if (!t.present) return (void)std::fill_n(out, t.count(), 0.0f);
-        download(out, arena(which) + t.offset, t.count());
+        float* const from = place(which, t);
+        if (!from) return (void)std::fill_n(out, t.count(), 0.0f);
+        download(out, from, t.count());
         CHECK(cudaStreamSynchronize(device().stream));
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
-        if (!t.present) return;
-        upload(arena(which) + t.offset, in, t.count());
+        float* const to = place(which, t);
+        if (!to) return;
+        upload(to, in, t.count());
         if (which == WEIGHT && BF16)
             launch(round_kernel, ceil_div(t.count(), 256), 256, 0, rounded + t.offset, weights + t.offset, t.count());
         CHECK(cudaStreamSynchronize(device().stream));
@@ -2394,32 +2413,40 @@ struct Model {
     // The layers, as the network calls them. While decoding, each row has one token, whose position is on the device;
     // with few rows, norm_forward() leaves the norm to the product that reads it.
     Weights<floatX> weights_of(int l) const { return layout.at(rounded, l); }
-    Weights<float> gradients_of(int l) const { return layout.at(gradients, l); }
+    Weights<float> gradients_of(int l) const { return layout.at(gradients, l, layout.frozen); }
+    bool fused_step(int N, int C) const { return decoding && few(N, C) && !c.rank; }
     Normed embedding_norm_forward(const Activations& a, const Weights<floatX>& w, int B, int t0, int T) {
         if (decoding) {
             launch(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
-            return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1_w, w.ln1_b, B);
+            return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B);
         }
-        layernorm_forward(a.ln1, a.ln1_stats, a.ln1_stats + B * T, a.embedded, w.ln1_w, w.ln1_b, B * T, c.C, c.eps,
+        layernorm_forward(a.ln1, a.ln1_stats, a.ln1_stats + B * T, a.embedded, w.ln1.w, w.ln1.b, B * T, c.C, c.eps,
                           {a.embedded, a.token, w.wte, w.wpe, t0, T});
         return a.ln1;
     }
-    Normed norm_forward(floatX* out, float* stats, const floatX* x, const floatX* w, const floatX* b, int N) {
-        if (decoding && few(N, c.C)) return {x, w, b, (float)c.eps};
-        layernorm_forward(out, stats, stats + N, x, w, b, N, c.C, c.eps);
+    Normed norm_forward(floatX* out, float* stats, const floatX* x, const Norm<floatX>& norm, int N) {
+        if (fused_step(N, c.C)) return {x, norm.w, norm.b, (float)c.eps};
+        layernorm_forward(out, stats, stats + N, x, norm.w, norm.b, N, c.C, c.eps);
         return out;
     }
-    void norm_backward(floatX* dresidual, bool add, float* dw, float* db, float* dbias, const floatX* dout, const floatX* x,
+    void norm_backward(floatX* dresidual, bool add, const Norm<float>& g, float* dbias, const floatX* dout, const floatX* x,
                        const floatX* w, const float* stats, int N) {
-        layernorm_backward(dresidual, add, dw, db, dbias, activations(0).partial, dout, x, w, stats, stats + N, N, c.C);
+        layernorm_backward(dresidual, add, g.w, g.b, dbias, activations(0).partial, dout, x, w, stats, stats + N, N, c.C);
     }
-    void linear_forward(floatX* out, const Normed& x, const floatX* w, const floatX* b, const floatX* plus,
-                        floatX* before_gelu, int N, int C, int OC) {
-        if (decoding && few(N, C)) few_rows(out, x, w, b, plus, before_gelu, N, C, OC);
-        else gpu::linear_forward(out, x.x, w, b, plus, before_gelu, N, C, OC);
+    void linear_forward(floatX* out, const Normed& x, const Linear<floatX>& layer, const floatX* plus, floatX* before_gelu, int N,
+                        int C, int OC) {
+        if (fused_step(N, C)) return few_rows(out, x, layer.w, layer.b, plus, before_gelu, N, C, OC);
+        if (!layer.A) return gpu::linear_forward(out, x.x, layer.w, layer.b, plus, before_gelu, N, C, OC);
+        floatX* const to = before_gelu ? before_gelu : out;
+        gpu::linear_forward(to, x.x, layer.w, layer.b, plus, nullptr, N, C, OC);
+        lora_forward(to, activations(0).lora, x.x, layer, c.lora_scale(), N, C, OC, c.rank);
+        if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C, int OC) {
-        gpu::linear_backward(dx, dw, dout, x, w, N, C, OC);
+    void linear_backward(floatX* dx, const Linear<float>& g, const floatX* dout, const floatX* x, const Linear<floatX>& layer, int N,
+                         int C, int OC) {
+        gpu::linear_backward(dx, g.w, dout, x, layer.w, N, C, OC);
+        floatX *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;
+        if (layer.A) lora_backward(dx, g, u, du, dout, x, layer, c.lora_scale(), N, C, OC, c.rank);
     }
     void gelu_backward(floatX* d, float* db, const floatX* x, int N, int C) {
         gpu::gelu_backward(d, db, activations(0).partial, x, N, C);
@@ -2437,7 +2464,7 @@ struct Model {
     }
     void embedding_backward(const Weights<float>& g, const floatX* dout, int B, int T) {
         const Activations a = activations(0);
-        gpu::embedding_backward(g.wte, g.wpe, (float*)a.dwide, dout, a.token, {a.order, a.start, a.first, a.tokens}, B, T,
+        if (g.wte) gpu::embedding_backward(g.wte, g.wpe, (float*)a.dwide, dout, a.token, {a.order, a.start, a.first, a.tokens}, B, T,
                                 c.C);
     }
 
@@ -2458,7 +2485,7 @@ struct Model {
         const Activations a = activations(0);
         const int V = padded(c.V);
         matmul(a.dx + (size_t)n0 * c.C, table(), a.logits, {.m = c.C, .n = rows, .k = V});
-        matmul(dtable(), x.x + (size_t)n0 * c.C, a.logits,
+        if (dtable()) matmul(dtable(), x.x + (size_t)n0 * c.C, a.logits,
                {.m = c.C, .n = V, .k = rows, .b_transposed = true, .plus = true, .fp32 = true});
     }
     void add_loss(int N) {
@@ -2501,7 +2528,10 @@ private:
 
     const floatX* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     float* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
-    float* arena(Which which) const { return std::array{weights, gradients, moment1, moment2}[which]; }
+    float* place(Which which, const Tensor& t) const {       // null: nowhere
+        const size_t from = which == WEIGHT ? 0 : layout.frozen;
+        return t.present && t.offset >= from ? std::array{weights, gradients, moment1, moment2}[which] + t.offset - from : nullptr;
+    }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.
     void place_activations() {
         const auto arrays = activation_arrays(c, max_B, max_T, training);

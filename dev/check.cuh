@@ -40,7 +40,7 @@ inline void begin(cpu::Model& on_cpu, Model& on_gpu) {
     for (size_t i = 0; i < on_gpu.layout.tensors.size(); i++) {
         std::vector<float> values = on_gpu.layout.initial_values(i, 1);
         const Tensor& t = on_gpu.layout.tensors[i];
-        const double size = t.rows ? 0 : t.name.find(".ln_") < t.name.npos ? 0.3 : 0.02;
+        const double size = t.adapter() ? 0.05 : t.rows ? 0 : t.name.find(".ln_") < t.name.npos ? 0.3 : 0.02;
         Rng rng(2, i + 1);
         for (float& v : values) v += size * rng.normal();
         on_cpu.set(WEIGHT, i, values.data()), on_gpu.set(WEIGHT, i, values.data());
@@ -84,8 +84,8 @@ inline Comparison check_model(const Config& c, int B, int T) {
     cpu::Model on_cpu(c, B, T, true, BF16);
     Model on_gpu(c, B, T, true);
     begin(on_cpu, on_gpu);
-    printf("%d layers, %d heads, %d channels, vocabulary %d, %d rows of %d tokens, %s, %s\n", c.L, c.NH, c.C, c.V, B, T,
-           c.bias ? "biases" : "no biases", c.tied ? "tied head" : "head of its own");
+    printf("%d layers, %d heads, %d channels, vocabulary %d, %d rows of %d tokens, %s, %s, adapters of rank %d\n", c.L, c.NH, c.C,
+           c.V, B, T, c.bias ? "biases" : "no biases", c.tied ? "tied head" : "head of its own", c.rank);
     const double limit = BF16 ? 0.03 : 2e-5, lr = 1e-3;
     Comparison compare{0};
     Rng rng(2);
@@ -168,12 +168,14 @@ inline int check_program() {
     return run_main([] {
         int compared = 0, failed = 0;
         most_logits = 0;                     // the least: chunks of 64 rows
-        Config tiles, plain, wide, odd;
+        Config tiles, plain, wide, odd, adapted, odd_adapted;
         tiles.L = 2, tiles.NH = 2, tiles.C = 128, tiles.V = 512, tiles.T = 96;
         plain = tiles, plain.L = 1, plain.NH = 4, plain.bias = false;
         wide = tiles, wide.L = wide.NH = 1, wide.V = 64, wide.T = 140;
         odd.L = 2, odd.NH = 3, odd.C = 21, odd.V = 101, odd.T = 33, odd.bias = odd.tied = false;
-        for (const Config& c : {tiles, plain, wide, odd}) {
+        adapted = tiles, adapted.L = 1, adapted.T = 64, adapted.rank = 8, adapted.lora_alpha = 16, adapted.targets = {"qkv", "proj", "fc", "fcproj"};
+        odd_adapted = odd, odd_adapted.rank = 3, odd_adapted.lora_alpha = 5, odd_adapted.targets = {"qkv", "fc"};
+        for (const Config& c : {tiles, plain, wide, odd, adapted, odd_adapted}) {
             const Comparison result = check_model(c, 2, c.T);
             compared += result.compared, failed += result.failed;
         }

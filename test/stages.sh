@@ -73,6 +73,24 @@ expect "rl: a step of equal rewards" stage rl equal $init $rl $group --train $da
 expect "rl: equal rewards teach nothing" [ "$(figure equal step norm)" = 0 ]
 expect "rl: what is logged" [ "$(grep -c '"reward": .*"kl": .*"entropy": .*"clipped": ' $dir/rl.long/log.jsonl)" = 60 ]
 
+# LoRA: adapters alone are trained and kept, and their start alone is what KL is measured from
+same() { for f in adapter_model optimizer; do cmp $dir/$1/step_0000000$3/$f.safetensors $dir/$2/step_0000000$3/$f.safetensors || return; done; }
+answered() { right=$($program eval --answers $data/sft.bin "$@" | sed -n 's/answers right \([0-9]*\) of 25/\1/p'); }
+twice lora sft $sft --lora-rank 4 --lora-targets qkv,fcproj
+expect "lora: no weights of the model are kept" [ ! -e $dir/lora/step_00000006/model.safetensors ]
+expect "lora learns" stage sft lora.long --init $dir/base $sft --rows documents --steps 600 --lora-rank 4 --lr 1e-2
+answered --model $dir/lora.long
+expect "lora: answers" above "$right" 15
+expect "lora: merged" $program merge --model $dir/lora.long --out $dir/lora.merged
+for model in "$dir/lora.merged" "$dir/base --adapter $dir/lora.long"; do
+    was=$right && answered --model $model
+    expect "lora: as many answers: $model" [ "$right" = "$was" ]
+done
+twice lora.rl rl $rl $group --train $data/sft.bin --adapter $dir/lora.long --lora-rank 4
+expect "lora: rl goes on with an adapter" awk -v a="$(figure lora.rl step kl | head -1)" 'BEGIN { exit !(a != "" && a < 1e-6 && a > -1e-6) }'
+expect "lora: an adapter as start of all weights" stage sft lora.all $init $sft --adapter $dir/lora.long --steps 6
+expect "lora: all weights are kept then" [ -e $dir/lora.all/step_00000006/model.safetensors ]
+
 fails() { about=$1 code=$2 text=$3; shift 3; rm -rf $dir/none; refused "$about" $code "$text" stage "$@" --steps 6; }
 fails "sft of prompts" 1 "prompts alone, but --stage sft needs dialogues or prompts and responses" sft none $init --train $data/prompts.bin
 fails "reward without pairs" 1 "prompts and responses, but --stage reward needs preferences" reward none $init --train $data/sft.bin
@@ -96,6 +114,14 @@ mkdir $dir/bare && cp $data/sft.bin $dir/bare
 fails "a reward model of another tokenizer" 2 "has another tokenizer than --init" rl none $init $rl $group --train $dir/bare/sft.bin --reward $dir/foreign
 fails "data of another tokenizer than the reward model's" 1 "the tokenizer there is not that of $dir/foreign" rl none $init $rl $group --train $data/sft.bin --reward $dir/foreign
 
+fails "an adapter of nothing" 2 "--lora-rank: needs --init" sft none $sft --lora-rank 4 --init d6 --context 16
+fails "an adapter of another rank" 2 "--lora-rank 8: the adapter in $dir/lora.long/step_00000600 has rank 4" sft none $init $sft --lora-rank 8 --adapter $dir/lora.long
+fails "targets that are none" 2 "--lora-targets qkv,mlp: 'mlp' is none of qkv, proj, fc, fcproj" sft none $init $sft --lora-rank 8 --lora-targets qkv,mlp
+fails "an adapter that is none" 1 "$dir/sft/step_00000006: holds no adapter_config.json" sft none $init $sft --lora-rank 8 --adapter $dir/sft
+refused "an adapter for another model" 1 "is for another model than" $program eval --model $dir/sft --adapter $dir/lora.long --answers $data/sft.bin
+refused "an adapter of an adapter" 2 "is an adapter itself" $program eval --model $dir/lora.long --adapter $dir/lora --answers $data/sft.bin
+refused "a model that is there already" 1 "--out $dir/lora.merged: is there already" $program merge --model $dir/lora.long --out $dir/lora.merged
+
 scored() { about=$1 text=$2; rm -rf $dir/none; refused "a command that $about" 1 "$text" stage rl none $init $rl $group --train $data/prompts.bin --steps 6 --reward-timeout 0.5 --reward-command "$3"; }
 scored "ends" "ended with exit code 3 after 0 of 8 scores" "exit 3"
 scored "ends in between" "ended with exit code 0 after 3 of 8 scores" "for i in 1 2 3; do read line; echo 1; done"
@@ -110,5 +136,9 @@ expect "it leaves a whole checkpoint" $program eval --stage sft --model $dir/lat
 refused "another reward model on resume" 1 "was given other data" $program train --resume --steps 8 --out $dir/model.stopped --reward $dir/reward.long
 refused "a model instead of the exact reward on resume" 1 "was given other data: exact" $program train --resume --steps 8 --out $dir/exact.stopped --reward $dir/reward.long
 mv $dir/base $dir/base.old && cp -r $dir/sft $dir/base
+refused "an adapter whose model is another one" 1 "is for another model than" $program sample --model $dir/lora --tokens 3
+rm -r $dir/base && mv $dir/base.old $dir/base.moved
+refused "an adapter without its model" 1 "the model that it is for, '.*/base/step_00000003', is not there" $program sample --model $dir/lora --tokens 3
+mv $dir/base.moved $dir/base.old && cp -r $dir/sft $dir/base
 refused "another start on resume" 1 "--init $dir/base: " $program train --resume --steps 8 --out $dir/exact.stopped
 exit $failed

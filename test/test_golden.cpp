@@ -101,6 +101,30 @@ template <typename F> static void stored_entries(const Json& summary, const View
     }
 }
 
+// The adapter as PEFT keeps it, and the weights that it gives when it is made part of them.
+static void check_merged(Case& k, const Config& c, Model& model, const Safetensors& file, const std::map<std::string, View>& expected) {
+    const std::string dir = format("build/test_golden_%d", (int)getpid());
+    std::filesystem::create_directories(dir);
+    save_tensors(dir + "/adapter_model.safetensors", as_peft(stored(model, true)));
+    write_file(dir + "/adapter_config.json", adapter_config(k.dir, c.rank, c.lora_alpha, c.targets));
+    const Adapter adapter(dir);
+    k.near("tensors of the adapter", adapter.tensors.size(), file.tensors.size(), 0.5);
+    Config plain = c;
+    plain.rank = 0;
+    Model merged(plain, 1, 1, false);
+    const ModelFile base = open_adapted(k.dir, dir);
+    load_tensors(stored(merged), base.tensors, base.path), merge(stored(merged), *base.adapter);
+    for (auto& [name, want] : expected) {
+        if (!name.starts_with("merged.")) continue;
+        size_t i = 0;
+        while (merged.layout.tensors[i].name != name.substr(strlen("merged."))) i++;
+        std::vector<float> got(merged.layout.tensors[i].count());
+        merged.get(WEIGHT, i, got.data());
+        for (size_t n = 0; n < got.size(); n++) k.near(name, got[n], want[n], 1e-6);
+    }
+    std::filesystem::remove_all(dir);
+}
+
 static void run_case(Case& k) {
     auto json = [&](const char* name) { std::string path = k.dir + "/" + name; return parse_json(read_file(path), path); };
     k.training = json("train.json"), k.batch = json("batch.json"), k.expected = json("expected.json");
@@ -108,9 +132,10 @@ static void run_case(Case& k) {
     const std::string kind = need(loss_of, "type").string;
     const bool lm = kind == "lm", ppo = kind == "ppo", pairs = kind == "reward";
     if (!lm && !ppo && !pairs && kind != "policy_gradient") die("loss '%s' is not supported", kind.c_str());
-    if (k.training["lora"]) die("LoRA is not supported");
     const std::string config = k.dir + "/config.json";
-    const Config c = read_config(read_json(config), config);
+    Config c = read_config(read_json(config), config);
+    if (const Json& lora = k.training["lora"])
+        c.rank = need(lora, "r").number, c.lora_alpha = need(lora, "alpha").number, c.targets = {"qkv", "proj", "fc", "fcproj"};
     Safetensors expected(k.dir + "/expected.safetensors");
 
     const int rows = need(k.batch, "inputs").items.size(), T = need(k.batch, "inputs").items.at(0).items.size();
@@ -155,7 +180,15 @@ static void run_case(Case& k) {
         ModelFile file = open_model(k.dir + "/model.safetensors");
         load_tensors(stored(model), file.tensors, file.path);
     }
-    k.near("param_count", model.layout.parameters, need(k.expected, "param_count").number, 0.5);
+    size_t parameters = model.layout.parameters;
+    if (c.rank) {
+        const Safetensors adapter(k.dir + "/lora.safetensors");
+        load_tensors(stored(model, true), adapter.tensors, adapter.file.path);
+        parameters = model.layout.frozen_parameters;
+        k.near("trainable_count", model.layout.parameters - parameters, need(k.expected, "trainable_count").number, 0.5);
+        check_merged(k, c, model, adapter, expected.tensors);
+    }
+    k.near("param_count", parameters, need(k.expected, "param_count").number, 0.5);
     k.near("denominator", denominator, need(k.expected, "denominator").number, 1e-6);
 
     const Json &tensors = need(k.expected, "tensors"), &optimizer = need(k.training, "optimizer"), &schedule = need(k.training, "schedule");
@@ -200,7 +233,7 @@ static void run_case(Case& k) {
         std::map<std::string, std::vector<float>> values;
         for (size_t i = 0; i < model.layout.tensors.size(); i++) {
             const Tensor& t = model.layout.tensors[i];
-            if (!t.present) continue;
+            if (!t.present || t.offset < model.layout.frozen) continue;
             values[t.name].resize(t.count());
             model.get(which, i, values[t.name].data());
         }

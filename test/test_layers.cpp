@@ -148,9 +148,10 @@ static void layers() {
 }
 
 // The whole model, every tensor.
-static void whole_model(bool bias, bool tied, int L, int NH, int C, int T) {
+static void whole_model(bool bias, bool tied, int L, int NH, int C, int T, int rank = 0) {
     Config c;
     c.L = L, c.NH = NH, c.C = C, c.V = 11, c.T = T + 2, c.bias = bias, c.tied = tied;
+    c.rank = rank, c.lora_alpha = 3, c.targets = {"qkv", "proj", "fcproj"};
     const int B = 2, N = B * T;
     cpu::Model model(c, B, T, true);
     initialize(model, 3);
@@ -161,17 +162,21 @@ static void whole_model(bool bias, bool tied, int L, int NH, int C, int T) {
     auto f = [&] { model.forward(x.data(), y.data(), {w.data()}, 3, B, T, false); return model.result().loss; };
     model.forward(x.data(), y.data(), {w.data()}, 3, B, T, true), model.result();
     model.backward();
+    const size_t frozen = model.layout.frozen;
     for (const Tensor& t : model.layout.tensors)
-        if (t.present)
-            differentiate(format("model bias %d tied %d T %d %s", bias, tied, T, t.name.c_str()).c_str(), model.weights.data() + t.offset, t.count(), model.gradients.data() + t.offset, f);
+        if (t.present && t.offset >= frozen)
+            differentiate(format("model bias %d tied %d T %d %s", bias, tied, T, t.name.c_str()).c_str(), model.weights.data() + t.offset, t.count(), model.gradients.data() + t.offset - frozen, f);
+    const std::vector<real> start(model.weights.data(), model.weights.data() + model.weights.size);
     model.update({1e-2, 0.9, 0.95, 1e-8, 0.1}, 1, 1);
     const real* g = model.gradients.data();
     check(std::all_of(g, g + model.gradients.size, [](real x) { return x == 0; }), "model bias %d tied %d: update() leaves no gradient", bias, tied);
     const std::vector<real> before(model.weights.data(), model.weights.data() + model.weights.size);
+    check(std::equal(start.begin(), start.begin() + frozen, before.begin()) && before != start, "model of rank %d: what is frozen stays", rank);
     bool zeros = true;
-    for (size_t i = 0; i < model.layout.tensors.size(); i++) if (const Tensor& t = model.layout.tensors[i]; !t.present) {
+    for (size_t i = 0; i < model.layout.tensors.size(); i++) if (const Tensor& t = model.layout.tensors[i]; !t.present || t.offset < frozen) {
         std::vector<float> values(t.count(), 1);
-        model.set(WEIGHT, i, values.data()), model.get(WEIGHT, i, values.data());
+        const Which which = t.present ? MOMENT1 : WEIGHT;
+        model.set(which, i, values.data()), model.get(which, i, values.data());
         zeros = zeros && std::all_of(values.begin(), values.end(), [](float x) { return x == 0; });
     }
     check(zeros && std::equal(before.begin(), before.end(), model.weights.data()), "model bias %d tied %d: absent tensors are zeros that nobody changes", bias, tied);
@@ -413,6 +418,7 @@ int main() {
     token_losses();
     layers();
     for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied, 2, 3, 15, 7);
+    whole_model(true, true, 2, 3, 15, 7, 2), whole_model(false, false, 1, 2, 6, 7, 5);
     const int most = std::exchange(cpu::most_logits, 0);             // the head in two chunks, of 64 and of 6 rows
     whole_model(true, true, 1, 2, 6, 35), whole_model(false, false, 1, 2, 6, 35);
     cpu::most_logits = most;

@@ -23,7 +23,7 @@ static void ladder(size_t n) {
     const std::vector<float> w0 = random_floats(n, 1), m0 = random_floats(n, 2), g0 = random_floats(n, 3);
     std::vector<float> v0 = random_floats(n, 4);
     for (float& v : v0) v *= v;
-    Buffer w(n), m(n), v(n), g(n);
+    Buffer<real> w(n), m(n), v(n), g(n);
     std::vector<double> want_w(n), want_m(n), want_v(n);
     for (size_t i = 0; i < n; i++) {
         want_m[i] = OPTIONS.beta1 * m0[i] + (1 - OPTIONS.beta1) * g0[i];

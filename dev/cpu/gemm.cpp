@@ -115,9 +115,9 @@ template <typename P> static void all_products(int M) {
            "forward", "dx", "dw");
     double all_flops = 0, all_time = 0, all_ideal = 0;
     for (auto& l : layers) {
-        Buffer x((size_t)M * l.C), w((size_t)l.C * l.OC), y((size_t)M * l.OC);
+        Buffer<real> x((size_t)M * l.C), w((size_t)l.C * l.OC), y((size_t)M * l.OC);
         uint64_t seed = 1;
-        for (Buffer<>* buffer : {&x, &w, &y}) {
+        for (Buffer<real>* buffer : {&x, &w, &y}) {
             Rng rng(seed++);
             for (size_t i = 0; i < buffer->size; i++) buffer->data()[i] = (real)(rng.uniform() - 0.5);
         }

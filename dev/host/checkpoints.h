@@ -157,6 +157,7 @@ struct Checkpoint {
     size_t keep;                             // so many checkpoints stay in it
     Position position;
     std::string options, config;             // JSON
+    bool adapter;                            // weights and config are LoRA's alone
     std::vector<float> fingerprint;          // of what the program computes
     const Tokenizer* tokenizer;              // or null
     std::vector<Stored> weights, moments;
@@ -173,9 +174,9 @@ struct Checkpoint {
         fs::remove_all(partial, error);
         try {
             if (!fs::create_directory(partial, error)) die("%s: cannot create: %s", partial.c_str(), error.message().c_str());
-            save_tensors(partial + "/model.safetensors", weights);
+            save_tensors(partial + (adapter ? "/adapter_model.safetensors" : "/model.safetensors"), weights);
             save_tensors(partial + "/optimizer.safetensors", moments);
-            write_file(partial + "/config.json", config);
+            write_file(partial + (adapter ? "/adapter_config.json" : "/config.json"), config);
             if (tokenizer) tokenizer->save(partial);
             std::vector<std::string> names = entries_of(partial);
             std::sort(names.begin(), names.end());
@@ -203,6 +204,22 @@ struct Checkpoint {
         return dir;
     }
 };
+
+// Writes a model as a plain Hugging Face directory.
+inline void export_model(const std::string& dir, const std::vector<Stored>& weights, const std::string& config,
+                         const Tokenizer* tokenizer) {
+    const std::string partial = dir + ".partial";
+    std::error_code error;
+    if (exists(dir)) die("--out %s: is there already", dir.c_str());
+    fs::remove_all(partial, error), fs::create_directories(partial, error);
+    if (error) die("%s: cannot create: %s", partial.c_str(), error.message().c_str());
+    save_tensors(partial + "/model.safetensors", weights);
+    write_file(partial + "/config.json", config);
+    if (tokenizer) tokenizer->save(partial);
+    sync_directory(partial);
+    fs::rename(partial, dir, error);
+    if (error) die("%s: cannot rename to %s: %s", partial.c_str(), dir.c_str(), error.message().c_str());
+}
 
 // Writes the checkpoints of a run: copies, by another thread, while training goes on; without memory for a copy training
 // waits. Whatever ends the run waits for the thread, if only in the destructor.

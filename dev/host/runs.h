@@ -119,7 +119,7 @@ struct Held {
 // Makes `path` the newest checkpoint if it is a run's directory, and holds it: a run under way removes old ones.
 inline Held hold_newest(std::string& path) {
     for (const std::string given = path;;) {
-        const bool run = exists(given, true) && !exists(given + "/config.json");
+        const bool run = exists(given, true) && !exists(given + "/config.json") && !exists(given + "/adapter_config.json");
         const std::string found = run ? newest_whole(given) : "";
         if (run && !found.empty()) path = found;
         Held held(path, LOCK_SH, 100);

@@ -187,6 +187,7 @@ struct ModelFile {
     std::string config_path;                 // where it stands; "": made of shapes, which do not tell the number of heads
     std::map<std::string, View> tensors;
     std::shared_ptr<void> memory;            // what the views look into
+    std::shared_ptr<struct Adapter> adapter = nullptr;       // LoRA's, that stands beside it
 };
 
 inline Json json_of(double value, Json::Kind kind = Json::NUMBER) {

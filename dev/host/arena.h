@@ -1,0 +1,49 @@
+/* dev/host/arena.h -- memory for numbers: arrays side by side in one piece. */
+#pragma once
+#include "files.h"
+#include <utility>
+
+enum Per { ONCE, BLOCK };
+
+// Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units
+// like best. Of arrays that exist once per layer (BLOCK), those named one after the other stand together with the rest of
+// their layer, so a layer is one contiguous piece: array k of layer l begins at first[k] + l * stride[k].
+struct Slots {
+    std::vector<size_t> first, stride;
+    size_t size = 0;                                         // of the arena, in elements
+
+    Slots(const std::vector<std::pair<Per, size_t>>& arrays, int L) : stride(arrays.size(), 0) {
+        auto padded = [](size_t n) { return (n + 127) / 128 * 128; };
+        for (size_t k = 0, end; k < arrays.size(); k = end) {
+            for (end = k + 1; arrays[k].first == BLOCK && end < arrays.size() && arrays[end].first == BLOCK;) end++;
+            size_t within = 0;
+            for (size_t i = k; i < end; i++) first.push_back(size + within), within += padded(arrays[i].second);
+            if (arrays[k].first == BLOCK) std::fill(&stride[k], &stride[end - 1] + 1, within);
+            size += within * (arrays[k].first == BLOCK ? L : 1);
+        }
+    }
+};
+
+// Zeroed memory for n numbers, first touched by the threads that will use it. Huge pages, where there are any, save a
+// TLB miss at every row when a product reads down a column.
+template <typename E> struct Buffer {
+    size_t size;
+    std::unique_ptr<E, void (*)(void*)> memory{nullptr, free};
+    explicit Buffer(size_t n = 0) : size(n) {
+        if (n == 0) return;
+        const size_t page = n * sizeof(E) < (1 << 21) ? 64 : 1 << 21;
+        const size_t bytes = (n * sizeof(E) + page - 1) / page * page;
+        memory.reset((E*)std::aligned_alloc(page, bytes));
+        if (!memory) die("out of memory: %zu bytes asked for", bytes);
+#ifdef MADV_HUGEPAGE
+        madvise(memory.get(), bytes, MADV_HUGEPAGE);
+#endif
+        zero();
+    }
+    void zero() {
+        E* p = memory.get();
+        #pragma omp parallel for simd schedule(static)
+        for (size_t i = 0; i < size; i++) p[i] = E(0);
+    }
+    E* data() const { return memory.get(); }
+};
