@@ -32,6 +32,7 @@
 #include "dev/host/display.h"
 #include "dev/host/machine.h"
 #include "dev/host/options.h"
+#include "dev/host/packed.h"
 #include "dev/host/reports.h"
 #include "dev/host/rows.h"
 #include "dev/host/scorer.h"
@@ -46,6 +47,7 @@
     "counted once), and % is of the maximum rate measured, at the start or since.\n"
 #define DTYPE "fp32"
 #define DTYPES "fp32|bf16"
+#define BASE_DTYPES "fp32|bf16|int8|nf4"
 #endif
 
 //    type     name             default       allowed                         marks       help
@@ -82,6 +84,7 @@
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",        "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",        "largest gradient norm; 0 = off") \
     X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
+    X(text,    base_dtype,      DTYPE,        BASE_DTYPES,                    "tsecF",    "how matrices that are not trained are kept (train: with --lora-rank): int8, nf4: those of the blocks, and bf16 the others") \
     X(integer, threads,         0,            "1..4096",                      "tsecgR",   "threads [all, fewer for models too small for them]") \
     X(integer, seed,            1,            "0..9007199254740992",          "tsec",     "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",       "steps between validations; 0 = never") \
@@ -177,6 +180,7 @@ struct Config {
     int rank = 0;
     double lora_alpha = 0;
     std::set<std::string> targets = {};                      // as TENSORS names them
+    Form form = Form::FP32;                                  // of the frozen matrices
 
     bool adapts(const char* target) const { return rank && targets.count(target); }
     double lora_scale() const { return lora_alpha / rank; }
@@ -241,6 +245,9 @@ struct Tensor {
     int rows, cols;              // rows 0: a vector
     float init;
     bool present;                // an absent bias has no memory; checkpoints show it as zeros
+    bool trained = true;
+    Form form = Form::FP32;      // if it is another,
+    size_t packed = 0;           // it stands there, in bytes
     size_t count() const { return (size_t)std::max(rows, 1) * cols; }
     std::vector<size_t> shape() const { return rows ? std::vector<size_t>{(size_t)rows, (size_t)cols} : std::vector{(size_t)cols}; }
     bool decays() const { return rows > 0; }
@@ -248,13 +255,26 @@ struct Tensor {
 };
 
 // Pointers to the tensors of one layer, and to those that exist once, in an arena of weights or of their gradients.
-template <typename T> struct Norm { T *w, *b; };
-template <typename T> struct Linear { T *w, *b, *A, *B; };
-template <typename T> struct Weights {
-    T *wte, *wpe, *head_w;
-    Norm<T> ln1, ln2, lnf;
-    Linear<T> qkv, proj, fc, fcproj;
+// A matrix of weights, which may be kept in fewer bits, is a Place: p, or what it is packed in.
+template <typename T> struct Place {
+    T* p;
+    const uint8_t* packed;
+    const float* scales;
+    Form form;
+    operator T*() const { return p; }
 };
+template <typename T> struct Norm { T *w, *b; };
+template <typename T, typename M> struct Linear {
+    M w;
+    T *b, *A, *B;
+};
+template <typename T, typename M = T*> struct Weights {
+    M wte, wpe, head_w;
+    Norm<T> ln1, ln2, lnf;
+    Linear<T, M> qkv, proj, fc, fcproj;
+};
+template <typename T> using Layer = Linear<T, Place<T>>;
+template <typename T> using LayerGradient = Linear<T, T*>;
 
 // The rows of TENSORS for a model; %d in a name stands for the layer.
 inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c) {
@@ -273,24 +293,32 @@ inline std::string numbered(std::string name, int layer) {
 }
 
 struct Layout {
-    Slots slots;
+    Slots slots, packed;                                     // packed: matrices in fewer bits, in pieces of 16 bytes
     std::vector<Tensor> tensors;                             // as they stand in memory; all layers
     std::vector<bool> present;                               // by row of TENSORS
+    std::vector<Form> forms;
+    std::vector<size_t> codes;                               // bytes of the codes, which scales come after
     size_t parameters = 0, frozen_parameters = 0;
     size_t frozen = 0;                                       // where what is trained begins in an arena of weights,
     size_t trained() const { return slots.size - frozen; }   // and how much it is: the size of the other arenas
 
     // The tables of the vocabulary get room for rows up to a multiple of `tile`; what is there beyond V stays zero.
-    explicit Layout(const Config& c, int tile = 1) : slots(arrays(c, tile), c.L) {
+    // native: what arenas hold is bfloat16 already, so that it need not be packed.
+    explicit Layout(Config c, int tile = 1, bool native = false)
+        : slots(arrays(c, tile, native, false), c.L), packed(arrays(c, tile, native, true), c.L) {
         for (auto& [per, t] : tensor_rows(c)) {
             const size_t k = present.size();
             if (t.adapter() && c.rank && !frozen) frozen = slots.first[k], frozen_parameters = parameters;
             for (int l = 0; l < (per == BLOCK ? c.L : 1) && (t.present || !t.adapter()); l++) {
                 tensors.push_back(t);
-                tensors.back().name = numbered(t.name, l), tensors.back().offset = slots.first[k] + l * slots.stride[k];
+                Tensor& added = tensors.back();
+                added.name = numbered(t.name, l), added.offset = slots.first[k] + l * slots.stride[k];
+                added.form = form_in(c, per, t, native), added.trained = added.form == Form::FP32 && (t.adapter() || !c.rank);
+                added.packed = 16 * (packed.first[k] + l * packed.stride[k]);
                 parameters += t.present ? t.count() : 0;
             }
-            present.push_back(t.present);
+            present.push_back(t.present), forms.push_back(form_in(c, per, t, native));
+            codes.push_back(code_bytes(forms[k], t.rows, t.cols));
         }
         std::stable_sort(tensors.begin(), tensors.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
     }
@@ -307,25 +335,33 @@ struct Layout {
         return values;
     }
     // In an arena of all weights or, from = frozen, of what is trained. What is not there is null.
-    template <typename T> Weights<T> at(T* arena, int l, size_t from = 0) const {
+    template <typename W, typename T> W at(T* arena, int l, size_t from = 0, const uint8_t* bytes = nullptr) const {
         size_t k = 0;
-        auto pointer = [&] {
-            const bool there = arena && present[k] && slots.first[k] >= from;
-            return there ? arena + slots.first[k] + l * slots.stride[k] - from : nullptr;
+        auto place = [&] {
+            Place<T> w = {nullptr, nullptr, nullptr, forms[k]};
+            if (forms[k] == Form::FP32) w.p = arena && present[k] && slots.first[k] >= from ? arena + slots.first[k] + l * slots.stride[k] - from : nullptr;
+            else if (bytes) w.packed = bytes + 16 * (packed.first[k] + l * packed.stride[k]), w.scales = (const float*)(w.packed + codes[k]);
+            return w;
         };
-        Weights<T> w;
-#define X(field, ...) w.field = pointer(), k++;
+        W w;
+#define X(field, ...) w.field = place(), k++;
         TENSORS(X)
 #undef X
         return w;
     }
 
 private:
-    static std::vector<std::pair<Per, size_t>> arrays(const Config& c, int tile) {
+    static Form form_in(const Config& c, Per per, const Tensor& t, bool native) {
+        const Form form = per == BLOCK ? c.form : Form::BF16;
+        return c.form == Form::FP32 || t.rows == 0 || t.adapter() || (native && form == Form::BF16) ? Form::FP32 : form;
+    }
+    static std::vector<std::pair<Per, size_t>> arrays(const Config& c, int tile, bool native, bool packed) {
         std::vector<std::pair<Per, size_t>> v;
         for (auto& [per, t] : tensor_rows(c)) {
-            const size_t beyond = t.rows == c.V ? (tile - c.V % tile) % tile : 0;
-            v.push_back({per, t.present ? t.count() + beyond * t.cols : 0});
+            const size_t rows = t.rows + (t.rows == c.V ? (tile - c.V % tile) % tile : 0);
+            const Form form = form_in(c, per, t, native);
+            const size_t numbers = form == Form::FP32 ? std::max<size_t>(rows, 1) * t.cols : 0;
+            v.push_back({per, !t.present ? 0 : packed ? (packed_bytes(form, rows, t.cols) + 15) / 16 : numbers});
         }
         return v;
     }
@@ -428,17 +464,6 @@ HD real gelu_grad(real x) {
     real s = gelu_gate(x);
     return s + x * s * (1 - s) * real(1.5957691216057308) * (1 + real(0.134145) * x * x);
 }
-
-// The upper half of a float: 8 bits of exponent, 8 of precision. Rounded to nearest, ties to even; NaN stays NaN.
-struct bfloat16 {
-    uint16_t bits;
-    bfloat16() = default;
-    bfloat16(float x) {
-        const uint32_t u = std::bit_cast<uint32_t>(x);
-        bits = (u + 0x7fff + (u >> 16 & 1)) >> 16 | (x != x) * 0x7fc0;
-    }
-    operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
-};
 
 // How a token is drawn. A logit that lies `below` the maximum weighs e^(-below / temperature), as an integer: such sums
 // do not depend on their order, so any machine draws the same token from the same logits.
@@ -575,8 +600,35 @@ template <typename E = real> struct Matrix { // element (i,j) is p[i * row + j *
     long row, col;
     Matrix t() const { return {p, col, row}; }
     Matrix from(long i, long j) const { return {p + i * row + j * col, row, col}; }
+    E operator()(long i, long j) const { return p[i * row + j * col]; }
+    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + (i * row + j * col) * sizeof(E))); }
 };
 template <typename E> Matrix(E*, long, long) -> Matrix<std::remove_const_t<E>>;
+// Packed ones, of (rows,cols) numbers; dev/host/packed.h has the formats.
+template <> struct Matrix<int8_t> {
+    const int8_t* p;
+    const float* scale;                      // of the columns, or of the rows if transposed
+    long row, col, scale_row = 0, scale_col = 1;
+    Matrix t() const { return {p, scale, col, row, scale_col, scale_row}; }
+    Matrix from(long i, long j) const {
+        return {p + i * row + j * col, scale + i * scale_row + j * scale_col, row, col, scale_row, scale_col};
+    }
+    float operator()(long i, long j) const { return p[i * row + j * col] * scale[i * scale_row + j * scale_col]; }
+    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + i * row + j * col)); }
+};
+struct nf4;
+template <> struct Matrix<nf4> {
+    const uint8_t* codes;
+    const float* scale;
+    long at, row, col;                       // at: the number of the first element
+    Matrix t() const { return {codes, scale, at, col, row}; }
+    Matrix from(long i, long j) const { return {codes, scale, at + i * row + j * col, row, col}; }
+    float operator()(long i, long j) const {
+        const size_t k = at + i * row + j * col;
+        return LEVELS[nf4_code(codes, k)] * scale[k / NF4_BLOCK];
+    }
+    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(codes) + (at + i * row + j * col) / 2)); }
+};
 
 // The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
@@ -590,12 +642,12 @@ struct Target {
 template <typename P = real, typename E = real> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K);
 template <typename P = real, typename E = real> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K);
 
-/* linear -- the Linear layer; numbers are multiplied in the type that w has
+/* linear -- the Linear layer; numbers are multiplied as type P
    math     out = x w + b (+ plus)      plus: the residual stream that this branch joins, or null
    shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus (N,OC) */
-template <typename P>
-void linear_forward(real* out, const real* x, const P* w, const real* b, const real* plus, int N, int C, int OC) {
-    gemm<P>({out, OC, plus, b}, {x, C, 1}, Matrix{w, OC, 1}, N, OC, C);
+template <typename P, typename E>
+void linear_forward(real* out, const real* x, Matrix<E> w, const real* b, const real* plus, int N, int C, int OC) {
+    gemm<P>({out, OC, plus, b}, {x, C, 1}, w, N, OC, C);
 }
 
 // db += sum over n of dout; threads own columns, so every sum runs over n upwards
@@ -613,10 +665,10 @@ inline void bias_backward(real* db, const real* dout, int N, int OC) {
 }
 
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless w is frozen;   db is bias_backward()'s
-template <typename P>
-void linear_backward(real* dx, real* dw, const real* dout, const real* x, const P* w, int N, int C, int OC) {
+template <typename P, typename E>
+void linear_backward(real* dx, real* dw, const real* dout, const real* x, Matrix<E> w, int N, int C, int OC) {
     const Matrix d = {dout, OC, 1};
-    gemm<P>({dx, C}, d, Matrix{w, OC, 1}.t(), N, C, OC);
+    gemm<P>({dx, C}, d, w.t(), N, C, OC);
     if (dw) gemm<P>({dw, OC, dw}, Matrix{x, C, 1}.t(), d, C, OC, N);
 }
 
@@ -629,13 +681,13 @@ inline void lora_down(real* u, const real* x, Matrix<> a, double scale, int N, i
     gemm({u, R}, {x, C, 1}, a, N, R, C);
     for (size_t i = 0; i < (size_t)N * R; i++) u[i] *= scale;
 }
-inline void lora_forward(real* out, real* u, const real* x, const Linear<real>& w, double scale, int N, int C, int OC, int R) {
+inline void lora_forward(real* out, real* u, const real* x, const Layer<real>& w, double scale, int N, int C, int OC, int R) {
     lora_down(u, x, {w.A, R, 1}, scale, N, C, R);
     gemm({out, OC, out}, {u, R, 1}, {w.B, OC, 1}, N, OC, R);
 }
 // du = scale dout B^T;   dx += du A^T,   dA += x^T du,   dB += u^T dout
-inline void lora_backward(real* dx, const Linear<real>& g, real* u, real* du, const real* dout, const real* x,
-                          const Linear<real>& w, double scale, int N, int C, int OC, int R) {
+inline void lora_backward(real* dx, const LayerGradient<real>& g, real* u, real* du, const real* dout, const real* x,
+                          const Layer<real>& w, double scale, int N, int C, int OC, int R) {
     lora_down(u, x, {w.A, R, 1}, scale, N, C, R);
     lora_down(du, dout, {w.B, 1, OC}, scale, N, OC, R);
     gemm({dx, C, dx}, {du, R, 1}, {w.A, 1, R}, N, C, R);
@@ -646,12 +698,12 @@ inline void lora_backward(real* dx, const Linear<real>& g, real* u, real* du, co
 /* embedding -- what the token is plus where it stands
    math     out[b,t] = wte[x[b,t]] + wpe[t0 + t]
    shapes   x (B,T)   wte (V,C)   wpe (positions,C)   out (B,T,C) */
-inline void embedding_forward(real* out, const int* x, const real* wte, const real* wpe, int B, int t0, int T, int C) {
+template <typename E> void embedding_forward(real* out, const int* x, const E* wte, const E* wpe, int B, int t0, int T, int C) {
     #pragma omp parallel for collapse(2) schedule(static)
     for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
         size_t n = (size_t)b * T + t;
-        const real *token = wte + (size_t)x[n] * C, *position = wpe + (size_t)(t0 + t) * C;
-        for (int c = 0; c < C; c++) out[n * C + c] = token[c] + position[c];
+        const E *token = wte + (size_t)x[n] * C, *position = wpe + (size_t)(t0 + t) * C;
+        for (int c = 0; c < C; c++) out[n * C + c] = real(token[c]) + real(position[c]);
     }
 }
 
@@ -868,20 +920,20 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
 /* readout -- one logit of one token of each row of a batch: what a reward model says
    math     out_b = x[b,at_b] . w
    shapes   out, at, dout (B)   x, dx (B,T,C)   w, dw (C): the token's row of the head's table; dx is set, dw added to */
-template <typename P> void readout_forward(float* out, const real* x, const int* at, const P* w, int B, int T, int C) {
+template <typename E> void readout_forward(float* out, const real* x, const int* at, Matrix<E> w, int B, int T, int C) {
     for (int b = 0; b < B; b++) {
         const real* x_b = x + ((size_t)b * T + at[b]) * C;
         real sum = 0;
-        for (int i = 0; i < C; i++) sum += x_b[i] * real(w[i]);
+        for (int i = 0; i < C; i++) sum += x_b[i] * real(w(0, i));
         out[b] = sum;
     }
 }
-template <typename P>
-void readout_backward(real* dx, real* dw, const float* dout, const real* x, const int* at, const P* w, int B, int T, int C) {
+template <typename E>
+void readout_backward(real* dx, real* dw, const float* dout, const real* x, const int* at, Matrix<E> w, int B, int T, int C) {
     std::fill_n(dx, (size_t)B * T * C, real(0));
     for (int b = 0; b < B; b++) {
         const size_t n = ((size_t)b * T + at[b]) * C;
-        for (int i = 0; i < C; i++) dx[n + i] = dout[b] * real(w[i]);
+        for (int i = 0; i < C; i++) dx[n + i] = dout[b] * real(w(0, i));
         for (int i = 0; dw && i < C; i++) dw[i] += dout[b] * x[n + i];
     }
 }
@@ -1031,14 +1083,38 @@ template <typename P> vec load(const real* p) {
     return (vec)(((u + 0x7fff + (u >> 16 & 1)) & 0xffff0000) | nan);
 }
 #endif
+// The same at the upper left corner of a matrix, in the direction in which it is contiguous; nf4 at a multiple of VL.
+template <typename P, typename E> vec load(const Matrix<E>& m) {
+    vec v;
+    if constexpr (std::is_same_v<E, int8_t>) {
+        typedef int8_t bytes __attribute__((vector_size(VL), aligned(1), may_alias));
+        typedef int16_t shorts __attribute__((vector_size(2 * VL)));
+        typedef std::make_signed_t<word> sint __attribute__((vector_size(VECTOR_BYTES)));
+        const auto x = __builtin_convertvector(__builtin_convertvector(*(const bytes*)m.p, shorts), sint);
+        v = __builtin_convertvector(x, vec) * *(const vec*)m.scale;
+    } else if constexpr (std::is_same_v<E, nf4>) {
+#if defined(__AVX512F__) && !defined(__clang__) && !defined(__CUDACC__)
+        if constexpr (VL == 16) {            // a level is a lane of a register
+            typedef uint64_t two __attribute__((vector_size(16)));
+            typedef uint8_t bytes __attribute__((vector_size(VL)));
+            uint64_t eight;
+            memcpy(&eight, m.codes + m.at / 2, 8);
+            const auto codes = __builtin_convertvector(__builtin_convertvector((bytes)two{eight, eight >> 4} & 15, halves), words);
+            return __builtin_shuffle(*(const vec*)LEVELS, codes) * m.scale[m.at / NF4_BLOCK];
+        }
+#endif
+        for (int l = 0; l < VL; l++) v[l] = LEVELS[nf4_code(m.codes, m.at + l)] * m.scale[m.at / NF4_BLOCK];
+    } else v = load<P>(m.p);
+    return v;
+}
 
-// out (DEEP,VL) = in (VL,DEEP) transposed; rows out_row and in_row apart. In round S every square of 2S x 2S swaps the
+// out (DEEP,VL) = b, whose columns are contiguous; rows of out are out_row apart. In round S every square of 2S x 2S swaps the
 // quarters off its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers. Numbers of type
 // bfloat16 are moved in pairs.
 template <typename E> constexpr int DEEP = std::is_same_v<E, bfloat16> ? 2 * VL : VL;
 #if defined(__CUDACC__)
-template <typename P, typename E> void transpose(real* out, long out_row, const E* in, long in_row) {
-    for (int i = 0; i < VL; i++) for (int j = 0; j < DEEP<E>; j++) out[j * out_row + i] = P(in[i * in_row + j]);
+template <typename P, typename E> void transpose(real* out, long out_row, Matrix<E> b) {
+    for (int i = 0; i < VL; i++) for (int j = 0; j < DEEP<E>; j++) out[j * out_row + i] = P(b(j, i));
 }
 #else
 template <int S, int... J> inline void swap_quarters(vec* rows, std::integer_sequence<int, J...> lanes) {
@@ -1050,9 +1126,11 @@ template <int S, int... J> inline void swap_quarters(vec* rows, std::integer_seq
     }
     if constexpr (2 * S < VL) swap_quarters<2 * S>(rows, lanes);
 }
-template <typename P, typename E> void transpose(real* out, long out_row, const E* in, long in_row) {
+template <typename P, typename E> void transpose(real* out, long out_row, Matrix<E> b) {
     vec rows[VL];
-    for (int i = 0; i < VL; i++) rows[i] = DEEP<E> == VL ? load<P>(in + i * in_row) : *(const pairs*)(in + i * in_row);
+    for (int i = 0; i < VL; i++)
+        if constexpr (DEEP<E> == VL) rows[i] = load<P>(b.from(0, i));
+        else rows[i] = *(const pairs*)b.from(0, i).p;
     swap_quarters<1>(rows, std::make_integer_sequence<int, VL>());
     for (int i = 0; i < VL; i++) {
         if constexpr (DEEP<E> == VL) *(vec*)(out + i * out_row) = rows[i];
@@ -1066,10 +1144,10 @@ template <typename P, typename E> void transpose(real* out, long out_row, const 
 
 // out (DEEP,VL) = the upper left corner of b, of which there are K rows and n columns; zeros beyond
 template <typename P, typename E> void copy_block(real* out, long out_row, Matrix<E> b, int K, int n) {
-    if (b.row == 1 && n >= VL && K >= DEEP<E>) return transpose<P>(out, out_row, b.p, b.col);
+    if (b.row == 1 && n >= VL && K >= DEEP<E>) return transpose<P>(out, out_row, b);
     for (int k = 0; k < DEEP<E>; k++) {
-        if (b.col == 1 && n >= VL && k < K) *(vec*)(out + k * out_row) = load<P>(b.p + k * b.row);
-        else for (int j = 0; j < VL; j++) out[k * out_row + j] = k < K && j < n ? P(b.p[k * b.row + j * b.col]) : P(0);
+        if (b.col == 1 && n >= VL && k < K) *(vec*)(out + k * out_row) = load<P>(b.from(k, 0));
+        else for (int j = 0; j < VL; j++) out[k * out_row + j] = k < K && j < n ? P(b(k, j)) : P(0);
     }
 }
 
@@ -1077,7 +1155,7 @@ template <typename P, typename E> void copy_block(real* out, long out_row, Matri
 template <typename P, typename E> void pack_b(real* panel, Matrix<E> b, int n, int K) {
     const int whole = b.col == 1 ? n / VL * VL : 0;          // columns that lie in vectors
     for (int k = 0; k < K; k++)
-        for (int j = 0; j < whole; j += VL) *(vec*)(panel + k * NR + j) = load<P>(b.p + k * b.row + j);
+        for (int j = 0; j < whole; j += VL) *(vec*)(panel + k * NR + j) = load<P>(b.from(k, j));
     for (int k = 0; k < K; k += DEEP<E>)
         for (int j = whole; j < n; j += VL) copy_block<P>(panel + k * NR + j, NR, b.from(k, j), K - k, n - j);
 }
@@ -1096,12 +1174,12 @@ inline void pack_a(real* panels, Matrix<> a, int M, int K) {
 
 // sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are TILE_N numbers apart, rows of a KC. The next R
 // rows are prefetched: hardware does so along a row, not down a column.
-template <typename P, int R, typename E> void add_rows(vec* sums, const real* a, const E* b, long b_row, int M, int n) {
+template <typename P, int R, typename E> void add_rows(vec* sums, const real* a, Matrix<E> b, int M, int n) {
     for (int j = 0; j < n; j++) {
         vec rows[R];
         for (int r = 0; r < R; r++) {
-            rows[r] = load<P>(b + r * b_row + j * VL);
-            __builtin_prefetch(b + (r + R) * b_row + j * VL);
+            rows[r] = load<P>(b.from(r, j * VL));
+            b.prefetch(r + R, j * VL);
         }
         for (int i = 0; i < M; i++) {
             vec sum = sums[i * TILE_N / VL + j];
@@ -1127,15 +1205,15 @@ template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E
             for (int k = kn; k % DEEP<E>; k++) piece[i * KC + k] = 0;
         }
         int k = 0;
-        for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, piece + k, b_k.p + k * b.row, b.row, M, wide);
-        for (; k < kn; k++) add_rows<P, 1>(sums, piece + k, b_k.p + k * b.row, b.row, M, wide);
+        for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, piece + k, b_k.from(k, 0), M, wide);
+        for (; k < kn; k++) add_rows<P, 1>(sums, piece + k, b_k.from(k, 0), M, wide);
         for (int j = wide; j * VL < n; j++)                  // what does not lie in whole vectors
             for (k = 0; k < kn; k += DEEP<E>) {
                 real block[DEEP<E> * VL];
-                for (int l = 0; l < VL; l++) __builtin_prefetch(b_k.from(k, (j + 1) * VL + l).p);
+                for (int l = 0; l < VL; l++) b_k.prefetch(k, (j + 1) * VL + l);
                 copy_block<P>(block, VL, b_k.from(k, j * VL), kn - k, n - j * VL);
                 for (int d = 0; d < DEEP<E>; d += VL)
-                    add_rows<real, VL>(sums + j, piece + k + d, block + d * VL, VL, M, 1);
+                    add_rows<real, VL>(sums + j, piece + k + d, Matrix{block + d * VL, VL, 1}, M, 1);
             }
         const Target target = k0 ? Target{to.c, to.ldc, to.c} : to;
         for (int i = 0; i < M; i++) {
@@ -1428,6 +1506,7 @@ struct Model {
     const Slots slots;
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<bfloat16> rounded;                // the weights again
+    Buffer<uint8_t> packed;                  // matrices that are frozen, in fewer bits
     std::vector<real> logprob;
     std::vector<int> best;
 
@@ -1441,7 +1520,7 @@ struct Model {
                 "rows of %d tokens), %.2f GB available; lower --batch or --context",
                 need / 1e9, (need - (training * 3 * layout.trained() + slots.size) * sizeof(real)) / 1e9,
                 training * 3 * layout.trained() * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
-        weights = Buffer<real>(layout.slots.size), acts = Buffer<real>(slots.size);
+        weights = Buffer<real>(layout.slots.size), acts = Buffer<real>(slots.size), packed = Buffer<uint8_t>(16 * layout.packed.size);
         if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
         if (training) for (Buffer<real>* b : {&gradients, &moment1, &moment2}) *b = Buffer<real>(layout.trained());
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
@@ -1458,7 +1537,7 @@ struct Model {
             "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
             "moments %.2f, activations %.2f",
             omp_get_max_threads(), without, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
-            weights.size * gb + rounded.size * sizeof(bfloat16) / 1e9, gradients.size * gb,
+            weights.size * gb + rounded.size * sizeof(bfloat16) / 1e9 + packed.size / 1e9, gradients.size * gb,
             (moment1.size + moment2.size) * gb, acts.size * gb);
     }
     Speed speed(double step_tokens, double seconds) {
@@ -1468,7 +1547,7 @@ struct Model {
     }
     size_t bytes(bool training) const {
         const size_t each = sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
-        return layout.slots.size * each + (slots.size + training * 3 * layout.trained()) * sizeof(real);
+        return layout.slots.size * each + 16 * layout.packed.size + (slots.size + training * 3 * layout.trained()) * sizeof(real);
     }
 
     void forward(const int* x, const int* y, const Objective& o, double denominator, int B, int T, bool backward) {
@@ -1482,13 +1561,13 @@ struct Model {
     void readout(const int* x, const int* at, int token, int B, int T, float* out) {
         tokens.assign(x, x + B * T), read_at.assign(at, at + B), read_token = token, rows = B, columns = T;
         const real* lnf = network_forward(*this, B, 0, T, T);
-        with_matrix(table(), [&](auto table) { readout_forward(out, lnf, at, table + (size_t)token * c.C, B, T, c.C); });
+        with_matrix(table(), c.C, [&]<typename P>(auto table) { readout_forward(out, lnf, at, table.from(token, 0), B, T, c.C); });
     }
     void readout_backward(const float* dout) {
         const Activations a = activations(0);
-        const size_t row = (size_t)read_token * c.C;
-        with_matrix(table(), [&](auto table) {
-            cpu::readout_backward(a.dx, dtable() ? dtable() + row : nullptr, dout, a.lnf, read_at.data(), table + row, rows, columns, c.C);
+        real* const dw = dtable() ? dtable() + (size_t)read_token * c.C : nullptr;
+        with_matrix(table(), c.C, [&]<typename P>(auto table) {
+            cpu::readout_backward(a.dx, dw, dout, a.lnf, read_at.data(), table.from(read_token, 0), rows, columns, c.C);
         });
     }
     void backward() { network_backward(*this, rows, columns); }
@@ -1517,7 +1596,7 @@ struct Model {
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
         for (const Tensor& t : layout.tensors) {
-            if (!t.present || t.offset < layout.frozen) continue;
+            if (!t.present || !t.trained) continue;
             const size_t at = t.offset - layout.frozen;
             adamw_update(weights.data() + t.offset, moment1.data() + at, moment2.data() + at, gradients.data() + at, t.count(), s,
                          t.decays(), scale, bf16 ? rounded.data() + t.offset : nullptr);
@@ -1529,11 +1608,13 @@ struct Model {
     void get(Which which, size_t i, float* out) const {
         const Tensor& t = layout.tensors[i];
         const real* const from = place(which, t);
+        if (t.present && t.form != Form::FP32 && which == WEIGHT) return unpack(t.form, out, packed.data() + t.packed, t.rows, t.cols);
         for (size_t k = 0; k < t.count(); k++) out[k] = from ? from[k] : 0;
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
         real* const to = place(which, t);
+        if (t.present && t.form != Form::FP32 && which == WEIGHT) return pack(t.form, packed.data() + t.packed, in, t.rows, t.cols);
         if (!to) return;
         std::copy_n(in, t.count(), to);
         if (which == WEIGHT && bf16) std::copy_n(in, t.count(), rounded.data() + t.offset);
@@ -1549,10 +1630,13 @@ struct Model {
     }
 
     // The layers, as the network calls them.
-    Weights<real> weights_of(int l) const { return layout.at(weights.data(), l); }
-    Weights<real> gradients_of(int l) const { return layout.at(gradients.data(), l, layout.frozen); }
-    const real* embedding_norm_forward(const Activations& a, const Weights<real>& w, int B, int t0, int T) {
-        embedding_forward(a.embedded, tokens.data(), w.wte, w.wpe, B, t0, T, c.C);
+    using Parameters = Weights<real, Place<real>>;
+    Parameters weights_of(int l) const { return layout.at<Parameters>(weights.data(), l, 0, packed.data()); }
+    Weights<real> gradients_of(int l) const { return layout.at<Weights<real>>(gradients.data(), l, layout.frozen); }
+    const real* embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
+        auto embed = [&](auto* wte, auto* wpe) { embedding_forward(a.embedded, tokens.data(), wte, wpe, B, t0, T, c.C); };
+        if (w.wte.packed) embed((const bfloat16*)w.wte.packed, (const bfloat16*)w.wpe.packed);
+        else embed(w.wte.p, w.wpe.p);
         return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B * T);
     }
     const real* norm_forward(real* out, real* stats, const real* x, const Norm<real>& norm, int N) {
@@ -1564,16 +1648,15 @@ struct Model {
         layernorm_backward(dresidual, g.w, g.b, dout, x, w, stats, stats + N, N, c.C);
         if (dbias) bias_backward(dbias, dresidual, N, c.C);
     }
-    void linear_forward(real* out, const real* x, const Linear<real>& layer, const real* plus, real* before_gelu, int N, int C,
-                        int OC) {
+    void linear_forward(real* out, const real* x, const Layer<real>& layer, const real* plus, real* before_gelu, int N, int C, int OC) {
         real* const to = before_gelu ? before_gelu : out;
-        with_matrix(layer.w, [&](auto w) { cpu::linear_forward(to, x, w, layer.b, plus, N, C, OC); });
+        with_matrix(layer.w, OC, [&]<typename P>(auto w) { cpu::linear_forward<P>(to, x, w, layer.b, plus, N, C, OC); });
         if (layer.A) lora_forward(to, activations(0).lora, x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(real* dx, const Linear<real>& g, const real* dout, const real* x, const Linear<real>& layer, int N, int C,
-                         int OC) {
-        with_matrix(layer.w, [&](auto w) { cpu::linear_backward(dx, g.w, dout, x, w, N, C, OC); });
+    void linear_backward(real* dx, const LayerGradient<real>& g, const real* dout, const real* x, const Layer<real>& layer, int N,
+                         int C, int OC) {
+        with_matrix(layer.w, OC, [&]<typename P>(auto w) { cpu::linear_backward<P>(dx, g.w, dout, x, w, N, C, OC); });
         real *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;
         if (layer.A) lora_backward(dx, g, u, du, dout, x, layer, c.lora_scale(), N, C, OC, c.rank);
     }
@@ -1596,9 +1679,8 @@ struct Model {
     int chunk() const { return head_rows((size_t)max_B * max_T, c.V); }
     // of `count` rows n0, n0 + step, ... of x
     void logits_forward(const real* x, int n0, int step, int count) {
-        with_matrix(table(), [&]<typename P>(const P* table) {
-            const Matrix<> some = {x + (size_t)n0 * c.C, (long)step * c.C, 1};
-            gemm<P>({activations(0).logits, c.V}, some, Matrix{table, c.C, 1}.t(), count, c.V, c.C);
+        with_matrix(table(), c.C, [&]<typename P>(auto table) {
+            gemm<P>({activations(0).logits, c.V}, {x + (size_t)n0 * c.C, (long)step * c.C, 1}, table.t(), count, c.V, c.C);
         });
     }
     void cross_entropy(int n0, int count, bool backward) {
@@ -1607,8 +1689,8 @@ struct Model {
     void logits_backward(const real* x, int n0, int count) {
         const Activations a = activations(0);
         const Matrix<> d = {a.logits, c.V, 1};
-        with_matrix(table(), [&]<typename P>(const P* table) {
-            gemm<P>({a.dx + (size_t)n0 * c.C, c.C}, d, Matrix{table, c.C, 1}, count, c.C, c.V);
+        with_matrix(table(), c.C, [&]<typename P>(auto table) {
+            gemm<P>({a.dx + (size_t)n0 * c.C, c.C}, d, table, count, c.C, c.V);
             if (dtable()) gemm<P>({dtable(), c.C, dtable()}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, c.V, c.C, count);
         });
     }
@@ -1630,14 +1712,24 @@ private:
     real* place(Which which, const Tensor& t) const {        // null: nowhere
         const Buffer<real>* arenas[] = {&weights, &gradients, &moment1, &moment2};
         const size_t from = which == WEIGHT ? 0 : layout.frozen;
-        return t.present && t.offset >= from ? arenas[which]->data() + t.offset - from : nullptr;
+        return t.present && (t.trained || which == WEIGHT) ? arenas[which]->data() + t.offset - from : nullptr;
     }
-    const real* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
+    Place<real> table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     real* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }         // null: frozen
-    // f(w) as products read the matrix w
-    template <typename F> void with_matrix(const real* w, F f) const {
-        if (bf16) f((const bfloat16*)rounded.data() + (w - weights.data()));
-        else f(w);
+    // f<P>(the matrix w as products read it), P the type in which they multiply; what is packed in less than bf16 they
+    // multiply as real
+    template <typename F> void with_matrix(const Place<real>& w, int cols, F f) const {
+        auto as_bf16 = [&](const bfloat16* p) {
+            const Matrix<bfloat16> m = {p, cols, 1};
+            if (bf16) f.template operator()<bfloat16>(m);
+            else f.template operator()<real>(m);
+        };
+        const long row = packed_row(cols);
+        if (w.form == Form::BF16) as_bf16((const bfloat16*)w.packed);
+        else if (w.form == Form::INT8) f.template operator()<real>(Matrix<int8_t>{(const int8_t*)w.packed, w.scales, row, 1});
+        else if (w.form == Form::NF4) f.template operator()<real>(Matrix<nf4>{w.packed, w.scales, 0, row, 1});
+        else if (bf16) as_bf16(rounded.data() + (w.p - weights.data()));
+        else f.template operator()<real>(Matrix{w.p, cols, 1});
     }
 };
 
@@ -1693,7 +1785,7 @@ template <typename Model> std::vector<Stored> stored(Model& model, bool adapter 
    computes another function of the same tensors must not go on with them as if they were its own. */
 inline std::vector<float> fingerprint(Config c) {
     const int HS = std::min(c.head_size(), 64);
-    c.rank = 0, c.L = std::min(c.L, 2), c.NH = std::min(c.NH, 2), c.C = HS * c.NH, c.V = std::min(c.V, 64), c.T = std::min(c.T, 128);
+    c.rank = 0, c.form = Form::FP32, c.L = std::min(c.L, 2), c.NH = std::min(c.NH, 2), c.C = HS * c.NH, c.V = std::min(c.V, 64), c.T = std::min(c.T, 128);
     cpu::Model model(c, 1, c.T, false);
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {
         std::vector<float> values = model.layout.initial_values(i, 1);
@@ -2037,7 +2129,9 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
     if (tokenizer && tokenizer->vocab() > c.V)
         die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
     o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
+    if (o.lora_rank == 0 && o.base_dtype != DTYPE) die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
     if (o.lora_rank == 0) return c;
+    c.form = form_of(o.base_dtype);
     if (!file) die_usage("--lora-rank: needs --init, a model to adapt");
     c.rank = o.lora_rank, c.lora_alpha = o.lora_alpha, c.targets = read_targets("--lora-targets", o.lora_targets);
     if (const auto& a = file->adapter; a && (a->rank != c.rank || a->alpha != c.lora_alpha || a->targets != c.targets))
@@ -2077,6 +2171,13 @@ inline std::vector<std::string> directories_of(const Options& o, const std::stri
     return directories;
 }
 
+// Weights of a file, and its adapter: beside them if the model has a place for it, else merged.
+template <typename Model> void load(Model& model, const ModelFile& file) {
+    const Adapter* a = file.adapter.get();
+    load_tensors(a && !model.c.rank ? merged(stored(model), *a) : stored(model), file.tensors, file.path);
+    if (a && model.c.rank) load_tensors(stored(model, true), a->tensors, a->path);
+}
+
 // A model on disk that is not to change: which checkpoint it is, and what stands beside it.
 struct Frozen {
     std::string path;
@@ -2093,11 +2194,12 @@ struct Frozen {
             die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
                 tokenizer->vocab());
         if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file.path.c_str(), c.T);
+        c.form = form_of(o.base_dtype);
+        if (const auto& a = file.adapter; a && c.form > Form::BF16) c.rank = a->rank, c.lora_alpha = a->alpha, c.targets = a->targets;
     }
     template <typename Model> std::unique_ptr<Model> load(int B, int T, bool bf16) const {
         auto model = std::make_unique<Model>(c, B, T, false, bf16);
-        load_tensors(stored(*model), file.tensors, file.path);
-        if (file.adapter) merge(stored(*model), *file.adapter);
+        ::load(*model, file);
         return model;
     }
     std::string identity() const { return Identity(file.path).text(); }
@@ -2266,11 +2368,8 @@ template <typename Model> struct Training : Run {
           schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false);
-        if (start) load_tensors(stored(model), start->tensors, start->path);
-        const Adapter* adapter = start ? start->adapter.get() : nullptr;
-        if (c.rank && adapter) load_tensors(stored(model, true), adapter->tensors, adapter->path);
-        else if (adapter) merge(stored(model), *adapter);
-        else if (!start || c.rank) initialize(model, o.seed);
+        if (start) load(model, *start);
+        if (!start || (c.rank && !start->adapter)) initialize(model, o.seed);
         if (!from.empty()) {
             Safetensors moments(from + "/optimizer.safetensors");
             load_tensors(stored(model, c.rank > 0, MOMENTS), moments.tensors, moments.file.path);
@@ -2535,7 +2634,8 @@ template <typename Model> void run_verb(Options o) {
     if (o.best_of && o.reward == "exact") die_usage("--best-of: needs --reward, a model of the reward stage");
     if (o.best_of && o.verb == "eval" && o.answers.empty()) die_usage("--best-of: eval takes the best for each of --answers");
     if (o.verb == "merge") {
-        const auto model = file->load<Model>(1, 1, false);
+        file->c.form = Form::FP32;
+        const auto model = file->load<cpu::Model>(1, 1, false);
         export_model(o.out, stored(*model), config_json(c, eot), tokenizer.get());
         return (void)printf("saved %s\n", o.out.c_str());
     }

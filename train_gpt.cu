@@ -19,9 +19,11 @@
 #define NO_CPU_MAIN
 #ifdef TRAIN_FP32
 #define DTYPE "fp32"
+#define BASE_DTYPES "fp32"
 #define PROGRAM "train_gpt_cuda_fp32"
 #else
 #define DTYPE "bf16"
+#define BASE_DTYPES "bf16|int8|nf4"
 #define PROGRAM "train_gpt_cuda"
 #endif
 #define DTYPES DTYPE
@@ -1655,9 +1657,15 @@ inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const
     launch(adamw_kernel, ceil_div(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays,
            n, s, (float)clip, squares, parts, outcome);
 }
-__global__ void round_kernel(floatX* rounded, const float* w, size_t n) {
+
+// w (rows,cols) as products read it, of a matrix kept as int8 or nf4 (dev/host/packed.h). Cost: 3 or 2.5 bytes a number.
+__constant__ float levels[16] = {NF4_LEVELS};
+template <bool NF4> __global__ void unpack_kernel(floatX* w, const uint8_t* codes, const float* scales, int rows, int cols) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) rounded[i] = floatX(w[i]);
+    if (i >= size_t(rows) * cols) return;
+    const size_t k = i / cols * ceil_div(cols, NF4_BLOCK) * NF4_BLOCK + i % cols;
+    if constexpr (NF4) w[i] = floatX(levels[codes[k / 16 * 8 + k % 8] >> (k % 16 / 8 * 4) & 15] * scales[k / NF4_BLOCK]);
+    else w[i] = floatX(int8_t(codes[k]) * scales[i % cols]);
 }
 
 // ---- 4. matmul ------------------------------------------------------------------------------------------------------
@@ -1845,12 +1853,12 @@ inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const flo
 }
 
 // lora, as in cpu::lora_forward: out += u B,   u = scale x A
-inline void lora_forward(floatX* out, floatX* u, const floatX* x, const Linear<floatX>& w, float scale, int N, int C, int OC, int R) {
+inline void lora_forward(floatX* out, floatX* u, const floatX* x, const Layer<floatX>& w, float scale, int N, int C, int OC, int R) {
     matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
     matmul(out, w.B, u, {.m = OC, .n = N, .k = R, .plus = true});
 }
-inline void lora_backward(floatX* dx, const Linear<float>& g, floatX* u, floatX* du, const floatX* dout, const floatX* x,
-                          const Linear<floatX>& w, float scale, int N, int C, int OC, int R) {
+inline void lora_backward(floatX* dx, const LayerGradient<float>& g, floatX* u, floatX* du, const floatX* dout, const floatX* x,
+                          const Layer<floatX>& w, float scale, int N, int C, int OC, int R) {
     matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
     matmul(du, w.B, dout, {.m = R, .n = N, .k = OC, .a_transposed = true, .scale = scale});
     matmul(dx, w.A, du, {.m = C, .n = N, .k = R, .a_transposed = true, .plus = true});
@@ -2163,7 +2171,7 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
     X(int,    tokens,   ONCE,  1)            X(double, squares, ONCE, NORM_BLOCKS) \
     X(int,    position, ONCE,  N)            X(Rng, rng, ONCE, N)            X(Sampling, sampling, ONCE, 1) \
     X(int,    hidden,   ONCE,  c.V)          /* these four: for pick() */ \
-    X(Outcome, outcome, ONCE,  1)
+    X(Outcome, outcome, ONCE,  1)            X(floatX, unpacked, ONCE, c.form > Form::BF16 ? c.C * max(c.qkv(), c.hidden()) : 0)
 
 using act = floatX;
 using stat = float;
@@ -2203,7 +2211,7 @@ struct Model {
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool = false)
-        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE) {
+        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16) {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
@@ -2220,8 +2228,8 @@ struct Model {
             die("not enough memory on the GPU: %s for %d rows of %d tokens, %.2f GB are free; %s", memory(B).c_str(), B,
                 T, have / 1e9, fits ? format("--batch %d fits", fits).c_str() : "lower --context");
         }
-        weights = allocate<float>(n);
-        rounded = BF16 ? allocate<floatX>(n) : (floatX*)weights;
+        rounded = allocate<floatX>(n), packed = allocate<uint8_t>(16 * layout.packed.size);
+        weights = !BF16 ? (float*)rounded + layout.frozen : training ? allocate<float>(trained) : nullptr;
         if (training) for (float** p : {&gradients, &moment1, &moment2}) *p = allocate<float>(trained);
         place_activations();
         for (Staged& s : staged) {
@@ -2233,7 +2241,7 @@ struct Model {
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
         std::vector<unsigned char> flags(trained / 128);
         for (const Tensor& t : layout.tensors)
-            if (t.present && t.decays() && t.offset >= layout.frozen)
+            if (t.present && t.decays() && t.trained)
                 std::fill_n(&flags[(t.offset - layout.frozen) / 128], (t.count() + 127) / 128, 1);
         decays = allocate<unsigned char>(flags.size());
         upload(decays, flags.data(), flags.size());
@@ -2242,9 +2250,8 @@ struct Model {
     Model(const Model&) = delete;
     ~Model() {
         cudaStreamSynchronize(device().stream);
-        if ((void*)rounded != weights) cudaFree(rounded);
-        for (float* p : {weights, gradients, moment1, moment2}) cudaFree(p);
-        cudaFree(decays);
+        for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2}) cudaFree(p);
+        cudaFree(rounded), cudaFree(packed), cudaFree(decays);
         for (void* p : owned) cudaFree(p);
         for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
         for (cudaEvent_t e : ready) cudaEventDestroy(e);
@@ -2253,7 +2260,9 @@ struct Model {
     }
 
     static constexpr double GB = 1e-9;
-    double weight_bytes() const { return layout.slots.size * double(sizeof(float) + (BF16 ? sizeof(floatX) : 0)); }
+    double weight_bytes() const {
+        return layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size + (BF16 && training) * 4.0 * layout.trained();
+    }
     double training_bytes() const { return training ? 3.0 * layout.trained() * sizeof(float) : 0; }
     double activation_bytes(int B) const {
         return 16.0 * Slots(activation_arrays(c, B, max_T, training), c.L).size + device().workspace_size;
@@ -2327,7 +2336,7 @@ struct Model {
 
     void update(const AdamW& o, double clip, integer step) {
         const Activations a = activations(0);
-        adamw(weights + layout.frozen, moment1, moment2, gradients, rounded + layout.frozen, decays, layout.trained(),
+        adamw(weights, moment1, moment2, gradients, rounded + layout.frozen, decays, layout.trained(),
               AdamWStep(o, step), clip, a.squares, a.outcome);
     }
 
@@ -2387,18 +2396,29 @@ struct Model {
 
     void get(Which which, size_t i, float* out) const {
         const Tensor& t = layout.tensors[i];
-        float* const from = place(which, t);
-        if (!from) return (void)std::fill_n(out, t.count(), 0.0f);
-        download(out, from, t.count());
+        const float* const from = place(which, t);
+        std::vector<floatX> values(t.count());
+        std::vector<uint8_t> codes(t.form == Form::FP32 ? 0 : packed_bytes(t.form, t.rows, t.cols));
+        if (from) download(out, from, t.count());
+        else if (!t.present || which != WEIGHT) std::fill_n(out, t.count(), 0.0f);
+        else if (codes.size()) download(codes.data(), packed + t.packed, codes.size());
+        else download(values.data(), rounded + t.offset, t.count());
         CHECK(cudaStreamSynchronize(device().stream));
+        if (codes.size() && which == WEIGHT) unpack(t.form, out, codes.data(), t.rows, t.cols);
+        else if (!from && t.present && which == WEIGHT) std::copy(values.begin(), values.end(), out);
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
         float* const to = place(which, t);
-        if (!to) return;
-        upload(to, in, t.count());
-        if (which == WEIGHT && BF16)
-            launch(round_kernel, ceil_div(t.count(), 256), 256, 0, rounded + t.offset, weights + t.offset, t.count());
+        std::vector<floatX> values;
+        std::vector<uint8_t> codes;
+        if (to) upload(to, in, t.count());
+        if (which == WEIGHT && t.present && t.form != Form::FP32) {
+            codes.resize(packed_bytes(t.form, t.rows, t.cols));
+            pack(t.form, codes.data(), in, t.rows, t.cols), upload(packed + t.packed, codes.data(), codes.size());
+        } else if (which == WEIGHT && t.present) {
+            values.assign(in, in + t.count()), upload(rounded + t.offset, values.data(), values.size());
+        }
         CHECK(cudaStreamSynchronize(device().stream));
     }
     Activations activations(int l) const {
@@ -2412,10 +2432,18 @@ struct Model {
 
     // The layers, as the network calls them. While decoding, each row has one token, whose position is on the device;
     // with few rows, norm_forward() leaves the norm to the product that reads it.
-    Weights<floatX> weights_of(int l) const { return layout.at(rounded, l); }
-    Weights<float> gradients_of(int l) const { return layout.at(gradients, l, layout.frozen); }
+    using Parameters = Weights<floatX, Place<floatX>>;
+    Parameters weights_of(int l) const { return layout.at<Parameters>(rounded, l, 0, packed); }
+    Weights<float> gradients_of(int l) const { return layout.at<Weights<float>>(gradients, l, layout.frozen); }
+    const floatX* matrix(const Place<floatX>& w, int rows, int cols) {
+        floatX* const to = activations(0).unpacked;
+        if (w.packed)
+            launch(w.form == Form::NF4 ? unpack_kernel<true> : unpack_kernel<false>, ceil_div((size_t)rows * cols, 256), 256, 0, to,
+                   w.packed, w.scales, rows, cols);
+        return w.packed ? to : w.p;
+    }
     bool fused_step(int N, int C) const { return decoding && few(N, C) && !c.rank; }
-    Normed embedding_norm_forward(const Activations& a, const Weights<floatX>& w, int B, int t0, int T) {
+    Normed embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
         if (decoding) {
             launch(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
             return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B);
@@ -2433,18 +2461,19 @@ struct Model {
                        const floatX* w, const float* stats, int N) {
         layernorm_backward(dresidual, add, g.w, g.b, dbias, activations(0).partial, dout, x, w, stats, stats + N, N, c.C);
     }
-    void linear_forward(floatX* out, const Normed& x, const Linear<floatX>& layer, const floatX* plus, floatX* before_gelu, int N,
-                        int C, int OC) {
-        if (fused_step(N, C)) return few_rows(out, x, layer.w, layer.b, plus, before_gelu, N, C, OC);
-        if (!layer.A) return gpu::linear_forward(out, x.x, layer.w, layer.b, plus, before_gelu, N, C, OC);
+    void linear_forward(floatX* out, const Normed& x, const Layer<floatX>& layer, const floatX* plus, floatX* before_gelu, int N, int C,
+                        int OC) {
+        const floatX* const w = matrix(layer.w, C, OC);
+        if (fused_step(N, C)) return few_rows(out, x, w, layer.b, plus, before_gelu, N, C, OC);
+        if (!layer.A) return gpu::linear_forward(out, x.x, w, layer.b, plus, before_gelu, N, C, OC);
         floatX* const to = before_gelu ? before_gelu : out;
-        gpu::linear_forward(to, x.x, layer.w, layer.b, plus, nullptr, N, C, OC);
+        gpu::linear_forward(to, x.x, w, layer.b, plus, nullptr, N, C, OC);
         lora_forward(to, activations(0).lora, x.x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(floatX* dx, const Linear<float>& g, const floatX* dout, const floatX* x, const Linear<floatX>& layer, int N,
+    void linear_backward(floatX* dx, const LayerGradient<float>& g, const floatX* dout, const floatX* x, const Layer<floatX>& layer, int N,
                          int C, int OC) {
-        gpu::linear_backward(dx, g.w, dout, x, layer.w, N, C, OC);
+        gpu::linear_backward(dx, g.w, dout, x, matrix(layer.w, C, OC), N, C, OC);
         floatX *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;
         if (layer.A) lora_backward(dx, g, u, du, dout, x, layer, c.lora_scale(), N, C, OC, c.rank);
     }
@@ -2495,7 +2524,8 @@ struct Model {
 
 private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
-    floatX* rounded = nullptr;               // the weights as kernels read them
+    floatX* rounded = nullptr;               // the weights as kernels read them; `weights` are those that are trained
+    uint8_t* packed = nullptr;               // frozen matrices in fewer bits
     unsigned char* decays = nullptr;
     std::vector<char*> places;               // of array k of GPU_ACTIVATIONS in layer l: places[k L + l]
     std::vector<void*> owned;                // the memory they lie in
@@ -2529,8 +2559,8 @@ private:
     const floatX* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     float* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
     float* place(Which which, const Tensor& t) const {       // null: nowhere
-        const size_t from = which == WEIGHT ? 0 : layout.frozen;
-        return t.present && t.offset >= from ? std::array{weights, gradients, moment1, moment2}[which] + t.offset - from : nullptr;
+        float* const arena = std::array{weights, gradients, moment1, moment2}[which];
+        return arena && t.present && t.trained ? arena + t.offset - layout.frozen : nullptr;
     }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.
     void place_activations() {

@@ -84,8 +84,8 @@ inline Comparison check_model(const Config& c, int B, int T) {
     cpu::Model on_cpu(c, B, T, true, BF16);
     Model on_gpu(c, B, T, true);
     begin(on_cpu, on_gpu);
-    printf("%d layers, %d heads, %d channels, vocabulary %d, %d rows of %d tokens, %s, %s, adapters of rank %d\n", c.L, c.NH, c.C,
-           c.V, B, T, c.bias ? "biases" : "no biases", c.tied ? "tied head" : "head of its own", c.rank);
+    printf("%d layers, %d heads, %d channels, vocabulary %d, %d rows of %d tokens, %s, %s, adapters of rank %d, %s\n", c.L, c.NH, c.C,
+           c.V, B, T, c.bias ? "biases" : "no biases", c.tied ? "tied head" : "head of its own", c.rank, FORMS[(int)c.form]);
     const double limit = BF16 ? 0.03 : 2e-5, lr = 1e-3;
     Comparison compare{0};
     Rng rng(2);
@@ -138,6 +138,7 @@ inline Comparison check_model(const Config& c, int B, int T) {
         auto tensors = [&](const char* what, Which which, double limit, double unit) {
             for (size_t i = 0; i < on_gpu.layout.tensors.size(); i++) {
                 const Tensor& t = on_gpu.layout.tensors[i];
+                if (!t.trained) continue;
                 std::vector<float> got(t.count()), want(t.count(), 1);
                 if (!t.present) on_gpu.set(which, i, want.data());         // does nothing: zeros are read
                 on_gpu.get(which, i, got.data()), on_cpu.get(which, i, want.data());
@@ -174,7 +175,9 @@ inline int check_program() {
         wide = tiles, wide.L = wide.NH = 1, wide.V = 64, wide.T = 140;
         odd.L = 2, odd.NH = 3, odd.C = 21, odd.V = 101, odd.T = 33, odd.bias = odd.tied = false;
         adapted = tiles, adapted.L = 1, adapted.T = 64, adapted.rank = 8, adapted.lora_alpha = 16, adapted.targets = {"qkv", "proj", "fc", "fcproj"};
+        if (BF16) adapted.form = Form::INT8;
         odd_adapted = odd, odd_adapted.rank = 3, odd_adapted.lora_alpha = 5, odd_adapted.targets = {"qkv", "fc"};
+        if (BF16) odd_adapted.form = Form::NF4;
         for (const Config& c : {tiles, plain, wide, odd, adapted, odd_adapted}) {
             const Comparison result = check_model(c, 2, c.T);
             compared += result.compared, failed += result.failed;

@@ -43,6 +43,9 @@ twice() {                                    # RUN STAGE OPTIONS...
 }
 twice reward reward $reward
 case $program in *emulated*)
+    same() { for f in adapter_model optimizer; do cmp $dir/$1/step_0000000$3/$f.safetensors $dir/$2/step_0000000$3/$f.safetensors || return; done; }
+    twice lora rl $rl $group --train $data/sft.bin --lora-rank 4 --base-dtype nf4
+    same() { for f in model optimizer; do cmp $dir/$1/step_0000000$3/$f.safetensors $dir/$2/step_0000000$3/$f.safetensors || return; done; }
     twice model rl $rl $group --train $data/prompts.bin --reward $dir/reward
     cpu=$(dirname $dir)/train_gpt            # which has run before
     expect "a step in fp32" ${program}_fp32 train --stage rl --init $cpu/some --train $data/sft.bin $rl $group --steps 1 --sample-every 0 --out $dir/gpu
@@ -86,6 +89,14 @@ for model in "$dir/lora.merged" "$dir/base --adapter $dir/lora.long"; do
     was=$right && answered --model $model
     expect "lora: as many answers: $model" [ "$right" = "$was" ]
 done
+for form in bf16 int8 nf4; do
+    answered --model $dir/sft.long --base-dtype $form
+    expect "matrices kept as $form: answers" above "$right" 20
+    answered --model $dir/lora.long --base-dtype $form
+    expect "matrices kept as $form, an adapter beside them: answers" above "$right" 14
+done
+twice lora.int8 sft $sft --lora-rank 4 --base-dtype int8
+twice lora.nf4 sft $sft --lora-rank 4 --base-dtype nf4
 twice lora.rl rl $rl $group --train $data/sft.bin --adapter $dir/lora.long --lora-rank 4
 expect "lora: rl goes on with an adapter" awk -v a="$(figure lora.rl step kl | head -1)" 'BEGIN { exit !(a != "" && a < 1e-6 && a > -1e-6) }'
 expect "lora: an adapter as start of all weights" stage sft lora.all $init $sft --adapter $dir/lora.long --steps 6
@@ -115,6 +126,7 @@ fails "a reward model of another tokenizer" 2 "has another tokenizer than --init
 fails "data of another tokenizer than the reward model's" 1 "the tokenizer there is not that of $dir/foreign" rl none $init $rl $group --train $data/sft.bin --reward $dir/foreign
 
 fails "an adapter of nothing" 2 "--lora-rank: needs --init" sft none $sft --lora-rank 4 --init d6 --context 16
+fails "a frozen form of what is trained" 2 "--base-dtype nf4: all weights are trained; give --lora-rank" sft none $init $sft --base-dtype nf4
 fails "an adapter of another rank" 2 "--lora-rank 8: the adapter in $dir/lora.long/step_00000600 has rank 4" sft none $init $sft --lora-rank 8 --adapter $dir/lora.long
 fails "targets that are none" 2 "--lora-targets qkv,mlp: 'mlp' is none of qkv, proj, fc, fcproj" sft none $init $sft --lora-rank 8 --lora-targets qkv,mlp
 fails "an adapter that is none" 1 "$dir/sft/step_00000006: holds no adapter_config.json" sft none $init $sft --lora-rank 8 --adapter $dir/sft

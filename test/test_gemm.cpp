@@ -46,6 +46,31 @@ template <typename Type> static double product(int M, int N, int K, int kind) {
     return worst;
 }
 
+// With a packed B, the bits are those of a product with the numbers that it unpacks to.
+static bool as_unpacked(Form form, int M, int rows, int cols, bool transposed) {
+    const std::vector<float> numbers = random_numbers((size_t)rows * cols);
+    std::vector<uint8_t> memory(packed_bytes(form, rows, cols));
+    std::vector<float> plain(numbers.size());
+    pack(form, memory.data(), numbers.data(), rows, cols), unpack(form, plain.data(), memory.data(), rows, cols);
+    const float* const scales = (const float*)(memory.data() + code_bytes(form, rows, cols));
+    const int K = transposed ? cols : rows, N = transposed ? rows : cols;
+    const std::vector<float> a = random_numbers((size_t)M * K);
+    std::vector<float> want((size_t)M * N), got(want);
+    auto multiply = [&](auto b, std::vector<float>& c) { cpu::gemm({c.data(), N}, {a.data(), K, 1}, transposed ? b.t() : b, M, N, K); };
+    multiply(cpu::Matrix<>{plain.data(), cols, 1}, want);
+    if (form == Form::INT8) multiply(cpu::Matrix<int8_t>{(const int8_t*)memory.data(), scales, (long)packed_row(cols), 1}, got);
+    else multiply(cpu::Matrix<cpu::nf4>{memory.data(), scales, 0, (long)packed_row(cols), 1}, got);
+    return got == want;
+}
+static void packed_products() {
+    for (Form form : {Form::INT8, Form::NF4}) {
+        int wrong = 0;
+        for (int r = 0; r < 200; r++) wrong += !as_unpacked(form, 1 + rng.below(20), 1 + rng.below(130), 1 + rng.below(130), r % 2);
+        for (int M : {1, 8, 300}) for (bool transposed : {false, true}) wrong += !as_unpacked(form, M, 400, 1100, transposed);
+        check(wrong == 0, "gemm/%s: %d of 206 products have other bits than those of unpacked numbers", FORMS[(int)form], wrong);
+    }
+}
+
 template <typename Type> static void products() {
     const char* name = amx() ? "gemm, AMX" : "gemm";
     using P = typename Type::P;
@@ -108,7 +133,7 @@ static void rounding() {
 
 int main() {
     rounding();
-    products<Fp32>(), products<Bf16>(), products<Bf16Stored>();
+    packed_products(), products<Fp32>(), products<Bf16>(), products<Bf16Stored>();
 #if defined(EMULATED_AMX)
     emulated_amx = true;
     products<Bf16>(), products<Bf16Stored>();

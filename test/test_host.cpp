@@ -3,6 +3,7 @@
 #include "../dev/host/checkpoints.h"
 #include "../dev/host/display.h"
 #include "../dev/host/options.h"
+#include "../dev/host/packed.h"
 #include "../dev/host/shards.h"
 #include "check.h"
 #include <sys/resource.h>
@@ -32,6 +33,33 @@ template <typename F> static std::string output_of(F f, FILE* stream = stdout) {
     f();
     fflush(stream), dup2(kept, number), close(kept);
     return read_file(DIR + "output");
+}
+
+// ---- packed.h ----
+// Each number becomes the nearest that its format has; scales are those of the largest number of a column, or of a block.
+static void packing() {
+    Rng rng(3);
+    for (Form form : {Form::BF16, Form::INT8, Form::NF4}) for (auto [rows, cols] : {std::pair(1, 1), {3, 70}, {65, 64}, {130, 129}}) {
+        std::vector<float> x((size_t)rows * cols), y(x.size());
+        for (float& f : x) f = rng.normal();
+        for (int i = 0; i < rows; i++) x[i * cols] = 0;              // a column of zeros
+        std::vector<uint8_t> memory(packed_bytes(form, rows, cols) + 1, 77);
+        pack(form, memory.data(), x.data(), rows, cols), unpack(form, y.data(), memory.data(), rows, cols);
+        double worst = 0, largest_off = 0;
+        for (int i = 0; i < rows; i++) for (int j = 0; j < cols; j++) {
+            float largest = 0, nearest = INFINITY;
+            const int first = j / NF4_BLOCK * NF4_BLOCK, end = std::min(cols, first + NF4_BLOCK);
+            if (form == Form::INT8) for (int r = 0; r < rows; r++) largest = std::max(largest, std::abs(x[r * cols + j]));
+            else for (int c = first; c < end; c++) largest = std::max(largest, std::abs(x[i * cols + c]));
+            const double value = x[i * cols + j], got = y[i * cols + j];
+            if (form == Form::NF4) for (float level : LEVELS) nearest = std::min<float>(nearest, std::abs(level * largest - value));
+            const double limit = form == Form::BF16 ? std::abs(value) * 0x1p-8 : form == Form::INT8 ? largest / 254 : nearest;
+            keep_worst(worst, std::abs(got - value) - limit - 1e-6 * largest);
+            if (std::abs(value) == largest) keep_worst(largest_off, std::abs(got - value) - (form == Form::BF16 ? limit : 1e-6));
+        }
+        check(worst <= 0 && largest_off <= 0 && memory.back() == 77, "host/packed %s (%d,%d): the nearest number, and the largest itself", FORMS[(int)form], rows, cols);
+    }
+    same("packed sizes", format("%zu %zu %zu", packed_bytes(Form::BF16, 10, 64), packed_bytes(Form::INT8, 10, 64), packed_bytes(Form::NF4, 10, 65)), "1280 896 720");
 }
 
 // ---- options.h ----
@@ -235,7 +263,7 @@ static Checkpoint checkpoint(List& list, long long step, const Tokenizer* tokeni
     Position position;
     position.step = step, position.window = 5, position.windows = 9, position.data["train"] = "it";
     position.beginning = {3, 1}, position.lowest = 1.25, position.lowest_step = 2;
-    return {DIR + "run", 2, position, "{\"rate\": \"1\"}", "{}\n", {1.5f, -2}, tokenizer, stored(list), stored(list)};
+    return {DIR + "run", 2, position, "{\"rate\": \"1\"}", "{}\n", false, {1.5f, -2}, tokenizer, stored(list), stored(list)};
 }
 static std::string listed(const std::string& dir) {
     std::vector<std::string> names = entries_of(dir);
@@ -565,6 +593,7 @@ static void examples() {
 }
 
 int main() {
+    packing();
     signal(SIGXFSZ, SIG_IGN);
     fs::remove_all(DIR);
     fs::create_directories(DIR);

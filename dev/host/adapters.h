@@ -82,28 +82,31 @@ inline ModelFile open_adapted(const std::string& path, const std::string& given)
     return m;
 }
 
-// Makes an adapter part of the weights of a model: w += scale A B, scale = alpha / rank.
-inline void merge(const std::vector<Stored>& weights, const Adapter& adapter) {
+// Tensors of a model that an adapter becomes part of as they are set: w + scale A B, scale = alpha / rank.
+inline std::vector<Stored> merged(std::vector<Stored> weights, const Adapter& adapter) {
     std::set<std::string> used;
-    for (const Stored& t : weights) {
+    for (Stored& t : weights) {
         const std::string name = t.name.substr(0, t.name.rfind('.'));
         const auto a = adapter.tensors.find(name + ".lora_A"), b = adapter.tensors.find(name + ".lora_B");
         if (t.shape.size() != 2 || a == adapter.tensors.end() || b == adapter.tensors.end()) continue;
         const size_t rows = t.shape[0], cols = t.shape[1], rank = adapter.rank;
-        std::vector<float> w(t.count()), A(rows * rank), B(rank * cols);
+        std::vector<float> A(rows * rank), B(rank * cols);
         auto read = [](std::vector<float>& to) { return [&to](const float* in) { std::copy_n(in, to.size(), to.data()); }; };
         load_tensors({{a->first, {rows, rank}, {}, read(A)}, {b->first, {rank, cols}, {}, read(B)}}, {*a, *b}, adapter.path);
-        t.get(w.data());
-        #pragma omp parallel for schedule(static)
-        for (size_t i = 0; i < rows; i++)
-            for (size_t k = 0; k < rank; k++) {
-                const float scaled = A[i * rank + k] * float(adapter.alpha / adapter.rank);
-                for (size_t j = 0; j < cols; j++) w[i * cols + j] += scaled * B[k * cols + j];
-            }
-        t.set(w.data()), used.insert({a->first, b->first});
+        for (float& value : A) value *= adapter.alpha / adapter.rank;
+        t.set = [=, set = t.set](const float* in) {
+            std::vector<float> w(in, in + rows * cols);
+            #pragma omp parallel for schedule(static)
+            for (size_t i = 0; i < rows; i++)
+                for (size_t k = 0; k < rank; k++)
+                    for (size_t j = 0; j < cols; j++) w[i * cols + j] += A[i * rank + k] * B[k * cols + j];
+            set(w.data());
+        };
+        used.insert({a->first, b->first});
     }
     for (auto& [name, view] : adapter.tensors)
         if (!used.count(name)) die("%s: tensor '%s' fits no matrix of the model, or its other half is missing", adapter.path.c_str(), name.c_str());
+    return weights;
 }
 
 // PEFT's description of an adapter for the model in `base`.

@@ -1,0 +1,85 @@
+/* dev/host/packed.h -- matrices kept in fewer bits than they are computed with: bfloat16, int8, and nf4.
+     int8   code = round(127 w / absmax), a scale for each output channel, which is a column
+     nf4    code = the nearest of 16 levels, quantiles of a normal distribution, to w / absmax; a scale for each block of 64
+            in a row (Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E); the low halves of 8 bytes hold
+            numbers 0 to 7 of a group of 16, the high halves the others
+   layout   codes, of int8 and nf4 in rows that are padded to whole blocks; from a multiple of 64 bytes on, scales */
+#pragma once
+#include "files.h"
+
+// The upper half of a float: 8 bits of exponent, 8 of precision. Rounded to nearest, ties to even; NaN stays NaN.
+struct bfloat16 {
+    uint16_t bits;
+    bfloat16() = default;
+    bfloat16(float x) {
+        const uint32_t u = std::bit_cast<uint32_t>(x);
+        bits = (u + 0x7fff + (u >> 16 & 1)) >> 16 | (x != x) * 0x7fc0;
+    }
+    operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
+};
+
+enum class Form { FP32, BF16, INT8, NF4 };
+inline constexpr const char* FORMS[] = {"fp32", "bf16", "int8", "nf4"};
+inline Form form_of(const std::string& name) {
+    return Form(std::find(std::begin(FORMS), std::end(FORMS), name) - std::begin(FORMS));
+}
+
+#define NF4_LEVELS \
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f, \
+    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f, \
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
+inline constexpr float LEVELS[16] = {NF4_LEVELS};
+constexpr int NF4_BLOCK = 64;
+inline constexpr size_t packed_row(size_t cols) { return (cols + NF4_BLOCK - 1) / NF4_BLOCK * NF4_BLOCK; }
+
+// Where scales begin, and the bytes of all.
+inline size_t code_bytes(Form form, size_t rows, size_t cols) {
+    const size_t bytes = form == Form::FP32 ? 0 : form == Form::BF16 ? rows * cols * 2 : rows * packed_row(cols) / (form == Form::INT8 ? 1 : 2);
+    return (bytes + 63) / 64 * 64;
+}
+inline size_t packed_bytes(Form form, size_t rows, size_t cols) {
+    const size_t scales = form == Form::INT8 ? cols : form == Form::NF4 ? rows * packed_row(cols) / NF4_BLOCK : 0;
+    return code_bytes(form, rows, cols) + scales * sizeof(float);
+}
+
+// Of element k of the codes, which counts padded rows.
+inline int nf4_code(const uint8_t* codes, size_t k) { return codes[k / 16 * 8 + k % 8] >> (k % 16 / 8 * 4) & 15; }
+
+inline void pack(Form form, uint8_t* to, const float* from, size_t rows, size_t cols) {
+    float* const scales = (float*)(to + code_bytes(form, rows, cols));
+    const size_t row = packed_row(cols);
+    if (form == Form::BF16) {
+        std::copy_n(from, rows * cols, (bfloat16*)to);
+    } else if (form == Form::INT8) {
+        std::fill_n(scales, cols, 0.0f);
+        for (size_t i = 0; i < rows * cols; i++) scales[i % cols] = std::max(scales[i % cols], std::abs(from[i]) / 127);
+        #pragma omp parallel for schedule(static)
+        for (size_t i = 0; i < rows; i++) for (size_t j = 0; j < cols; j++)
+            ((int8_t*)to)[i * row + j] = scales[j] > 0 ? std::lrint(from[i * cols + j] / scales[j]) : 0;
+    } else if (form == Form::NF4) {
+        std::fill_n(to, code_bytes(form, rows, cols), 0);
+        #pragma omp parallel for schedule(static)
+        for (size_t i = 0; i < rows; i++) for (size_t j0 = 0; j0 < cols; j0 += NF4_BLOCK) {
+            const float* block = from + i * cols + j0;
+            const size_t n = std::min<size_t>(NF4_BLOCK, cols - j0);
+            float largest = 0;
+            for (size_t j = 0; j < n; j++) largest = std::max(largest, std::abs(block[j]));
+            scales[(i * row + j0) / NF4_BLOCK] = largest;
+            for (size_t j = 0; j < n; j++) {
+                const float x = largest > 0 ? block[j] / largest : 0;
+                int code = 0;
+                while (code < 15 && x > (LEVELS[code] + LEVELS[code + 1]) / 2) code++;
+                const size_t k = i * row + j0 + j;
+                to[k / 16 * 8 + k % 8] |= code << (k % 16 / 8 * 4);
+            }
+        }
+    }
+}
+inline void unpack(Form form, float* to, const uint8_t* from, size_t rows, size_t cols) {
+    const float* const scales = (const float*)(from + code_bytes(form, rows, cols));
+    for (size_t i = 0; i < rows; i++) for (size_t j = 0; j < cols; j++) {
+        const size_t at = i * cols + j, k = i * packed_row(cols) + j;
+        to[at] = form == Form::BF16 ? (float)((const bfloat16*)from)[at] : form == Form::INT8 ? ((const int8_t*)from)[k] * scales[j]
+                                                                  : LEVELS[nf4_code(from, k)] * scales[k / NF4_BLOCK];
+    }
+}
