@@ -136,19 +136,19 @@ def parsed(pattern):
 
 # ---- cases ----
 ALPHABET, SIGNS = [*"bc0Z -\näöé€\ud7ff😀"], [*"()[]|*+?{}.-,\\01"] + (
-    r"\d \W \s \n \x62 \u00e4 \b \1 \q \. (?: (?= (?P<b> (?i) {2} {,2} {1,} [^ *? (bc) [0]".split())
+    r"\d \W \s \n \x62 \u00e4 \b \1 \q \. (?: (?= (?P<b> (?i) {} {0} {2} {,2} {1,} [^ [] *? (bc) [0]".split())
 MEMBERS = ALPHABET + r"b-e 0-9 ä-ö \u0080-€ ÿ-\uffff \d \w \s \S \n \x00-Z".split()
 
 
 def random_pattern(rng, depth=3):
     roll = rng.random()
     if depth == 0 or roll < 0.25:
-        one = "[" + rng.choice(["", "", "^"]) + "".join(rng.choices(MEMBERS, k=rng.randint(1, 3))) + "]"
+        one = "[" + rng.choice(["", "", "", "^", "^", "]", "^]"]) + "".join(rng.choices(MEMBERS, k=rng.randint(1, 3))) + "]"
         return rng.choice(ALPHABET + r". \d \s \w \D \S \W".split() + [one] * 7)
     if roll < 0.55:
         return "".join(random_pattern(rng, depth - 1) for _ in range(rng.randint(2, 3)))
     group = rng.choice(["(", "(?:"]) + "|".join(random_pattern(rng, depth - 1) for _ in range(rng.randint(1, 3))) + ")"
-    return group + rng.choice(["", "*", "+", "?", "*?", "{2}", "{,2}", "{1,3}", "{2,}"])
+    return group + rng.choice(["", "*", "+", "?", "*?", "{0}", "{2}", "{,2}", "{1,3}", "{2,}"])
 
 
 def shown(b):

@@ -11,7 +11,7 @@
               arXiv:2307.09702).
    cost       a byte of a text: a look into a table. The tokens of a state: one for each beginning of tokens that may
               follow and each that is a byte too long, and a comparison for every token
-   limits     SIZE parts and edges, with all repetitions written out; DEPTH groups in one another; `limit` bytes of
+   limits     SIZE parts, edges and letters, with all repetitions written out; groups in DEPTH others; `limit` bytes of
               states, for n parts have up to 2^n sets, and as many of tokens. Beyond them it ends in one line */
 #pragma once
 #include "files.h"
@@ -54,9 +54,8 @@ private:
         throw Error{exit_code, printable(where + format(": character %zu", at + 1) + rest + ": " + what)};
     }
     bool take(char32_t c) { return i < s.size() && s[i] == c ? i++, true : false; }
-    void count() {
-        if (++size > SIZE)
-            fail(i - 1, format("more than %d parts, all repetitions written out; lower their numbers", SIZE));
+    void count() {                           // what is built, and what is read: either may be long where it is repeated
+        if (++size > SIZE) fail(i - 1, format("more than %d parts, with all repetitions; lower their numbers", SIZE));
     }
     int add() { return count(), edges.emplace_back(), (int)edges.size() - 1; }
     void join(int from, int to, int first = NO_BYTE, int last = NO_BYTE) {
@@ -103,7 +102,7 @@ private:
         const size_t begin = i;
         auto number = [&] {
             int n = -1;
-            for (; i < s.size() && s[i] >= '0' && s[i] <= '9'; i++)
+            for (; i < s.size() && s[i] >= '0' && s[i] <= '9'; i++, count())
                 if ((n = 10 * std::max(n, 0) + int(s[i] - '0')) > SIZE) fail(begin, format("more than %d times", SIZE));
             return n;
         };
@@ -132,6 +131,7 @@ private:
     }
     Letters letter() {                       // one, or those of \d and the like
         const size_t begin = i;
+        count();
         if (!take('\\')) return i++, Letters{{s[begin], s[begin]}};
         if (i == s.size()) fail(begin, "a \\ with nothing behind it");
         const char32_t c = s[i++], small = c | 32;
@@ -217,6 +217,7 @@ private:
 // match begins with. States are numbers, which hold until tidy(). One thread at a time.
 struct Pattern {
     static constexpr int DEAD = 0;
+    using Edge = PatternParser::Edge;
     const std::string where;
     const int exit_code;
     size_t limit = (size_t)1 << 28;
@@ -257,6 +258,10 @@ struct Pattern {
         return true;
     }
     int parts() const { return edges.size(); }
+    bool is_in_sets(int p) const {           // END, and what takes bytes
+        auto takes = [](const Edge& e) { return e.first != PatternParser::NO_BYTE; };
+        return p == PatternParser::END || std::any_of(edges[p].begin(), edges[p].end(), takes);
+    }
     const std::vector<int>& set(int state) const { return *sets[state]; }
     int number(std::vector<int> set) {       // of the state that is this set
         std::sort(set.begin(), set.end());
@@ -270,32 +275,29 @@ struct Pattern {
     [[noreturn]] void fail(const std::string& what) const { throw Error{exit_code, printable(where + ": " + what)}; }
 
 private:
-    using Edge = PatternParser::Edge;
     static constexpr int UNKNOWN = -1;
     std::vector<std::vector<Edge>> edges;                              // of each part
     std::array<int, 256> kind{};                                       // bytes of a kind are on the same edges
     std::map<std::vector<int>, int> numbers;
     std::vector<const std::vector<int>*> sets;                         // by state
-    std::vector<int> next, marks, found, open;                         // next: by state and kind
-    int begin, first, kinds, round = 0;
-    size_t bytes;
+    std::vector<int> next, found, open;                                // next: by state and kind
+    std::vector<size_t> marks;                                         // the round in which a part was reached
+    int begin, first, kinds;
+    size_t bytes, round = 0;
 
     void restart() {
         numbers.clear(), sets.clear(), next.clear(), bytes = 0;
         number({});                          // DEAD
         round++, found.clear(), reach(begin), first = number(found);
     }
-    // Adds to `found` the parts that take bytes, and END, to which p leads without any.
+    // Adds to `found` the parts of sets to which p leads without a byte.
     void reach(int p) {
         for (open = {p}; !open.empty();) {
             p = open.back(), open.pop_back();
             if (marks[p] == round) continue;
             marks[p] = round;
-            bool stays = p == PatternParser::END;
-            for (const Edge& e : edges[p])
-                if (e.first == PatternParser::NO_BYTE) open.push_back(e.to);
-                else stays = true;
-            if (stays) found.push_back(p);
+            if (is_in_sets(p)) found.push_back(p);
+            for (const Edge& e : edges[p]) if (e.first == PatternParser::NO_BYTE) open.push_back(e.to);
         }
     }
 };
@@ -378,9 +380,10 @@ private:
         for (bool more = true; more;) {
             more = false;
             for (int p = pattern.parts(); --p > PatternParser::END;) {
+                if (can_end[p] || !pattern.is_in_sets(p)) continue;
                 std::vector<int> none;
                 pattern.tidy(none);
-                if (!can_end[p]) walk(pattern.number({p}), [&](size_t) { more = can_end[p] = true; return false; });
+                walk(pattern.number({p}), [&](size_t) { more = can_end[p] = true; return false; });
             }
         }
     }
