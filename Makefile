@@ -48,7 +48,7 @@ EMULATED := $(foreach test,golden kernels broken heuristics,build/emulated_$(tes
 STUDY := $(patsubst dev/cpu/%.cpp,build/study_%,$(wildcard dev/cpu/*.cpp))
 BENCH := $(patsubst dev/%.cu,build/bench_%,$(wildcard dev/*.cu))
 LADDERS := dev/bench.h dev/bench.cuh test/check.h
-FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges vocab llmc options)
+FUZZ  := $(addprefix build/fuzz_,shards examples choices safetensors config merges vocab llmc options pattern)
 
 HEADERS := $(wildcard dev/host/*.h) dev/check.cuh
 FILES := $(HEADERS) build/flags
@@ -141,7 +141,7 @@ programs: all $(TESTS) $(STUDY) $(EMULATED)
 test stress: given
 	@$(MAKE) -k --no-print-directory programs || :
 	@GOMP_SPINCOUNT=1000 $(if $(filter stress,$@),STRESS=1) test/run.sh
-test-hf: given all
+test-hf: given all build/test_pattern
 	CXX="$(CXX)" test/hf.sh
 
 BITS := 111101111011110

@@ -8,6 +8,7 @@
    fills with small valid files: from those it reaches deep at once. To add a target, add its functions and its row. */
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
+#include "../dev/host/pattern.h"
 
 // The readers take paths; this is the path of a file in memory.
 static const std::string PATH = "/proc/self/fd/" + std::to_string(memfd_create("fuzz", 0));
@@ -133,6 +134,20 @@ static void options(std::string_view bytes) {                   // one word a li
     resume_options(again.table(), fresh.table(), {}, parse_json(stored, "log"), false, "a run", "log");
     must(options_json(again.table(), 't') == stored, "resume_options", stored);
 }
+static void pattern(std::string_view bytes) {                   // a pattern, a zero byte, a token
+    const size_t end = std::min(bytes.find('\0'), bytes.size());
+    const std::string token(bytes.substr(std::min(end + 1, bytes.size())));
+    Guide g(std::string(bytes.substr(0, end)), {token, "a", "0", " ", "\xc3", "\xa4" "a", "\"", "\n"});
+    g.pattern.limit = 1 << 22;
+    std::vector<int> at = {g.start()};
+    for (int n = 0; n < 50 && !g.must_end(at[0]); n++) {
+        const Guide::Allowed allowed = g.allowed(at[0]);
+        must(allowed.any, "a text that nothing completes");
+        int next = n % 8;
+        while (!allowed[next]) next = (next + 1) % 8;
+        at[0] = g.advance(at[0], next), g.tidy(at);
+    }
+}
 
 // ---- seeds ----------------------------------------------------------------------------------------------------------
 using Seeds = std::vector<std::string>;
@@ -180,6 +195,10 @@ static Seeds vocab_seeds() {
     const std::string json = Tokenizer::from_merges("a b\nab c\n", "merges").vocab_json();
     return {json, "{\"<|endoftext|>\": 300, \"a\": 1, \"b\": 2, \"c\": 3, \"\xc4\xa0\": 4, \"ab\": 5, \"abc\": 6, \"<x>\": 7}"};
 }
+static Seeds pattern_seeds() {
+    using namespace std::string_literals;
+    return {"^(?:[a-z\xc3\xa4-\xc3\xbc]+|\\d{2,3}?\\W)*$\0 a"s, "\"([^\"\\\\\\x00-\\u001f]|\\\\[nt])*\"\0aa"s, "(a|\\w)*a.{3,}\0\xa4"s};
+}
 static Seeds option_seeds() {
     return {"train\n--train\na*.bin\n--lr=1e-3\n--steps\n10\n--out\nb\n--schedule\nwsd\n--resume",
             "--train\na\n--out\nb\n--epochs\n0.5", "sample\n--model\na\n--top-p\n0.5\n--prompt\n",
@@ -190,7 +209,8 @@ static Seeds option_seeds() {
 static const struct { std::string name; void (*run)(std::string_view); Seeds (*seeds)(); } TARGETS[] = {
     {"shards", shards, shard_seeds}, {"examples", examples, example_seeds}, {"choices", choices, choice_seeds},
     {"safetensors", model, safetensors_seeds}, {"llmc", model, llmc_seeds}, {"config", config, config_seeds},
-    {"merges", merges, merge_seeds}, {"vocab", vocab, vocab_seeds}, {"options", options, option_seeds}};
+    {"merges", merges, merge_seeds}, {"vocab", vocab, vocab_seeds}, {"options", options, option_seeds},
+    {"pattern", pattern, pattern_seeds}};
 #define NAME_OF(target) #target
 #define NAME(target) NAME_OF(target)
 static const auto& CHOSEN =

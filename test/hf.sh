@@ -7,7 +7,7 @@ venv=${VENV:-build/venv}
 log=build/hf_install.log
 fail() { echo "error: test/hf.sh: $*" >&2; exit 1; }
 
-for f in train_gpt build/shards; do [ -x $f ] || fail "$f is missing; run make"; done
+for f in train_gpt build/shards build/test_pattern; do [ -x $f ] || fail "$f is missing; run make"; done
 ${CXX:-c++} -std=c++20 -O3 -march=native -fopenmp-simd -Wno-unknown-pragmas test/logits.cpp -o build/logits ||
   fail "cannot build test/logits.cpp"
 
@@ -20,4 +20,5 @@ if ! "$venv/bin/python" -c 'import numpy, safetensors, tiktoken, torch, transfor
     fail "pip cannot install torch, transformers, trl and tiktoken; is there a network? see $log"
 fi
 "$venv/bin/python" test/golden.py test/golden/*/ || exit 1
+"$venv/bin/python" test/patterns.py --live build/test_pattern || exit 1
 HF_HUB_OFFLINE=1 exec "$venv/bin/python" test/hf.py

@@ -67,6 +67,7 @@ for study in dev/cpu/*.cpp; do try build/study_$(basename $study .cpp) --check; 
 try build/test_golden test/golden/*/
 try build/test_options
 try build/test_host
+try build/test_pattern
 try build/emulated_golden test/golden/*/
 try build/emulated_golden_fp32 test/golden/*/
 ladders "" ${STRESS:+1}4 ${STRESS:+large}      # orders of the threads; in make stress 14, and larger shapes
