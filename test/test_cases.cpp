@@ -962,7 +962,7 @@ static void runs() {
             for (int v : {257, 259}) w.wte[v * c.C + k] = w.lnf_b[k];
             w.wte[256 * c.C + k] = -w.lnf_b[k];
         }
-        generate(m, Sampling(o), o.seed, {{{256}, o.tokens}}, 256, t, [&](int, int token) { count[token]++; });
+        generate(m, Sampling(o), o.seed, {{{256}, o.tokens}}, 256, t, [&](int, int token) { return ++count[token]; });
         return count[257] + count[259];
     };
     const Tokenizer t = Tokenizer::load(dir);

@@ -253,14 +253,14 @@ static void other_objectives() {
 static void texts_side_by_side() {
     Config c;
     c.L = 2, c.NH = 2, c.C = 16, c.V = 13, c.T = 12;
-    const std::vector<Prompt> prompts = {{{5, 1, 2, 3, 4, 5}, 4}, {{5}, 6}, {{5, 7, 7}, 3}, {{5, 1, 2, 3}, 30}, {{5, 9, 9}, 5}};
+    const std::vector<Prompt> prompts = {{{5, 1, 2, 3, 4, 5}, 4, 0}, {{5}, 6, 1}, {{5, 7, 7}, 3, 2}, {{5, 1, 2, 3}, 30, 3}, {{5, 9, 9}, 5, 4}};
     std::vector<std::vector<int>> alone;
     for (int B : {1, 2, 5}) {
         cpu::Model model(c, B, c.T, false);
         initialize(model, 5);
         for (size_t i = 0; i < model.layout.slots.size; i++) model.weights.data()[i] += 0.5 * Rng(i, 1).normal();
         std::vector<std::vector<int>> texts(prompts.size());
-        generate(model, Sampling(Options()), 7, prompts, -1, nullptr, [&](int i, int token) { texts[i].push_back(token); });
+        generate(model, Sampling(Options()), 7, prompts, -1, nullptr, [&](int i, int token) { return texts[i].push_back(token), true; });
         if (B == 1) alone = texts;
         bool whole = texts == alone;
         for (size_t i = 0; i < texts.size(); i++) whole = whole && texts[i].size() == (size_t)prompts[i].most;
