@@ -34,6 +34,7 @@
 #include "dev/host/machine.h"
 #include "dev/host/options.h"
 #include "dev/host/packed.h"
+#include "dev/host/pattern.h"
 #include "dev/host/reports.h"
 #include "dev/host/rows.h"
 #include "dev/host/scorer.h"
@@ -123,6 +124,7 @@
     X(number,  temperature,     1,            "0..1000",                      "sec",      "0 takes the likeliest token") \
     X(integer, top_k,           0,            "0..16777216",                  "sec",      "choose among the k likeliest; 0 = all") \
     X(number,  top_p,           1,            "0.000001..1",                  "sec",      "choose among the fewest tokens with this probability") \
+    X(text,    pattern,         "",           "",                             "sec",      "regular expression that a text matches as a whole: tokens that no match goes on with are never drawn [none]") \
     X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens with at least this share of the likeliest one's probability")
 
 struct Options {
@@ -2018,9 +2020,20 @@ std::vector<Text> draw_texts(Model& model, const Options& o, uint64_t seed, cons
     const Stops stops = {o.stop};
     std::vector<Text> texts;
     for (const Prompt& p : prompts) texts.push_back({p});
-    auto emit = [&](int i, int token) { return texts[i].add(token, eot, tokenizer, stops) && shown(i, texts[i]); };
-    auto adjust = [&](int i, float* z) { cpu::penalize(z, texts[i].all(), o.repetition_penalty); };
-    generate(model, Sampling(o), seed, prompts, eot, tokenizer, emit, o.repetition_penalty == 1 ? Adjust() : adjust, held);
+    Guide* const guide = o.pattern.empty() ? nullptr : &guide_for(o.pattern, *tokenizer, model.c.V);
+    std::vector<int> states(prompts.size(), guide ? guide->start() : 0);     // of the pattern's automaton
+    auto emit = [&](int i, int token) {
+        if (guide && token != eot) states[i] = guide->advance(states[i], token);
+        return texts[i].add(token, eot, tokenizer, stops) && shown(i, texts[i]);
+    };
+    auto adjust = [&](int i, float* z) {
+        cpu::penalize(z, texts[i].all(), o.repetition_penalty);
+        if (!guide) return;
+        guide->tidy(states);
+        const Guide::Allowed& allowed = guide->allowed(states[i]);
+        for (int v = 0; v < model.c.V; v++) if (v == eot ? !guide->may_end(states[i]) : !allowed[v]) z[v] = NEVER;
+    };
+    generate(model, Sampling(o), seed, prompts, eot, tokenizer, emit, guide || o.repetition_penalty != 1 ? Adjust(adjust) : Adjust(), held);
     for (size_t i = 0; i < texts.size(); i++) texts[i].certain = texts[i].response.size(), shown(i, texts[i]);
     return texts;
 }
@@ -2665,7 +2678,8 @@ template <typename Model> void run_verb(Options o) {
     const Json written = is_checkpoint(file->file.directory) ? read_json(state) : Json();
     const text& stage = written["options"]["stage"].string;
     const int eot = end_of_text(tokenizer.get(), c.V);
-    if ((o.best_of || o.vote) && eot < 0) die_usage("%s: needs a tokenizer, to know the end of text", o.best_of ? "--best-of" : "--vote");
+    for (const char* name : {"best_of", "vote", "pattern"})
+        if (o.has(name) && eot < 0) die_usage("%s: needs a tokenizer, to know the end of text", dashed(name).c_str());
     if ((o.verb == "chat" || o.has("stop") || o.has("examples")) && !tokenizer)
         die_usage("%s: needs a tokenizer, to know texts", o.has("stop") ? "--stop" : o.has("examples") ? "--examples" : "chat");
     if (o.verb == "merge") {
@@ -2708,13 +2722,13 @@ template <typename Model> void run_verb(Options o) {
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
     if (choices) printf("%s\n", multiple_choice(model, B, *choices, tokenizer.get()).line(!!tokenizer).c_str());
     if (answers) printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
-    if (answers && (o.best_of || o.vote)) {
+    if (answers && (o.best_of || o.vote || o.has("pattern"))) {
         for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompter.after_eot(answers->of(i)[0]));
         size_t right = 0;
         draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), [](auto...) { return true; }, [&](size_t i, const Text* t, size_t) {
             right += t->is_right(answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
         });
-        const std::string how = o.vote ? format("vote of %lld", o.vote) : format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
+        const std::string how = o.vote ? format("vote of %lld", o.vote) : !o.best_of ? "with --pattern" : format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
         printf("%s: answers right %zu of %zu\n", how.c_str(), right, answers->size());
     }
     if (o.verb == "sample") sample(model, rewarder.get(), o, prompts, eot, tokenizer.get());

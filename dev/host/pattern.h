@@ -14,7 +14,7 @@
    limits     SIZE parts, edges and letters, with all repetitions written out; groups in DEPTH others; `limit` bytes of
               states, for n parts have up to 2^n sets, and as many of tokens. Beyond them it ends in one line */
 #pragma once
-#include "files.h"
+#include "tokenizer.h"
 #include <array>
 #include <unordered_map>
 
@@ -388,3 +388,16 @@ private:
         }
     }
 };
+
+// The guide for a pattern and a vocabulary, kept for as long as the same one is asked for.
+inline Guide& guide_for(const std::string& pattern, const Tokenizer& tokenizer, int V) {
+    static std::optional<Guide> guide;
+    static std::string known;
+    static const Tokenizer* of = nullptr;
+    if (guide && known == pattern && of == &tokenizer) return *guide;
+    std::vector<std::string> tokens(V);
+    for (int id = 0; id < std::min(V, tokenizer.vocab()); id++)
+        if (id != tokenizer.eot() && !tokenizer.is_added(id)) tokens[id] = tokenizer.decode(id);
+    guide.emplace(pattern, std::move(tokens), "--pattern"), known = pattern, of = &tokenizer;
+    return *guide;
+}
