@@ -161,7 +161,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
     if (o.verb == "train" && !o.resume && o.train.empty()) die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
     if (o.verb == "eval" && o.val.empty() && o.choices.empty() && o.answers.empty())
         die_usage("eval: give --val, --choices or --answers");
-    for (const char* name : {"best_of", "vote", "examples"})
+    for (const char* name : {"best_of", "vote", "examples", "pattern"})
         if (o.verb == "eval" && o.has(name) && o.answers.empty()) die_usage("%s: is for --answers", dashed(name).c_str());
     if (o.has("vote_after") && !o.vote) die_usage("--vote-after: is for --vote");
     if (o.verb != "train" && o.has("reward") && !o.best_of) die_usage("--reward: is for --best-of");
@@ -304,11 +304,6 @@ inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c) {
     };
 }
 
-inline std::string numbered(std::string name, int layer) {
-    size_t at = name.find("%d");
-    return at == name.npos ? name : name.replace(at, 2, std::to_string(layer));
-}
-
 struct Layout {
     Slots slots, packed;                                     // packed: matrices in fewer bits, in pieces of 16 bytes
     std::vector<Tensor> tensors;                             // as they stand in memory; all layers
@@ -329,7 +324,8 @@ struct Layout {
             for (int l = 0; l < (per == BLOCK ? c.L : 1) && (t.present || !t.adapter()); l++) {
                 tensors.push_back(t);
                 Tensor& added = tensors.back();
-                added.name = numbered(t.name, l), added.offset = slots.first[k] + l * slots.stride[k];
+                if (per == BLOCK) added.name.replace(t.name.find("%d"), 2, std::to_string(l));
+                added.offset = slots.first[k] + l * slots.stride[k];
                 added.form = form_in(c, per, t, native), added.trained = added.form == Form::FP32 && (t.adapter() || !c.rank);
                 added.packed = 16 * (packed.first[k] + l * packed.stride[k]);
                 parameters += t.present ? t.count() : 0;
@@ -385,26 +381,8 @@ private:
 };
 
 // ---- 3. rows and stages ---------------------------------------------------------------------------------------------
-// What a step learns from. dev/host/rows.h makes the rows of token and example shards, and their order in each epoch,
-// from the seed and the position in the data alone.
-
-// A padded batch: rows shorter than the longest end in inputs whose target is -1, which counts nowhere.
-struct Batch {
-    int B, T = 0;
-    std::vector<int> x, y;                   // (B,T)
-    std::vector<int> last;                   // (B): where a row ends
-    std::vector<float> weight, old, ref;     // (B,T): PPO's; see Objective
-    explicit Batch(const std::vector<Row>& rows) : B(rows.size()) {
-        for (const Row& r : rows) T = std::max(T, (int)r.x.size());
-        x.resize((size_t)B * T, 0), y.resize((size_t)B * T, -1);
-        for (int b = 0; b < B; b++) {
-            std::copy(rows[b].x.begin(), rows[b].x.end(), x.begin() + (size_t)b * T);
-            std::copy(rows[b].y.begin(), rows[b].y.end(), y.begin() + (size_t)b * T);
-            last.push_back((int)rows[b].x.size() - 1);
-        }
-    }
-    size_t targets() const { return y.size() - std::count(y.begin(), y.end(), -1); }
-};
+// What a step learns from. dev/host/rows.h makes the rows of token and example shards, their order in each epoch, from the
+// seed and the position in the data alone, and batches of them.
 
 /* The stages of making a GPT are one network and one loop; they differ in their rows and in what these count for.
      pretrain   windows of token shards          the likelihood of every token
@@ -622,33 +600,7 @@ template <typename E = real> struct Matrix { // element (i,j) is p[i * row + j *
     E operator()(long i, long j) const { return p[i * row + j * col]; }
     void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + (i * row + j * col) * sizeof(E))); }
 };
-template <typename E> Matrix(E*, long, long) -> Matrix<std::remove_const_t<E>>;
-// Packed ones, of (rows,cols) numbers; dev/host/packed.h has the formats.
-template <> struct Matrix<int8_t> {
-    const int8_t* p;
-    const float* scale;                      // of the columns, or of the rows if transposed
-    long row, col, scale_row = 0, scale_col = 1;
-    Matrix t() const { return {p, scale, col, row, scale_col, scale_row}; }
-    Matrix from(long i, long j) const {
-        return {p + i * row + j * col, scale + i * scale_row + j * scale_col, row, col, scale_row, scale_col};
-    }
-    float operator()(long i, long j) const { return p[i * row + j * col] * scale[i * scale_row + j * scale_col]; }
-    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + i * row + j * col)); }
-};
-struct nf4;
-template <> struct Matrix<nf4> {
-    const uint8_t* codes;
-    const float* scale;
-    long at, row, col;                       // at: the number of the first element
-    Matrix t() const { return {codes, scale, at, col, row}; }
-    Matrix from(long i, long j) const { return {codes, scale, at + i * row + j * col, row, col}; }
-    float operator()(long i, long j) const {
-        const size_t k = at + i * row + j * col;
-        return LEVELS[nf4_code(codes, k)] * scale[k / NF4_BLOCK];
-    }
-    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(codes) + (at + i * row + j * col) / 2)); }
-};
-
+template <typename E> Matrix(E*, long, long) -> Matrix<std::remove_const_t<E>>;            // dev/host/packed.h has packed ones
 // The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
     real* c;
@@ -1089,52 +1041,50 @@ void multiply_add(Target to, Matrix<> a, const real* b, int m, int n, int K) {
     for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) put(to.from(i, j), edge[i][j]);
 }
 
-// VL neighbours, rounded to P; bfloat16 where real is float only
+// VL neighbours at the upper left corner of a matrix, in the direction in which they are contiguous, rounded to P; bfloat16
+// where real is float only, nf4 at multiples of VL
 #if defined(__CUDACC__)                      // its front end does not know all that follows
-template <typename P, typename E> vec load(const E* p) {
+template <typename P, typename E> vec load(const Matrix<E>& m) {
     vec v;
-    for (int l = 0; l < VL; l++) v[l] = P(p[l]);
+    for (int l = 0; l < VL; l++) v[l] = P(m.col == 1 ? m(0, l) : m(l, 0));
     return v;
 }
 #else
 typedef std::conditional_t<sizeof(real) == 4, uint32_t, uint64_t> word;
 typedef word words __attribute__((vector_size(VECTOR_BYTES)));
+typedef std::make_signed_t<word> integers __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t halves __attribute__((vector_size(2 * VL), aligned(2), may_alias));
+typedef int16_t shorts __attribute__((vector_size(2 * VL)));
+typedef int8_t bytes __attribute__((vector_size(VL), aligned(1), may_alias));
 typedef real pairs __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));         // of bfloat16 numbers
-template <typename P> vec load(const bfloat16* p) {
-    return (vec)(__builtin_convertvector(*(const halves*)p, words) << 16);
+template <typename P> vec load(const Matrix<bfloat16>& m) {
+    return (vec)(__builtin_convertvector(*(const halves*)m.p, words) << 16);
 }
-template <typename P> vec load(const real* p) {
-    const vec x = *(const vec*)p;
+template <typename P> vec load(const Matrix<real>& m) {
+    const vec x = *(const vec*)m.p;
     if constexpr (std::is_same_v<P, real>) return x;
     const words u = (words)x, nan = (words)(x != x) & 0x7fc00000;
     return (vec)(((u + 0x7fff + (u >> 16 & 1)) & 0xffff0000) | nan);
 }
-#endif
-// The same at the upper left corner of a matrix, in the direction in which it is contiguous; nf4 at a multiple of VL.
-template <typename P, typename E> vec load(const Matrix<E>& m) {
+template <typename P> vec load(const Matrix<int8_t>& m) {
+    const integers codes = __builtin_convertvector(__builtin_convertvector(*(const bytes*)m.p, shorts), integers);
+    return __builtin_convertvector(codes, vec) * *(const vec*)m.scale;
+}
+template <typename P> vec load(const Matrix<nf4>& m) {
     vec v;
-    if constexpr (std::is_same_v<E, int8_t>) {
-        typedef int8_t bytes __attribute__((vector_size(VL), aligned(1), may_alias));
-        typedef int16_t shorts __attribute__((vector_size(2 * VL)));
-        typedef std::make_signed_t<word> sint __attribute__((vector_size(VECTOR_BYTES)));
-        const auto x = __builtin_convertvector(__builtin_convertvector(*(const bytes*)m.p, shorts), sint);
-        v = __builtin_convertvector(x, vec) * *(const vec*)m.scale;
-    } else if constexpr (std::is_same_v<E, nf4>) {
-#if defined(__AVX512F__) && !defined(__clang__) && !defined(__CUDACC__)
-        if constexpr (VL == 16) {            // a level is a lane of a register
-            typedef uint64_t two __attribute__((vector_size(16)));
-            typedef uint8_t bytes __attribute__((vector_size(VL)));
-            uint64_t eight;
-            memcpy(&eight, m.codes + m.at / 2, 8);
-            const auto codes = __builtin_convertvector(__builtin_convertvector((bytes)two{eight, eight >> 4} & 15, halves), words);
-            return __builtin_shuffle(*(const vec*)LEVELS, codes) * m.scale[m.at / NF4_BLOCK];
-        }
-#endif
-        for (int l = 0; l < VL; l++) v[l] = LEVELS[nf4_code(m.codes, m.at + l)] * m.scale[m.at / NF4_BLOCK];
-    } else v = load<P>(m.p);
+    for (int l = 0; l < VL; l++) v[l] = LEVELS[nf4_code(m.codes, m.at + l)] * m.scale[m.at / NF4_BLOCK];
     return v;
 }
+#if defined(__AVX512F__) && !defined(__clang__)              // a level is a lane of a register
+template <typename P> requires (VL == 16) vec load(const Matrix<nf4>& m) {
+    typedef uint64_t two __attribute__((vector_size(16)));
+    uint64_t eight;
+    memcpy(&eight, m.codes + m.at / 2, 8);
+    const halves codes = __builtin_convertvector((bytes)two{eight, eight >> 4} & 15, halves);
+    return __builtin_shuffle(*(const vec*)LEVELS, __builtin_convertvector(codes, words)) * m.scale[m.at / NF4_BLOCK];
+}
+#endif
+#endif
 
 // out (DEEP,VL) = b, whose columns are contiguous; rows of out are out_row apart. In round S every square of 2S x 2S swaps the
 // quarters off its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers. Numbers of type
@@ -1286,54 +1236,21 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
         const real* from = a.p + i * a.row;
         real* to = copy + (size_t)i * K;
         const int whole = a.col == 1 ? K / VL * VL : 0;
-        for (int k = 0; k < whole; k += VL) *(vec*)(to + k) = load<bfloat16>(from + k);
+        for (int k = 0; k < whole; k += VL) *(vec*)(to + k) = load<bfloat16>(a.from(i, k));
         for (int k = whole; k < K; k++) to[k] = bfloat16(from[k * a.col]);
     }
     return {copy, K, 1};
 }
 
-/* The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, by blocks of (32,32); dev/host/amx.h has the
-   instructions. A, rounded whole, has rows whose length is a multiple of 32, zeros at the end; B is packed a panel at a
-   time. */
-constexpr int AMX_M = 1024, AMX_N = 128;                     // a thread's work: (AMX_M,AMX_N) of C
+// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons; dev/host/amx.h has its loops.
 template <typename E> void gemm_amx(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    static thread_local std::vector<bfloat16> memory;
-    const long row = (K + 31) / 32 * 32;
-    memory.resize(std::max<size_t>(memory.size(), (M + AMX - 1) / AMX * AMX * row));
-    bfloat16* const rows = memory.data();
-    #pragma omp parallel for schedule(static)
-    for (int i = 0; i < M; i += VL) for (int k = 0; k < row; k += VL) {
-        real square[VL * VL];
-        copy_block<bfloat16>(square, VL, a.from(i, k), M - i, K - k);
-        for (int j = 0; j < VL * VL; j++) rows[(i + j / VL) * row + k + j % VL] = square[j];
-    }
-    #pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int n0 = 0; n0 < N; n0 += AMX_N) for (int m0 = 0; m0 < M; m0 += AMX_M) {
-        amx_begin();
-        for (int k0 = 0; k0 < row; k0 += KC) for (int j0 = n0; j0 < std::min(N, n0 + AMX_N); j0 += AMX) {
-            const int kn = std::min<long>(KC, row - k0), n = std::min(AMX, N - j0);
-            const Target target = k0 ? Target{to.c, to.ldc, to.c} : to;
-            alignas(64) uint32_t pairs[KC / 2 * AMX];        // of B
-            for (int k = 0; k < kn; k += DEEP<E>) for (int j = 0; j < AMX; j += VL) {
-                real block[DEEP<E> * VL];
-                copy_block<bfloat16>(block, VL, b.from(k0 + k, j0 + j), K - k0 - k, n - j);
-                for (int r = 0; r < DEEP<E> / 2; r++) for (int l = 0; l < VL; l++) {
-                    const real* two = block + 2 * r * VL + l;
-                    pairs[(k / 2 + r) * AMX + j + l] = bfloat16(two[0]).bits | bfloat16(two[VL]).bits << 16;
-                }
-            }
-            for (int i0 = m0; i0 < std::min(M, m0 + AMX_M); i0 += AMX) {
-                alignas(64) real sums[AMX * AMX];
-                amx_multiply((float*)sums, rows + i0 * row + k0, row, pairs, kn);
-                for (int i = 0; i < std::min(AMX, M - i0); i++) {
-                    const real* from = sums + i * AMX;
-                    for (int j = 0; j < n / VL * VL; j += VL) put(target.from(i0 + i, j0 + j), *(const vec*)(from + j));
-                    for (int j = n / VL * VL; j < n; j++) put(target.from(i0 + i, j0 + j), from[j]);
-                }
-            }
-        }
-        amx_end();
-    }
+    amx_product<VL, DEEP<E>, KC>(M, N, K, [=](real* square, int i, int k) { copy_block<bfloat16>(square, VL, a.from(i, k), M - i, K - k); },
+        [=](real* block, int k, int j, int end) { copy_block<bfloat16>(block, VL, b.from(k, j), K - k, end - j); },
+        [=](bool first, int i, int j, const real* sums, int n) {
+            const Target target = (first ? to : Target{to.c, to.ldc, to.c}).from(i, j);
+            for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
+            for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
+        });
 }
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
@@ -1355,28 +1272,10 @@ template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, 
 // Multiply-adds of all threads on numbers in registers (on AMX: in the level-1 cache), in FLOP/s: what gemm() can reach
 // at best.
 inline double measure_peak(bool bf16 = false, int trials = 32) {
-    const int rounds = 40000;
     double best = 0;
     for (int trial = 0; trial < trials; trial++) {           // the best one is the least disturbed
-        const double start = seconds();
-        real sink = 0;
-        double flops = 2.0 * MR * NR * rounds * omp_get_max_threads();
-        if (bf16 && amx()) flops = amx_trial(), sink = 1;
-        else
-        #pragma omp parallel reduction(+ : sink)
-        {
-            vec sums[MR][VECTORS], a, b;
-            for (int j = 0; j < VL; j++) {
-                a[j] = real(0.999), b[j] = real(0.001);
-                for (int i = 0; i < MR; i++)                 // distinct values: the compiler would merge equal sums
-                    for (int v = 0; v < VECTORS; v++) sums[i][v][j] = i * VECTORS + v;
-            }
-            for (int r = 0; r < rounds; r++)
-                for (int i = 0; i < MR; i++)
-                    for (int v = 0; v < VECTORS; v++) sums[i][v] = sums[i][v] * a + b;
-            for (int i = 0; i < MR; i++) for (int v = 0; v < VECTORS; v++) sink += sums[i][v][0];
-        }
-        if (sink > 0) best = std::max(best, flops / (seconds() - start));
+        const double start = seconds(), flops = bf16 && amx() ? amx_trial() : register_trial<vec, real, MR, VECTORS>();
+        best = std::max(best, flops / (seconds() - start));
     }
     return best;
 }
@@ -1555,18 +1454,13 @@ struct Model {
     }
     std::string describe() {
         peak = measure_peak(bf16);
-        const char* without = "";
-#ifndef _OPENMP
-        without = " (built without OpenMP)";
-#endif
         const char* type = !bf16 ? "" : amx() ? ", bf16 on AMX" : ", bf16 rounded and multiplied in fp32 (no AMX here)";
-        const double gb = sizeof(real) / 1e9;
+        const double gb = sizeof(real) / 1e9, frozen = rounded.size * sizeof(bfloat16) / 1e9 + packed.size / 1e9;
         return format(
             "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
             "moments %.2f, activations %.2f",
-            omp_get_max_threads(), without, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
-            weights.size * gb + rounded.size * sizeof(bfloat16) / 1e9 + packed.size / 1e9, gradients.size * gb,
-            (moment1.size + moment2.size) * gb, acts.size * gb);
+            omp_get_max_threads(), WITHOUT_OPENMP, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
+            weights.size * gb + frozen, gradients.size * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
     }
     Speed speed(double step_tokens, double seconds) {
         const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * step_tokens / seconds;
@@ -1773,20 +1667,9 @@ inline Config read_config(const Json& json, const std::string& path) {
 }
 inline std::string config_json(Config c, int eot) { return config_json(c.members(), eot); }
 
-// heads: of the command line, for a file that does not say how many it has
-inline Config config_of(const ModelFile& m, int heads) {
-    const char* path = m.path.c_str();
-    Json json = m.config;
-    if (m.config_path.empty()) {
-        json.members["n_head"] = json_of(1);
-        const int C = read_config(json, m.path).C;
-        if (heads == 0 && C % 64) die_usage("--heads: %s does not say how many heads it has", path);
-        if (heads == 0) warn("%s: does not say how many heads it has: %d of 64 are assumed; --heads says otherwise", path, C / 64);
-        if (heads && C % heads) die_usage("--heads %d: does not divide the %d channels of %s", heads, C, path);
-        json.members["n_head"] = json_of(heads ? heads : C / 64);
-    }
-    const Config c = read_config(json, m.config_path.empty() ? m.path : m.config_path);
-    if (heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, path, c.NH);
+inline Config config_of(const ModelFile& m, int heads) {     // heads: of the command line
+    const Config c = read_config(with_heads(m, heads), m.config_path.empty() ? m.path : m.config_path);
+    if (heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, m.path.c_str(), c.NH);
     return c;
 }
 
@@ -1888,39 +1771,26 @@ template <typename Model> Preferences validate_pairs(Model& model, const Validat
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
 template <typename Model> size_t right_answers(Model& model, int batch, const Examples& e, int eot) {
     size_t right = 0;
-    auto row_at = [&](size_t i) {
-        Row row;
-        add_turn(row, eot, e.of(i)[0], e.of(i)[1]);
-        return row;
-    };
-    score(model, batch, e.size(), row_at, [&](size_t, const Row& row, const real*, const int* best) {
-        bool all = true;
-        for (size_t t = 0; t < row.y.size(); t++) all = all && (row.y[t] < 0 || row.y[t] == best[t]);
-        right += all;
-    });
+    score(model, batch, e.size(), [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); },
+          [&](size_t, const Row& row, const real*, const int* best) {
+              size_t t = 0;
+              while (t < row.y.size() && (row.y[t] < 0 || row.y[t] == best[t])) t++;
+              right += t == row.y.size();
+          });
     return right;
 }
 
 template <typename Model>
 ChoiceScores multiple_choice(Model& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
-    std::vector<std::pair<int, int>> rows;                                   // example, completion
-    for (size_t e = 0; e < choices.examples.size(); e++)
-        for (size_t k = 0; k < choices.examples[e].completions.size(); k++) rows.push_back({(int)e, (int)k});
-    auto row_at = [&](size_t i) {
-        const Choices::Example& e = choices.examples[rows[i].first];
-        Row row;
-        add_turn(row, e.context[0], {e.context.begin() + 1, e.context.end()}, e.completions[rows[i].second]);
-        row.y.back() = -1;                                               // the end of text
-        return row;
-    };
+    const ChoiceRows rows(choices);
     ChoiceScores scores;
-    score(model, batch, rows.size(), row_at, [&](size_t i, const Row& row, const real* logprob, const int*) {
-        const auto& [label, context, completions] = choices.examples[rows[i].first];
-        const std::vector<int>& completion = completions[rows[i].second];
+    score(model, batch, rows.of.size(), [&](size_t i) { return rows.row(i); }, [&](size_t i, const Row& row, const real* logprob, const int*) {
+        const auto& [label, context, completions] = choices.examples[rows.of[i].first];
+        const size_t k = rows.of[i].second;
         double sum = 0;
         for (size_t t = 0; t < row.y.size(); t++) if (row.y[t] >= 0) sum += logprob[t];
-        const std::string text = tokenizer ? show_tokens(completion, tokenizer) : "";
-        scores.add(rows[i].second, completions.size(), label, sum, completion.size(), text.size() - text.starts_with(' '));
+        const std::string text = tokenizer ? show_tokens(completions[k], tokenizer) : "";
+        scores.add(k, completions.size(), label, sum, completions[k].size(), text.size() - text.starts_with(' '));
     });
     return scores;
 }
@@ -2103,19 +1973,6 @@ void sample(Model& model, Model* rewarder, const Options& o, const std::vector<P
     });
 }
 
-// An answer that was drawn to a prompt.
-struct Answer {
-    const std::vector<int>* example;         // the prompt, and the shard's answer if it has one
-    std::vector<int> tokens = {};
-    bool ended = false;                      // by itself: the end of text is one of its targets
-    double reward = 0;
-    Row row(int eot) const {
-        Row r;
-        add_turn(r, eot, example[0], tokens);
-        if (!ended) r.y.back() = -1;
-        return r;
-    }
-};
 // Draws answers to prompts, each of at most so many tokens, and of what the context leaves.
 template <typename Model>
 void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, integer most, std::vector<Answer>& answers, int eot,
@@ -2196,17 +2053,6 @@ inline void choose_threads(const Options& o, const Config& c, size_t tokens, boo
     if (o.threads || getenv("OMP_NUM_THREADS")) return;
     const double flops = c.flops_per_token(Layout(c).parameters, 0, o.context) * tokens / (training ? 1 : 3);
     omp_set_num_threads(std::clamp(flops / (1e7 * c.L), 1.0, (double)omp_get_max_threads()));
-}
-
-// The first gradient that is not finite in the order of backward, last tensor first: it spreads to all that follow.
-template <typename Model> std::string first_bad_gradient(const Model& model) {
-    std::vector<float> g;
-    for (size_t i = model.layout.tensors.size(); i-- > 0;) {
-        g.resize(model.layout.tensors[i].count());
-        model.get(GRADIENT, i, g.data());
-        for (float f : g) if (!std::isfinite(f)) return "gradient of " + model.layout.tensors[i].name;
-    }
-    return "the norm, but no gradient,";
 }
 
 // Where a tokenizer may lie: beside the model, if there is one, and beside the data.
@@ -2617,7 +2463,7 @@ template <typename Model> struct Training : Run {
             saver.finish();
             auto plain = [](double v) { return std::isnan(v) ? NAN : v; };               // not -nan
             die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss), plain(norm),
-                std::isfinite(loss) ? first_bad_gradient(model).c_str() : "the loss",
+                std::isfinite(loss) ? first_not_finite(stored(model, c.rank > 0, {{"gradient of ", GRADIENT}})).c_str() : "the loss",
                 saver.saved.empty() ? "none" : saver.saved.c_str());
         }
         position.step = step, position.window += taken;

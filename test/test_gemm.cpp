@@ -123,7 +123,7 @@ static void rounding() {
         const uint32_t nearest = bits - low + (low + odd > 0x8000 ? 0x10000 : 0);
         const float y = bfloat16(x[i]), want = std::bit_cast<float>(nearest);
         if (std::isnan(x[i]) ? !std::isnan(y) : std::bit_cast<uint32_t>(y) != std::bit_cast<uint32_t>(want)) wrong++;
-        const cpu::vec v = cpu::load<bfloat16>(&x[i / cpu::VL * cpu::VL]);
+        const cpu::vec v = cpu::load<bfloat16>(cpu::Matrix{&x[i / cpu::VL * cpu::VL], cpu::VL, 1});
         const float lane = v[i % cpu::VL];
         if (std::isnan(y) ? !std::isnan(lane) : memcmp(&lane, &y, 4)) differ++;
     }

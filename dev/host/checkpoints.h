@@ -63,6 +63,16 @@ inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std:
         if (!known.count(name)) die("%s: tensor '%s' has no place in a GPT-2 of this shape", path.c_str(), name.c_str());
 }
 
+// The first gradient that is not finite in the order of backward, last tensor first: it spreads to all that follow.
+inline std::string first_not_finite(const std::vector<Stored>& gradients) {
+    std::vector<float> g;
+    for (auto t = gradients.rbegin(); t != gradients.rend(); t++) {
+        g.resize(t->count()), t->get(g.data());
+        for (float f : g) if (!std::isfinite(f)) return t->name;
+    }
+    return "the norm, but no gradient,";
+}
+
 // Writes tensors as float32 safetensors.
 inline void save_tensors(const std::string& path, const std::vector<Stored>& tensors) {
     std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";

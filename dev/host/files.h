@@ -24,7 +24,9 @@
 #include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
+inline constexpr const char* WITHOUT_OPENMP = "";
 #else
+inline constexpr const char* WITHOUT_OPENMP = " (built without OpenMP)";
 inline int omp_get_max_threads() { return 1; }
 inline int omp_get_thread_num() { return 0; }
 inline void omp_set_num_threads(int) {}

@@ -49,3 +49,23 @@ inline void spin_briefly(char** argv) {
     setenv("GOMP_SPINCOUNT", "1000", 1), setenv("KMP_BLOCKTIME", "1", 1);
     execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
 }
+
+// Multiply-adds on numbers in registers, on all threads; how many FLOPs they were. A thread holds (MR,VECTORS) vectors.
+template <typename vec, typename R, int MR, int VECTORS> double register_trial() {
+    const int rounds = 40000, VL = sizeof(vec) / sizeof(R);
+    R sink = 0;
+    #pragma omp parallel reduction(+ : sink)
+    {
+        vec sums[MR][VECTORS], a, b;
+        for (int j = 0; j < VL; j++) {
+            a[j] = R(0.999), b[j] = R(0.001);
+            for (int i = 0; i < MR; i++)                     // distinct values: the compiler would merge equal sums
+                for (int v = 0; v < VECTORS; v++) sums[i][v][j] = i * VECTORS + v;
+        }
+        for (int r = 0; r < rounds; r++)
+            for (int i = 0; i < MR; i++)
+                for (int v = 0; v < VECTORS; v++) sums[i][v] = sums[i][v] * a + b;
+        for (int i = 0; i < MR; i++) for (int v = 0; v < VECTORS; v++) sink += sums[i][v][0];
+    }
+    return sink > 0 ? 2.0 * MR * VECTORS * VL * rounds * omp_get_max_threads() : 0;      // sink: the sums are needed
+}

@@ -83,3 +83,33 @@ inline void unpack(Form form, float* to, const uint8_t* from, size_t rows, size_
                                                                   : LEVELS[nf4_code(from, k)] * scales[k / NF4_BLOCK];
     }
 }
+
+// Packed matrices as products read them, with what cpu::Matrix in train_gpt.cpp has: element (i,j), the matrix transposed or
+// from an element on.
+namespace cpu {
+template <typename E> struct Matrix;
+template <> struct Matrix<int8_t> {
+    const int8_t* p;
+    const float* scale;                      // of the columns, or of the rows if transposed
+    long row, col, scale_row = 0, scale_col = 1;
+    Matrix t() const { return {p, scale, col, row, scale_col, scale_row}; }
+    Matrix from(long i, long j) const {
+        return {p + i * row + j * col, scale + i * scale_row + j * scale_col, row, col, scale_row, scale_col};
+    }
+    float operator()(long i, long j) const { return p[i * row + j * col] * scale[i * scale_row + j * scale_col]; }
+    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + i * row + j * col)); }
+};
+struct nf4;
+template <> struct Matrix<nf4> {
+    const uint8_t* codes;
+    const float* scale;
+    long at, row, col;                       // at: the number of the first element
+    Matrix t() const { return {codes, scale, at, col, row}; }
+    Matrix from(long i, long j) const { return {codes, scale, at + i * row + j * col, row, col}; }
+    float operator()(long i, long j) const {
+        const size_t k = at + i * row + j * col;
+        return LEVELS[nf4_code(codes, k)] * scale[k / NF4_BLOCK];
+    }
+    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(codes) + (at + i * row + j * col) / 2)); }
+};
+}  // namespace cpu

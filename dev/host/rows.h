@@ -22,6 +22,45 @@ inline void add_turn(Row& r, int eot, const std::vector<int>& context, const std
     r.y.push_back(eot);
 }
 
+inline Row turn_row(int eot, const std::vector<int>& context, const std::vector<int>& response) {
+    Row r;
+    return add_turn(r, eot, context, response), r;
+}
+
+// The completions of multiple choice questions, a row each, without an end of text.
+struct ChoiceRows {
+    const Choices& choices;
+    std::vector<std::pair<int, int>> of = {};                // example, completion
+    explicit ChoiceRows(const Choices& choices) : choices(choices) {
+        for (size_t e = 0; e < choices.examples.size(); e++)
+            for (size_t k = 0; k < choices.examples[e].completions.size(); k++) of.push_back({(int)e, (int)k});
+    }
+    Row row(size_t i) const {
+        const Choices::Example& e = choices.examples[of[i].first];
+        Row row = turn_row(e.context[0], {e.context.begin() + 1, e.context.end()}, e.completions[of[i].second]);
+        row.y.back() = -1;
+        return row;
+    }
+};
+
+// A padded batch: rows shorter than the longest end in inputs whose target is -1, which counts nowhere.
+struct Batch {
+    int B, T = 0;
+    std::vector<int> x, y;                   // (B,T)
+    std::vector<int> last;                   // (B): where a row ends
+    std::vector<float> weight, old, ref;     // (B,T): PPO's; see Objective in train_gpt.cpp
+    explicit Batch(const std::vector<Row>& rows) : B(rows.size()) {
+        for (const Row& r : rows) T = std::max(T, (int)r.x.size());
+        x.resize((size_t)B * T, 0), y.resize((size_t)B * T, -1);
+        for (int b = 0; b < B; b++) {
+            std::copy(rows[b].x.begin(), rows[b].x.end(), x.begin() + (size_t)b * T);
+            std::copy(rows[b].y.begin(), rows[b].y.end(), y.begin() + (size_t)b * T);
+            last.push_back((int)rows[b].x.size() - 1);
+        }
+    }
+    size_t targets() const { return y.size() - std::count(y.begin(), y.end(), -1); }
+};
+
 // Rows of whole examples, none of them cut.
 struct ExampleRows {
     const Examples examples;

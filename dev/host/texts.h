@@ -253,3 +253,17 @@ struct Prompter {
         return p;
     }
 };
+
+// An answer that was drawn to a prompt.
+struct Answer {
+    const std::vector<int>* example;         // the prompt, and the shard's answer if it has one
+    std::vector<int> tokens = {};
+    bool ended = false;                      // by itself: the end of text is one of its targets
+    double reward = 0;
+    Row row(int eot) const {
+        Row r;
+        add_turn(r, eot, example[0], tokens);
+        if (!ended) r.y.back() = -1;
+        return r;
+    }
+};

@@ -298,6 +298,19 @@ inline ModelFile open_model(std::string path) {
     return m;
 }
 
+// The config of a model; where its file does not say how many heads it has, `heads`, or if 0 heads of 64.
+inline Json with_heads(const ModelFile& m, int heads) {
+    const char* path = m.path.c_str();
+    Json json = m.config;
+    if (!m.config_path.empty()) return json;
+    const int C = json["n_embd"].number;
+    if (heads == 0 && C % 64) die_usage("--heads: %s does not say how many heads it has", path);
+    if (heads == 0) warn("%s: does not say how many heads it has: %d of 64 are assumed; --heads says otherwise", path, C / 64);
+    if (heads && C % heads) die_usage("--heads %d: does not divide the %d channels of %s", heads, C, path);
+    json.members["n_head"] = json_of(heads ? heads : C / 64);
+    return json;
+}
+
 // ---- config.json ----------------------------------------------------------------------------------------------------
 // A member of config.json that a program's Config has as a field. Numbers that are whole have to be there.
 struct Member {
