@@ -616,7 +616,7 @@ template <typename P = real, typename E = real> void gemm_tile(Target to, Matrix
 /* linear -- the Linear layer; numbers are multiplied as type P
    math     out = x w + b (+ plus)      plus: the residual stream that this branch joins, or null
    shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus (N,OC) */
-template <typename P, typename E>
+template <typename P = real, typename E = real>
 void linear_forward(real* out, const real* x, Matrix<E> w, const real* b, const real* plus, int N, int C, int OC) {
     gemm<P>({out, OC, plus, b}, {x, C, 1}, w, N, OC, C);
 }
@@ -636,7 +636,7 @@ inline void bias_backward(real* db, const real* dout, int N, int OC) {
 }
 
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless w is frozen;   db is bias_backward()'s
-template <typename P, typename E>
+template <typename P = real, typename E = real>
 void linear_backward(real* dx, real* dw, const real* dout, const real* x, Matrix<E> w, int N, int C, int OC) {
     const Matrix d = {dout, OC, 1};
     gemm<P>({dx, C}, d, w.t(), N, C, OC);
@@ -1244,7 +1244,7 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
 
 // The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons; dev/host/amx.h has its loops.
 template <typename E> void gemm_amx(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    amx_product<VL, DEEP<E>, KC>(M, N, K, [=](real* square, int i, int k) { copy_block<bfloat16>(square, VL, a.from(i, k), M - i, K - k); },
+    amx_product<real, VL, DEEP<E>, KC>(M, N, K, [=](real* square, int i, int k) { copy_block<bfloat16>(square, VL, a.from(i, k), M - i, K - k); },
         [=](real* block, int k, int j, int end) { copy_block<bfloat16>(block, VL, b.from(k, j), K - k, end - j); },
         [=](bool first, int i, int j, const real* sums, int n) {
             const Target target = (first ? to : Target{to.c, to.ldc, to.c}).from(i, j);

@@ -27,7 +27,7 @@ static void product(int N, int C, int OC, bool norm, bool gelu, bool plus) {
     const Normed f = norm ? Normed(x, lw, lb, 1e-5f) : Normed(x);
     std::vector<float> in(x.host);
     if (norm) cpu::layernorm_forward(in.data(), mean.cpu(), rstd.cpu(), x.cpu(), lw.cpu(), lb.cpu(), N, C, 1e-5), in = rounded(in);
-    cpu::linear_forward(out.cpu(), in.data(), w.cpu(), b.cpu(), plus ? stream.cpu() : nullptr, N, C, OC);
+    cpu::linear_forward(out.cpu(), in.data(), cpu::Matrix{w.cpu(), OC, 1}, b.cpu(), plus ? stream.cpu() : nullptr, N, C, OC);
     if (gelu) cpu::gelu_forward(out.cpu(), out.cpu(), out.n);
     climb("step's product", format("N=%d C=%d OC=%d%s%s%s", N, C, OC, norm ? ", normalized" : "", gelu ? ", gelu" : "", plus ? ", plus" : ""),
           {.flops = 2.0 * N * C * OC, .bytes = (double)w.n * sizeof(floatX), .compute = BFLOAT16, .memory = READ},

@@ -105,7 +105,7 @@ static std::vector<float> weights(int C, int OC) { return numbers((size_t)C * OC
 
 static void ladder(int N, int C, int OC) {
     Array<floatX> x(numbers((size_t)N * C)), w(weights(C, OC)), out((size_t)N * OC);
-    cpu::linear_forward(out.cpu(), x.cpu(), w.cpu(), (float*)nullptr, (float*)nullptr, N, C, OC);
+    cpu::linear_forward(out.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, (float*)nullptr, (float*)nullptr, N, C, OC);
     auto tiles = [&](auto kernel, int side) {
         return [=, &out, &x, &w] {
             launch(kernel, dim3(ceil_div(OC, side), ceil_div(N, side)), 256, 0, out, x, w, N, C, OC);
@@ -158,9 +158,9 @@ static void layer(const std::string& name, int N, int C, int OC, Ending ending, 
     Array<floatX> stream(numbers(dout.n)), out(dout.n), before(dout.n), dx(x.n);
     Array<float> dw(numbers(w.n));
     const floatX *bias = biased ? b.p : nullptr, *plus = ending == RESIDUAL ? stream.p : nullptr;
-    cpu::linear_forward(out.cpu(), x.cpu(), w.cpu(), biased ? b.cpu() : nullptr, plus ? stream.cpu() : nullptr, N, C, OC);
+    cpu::linear_forward(out.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, biased ? b.cpu() : nullptr, plus ? stream.cpu() : nullptr, N, C, OC);
     if (ending == GELU) before.host = out.host, cpu::gelu_forward(out.cpu(), before.cpu(), out.n);
-    cpu::linear_backward(dx.cpu(), dw.cpu(), dout.cpu(), x.cpu(), w.cpu(), N, C, OC);
+    cpu::linear_backward(dx.cpu(), dcpu::Matrix{w.cpu(), OC, 1}, dout.cpu(), x.cpu(), w.cpu(), N, C, OC);
     const std::string shape = format("N=%d C=%d OC=%d%s", N, C, OC, biased ? "" : ", no bias");
 
     std::vector<Result> results = {written("out", out, ending == GELU ? 2 * ONE : ONE)};

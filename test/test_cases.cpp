@@ -948,7 +948,7 @@ static void runs() {
     }
     // The likeliest tokens are those that cannot be shown: they are never drawn.
     for (int hidden : {257, 259})
-        for (int k = 0; k < model.c.C; k++) model.layout.at(model.weights.data(), 0).wte[hidden * model.c.C + k] = 0;
+        for (int k = 0; k < model.c.C; k++) model.weights_of(0).wte[hidden * model.c.C + k] = 0;
     auto drawn = [&](const Tokenizer* t, double temperature, integer top_k, double top_p) {
         std::vector<size_t> count(260);
         Options o;
@@ -956,11 +956,11 @@ static void runs() {
         Config c = model.c;
         cpu::Model m(c, 1, 8, false);
         initialize(m, 3);
-        auto w = m.layout.at(m.weights.data(), 0);
+        auto w = m.weights_of(0);
         for (int k = 0; k < c.C; k++) {                                // lnf_b points to 257 and 259, away from end of text
-            w.lnf_b[k] = k % 2 ? -1 : 1;
-            for (int v : {257, 259}) w.wte[v * c.C + k] = w.lnf_b[k];
-            w.wte[256 * c.C + k] = -w.lnf_b[k];
+            w.lnf.b[k] = k % 2 ? -1 : 1;
+            for (int v : {257, 259}) w.wte[v * c.C + k] = w.lnf.b[k];
+            w.wte[256 * c.C + k] = -w.lnf.b[k];
         }
         generate(m, Sampling(o), o.seed, {{{256}, o.tokens}}, 256, t, [&](int, int token) { return ++count[token]; });
         return count[257] + count[259];

@@ -614,7 +614,7 @@ static void damage() {
         ModelFile m = open_model(bad);
         load_tensors(stored(model), m.tensors, m.path);
         Safetensors moments(bad + "/optimizer.safetensors");
-        load_tensors(stored(model, {{"m.", MOMENT1}, {"v.", MOMENT2}}), moments.tensors, moments.file.path);
+        load_tensors(stored(model, false, MOMENTS), moments.tensors, moments.file.path);
     };
     std::vector<std::string> names;
     for (auto& entry : fs::directory_iterator(good)) names.push_back(entry.path().filename().string());

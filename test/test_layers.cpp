@@ -52,9 +52,9 @@ static void layers() {
     {
         auto x = random_values(N * C), w = random_values(C * OC), b = random_values(OC), plus = random_values(N * OC), out(plus), dout = random_values(N * OC);
         std::vector<real> dx(N * C), dw(C * OC), db(OC);
-        auto f = [&] { cpu::linear_forward(out.data(), x.data(), w.data(), b.data(), plus.data(), N, C, OC); return dot(out, dout); };
+        auto f = [&] { cpu::linear_forward(out.data(), x.data(), cpu::Matrix{w.data(), OC, 1}, b.data(), plus.data(), N, C, OC); return dot(out, dout); };
         f();
-        cpu::linear_backward(dx.data(), dw.data(), dout.data(), x.data(), w.data(), N, C, OC);
+        cpu::linear_backward(dx.data(), dw.data(), dout.data(), x.data(), cpu::Matrix{w.data(), OC, 1}, N, C, OC);
         cpu::bias_backward(db.data(), dout.data(), N, OC);
         differentiate("linear dx", x.data(), x.size(), dx.data(), f);
         differentiate("linear dw", w.data(), w.size(), dw.data(), f);

@@ -11,7 +11,7 @@ template <typename F> static std::string error_of(F f) {               // what f
     } catch (const Error& e) { return format("%d ", e.exit_code) + e.line; }
     return "";
 }
-static std::string shown(const std::string& s) { return json_quote(s.substr(0, 200)); }
+static std::string readable(const std::string& s) { return json_quote(s.substr(0, 200)); }
 
 // Draws a text of random tokens and returns how many it took; -1 where none may follow though it is no match.
 static int drawn(Guide& g, uint64_t seed, int most, std::string* text = nullptr, const std::vector<std::string>& tokens = {}) {
@@ -77,7 +77,7 @@ static void cases(const std::string& path) {
         const bool good = (kind == 'R' || kind == 'N' ? error.starts_with("2 pattern: ") : error.empty()) && found == given;
         asked[kind]++, wrong[kind] += !good;
         if (!good && wrong[kind] < 10)
-            check(false, "pattern/Python: %s: %s: found %zu of %zu, error '%s'", shown(pattern).c_str(), printable(std::string(line)).c_str(), found.size(), given.size(), error.c_str());
+            check(false, "pattern/Python: %s: %s: found %zu of %zu, error '%s'", readable(pattern).c_str(), printable(std::string(line)).c_str(), found.size(), given.size(), error.c_str());
     }
     for (auto [kind, what] : {std::pair{'P', "patterns taken"}, {'R', "patterns refused"}, {'T', "texts"}, {'V', "vocabularies"},
                               {'N', "vocabularies that make no match"}, {'A', "texts of tokens"}})

@@ -72,7 +72,7 @@ inline double amx_trial() {
      b(block, k, j, end)        block (DEEP,VL) = a corner of B up to column `end`
      put(first, i, j, sums, n)  n sums of row i, from column j on: of the first piece of K, or of a later one, to be added */
 constexpr int AMX_M = 1024, AMX_N = 128;                     // a thread's work: (AMX_M,AMX_N) of C
-template <int VL, int DEEP, int KC, typename A, typename B, typename Put>
+template <typename R, int VL, int DEEP, int KC, typename A, typename B, typename Put>
 void amx_product(int M, int N, int K, A a, B b, Put put) {
     static thread_local std::vector<bfloat16> memory;
     const long row = (K + 31) / 32 * 32;
@@ -80,7 +80,7 @@ void amx_product(int M, int N, int K, A a, B b, Put put) {
     bfloat16* const rows = memory.data();
     #pragma omp parallel for schedule(static)
     for (int i = 0; i < M; i += VL) for (int k = 0; k < row; k += VL) {
-        float square[VL * VL];
+        R square[VL * VL];
         a(square, i, k);
         for (int j = 0; j < VL * VL; j++) rows[(i + j / VL) * row + k + j % VL] = square[j];
     }
@@ -91,16 +91,16 @@ void amx_product(int M, int N, int K, A a, B b, Put put) {
             const int kn = std::min<long>(KC, row - k0), n = std::min(AMX, N - j0);
             alignas(64) uint32_t pairs[KC / 2 * AMX];       // of B
             for (int k = 0; k < kn; k += DEEP) for (int j = 0; j < AMX; j += VL) {
-                float block[DEEP * VL];
+                R block[DEEP * VL];
                 b(block, k0 + k, j0 + j, j0 + n);
                 for (int r = 0; r < DEEP / 2; r++) for (int l = 0; l < VL; l++) {
-                    const float* two = block + 2 * r * VL + l;
+                    const R* two = block + 2 * r * VL + l;
                     pairs[(k / 2 + r) * AMX + j + l] = bfloat16(two[0]).bits | bfloat16(two[VL]).bits << 16;
                 }
             }
             for (int i0 = m0; i0 < std::min(M, m0 + AMX_M); i0 += AMX) {
-                alignas(64) float sums[AMX * AMX];
-                amx_multiply(sums, rows + i0 * row + k0, row, pairs, kn);
+                alignas(64) R sums[AMX * AMX];
+                amx_multiply((float*)sums, rows + i0 * row + k0, row, pairs, kn);
                 for (int i = 0; i < std::min(AMX, M - i0); i++) put(k0 == 0, i0 + i, j0, sums + i * AMX, n);
             }
         }

@@ -16,6 +16,7 @@
 #pragma once
 #include "tokenizer.h"
 #include <array>
+#include <optional>
 #include <unordered_map>
 
 // Reads a pattern, and builds its parts on the way: what is repeated is read again for each time.
