@@ -160,7 +160,7 @@ static void layer(const std::string& name, int N, int C, int OC, Ending ending, 
     const floatX *bias = biased ? b.p : nullptr, *plus = ending == RESIDUAL ? stream.p : nullptr;
     cpu::linear_forward(out.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, biased ? b.cpu() : nullptr, plus ? stream.cpu() : nullptr, N, C, OC);
     if (ending == GELU) before.host = out.host, cpu::gelu_forward(out.cpu(), before.cpu(), out.n);
-    cpu::linear_backward(dx.cpu(), dcpu::Matrix{w.cpu(), OC, 1}, dout.cpu(), x.cpu(), w.cpu(), N, C, OC);
+    cpu::linear_backward(dx.cpu(), dw.cpu(), dout.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, N, C, OC);
     const std::string shape = format("N=%d C=%d OC=%d%s", N, C, OC, biased ? "" : ", no bias");
 
     std::vector<Result> results = {written("out", out, ending == GELU ? 2 * ONE : ONE)};
