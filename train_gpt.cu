@@ -1663,7 +1663,7 @@ __constant__ float levels[16] = {NF4_LEVELS};
 template <bool NF4> __global__ void unpack_kernel(floatX* w, const uint8_t* codes, const float* scales, int rows, int cols) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= size_t(rows) * cols) return;
-    const size_t k = i / cols * ceil_div(cols, NF4_BLOCK) * NF4_BLOCK + i % cols;
+    const size_t k = i / cols * packed_row(cols) + i % cols;
     if constexpr (NF4) w[i] = floatX(levels[codes[k / 16 * 8 + k % 8] >> (k % 16 / 8 * 4) & 15] * scales[k / NF4_BLOCK]);
     else w[i] = floatX(int8_t(codes[k]) * scales[i % cols]);
 }
