@@ -1,6 +1,7 @@
 /* dev/host/reports.h -- what is printed of a model that was measured. It knows numbers alone. */
 #pragma once
 #include "files.h"
+#include <array>
 #include <cmath>
 
 struct Validation {
@@ -64,3 +65,26 @@ template <typename F> void print_chain(int V, int T, F logits_of) {
     }
     printf("}\n");
 }
+
+/* How often the right completion of a question has the maximum log-probability: as a sum (acc); per token (llm.c's acc_norm);
+   per byte of its text without the space before it (lm-evaluation-harness's acc_norm counts characters: the same in ASCII). */
+struct ChoiceScores {
+    int questions = 0, chosen[3] = {};
+    std::array<int, 3> right = {};
+    double best[3] = {};
+    // Completion k of n.
+    void add(size_t k, size_t n, int label, double sum, size_t tokens, size_t bytes) {
+        const double lengths[] = {1, (double)tokens, std::max(1.0, (double)bytes)};
+        for (int r = 0; r < 3; r++) {
+            if (k == 0 || sum / lengths[r] > best[r]) best[r] = sum / lengths[r], chosen[r] = (int)k;
+            if (k + 1 == n) right[r] += chosen[r] == label;
+        }
+        questions += k + 1 == n;
+    }
+    std::string line(bool bytes) const {
+        const char* const names[] = {"acc", ", acc_norm", ", acc_norm a byte"};
+        std::string s;
+        for (int r = 0; r < (bytes ? 3 : 2); r++) s += format("%s %.4f (%d of %d)", names[r], 1.0 * right[r] / questions, right[r], questions);
+        return s;
+    }
+};

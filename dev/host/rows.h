@@ -219,3 +219,18 @@ private:
         }
     }
 };
+
+// The corpus tool writes the exact entropy of validation shard X.bin, in nats a token of document rows, to X.json.
+inline double known_floor(const std::string& val) {
+    const std::vector<std::string> paths = glob_files(val, "--val");
+    const std::string path = fs::path(paths[0]).replace_extension(".json").string();
+    if (paths.size() != 1 || !exists(path)) return NAN;
+    const Json j = parse_json(read_file(path, 1 << 20), path);
+    return j["floor"].kind == Json::NUMBER ? j["floor"].number : NAN;
+}
+// Tells of validation data in the training data.
+inline void tell_shared(const std::string& train_files, const std::string& val_files) {
+    for (const std::string& train : glob_files(train_files, "--train"))
+        for (const std::string& path : glob_files(val_files, "--val"))
+            if (fs::equivalent(train, path)) warn("--val %s: is in --train, too", path.c_str());
+}
