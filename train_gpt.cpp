@@ -26,6 +26,7 @@
 #include <optional>
 #include <utility>
 #include "dev/host/amx.h"
+#include "dev/host/chat.h"
 #include "dev/host/checkpoints.h"
 #include "dev/host/display.h"
 #include "dev/host/machine.h"
@@ -100,12 +101,20 @@
     X(number,  kl,              0.05,         "0..1000",                      "tL",       "rl: weight of the divergence from --init") \
     X(text,    prompt,          "",           "",                             "sE2",      "text to continue; without a tokenizer, token ids [end of text]") \
     X(text,    prompt_file,     "",           "",                             "s2P",      "file with the text to continue, less a last line break; - is standard input [--prompt]") \
+    X(text,    prompts,         "",           "",                             "s2P",      "file of prompts: each line is one, or JSON Lines with \"prompt\"; - is standard input [--prompt]") \
+    X(text,    examples,        "",           "",                             "seP",      "JSON Lines of \"prompt\" and \"response\", to stand before each prompt; those that do not fit are left out, the first ones first [none]") \
     X(integer, tokens,          100,          "1..1000000000",                "sc",       "tokens to write, at most; an end of text stops earlier") \
-    X(integer, samples,         1,            "1..4096",                      "s",        "texts to write, side by side") \
-    X(integer, best_of,         0,            "2..4096",                      "se",       "draw so many texts, and take the one that --reward prefers; eval: for each of --answers") \
+    X(text_list, stop,          {},           "",                             "sec",      "end a text before this one occurs in it; \\n, \\t, \\r and \\\\ are as in C; may be given several times [none]") \
+    X(integer, samples,         1,            "1..4096",                      "s3",       "texts to write to each prompt, side by side") \
+    X(text,    format,          "text",       "text|jsonl",                   "s",        "text, or JSON Lines: a text a line, with its tokens and their log-probabilities") \
+    X(integer, best_of,         0,            "2..4096",                      "se3",      "draw so many texts, and take the one that --reward prefers, else that with the highest log-probability a token; eval: for each of --answers") \
+    X(integer, vote,            0,            "2..4096",                      "se3",      "draw so many texts, and take the first with the answer that most end in; eval: for each of --answers") \
+    X(text,    vote_after,      "",           "",                             "se",       "what stands behind the last of these is a text's answer; \\n and the like as in C [the whole text is]") \
+    X(number,  repetition_penalty, 1,         "0.01..100",                    "sec",      "divide logits of tokens that prompt or text hold by this, multiply them where negative; 1 = off") \
     X(number,  temperature,     1,            "0..1000",                      "sec",      "0 takes the likeliest token") \
     X(integer, top_k,           0,            "0..16777216",                  "sec",      "choose among the k likeliest; 0 = all") \
-    X(number,  top_p,           1,            "0.000001..1",                  "sec",      "choose among the fewest tokens with this probability")
+    X(number,  top_p,           1,            "0.000001..1",                  "sec",      "choose among the fewest tokens with this probability") \
+    X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens with at least this share of the likeliest one's probability")
 
 struct Options {
     std::string verb;
@@ -141,6 +150,12 @@ inline Options parse_options(const std::vector<std::string>& words) {
     if (o.verb == "train" && !o.resume && o.train.empty()) die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
     if (o.verb == "eval" && o.val.empty() && o.choices.empty() && o.answers.empty())
         die_usage("eval: give --val, --choices or --answers");
+    for (const char* name : {"best_of", "vote", "examples"})
+        if (o.verb == "eval" && o.has(name) && o.answers.empty()) die_usage("%s: is for --answers", dashed(name).c_str());
+    if (o.has("vote_after") && !o.vote) die_usage("--vote-after: is for --vote");
+    if (o.verb != "train" && o.has("reward") && !o.best_of) die_usage("--reward: is for --best-of");
+    for (text& stop : o.stop) stop = unescaped("--stop", stop);
+    o.vote_after = unescaped("--vote-after", o.vote_after);
     return o;
 }
 
@@ -461,9 +476,11 @@ struct Sampling {
     float scale;                             // 2^25 log2(e) / temperature
     int top_k;                               // temperature 0 is top_k 1
     uint64_t top_p;                          // in units of 2^-64; 0: all
+    float most_below;                        // min_p: what lies further below the maximum weighs nothing
     int hidden = 0;                          // tokens that are never drawn; gpu::Model alone sets and reads it
     explicit Sampling(const Options& o) : scale(std::min(0x1p25 * 1.4426950408889634 / o.temperature, 3e38)),
-          top_k(o.temperature == 0 ? 1 : o.top_k ? o.top_k : INT_MAX), top_p(o.top_p < 1 ? o.top_p * 0x1p64 : 0) {}
+          top_k(o.temperature == 0 ? 1 : o.top_k ? o.top_k : INT_MAX), top_p(o.top_p < 1 ? o.top_p * 0x1p64 : 0),
+          most_below(o.min_p > 0 ? -std::log(o.min_p) * o.temperature : INFINITY) {}
 };
 constexpr float NEVER = -3e38f;              // a logit of no weight, in bf16 too
 /* math     2^40 2^-(n + f),   n + f = below scale 2^-25;   2^-f by a polynomial in units of 2^-32
@@ -904,9 +921,10 @@ inline double sum_of_squares(const real* x, size_t n) {
 }
 
 /* pick -- draws a token from softmax(logits / temperature), cut to the top_k likeliest, the lower number first where
-   two are equal, and then to the fewest of them whose weights reach top_p of their sum
-   math     the first v whose sum over u <= v of weight_u exceeds rng.below(sum over all)
-   source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1 */
+   two are equal, then to the fewest of them whose weights reach top_p of their sum, then to those above min_p
+   math     the first v whose sum over u <= v of weight_u exceeds rng.below(sum over all);
+            p_v >= min_p max p   where   maximum - logit_v <= -ln(min_p) temperature
+   source   Holtzman et al. 2019, arXiv:1904.09751, section 3.1; Nguyen et al. 2024, arXiv:2407.01082, section 3 */
 inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
     static thread_local std::vector<uint64_t> weight, order;
     float maximum = -INFINITY;
@@ -937,10 +955,18 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
         for (uint64_t place : order) weight[id(place)] = weigh(id(place));
     } else
         for (int v = 0; v < V; v++) weight[v] = weigh(v);
+    for (int v = 0; v < V; v++) if (maximum - logits[v] > s.most_below) weight[v] = 0;
     uint64_t left = rng.below(std::accumulate(weight.begin(), weight.end(), uint64_t(0)));
     int v = 0;
     while (left >= weight[v]) left -= weight[v++];
     return v;
+}
+
+/* penalize -- makes tokens that stand in a text already less likely, each once
+   math     z = z / penalty where z > 0, z penalty elsewhere
+   source   Keskar et al. 2019, arXiv:1909.05858, section 4.1 */
+inline void penalize(float* logits, const std::vector<int>& text, float penalty) {
+    for (const int v : std::set<int>(text.begin(), text.end())) logits[v] *= logits[v] > 0 ? 1 / penalty : penalty;
 }
 
 // ---- 6. matrix product ----------------------------------------------------------------------------------------------
@@ -1288,7 +1314,7 @@ inline double measure_peak(bool bf16 = false, int trials = 32) {
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   draw(x, B, t0, T, sampling, hidden, rng, token, ahead)
 //                                      extend, and then a token for each of at most 64 rows, with its own random number;
-//                                      none of those hidden, which are the same from t0 = 0 on
+//                                      none of those hidden. One token (T) goes on from the last draw, with its sampling
 //                                      ahead: the next x is what this gives, so tokens may be made ahead of time
 //   describe()                         one line about the machine and the memory in use
 //   speed(tokens, seconds)             of a step: for its line, and for the log
@@ -1742,16 +1768,6 @@ template <typename Model> Preferences validate_pairs(Model& model, const Validat
     return p;
 }
 
-// The corpus tool writes the exact entropy of validation shard X.bin, in nats a token of document rows, to X.json.
-inline double known_floor(const Options& o) {
-    if (o.rows != "documents") return NAN;
-    std::vector<std::string> paths = glob_files(o.val, "--val");
-    std::string path = fs::path(paths[0]).replace_extension(".json").string();
-    if (paths.size() != 1 || !exists(path)) return NAN;
-    Json j = parse_json(read_file(path, 1 << 20), path);
-    return j["floor"].kind == Json::NUMBER ? j["floor"].number : NAN;
-}
-
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
 template <typename Model> size_t right_answers(Model& model, int batch, const Examples& e, int eot) {
@@ -1769,10 +1785,8 @@ template <typename Model> size_t right_answers(Model& model, int batch, const Ex
     return right;
 }
 
-// How often the right completion has the maximum log-probability: as a sum (acc); per token (llm.c's acc_norm); per
-// byte of its text without the space before it (lm-evaluation-harness's acc_norm counts characters: the same in ASCII).
 template <typename Model>
-std::array<int, 3> multiple_choice(Model& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
+ChoiceScores multiple_choice(Model& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
     std::vector<std::pair<int, int>> rows;                                   // example, completion
     for (size_t e = 0; e < choices.examples.size(); e++)
         for (size_t k = 0; k < choices.examples[e].completions.size(); k++) rows.push_back({(int)e, (int)k});
@@ -1783,23 +1797,16 @@ std::array<int, 3> multiple_choice(Model& model, int batch, const Choices& choic
         row.y.back() = -1;                                               // the end of text
         return row;
     };
-    std::array<int, 3> right = {}, chosen;
-    std::array<double, 3> best;
+    ChoiceScores scores;
     score(model, batch, rows.size(), row_at, [&](size_t i, const Row& row, const real* logprob, const int*) {
-        auto [example, k] = rows[i];
-        const Choices::Example& e = choices.examples[example];
-        const std::vector<int>& completion = e.completions[k];
-        std::string text;
-        for (int token : completion) if (tokenizer) text += tokenizer->decode(token);
+        const auto& [label, context, completions] = choices.examples[rows[i].first];
+        const std::vector<int>& completion = completions[rows[i].second];
         double sum = 0;
         for (size_t t = 0; t < row.y.size(); t++) if (row.y[t] >= 0) sum += logprob[t];
-        const double lengths[] = {1, (double)completion.size(), std::max(1.0, (double)text.size() - text.starts_with(' '))};
-        for (int r = 0; r < 3; r++) {
-            if (k == 0 || sum / lengths[r] > best[r]) best[r] = sum / lengths[r], chosen[r] = k;
-            if (k + 1 == (int)e.completions.size()) right[r] += chosen[r] == e.label;
-        }
+        const std::string text = tokenizer ? show_tokens(completion, tokenizer) : "";
+        scores.add(rows[i].second, completions.size(), label, sum, completion.size(), text.size() - text.starts_with(' '));
     });
-    return right;
+    return scores;
 }
 
 // What a model is measured on, read and checked before there is a model; V: tokens that the data may hold.
@@ -1814,34 +1821,39 @@ struct HeldOut {
         if (o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
         if (!o.answers.empty() && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
         const size_t rows = o.verb == "train" || o.has("eval_rows") ? o.eval_rows : 0;
-        if (o.verb == "train" && !o.val.empty())
-            for (const std::string& train : glob_files(o.train, "--train"))
-                for (const std::string& path : glob_files(o.val, "--val"))
-                    if (fs::equivalent(train, path)) warn("--val %s: is in --train, too", path.c_str());
-        if (!o.val.empty()) {
-            val.emplace(wanted(o, "--val", o.val, V, T, eot), rows), floor = known_floor(o);
-            data["val"] = val->identity.text();
-        }
+        if (o.verb == "train" && !o.val.empty()) tell_shared(o.train, o.val);
+        if (!o.val.empty()) val.emplace(wanted(o, "--val", o.val, V, T, eot), rows), data["val"] = val->identity.text();
+        if (!o.val.empty() && o.rows == "documents") floor = known_floor(o.val);
         if (!o.choices.empty()) choices.emplace(o.choices, V, T);
-        if (!o.answers.empty()) {
-            answers.emplace(o.answers, V, T), data["answers"] = Identity(o.answers).text();
-            answers->need("--answers", {2, 3});
-        }
+        if (!o.answers.empty()) answers.emplace(o.answers, V, T), answers->need("--answers", {2, 3});
+        if (answers) data["answers"] = Identity(o.answers).text();
     }
 };
 
-/* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn. End of
-   text ends a text; tokens that the tokenizer cannot show are never drawn. When the context is full, its later half is
-   the new prompt. Prefill covers the length of a batch's shortest prompt; longer prompts are then fed a token a step,
-   while the others decode. A text depends on the seed, its number and its prompt, not on its batch, except for rounding
-   on a GPU: cuBLASLt may sum in another order for another number of rows. */
-struct Prompt {
-    std::vector<int> tokens;
-    integer most;                            // tokens to write
-};
+// As model.draw(), from logits (V) of row b that adjust(b, z) has changed.
+template <typename Model, typename F>
+void draw_adjusted(Model& model, const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng,
+                   int* token, F adjust) {
+    std::vector<float> z((size_t)B * model.c.V);
+    model.extend(x, B, t0, T), model.logits(T - 1, T, B, z.data());
+    for (int b = 0; b < B; b++) {
+        float* const z_b = &z[(size_t)b * model.c.V];
+        adjust(b, z_b);
+        for (int v : hidden) z_b[v] = NEVER;
+        token[b] = cpu::pick(z_b, model.c.V, s, rng[b]);
+    }
+}
+
+/* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn, and says
+   whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. When the
+   context is full, its later half is the new prompt. Prefill covers the length of a batch's shortest prompt; longer
+   prompts are then fed a token a step, while the others decode. A text depends on the seed and its prompt, not on its
+   batch, except for rounding on a GPU: cuBLASLt may sum in another order for another number of rows. adjust(i, z) may
+   change the logits of prompt i's next token. held: what row 0 of the cache holds, before and after; of a single prompt
+   the tokens that it begins with are not computed again. */
 template <typename Model, typename Emit>
 void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
-              const Tokenizer* tokenizer, Emit emit) {
+              const Tokenizer* tokenizer, Emit emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
     std::vector<int> order(prompts.size());
     std::iota(order.begin(), order.end(), 0);
@@ -1856,10 +1868,12 @@ void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::
         for (int b = 0; b < B; b++) {
             const Prompt& p = prompts[number[b]];
             rows.emplace_back(p.tokens.begin(), p.tokens.begin() + shortest), left.push_back(p.most);
-            rng.emplace_back(seed, number[b] + 1);
+            rng.emplace_back(seed, p.stream + 1);
         }
         std::vector<int> tokens(B);
         int past = 0;                                                        // tokens of each row in the KV cache
+        if (held && B == 1)                                                  // but two: a single one goes on from a draw
+            past = std::mismatch(held->begin(), held->end(), rows[0].begin(), rows[0].end() - std::min<size_t>(2, shortest)).first - held->begin();
         for (size_t at = shortest; std::any_of(left.begin(), left.end(), [](integer n) { return n > 0; }); at++) {
             if ((int)rows[0].size() > model.max_T) {
                 for (auto& row : rows) row.erase(row.begin(), row.end() - std::max(1, model.max_T / 2));
@@ -1868,37 +1882,98 @@ void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::
             const int length = rows[0].size();
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + past, row.end());
-            model.draw(x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(), at >= longest);
+            if (!adjust) model.draw(x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(), at >= longest);
+            else draw_adjusted(model, x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(),
+                               [&](int b, float* z) { if (at >= prompts[number[b]].tokens.size() && left[b] > 0) adjust(number[b], z); });
             for (int b = 0; b < B; b++) {
-                const std::vector<int>& given = prompts[number[b]].tokens;
-                if (at < given.size()) tokens[b] = given[at], rng[b] = Rng(seed, number[b] + 1);
-                else if (left[b] > 0 && tokens[b] == eot) left[b] = 0;
-                else if (left[b] > 0) emit(number[b], tokens[b]), left[b]--;
+                const Prompt& p = prompts[number[b]];
+                if (at < p.tokens.size()) tokens[b] = p.tokens[at], rng[b] = Rng(seed, p.stream + 1);
+                else if (left[b] > 0) left[b] = emit(number[b], tokens[b]) && tokens[b] != eot ? left[b] - 1 : 0;
                 rows[b].push_back(tokens[b]);
             }
             past = length;
         }
+        if (held) held->assign(rows[0].begin(), rows[0].begin() + past);
     }
 }
 
-inline std::string show_tokens(const std::vector<int>& ids, const Tokenizer* tokenizer) {
-    std::string s;
-    for (int id : ids)
-        if (!tokenizer) s += format(s.empty() ? "%d" : " %d", id);
-        else s += tokenizer->decode(id);
-    return s;
+// Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on. --stop ends it, too.
+template <typename Model, typename Shown>
+std::vector<Text> draw_texts(Model& model, const Options& o, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
+                             const Tokenizer* tokenizer, Shown shown, std::vector<int>* held = nullptr) {
+    const Stops stops = {o.stop};
+    std::vector<Text> texts;
+    for (const Prompt& p : prompts) texts.push_back({p});
+    auto emit = [&](int i, int token) { return texts[i].add(token, eot, tokenizer, stops) && shown(i, texts[i]); };
+    auto adjust = [&](int i, float* z) { cpu::penalize(z, texts[i].all(), o.repetition_penalty); };
+    generate(model, Sampling(o), seed, prompts, eot, tokenizer, emit, o.repetition_penalty == 1 ? Adjust() : adjust, held);
+    for (size_t i = 0; i < texts.size(); i++) texts[i].certain = texts[i].response.size(), shown(i, texts[i]);
+    return texts;
 }
 
-// Samples as text, one after the other.
+// Log-probabilities of the tokens of texts under the model itself, whatever they were drawn with.
+template <typename Model> void score_texts(Model& model, std::vector<Text>& texts) {
+    std::vector<Row> rows;
+    std::vector<Text*> text;                                 // of each row
+    for (Text& t : texts)
+        for (Row& row : text_rows(t.all(), model.max_T)) rows.push_back(row), text.push_back(&t);
+    score(model, model.max_B, rows.size(), [&](size_t i) { return rows[i]; }, [&](size_t i, const Row& row, const real* logprob, const int*) {
+        for (size_t t = 0; t < row.y.size(); t++) if (row.y[t] >= 0) text[i]->logprobs.push_back(logprob[t]);
+    });
+}
+
+template <typename Model, typename Drawn> void reward_answers(Model& rewarder, std::vector<Drawn>& answers, int eot) {
+    std::vector<Row> rows;
+    for (const Drawn& a : answers) rows.push_back(a.row(eot));
+    for (size_t i = 0; const float r : rewards_of(rewarder, rows, eot)) answers[i++].reward = r;
+}
+
+// Draws --samples, --best-of or --vote texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n)
+// gets those of prompt k, or the one of them that is taken.
+inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vote ? o.vote : o.samples; }
+template <typename Model, typename Shown, typename Each>
+void draw_groups(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot,
+                 const Tokenizer* tokenizer, Shown shown, Each each) {
+    const size_t n = texts_each(o), at_once = std::max<size_t>(1, 64 / n);
+    for (size_t first = 0; first < prompts.size(); first += at_once) {
+        std::vector<Prompt> some;
+        for (size_t i = first * n; i < std::min(first + at_once, prompts.size()) * n; i++)
+            some.push_back(prompts[i / n]), some.back().stream = i;
+        std::vector<Text> texts = draw_texts(model, o, o.seed, some, eot, tokenizer, shown);
+        if (o.format == "jsonl" || (o.best_of && !rewarder)) score_texts(model, texts);
+        if (rewarder) reward_answers(*rewarder, texts, eot);
+        else if (o.best_of) for (Text& t : texts) t.reward = t.mean_logprob();
+        for (size_t i = 0; i < texts.size(); i += n) {
+            const size_t taken = o.vote ? elected(&texts[i], n, o.vote_after) : o.best_of ? best_of(&texts[i], n) : 0;
+            each(first + i / n, &texts[i + taken], o.vote || o.best_of ? 1 : n);
+        }
+    }
+}
+
 template <typename Model>
 std::vector<std::string> sample_texts(Model& model, const Options& o, const std::vector<int>& prompt, int eot,
                                       const Tokenizer* tokenizer) {
-    std::vector<std::vector<int>> ids(o.samples);
-    generate(model, Sampling(o), o.seed, std::vector<Prompt>(o.samples, {prompt, o.tokens}), eot, tokenizer,
-             [&](int sample, int token) { ids[sample].push_back(token); });
     std::vector<std::string> texts;
-    for (auto& v : ids) texts.push_back(show_tokens(v, tokenizer));
+    draw_groups(model, (Model*)nullptr, o, {{prompt, o.tokens}}, eot, tokenizer, [](auto...) { return true; }, [&](size_t, const Text* t, size_t n) {
+        for (size_t i = 0; i < n; i++) texts.push_back(t[i].response);
+    });
     return texts;
+}
+
+template <typename Model>
+void sample(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot, const Tokenizer* tokenizer) {
+    const bool json = o.format == "jsonl", grows = !json && prompts.size() == 1 && texts_each(o) == 1;
+    size_t shown = 0;
+    if (grows) write_out(prompts[0].shown(tokenizer));
+    auto show = [&](int, const Text& t) {
+        if (grows) t.show(shown);
+        return true;
+    };
+    draw_groups(model, rewarder, o, prompts, eot, tokenizer, show, [&](size_t k, const Text* t, size_t n) {
+        for (size_t i = 0; i < n; i++)
+            write_out(json ? json_line(t[i]) : grows ? "\n" : heading(k, prompts.size(), i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
+        if (o.vote && !answer_in(t->response, o.vote_after)) warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
+    });
 }
 
 // An answer that was drawn to a prompt.
@@ -1920,69 +1995,29 @@ void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, integer
                   const Tokenizer* tokenizer) {
     std::vector<Prompt> prompts;
     for (const Answer& a : answers) {
-        Prompt& p = prompts.emplace_back(Prompt{{eot}, std::min<integer>(most, model.max_T - 1 - a.example[0].size())});
+        Prompt& p = prompts.emplace_back(Prompt{{eot}, std::min<integer>(most, model.max_T - 1 - a.example[0].size()), prompts.size()});
         p.tokens.insert(p.tokens.end(), a.example[0].begin(), a.example[0].end());
     }
-    generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) { answers[i].tokens.push_back(token); });
-    for (size_t i = 0; i < answers.size(); i++) answers[i].ended = (integer)answers[i].tokens.size() < prompts[i].most;
-}
-template <typename Model> void reward_answers(Model& rewarder, std::vector<Answer>& answers, int eot) {
-    std::vector<Row> rows;
-    for (const Answer& a : answers) rows.push_back(a.row(eot));
-    for (size_t i = 0; const float r : rewards_of(rewarder, rows, eot)) answers[i++].reward = r;
-}
-// To each prompt the answer with the highest reward of --best-of.
-template <typename Model>
-std::vector<Answer> best_answers(Model& model, Model& rewarder, const Options& o, const std::vector<const std::vector<int>*>& prompts,
-                                 integer most, int eot, const Tokenizer* tokenizer) {
-    std::vector<Answer> answers, best;
-    for (const std::vector<int>* p : prompts) answers.insert(answers.end(), o.best_of, {p});
-    draw_answers(model, Sampling(o), o.seed, most, answers, eot, tokenizer), reward_answers(rewarder, answers, eot);
-    for (auto group = answers.begin(); group != answers.end(); group += o.best_of)
-        best.push_back(*std::max_element(group, group + o.best_of, [](auto& a, auto& b) { return a.reward < b.reward; }));
-    return best;
-}
-
-/* A conversation: each line of standard input is a turn, and is answered. Turns and answers alternate as in a row of
-   sft; the oldest are dropped when the context is full. The tokenizer's chat template formats a turn; without one a
-   line is a prompt as it stands. */
-template <typename Model> void chat(Model& model, const Options& o, int eot, const Tokenizer& tokenizer) {
-    std::optional<ChatTemplate> form;
-    if (!tokenizer.chat_template.empty()) form.emplace(tokenizer.chat_template);
-    std::vector<std::vector<int>> turns;                     // each an end of text, what was said, and the answer
-    const bool terminal = isatty(0);
-    std::string line;
-    for (uint64_t n = 1;; n++) {
-        if (terminal) printf("> "), fflush(stdout);
-        line.clear();
-        int c;
-        while ((c = getchar()) != EOF && c != '\n') line += (char)c;
-        if (c == EOF && line.empty()) return;
-        turns.push_back(tokenizer.encode(form ? form->turn("user", line) + form->opening(ASSISTANT) : line));
-        turns.back().insert(turns.back().begin(), eot);
-        Prompt p;
-        for (;;) {
-            p.tokens.clear();
-            for (auto& turn : turns) p.tokens.insert(p.tokens.end(), turn.begin(), turn.end());
-            p.most = std::min<integer>(o.tokens, model.max_T - (integer)p.tokens.size());
-            if (p.most >= std::min<integer>(o.tokens, model.max_T / 4)) break;
-            if (turns.size() == 1) die("what was said takes %zu tokens, and the context %d", p.tokens.size(), model.max_T);
-            warn("the context is full: the oldest turn is forgotten");
-            turns.erase(turns.begin());
-        }
-        generate(model, Sampling(o), o.seed + n, {p}, eot, &tokenizer, [&](int, int token) {
-            turns.back().push_back(token);
-            printf("%s", show_tokens({token}, &tokenizer).c_str()), fflush(stdout);
-        });
-        printf("\n"), fflush(stdout);
-    }
-}
-
-// Prints the Markov chain that a model is whose context is full.
-template <typename Model> void graph(Model& model) {
-    print_chain(model.c.V, model.max_T, [&](const std::vector<int>& context, std::vector<float>& logits) {
-        model.extend(context.data(), 1, 0, model.max_T), model.logits(model.max_T - 1, 1, 1, logits.data());
+    generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) {
+        if (!(answers[i].ended = token == eot)) answers[i].tokens.push_back(token);
+        return true;
     });
+}
+// A conversation; dev/host/chat.h says what it is made of.
+template <typename Model> void chat(Model& model, const Options& o, int eot, const Tokenizer& tokenizer) {
+    Conversation talk{tokenizer, eot, model.max_T, o.tokens};
+    std::vector<int> held;
+    std::string line;
+    for (uint64_t n = 1; talk.listen(line); n++) {
+        const Prompt p = talk.ask(line);
+        if (p.most == 0) continue;
+        size_t shown = 0;
+        talk.answered(draw_texts(model, o, o.seed + n, {p}, eot, &tokenizer, [&](int, const Text& t) {
+            t.show(shown);
+            return !stop_signal;
+        }, &held)[0]);
+        write_out("\n");
+    }
 }
 
 // ---- 10. train ------------------------------------------------------------------------------------------------------
@@ -2496,78 +2531,53 @@ template <typename Model> void run_verb(Options o) {
     const Json written = is_checkpoint(file->file.directory) ? read_json(state) : Json();
     const text& stage = written["options"]["stage"].string;
     const int eot = end_of_text(tokenizer.get(), c.V);
-    if ((o.best_of || o.verb == "chat") && eot < 0) die_usage("%s: needs a tokenizer, to know the end of text", o.best_of ? "--best-of" : "chat");
-    if (o.best_of && o.reward == "exact") die_usage("--best-of: needs --reward, a model of the reward stage");
-    if (o.best_of && o.verb == "eval" && o.answers.empty()) die_usage("--best-of: eval takes the best for each of --answers");
+    if ((o.best_of || o.vote) && eot < 0) die_usage("%s: needs a tokenizer, to know the end of text", o.best_of ? "--best-of" : "--vote");
+    if ((o.verb == "chat" || o.has("stop") || o.has("examples")) && !tokenizer)
+        die_usage("%s: needs a tokenizer, to know texts", o.has("stop") ? "--stop" : o.has("examples") ? "--examples" : "chat");
     int T = o.context ? o.context : c.T;
-    const int B = o.verb == "sample" ? std::min<integer>(o.best_of ? o.best_of : o.samples, 64) : o.verb == "eval" ? o.batch : 1;
-
-    std::vector<int> prompt;
-    if (!o.prompt_file.empty()) o.prompt = read_prompt(o.prompt_file);
+    Prompter prompter = {tokenizer.get(), path, c.V, T, eot, o.tokens, o.has("reward") || (stage != "" && stage != "pretrain")};
+    if (o.has("examples")) prompter.take_examples(o.examples);
+    std::vector<Prompt> prompts;
     if (o.verb == "sample") {
-        if (tokenizer) prompt = tokenizer->encode(o.prompt);
-        else if (!read_ids(o.prompt, c.V, prompt))
-            die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d", o.prompt.c_str(), path.c_str(), c.V);
-        const bool after_end = o.best_of || (stage != "" && stage != "pretrain");        // as in the rows of those stages
-        if (prompt.empty() && written) {
-            prompt = Position(written, state).beginning;
-            o.prompt = show_tokens({prompt.begin() + (!prompt.empty() && prompt[0] == eot), prompt.end()}, tokenizer.get());
-        } else if (after_end) prompt.insert(prompt.begin(), eot);
-        if (prompt.empty()) prompt.push_back(eot >= 0 ? eot : 0);
-        if (prompt.size() > (size_t)T) {
-            warn("a prompt of %zu tokens: the context takes %d, so only the last of them count", prompt.size(), T);
-            prompt.erase(prompt.begin(), prompt.end() - T);
-        }
-        T = std::min<integer>(T, prompt.size() + o.tokens);                 // no larger a cache than needed
+        if (written) prompter.beginning = Position(written, state).beginning;
+        for (const std::string& text : !o.prompts.empty() ? read_prompts(o.prompts) : std::vector{o.prompt_file.empty() ? o.prompt : read_prompt(o.prompt_file)})
+            prompts.push_back(prompter.prompt(text));
+        T = std::min<integer>(T, prompter.longest + o.tokens);              // no larger a cache than needed
+        if (o.best_of) for (Prompt& p : prompts) p.most = std::min<integer>(o.tokens, T - p.tokens.size());
     }
-    const HeldOut held_out(o, c.V, T, eot);
+    HeldOut held_out(o, c.V, T, eot);
     auto& [val, choices, answers, data, floor] = held_out;
+    for (size_t i = 0; answers && i < answers->size(); i++)
+        prompter.put_examples(answers->tokens[answers->first[i]], T - answers->length(i));
+    prompter.tell();
+    const int B = o.verb == "sample" ? std::min<size_t>(texts_each(o) * prompts.size(), 64) : o.verb == "eval" ? o.batch : 1;
 
     choose_threads(o, c, o.verb == "sample" ? B : (size_t)B * T, false);
     const std::unique_ptr<Model> loaded = file->load<Model>(B, T, o.dtype == "bf16");
     Model& model = *loaded;
     file.reset();
     std::unique_ptr<Model> rewarder;
-    if (o.best_of) rewarder = Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16");
-    if (o.verb == "graph") graph(model);
+    if (o.has("reward")) rewarder = Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16");
+    if (o.verb == "graph")                                                  // the Markov chain that it is when its context is full
+        print_chain(c.V, T, [&](const std::vector<int>& context, std::vector<float>& logits) {
+            model.extend(context.data(), 1, 0, T), model.logits(T - 1, 1, 1, logits.data());
+        });
     if (o.verb == "chat") chat(model, o, eot, *tokenizer);
     if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
     else if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
-    if (choices) {
-        const char* const names[] = {"acc", ", acc_norm", ", acc_norm a byte"};
-        const auto right = multiple_choice(model, B, *choices, tokenizer.get());
-        const int n = choices->examples.size();
-        for (int r = 0; r < (tokenizer ? 3 : 2); r++) printf("%s %.4f (%d of %d)", names[r], 1.0 * right[r] / n, right[r], n);
-        printf("\n");
-    }
+    if (choices) printf("%s\n", multiple_choice(model, B, *choices, tokenizer.get()).line(!!tokenizer).c_str());
     if (answers) printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
-    if (answers && o.best_of) {
-        std::vector<const std::vector<int>*> prompts;
-        for (size_t i = 0; i < answers->size(); i++) prompts.push_back(answers->of(i));
+    if (answers && (o.best_of || o.vote)) {
+        for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompter.after_eot(answers->of(i)[0]));
         size_t right = 0;
-        for (const Answer& a : best_answers(model, *rewarder, o, prompts, T, eot, tokenizer.get()))
-            right += a.ended && a.tokens == a.example[1];
-        printf("best of %lld by %s: answers right %zu of %zu\n", o.best_of, o.reward.c_str(), right, answers->size());
-    }
-    const char* gap = tokenizer ? "" : " ";                  // between ids
-    if (o.verb == "sample" && o.best_of) {
-        const std::vector<int> text(prompt.begin() + 1, prompt.end());
-        const Answer best = best_answers(model, *rewarder, o, {&text}, o.tokens, eot, tokenizer.get())[0];
-        printf("%s%s\n", o.prompt.c_str(), show_tokens(best.tokens, tokenizer.get()).c_str());
-    } else if (o.verb == "sample" && o.samples == 1) {                                   // as they come
-        printf("%s", o.prompt.c_str());
-        const char* before = o.prompt.empty() ? "" : gap;
-        generate(model, Sampling(o), o.seed, {{prompt, o.tokens}}, eot, tokenizer.get(), [&](int, int token) {
-            printf("%s%s", std::exchange(before, gap), show_tokens({token}, tokenizer.get()).c_str());
-            fflush(stdout);
+        draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), [](auto...) { return true; }, [&](size_t i, const Text* t, size_t) {
+            right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
         });
-        printf("\n");
-    } else if (o.verb == "sample") {
-        std::vector<std::string> texts = sample_texts(model, o, prompt, eot, tokenizer.get());
-        for (size_t i = 0; i < texts.size(); i++)
-            printf("--- sample %zu\n%s%s%s\n", i + 1, o.prompt.c_str(), o.prompt.empty() ? "" : gap, texts[i].c_str());
+        const std::string how = o.vote ? format("vote of %lld", o.vote) : format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
+        printf("%s: answers right %zu of %zu\n", how.c_str(), right, answers->size());
     }
+    if (o.verb == "sample") sample(model, rewarder.get(), o, prompts, eot, tokenizer.get());
 }
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.

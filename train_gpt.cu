@@ -2113,7 +2113,7 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
     }
     auto kept = [&](float x, wide& rank) {                   // its weight, or 0
         const unsigned key = key_of(x);
-        return key > cut || (key == cut && rank++ < ties) ? weigh(key) : 0;
+        return (key > cut || (key == cut && rank++ < ties)) && maximum - x <= s.most_below ? weigh(key) : 0;
     };
     wide ranked = rank;
     int token = -1;
@@ -2346,7 +2346,7 @@ struct Model {
     void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token, bool ahead) {
         const Activations a = activations(0);
         const int at = t0 + T;               // where the new tokens will stand
-        if (t0 == 0 || made < at) {
+        if (t0 == 0 || T > 1 || made < at) {
             extend(x, B, t0, T);
             logits_forward(a.lnf, T - 1, T, B);
             const std::vector<int> positions(B, at - 1);

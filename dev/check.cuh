@@ -68,17 +68,28 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
         }
         on_gpu.draw(piece.data(), B, t0, n, sampling, {never}, rng.data(), token.data(), true);
     }
-    std::vector<float> want((size_t)B * V);
-    const std::vector<float> got = host_copy(on_gpu.activations(0).logits, (size_t)B * padded(V));
-    on_cpu.extend(x.data(), B, 0, c.T), on_cpu.logits(c.T - 1, c.T, B, want.data());
-    for (int b = 0; b < B; b++) {
-        std::vector<float> z(&got[(size_t)b * padded(V)], &got[(size_t)b * padded(V)] + V);
-        float* const wanted = &want[b * V];
-        const int drawn = cpu::pick(z.data(), V, sampling, before[b]);
-        const std::string row = format("row %d of %d, heads of %d", b, B, c.C / c.NH);
-        compare("hidden logit of " + row, {z[never]}, &NEVER, 0.01), z[never] = wanted[never] = 0;
-        compare("logits of " + row, z, wanted, limit), compare("token of " + row, {(float)token[b]}, &drawn, 0);
-    }
+    on_cpu.extend(x.data(), B, 0, c.T);
+    auto check_last = [&](int last, const char* how) {                   // what was drawn behind that position
+        std::vector<float> want((size_t)B * V);
+        const std::vector<float> got = host_copy(on_gpu.activations(0).logits, (size_t)B * padded(V));
+        on_cpu.logits(last, c.T, B, want.data());
+        for (int b = 0; b < B; b++) {
+            std::vector<float> z(&got[(size_t)b * padded(V)], &got[(size_t)b * padded(V)] + V);
+            float* const wanted = &want[b * V];
+            const int drawn = cpu::pick(z.data(), V, sampling, before[b]);
+            const std::string row = format("row %d of %d, heads of %d%s", b, B, c.C / c.NH, how);
+            compare("hidden logit of " + row, {z[never]}, &NEVER, 0.01), z[never] = wanted[never] = 0;
+            compare("logits of " + row, z, wanted, limit), compare("token of " + row, {(float)token[b]}, &drawn, 0);
+        }
+    };
+    check_last(c.T - 1, "");
+    // as a chat goes on, from a cache behind which tokens were made ahead that nobody wanted
+    const int back = c.T - 4;
+    piece.clear(), rng.clear();
+    for (int b = 0; b < B; b++) rng.emplace_back(4, b + 1), piece.insert(piece.end(), &x[b * c.T + back], &x[b * c.T + back] + 2);
+    before = rng;
+    on_gpu.draw(piece.data(), B, back, 2, sampling, {never}, rng.data(), token.data(), false);
+    check_last(back + 1, ", from the cache");
 }
 inline Comparison check_model(const Config& c, int B, int T) {
     cpu::Model on_cpu(c, B, T, true, BF16);

@@ -64,14 +64,14 @@ static void attention(int B, int keys, int S, int NH, int HS) {
 }
 
 // Logits with many that are equal, 0 and -0 among them, or as a model's; a row in five has one that is not finite.
-static void pick(int B, int V, double temperature, int top_k, double top_p, bool equal) {
+static void pick(int B, int V, double temperature, int top_k, double top_p, double min_p, bool equal) {
     const int stride = gpu::padded(V);
     std::vector<float> logits = numbers((size_t)B * stride, 3);
     if (equal) for (size_t i = 0; i < logits.size(); i++) logits[i] = std::round(logits[i] / 4) * (i % 2 ? 1.0f : -1.0f);
     for (int b = 4; b < B; b += 5) logits[(size_t)b * stride + b % V] = b % 2 ? NAN : -INFINITY;
     logits = rounded(logits);                // NaN has other bits in bf16
     Options o;
-    o.temperature = temperature, o.top_k = top_k, o.top_p = top_p;
+    o.temperature = temperature, o.top_k = top_k, o.top_p = top_p, o.min_p = min_p;
     Array<floatX> z(logits);
     Array<Rng> rng([&] {
         std::vector<Rng> v;
@@ -96,7 +96,7 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, bool
     std::vector<floatX> values(z.n);
     std::vector<float> row(V);
     std::vector<int> picked(B);
-    climb("step's pick", format("B=%d V=%d temperature %g top_k %d top_p %g%s", B, V, temperature, top_k, top_p, equal ? ", many equal" : ""),
+    climb("step's pick", format("B=%d V=%d temperature %g top_k %d top_p %g min_p %g%s", B, V, temperature, top_k, top_p, min_p, equal ? ", many equal" : ""),
           {.bytes = (double)B * V * sizeof(floatX), .memory = READ}, {result},
           {{"download", [&] {
                 ok(cudaMemcpyAsync(values.data(), z.p, z.bytes(), cudaMemcpyDeviceToHost, stream())), ok(cudaStreamSynchronize(stream()));
@@ -120,14 +120,14 @@ static const Study study([] {
         {TINY, 1, 1, 1, 1, 8}, {TINY, 2, 7, 20, 3, 24}, {TINY, 1, 20, 20, 2, 64}, {SMALL, 3, 300, 333, 2, 64}, {SMALL, 2, 130, 200, 1, 128},
         {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64}, {TRAINING, 8, 1024, 1024, 12, 64},
         {TRAINING, 64, 1024, 1024, 12, 64}};
-    const struct { Size size; int B, V; double temperature; int top_k; double top_p; bool equal; } picks[] = {
-        {TINY, 16, 2, 1, 0, 1, false}, {TINY, 16, 101, 0.8, 0, 1, false}, {TINY, 16, 101, 1, 13, 1, true}, {TINY, 16, 2, 1, 1, 0.5, true},
-        {TINY, 16, 517, 1e-9, 0, 0.3, true}, {TINY, 16, 517, 0, 0, 1, true}, {TINY, 16, 517, 1, 0, 0.9, true}, {TINY, 16, 517, 2, 50, 0.9, true},
-        {SMALL, 7, 4999, 1, 0, 0.95, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, false}, {SMALL, 7, 4999, 1000, 600, 0.5, false},
-        {SMALL, 3, 50257, 0.8, 50, 0.95, false}, {SMALL, 1, 50257, 1, 0, 1, false}, {TRAINING, 1, 50257, 1, 0, 1, false},
-        {TRAINING, 1, 50257, 0.8, 50, 0.95, false}, {TRAINING, 1, 50257, 1, 0, 0.95, false}, {TRAINING, 64, 50257, 1, 0, 1, false}};
+    const struct { Size size; int B, V; double temperature; int top_k; double top_p, min_p; bool equal; } picks[] = {
+        {TINY, 16, 2, 1, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0.1, true}, {TINY, 16, 101, 1, 13, 1, 0, true}, {TINY, 16, 2, 1, 1, 0.5, 0, true},
+        {TINY, 16, 517, 1e-9, 0, 0.3, 0, true}, {TINY, 16, 517, 0, 0, 1, 0, true}, {TINY, 16, 517, 1, 0, 0.9, 0, true}, {TINY, 16, 517, 2, 50, 0.9, 0.3, true},
+        {SMALL, 7, 4999, 1, 0, 0.95, 0.02, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, 0, false}, {SMALL, 7, 4999, 1000, 600, 0.5, 0, false},
+        {SMALL, 3, 50257, 0.8, 50, 0.95, 0, false}, {SMALL, 1, 50257, 1, 0, 1, 0, false}, {TRAINING, 1, 50257, 1, 0, 1, 0, false},
+        {TRAINING, 1, 50257, 0.8, 50, 0.95, 0, false}, {TRAINING, 1, 50257, 1, 0, 0.95, 0, false}, {TRAINING, 64, 50257, 1, 0, 1, 0, false}};
     for (auto& s : products) if (s.size <= largest) product(s.N, s.C, s.OC, s.norm, s.gelu, s.plus);
     for (auto& s : attentions) if (s.size <= largest) attention(s.B, s.keys, s.S, s.NH, s.HS);
-    for (auto& s : picks) if (s.size <= largest) pick(s.B, s.V, s.temperature, s.top_k, s.top_p, s.equal);
+    for (auto& s : picks) if (s.size <= largest) pick(s.B, s.V, s.temperature, s.top_k, s.top_p, s.min_p, s.equal);
 });
 }  // namespace decoding_study

@@ -50,7 +50,7 @@ case $gpu in *emulated*)
         expect "a run, order $seed of the threads" env EMU_SEED=$seed $gpu $train --out $dir/order$seed
         expect "the same bits in order $seed" same $dir/whole $dir/order$seed
     done
-    for how in ${STRESS:+"" "--temperature 0"} "--samples 3 --top-k 20 --temperature 0.8" "--samples 11 --top-p 0.7"; do
+    for how in ${STRESS:+"" "--temperature 0"} "--samples 3 --top-k 20 --temperature 0.8" "--samples 11 --top-p 0.7 --min-p 0.05" "--samples 2 --repetition-penalty 1.3"; do
         expect "the CPU's text, twice around a full context: ${how:-one sample}" same_text --tokens 150 $how
     done
     expect "the same text, one of 2 or of 7" same_among 2 7
