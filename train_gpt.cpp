@@ -2572,7 +2572,7 @@ template <typename Model> void run_verb(Options o) {
         for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompter.after_eot(answers->of(i)[0]));
         size_t right = 0;
         draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), [](auto...) { return true; }, [&](size_t i, const Text* t, size_t) {
-            right += t->is_right(answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
+            right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
         });
         const std::string how = o.vote ? format("vote of %lld", o.vote) : !o.best_of ? "with --pattern" : format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
         printf("%s: answers right %zu of %zu\n", how.c_str(), right, answers->size());

@@ -10,19 +10,14 @@ steps() { echo $(($1 / share)); }
 mkdir -p $dir || exit 1
 
 # Words as single tokens: a fact is copied by one token then, and a question with two examples before it fits the context.
-if ! [ -e $data/few_shot.bin ]; then
+if ! [ -e $dir/examples.jsonl ]; then
     quietly build/corpus --out $dir/letters --documents 20000 --seed $seed
     quietly build/shards decode --in $dir/letters/train.bin --tokenizer bytes --eot '\n'
     mv $dir/log $dir/text.txt
     quietly build/shards bpe --in $dir/text.txt --vocab 455 --out $dir/tokenizer
     quietly build/corpus --out $data --tokenizer $dir/tokenizer --sft 3000 --ranked 24000 --prompts 24000 --seed $seed
-    for examples in sft_train answers; do
-        quietly build/shards decode --in $data/$examples.bin --tokenizer $data
-        mv $dir/log $dir/$examples.jsonl
-    done
-    SHOTS=$(sed -n '1,2s/^{"prompt": "\(.*\)", "response": "\(.*\)"}$/\1\2\\u000a/p' $dir/sft_train.jsonl | tr -d '\n') \
-        awk '{ print "{\"prompt\": \"" ENVIRON["SHOTS"] substr($0, 13) }' $dir/answers.jsonl > $dir/few_shot.jsonl
-    quietly build/shards examples --in $dir/few_shot.jsonl --tokenizer $data --out $data/few_shot.bin
+    quietly build/shards decode --in $data/sft_train.bin --tokenizer $data
+    head -2 $dir/log > $dir/two.jsonl && mv $dir/two.jsonl $dir/examples.jsonl
 fi
 
 # stage NAME WORDS...: trains DIR/NAME.
@@ -58,7 +53,7 @@ row() {
 }
 row "seed $seed" "answers right" minutes "of its own"
 row "base, the question alone" $(last base answers right) $(minutes base) "$(printf 'loss %.3f, floor %.3f' $(last base eval val_loss) $(last base eval floor))"
-row "base, two examples before it" $(right --model $dir/base --answers $data/few_shot.bin) - -
+row "base, two examples before it" $(right --model $dir/base $answers --examples $dir/examples.jsonl) - -
 row "base, trained on as long as sft" $(last longer answers right) $(minutes longer) "$(printf 'loss %.3f' $(last longer eval val_loss))"
 row "supervised (sft)" $(last sft answers right) $(minutes sft) "$(printf 'loss of responses %.3f' $(last sft eval val_loss))"
 row "sft, best of 8 by the reward model" $(right --model $dir/sft $answers --best-of 8 --temperature 0.5 --reward $dir/reward --seed $seed) \

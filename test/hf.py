@@ -159,6 +159,46 @@ def hf_in_ours():
     same_logits("HF in ours, several files", f"{DIR}/split", model)
 
 
+def sampling():
+    """What is drawn against what transformers would draw from, whose own order of penalty, temperature and cuts gives the
+    probabilities; and the log-probabilities that we write, also around a full context."""
+    model, path = random_model(context=40, seed=6), f"{DIR}/sampling"
+    model.save_pretrained(path)
+    prompt = [3, 14, 15, 9, 2, 6, 5, 3, 14]
+    words = ("sample", "--model", path, "--prompt", " ".join(map(str, prompt)), "--format", "jsonl")
+
+    def ours(*more):
+        return [json.loads(line) for line in run("./train_gpt", *words, *more).decode().splitlines()]
+
+    def theirs(tokens, **settings):
+        settings = dict(dict(top_k=0, top_p=1.0, do_sample=True), **settings)
+        return model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), pad_token_id=0,
+                              max_new_tokens=tokens, output_scores=True, return_dict_in_generate=True, **settings)
+
+    for settings in (dict(repetition_penalty=1.7), dict(repetition_penalty=0.6, temperature=0.6), dict(min_p=0.3), dict(min_p=0.2, temperature=1.6),
+                     dict(min_p=0.25, top_k=12, top_p=0.8), dict(min_p=0.1, top_p=0.6, temperature=1.3, repetition_penalty=2.5)):
+        p = torch.softmax(theirs(1, **settings).scores[0][0].double(), -1).numpy()
+        options = [w for k, v in settings.items() for w in ("--" + k.replace("_", "-"), v)]
+        n = 4 * 4096
+        drawn = [t["tokens"][0] for seed in range(4) for t in ours("--tokens", 1, "--samples", 4096, "--seed", seed, *options)]
+        count = np.bincount(drawn, minlength=len(p))
+        z = np.abs(count - n * p) / np.sqrt(n * p * (1 - p) + 1e-9)
+        check(len(drawn) == n and not count[p == 0].any() and (count[p * n > 20] > 0).all() and z.max() < 5, f"transformers draw, {settings}",
+              f"{(p > 0).sum()} tokens, off by {z.max():.1f} standard deviations")
+    for penalty in (1.5, 0.7):
+        want = theirs(31, do_sample=False, repetition_penalty=penalty).sequences[0, len(prompt):].tolist()
+        check(ours("--tokens", 31, "--temperature", 0, "--repetition-penalty", penalty)[0]["tokens"] == want, f"transformers' greedy text, repetition_penalty {penalty}")
+    errors, texts = [], ours("--tokens", 70, "--samples", 3, "--temperature", 2, "--top-k", 40)
+    for t in texts:
+        ids, logprobs, row = t["prompt_tokens"] + t["tokens"], t["prompt_logprobs"] + t["logprobs"], []
+        for i in range(1, len(ids)):
+            row = (row + [ids[i - 1]])[-20 if len(row) == 40 else 0:]
+            with torch.no_grad():
+                z = torch.log_softmax(model(torch.tensor([row])).logits[0, -1], -1)
+            errors.append(abs(z[ids[i]].item() - logprobs[i]))
+    check(len(errors) == 3 * 78 and all(e <= 1e-4 for e in errors), "transformers' log-probabilities", f"differ by {max(errors):.1e}")
+
+
 def llmc_in_ours():
     for version, dtype in ((3, torch.float32), (5, torch.bfloat16)):
         model = random_model(heads=2, channels=24).to(dtype)
@@ -486,6 +526,7 @@ for variant in (("head size 12", 3, 36, 1, 1), ("no bias", 3, 36, 0, 1), ("untie
                 ("no bias, untied", 2, 48, 0, 0), ("one head of 17", 1, 17, 1, 1), ("head size 64", 2, 128, 1, 1)):
     guarded(f"ours in HF, {variant[0]}", lambda: ours_in_hf(*variant))
 guarded("HF in ours", hf_in_ours)
+guarded("sampling", sampling)
 guarded("llm.c in ours", llmc_in_ours)
 guarded("training", training_step)
 guarded("tokenizers", all_tokenizers)

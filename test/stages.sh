@@ -63,10 +63,14 @@ twice command rl $rl $group --train $data/prompts.bin --advantage normalized --r
 expect "sft learns" stage sft sft.long $init $sft --rows documents --val $data/sft.bin --answers $data/sft.bin --steps 600
 expect "sft: loss of responses" above 0.3 "$(figure sft.long eval val_loss)"
 expect "sft: answers" above "$(figure sft.long answers right)" 20
+counted() { $program eval --model $dir/sft.long --answers $data/sft.bin "$@" | sed -n 's/^\(vote\|best\) of .*: answers right \([0-9]*\) of 25/\2/p'; }
+expect "sft: answers that most of 20 texts have" above "$(counted --vote 20 --temperature 3)" 20
+expect "sft: the likeliest of 20" above "$(counted --best-of 20 --temperature 3)" 20
 expect "reward learns" stage reward reward.long $init $reward --val $data/ranked.bin --steps 300
 expect "reward: accuracy" above "$(figure reward.long eval accuracy)" 0.9
 evaluated=$($program eval --stage reward --model $dir/reward.long --val $data/ranked.bin | sed 's/.*accuracy \([0-9.]*\).*/\1/')
 expect "reward: as evaluated" awk -v a="$evaluated" -v b="$(figure reward.long eval accuracy)" 'BEGIN { exit !(a > 0 && a - b < 1e-4 && b - a < 1e-4) }'
+expect "reward: its choice of five" above "$(counted --best-of 5 --reward $dir/reward.long)" 20
 expect "a start for rl" stage sft some $init $sft --rows documents --steps 150
 expect "rl learns" stage rl rl.long $rl --group 8 --tokens-per-step 512 --train $data/sft.bin --init $dir/some --val $data/sft.bin --steps 60 --lr 3e-3
 expect "rl: reward" above "$(figure rl.long eval reward)" 0.6

@@ -5,10 +5,13 @@
 #include "../train_gpt.cpp"
 #include "../dev/data/shards.cpp"
 #include "check.h"
+#include <pty.h>
+#include <sys/wait.h>
 
 static const std::string DIR = "build/test_cases_data/";
 static Rng rng(12);
 using Ids = std::vector<int>;
+using namespace std::string_literals;
 
 // What f() dies of, "" if it does not, and what it prints meanwhile.
 template <typename F> static std::string error_of(F f, std::string* output = nullptr) {
@@ -1001,10 +1004,161 @@ static void runs() {
         }
 }
 
+// What a person at a terminal sees who types words, each when what was waited for has been shown; and how it ended.
+static std::pair<std::string, int> at_terminal(const std::vector<std::string>& words, const std::vector<std::pair<std::string, std::string>>& script) {
+    int terminal;
+    fflush(stdout), fflush(stderr);
+    const pid_t child = forkpty(&terminal, nullptr, nullptr, nullptr);
+    if (child == 0) {
+        omp_set_num_threads(1);              // OpenMP's other threads are not in a child
+        _exit(run_main([&] { run_verb<cpu::Model>(parse_options(words)); }));
+    }
+    std::string all;
+    size_t seen = 0, step = 0;
+    char some[4096];
+    alarm(300);
+    for (ssize_t n; (n = read(terminal, some, sizeof some)) > 0;) {
+        all.append(some, n);
+        for (; step < script.size(); step++) {               // "": anything more
+            const auto& [wanted, answer] = script[step];
+            const size_t at = all.find(wanted, seen);
+            if (at == all.npos || (wanted.empty() && at == all.size())) break;
+            seen = at + wanted.size();
+            if (write(terminal, answer.data(), answer.size()) < 0) break;
+        }
+    }
+    alarm(0);
+    int status;
+    waitpid(child, &status, 0), close(terminal);
+    return {all, WIFEXITED(status) && step == script.size() ? WEXITSTATUS(status) : -1};
+}
+
+// sample, chat and eval as people use them, on a model that writes letters at random and no end of text.
+static void talks() {
+    const std::string dir = fresh_directory("talk"), small = fresh_directory("talk_small"), file = dir + "/prompts";
+    Config c = tiny_config();
+    c.V = 257;
+    auto make = [&](const std::string& dir, int T) {
+        c.T = T;
+        auto model = std::make_unique<cpu::Model>(c, 1, 16, false);
+        initialize(*model, 5);
+        auto w = model->layout.at(model->weights.data(), 0);
+        for (int k = 0; k < c.C; k++) w.lnf_b[k] = k % 2 ? -1 : 1, w.wte[256 * c.C + k] = -30 * w.lnf_b[k];
+        for (int v = 0; v < 256; v++)                                    // 50 letters, as GPT-2 orders bytes
+            for (int k = 0; k < c.C; k++) w.wte[v * c.C + k] = (v >= 32 && v < 82 ? 1 : -30) * w.lnf_b[k] * 0.3f + 10 * w.wte[v * c.C + k];
+        write_file(dir + "/model.safetensors", safetensors(pieces_of(*model))), write_file(dir + "/config.json", config_json(c, 256));
+        write_file(dir + "/merges.txt", "#version: 0.2\n");
+        return model;
+    };
+    make(dir, 4096);
+    auto run_with = [&](std::vector<std::string> words, const std::vector<std::string>& more) {
+        if (std::find(more.begin(), more.end(), "--model") == more.end()) words.insert(words.begin() + 1, {"--model", dir});
+        words.insert(words.end(), more.begin(), more.end());
+        return run(words);
+    };
+    auto sample = [&](const std::vector<std::string>& more) { return run_with({"sample", "--tokens", "30"}, more); };
+    auto lines = [](const std::string& text) {
+        std::vector<Json> all;
+        for (size_t at = 0, end; (end = text.find('\n', at)) != text.npos; at = end + 1) all.push_back(parse_json(text.substr(at, end - at), "a line of the output"));
+        return all;
+    };
+    const std::string plain = sample({"--prompt", "ab"}), said = plain.substr(2, plain.size() - 3);
+    check(plain.size() == 33 && plain.starts_with("ab"), "cases/sample: %s", json_quote(plain).c_str());
+    const std::vector<Json> json = lines(sample({"--prompt", "ab", "--format", "jsonl", "--samples", "3"}));
+    check(json.size() == 3 && json[0]["response"].string == said && json[0]["prompt"].string == "ab" && json[0]["finish"].string == "length" && json[1]["response"].string != said &&
+              json[2]["tokens"].items.size() == 30 && json[2]["logprobs"].items.size() == 30 && json[2]["prompt_tokens"].items.size() == 2 && json[2]["prompt_logprobs"].items.size() == 2, "cases/sample as JSON Lines");
+    // log-probabilities against those of logits, for a text that fills its context of 16 three times
+    const auto whole = make(small, 16);
+    const std::vector<Json> few = lines(sample({"--model", small, "--prompt", "ab", "--format", "jsonl", "--temperature", "0.7", "--top-k", "9"}));
+    std::vector<int> all, row;
+    std::vector<double> logprobs;
+    for (const char* part : {"prompt_", ""})
+        for (size_t i = 0; i < few[0][std::string(part) + "tokens"].items.size(); i++)
+            all.push_back(few[0][std::string(part) + "tokens"].items[i].number), logprobs.push_back(few[0][std::string(part) + "logprobs"].items[i].number);
+    double worst = 0;
+    for (size_t i = 0; i + 1 < all.size(); i++) {
+        row.push_back(all[i]);
+        if (row.size() > 16) row.erase(row.begin(), row.end() - 8);
+        std::vector<float> z(c.V);
+        whole->extend(row.data(), 1, 0, row.size()), whole->logits(row.size() - 1, 1, 1, z.data());
+        double sum = 0;
+        for (float f : z) sum += std::exp((double)f);
+        keep_worst(worst, std::abs(z[all[i + 1]] - std::log(sum) - logprobs[i + 1]));
+    }
+    check(all.size() == 32 && worst < 1e-4, "cases/log-probabilities are the model's own, around a full context: off by %.1e", worst);
+    // stops
+    const std::string stop = said.substr(11, 3), before = said.substr(0, said.find(stop));
+    check(sample({"--prompt", "ab", "--stop", "none", "--stop", stop}) == "ab" + before + "\n", "cases/a stop string ends a text");
+    const Json stopped = lines(sample({"--prompt", "ab", "--stop", stop, "--format", "jsonl"}))[0];
+    check(stopped["response"].string == before && stopped["finish"].string == "stop" && stopped["tokens"].items.size() == before.size() + 3 && stopped["logprobs"].items.size() == before.size() + 3, "cases/its tokens and theirs");
+    check(sample({"--prompt", "ab", "--stop", said.substr(25) + "xyz"}) == plain, "cases/what is held back is shown at the end");
+    // prompts
+    std::string many;
+    for (int i = 0; i < 70; i++) many += std::string(1 + i % 7, 'a' + i % 20) + "\n" + (i % 9 ? "" : "\r\n");
+    write_file(file, many.substr(0, many.size() - 1));
+    const std::vector<Json> together = lines(sample({"--prompts", file, "--format", "jsonl"}));
+    check(together.size() == 70 && together[65]["prompt"].string == "fff" && together[0]["prompt"].string == "a", "cases/70 prompts, in their order");
+    many.clear();
+    for (int i = 0; i < 70; i++) many += "b\n";
+    write_file(file, many);
+    std::set<std::string> different;
+    for (const Json& t : lines(sample({"--prompts", file, "--format", "jsonl"}))) different.insert(t["response"].string);
+    check(different.size() == 70, "cases/the same prompt 70 times: %zu texts", different.size());
+    write_file(file, "ab\n\ncd");
+    const std::string two = sample({"--prompts", file});
+    check(two.starts_with("--- prompt 1\n" + plain + "--- prompt 2\ncd"), "cases/two prompts as text: %s", json_quote(two).c_str());
+    check(has(sample({"--prompts", file, "--samples", "2"}), "--- prompt 2, sample 2\ncd"), "cases/two prompts, two texts each");
+    // examples
+    write_file(file, "{\"prompt\": \"ab\", \"response\": \" c\"}\n");
+    check(sample({"--prompt", "x", "--examples", file}) == "x" + sample({"--prompt", "ab c\nx"}).substr(6), "cases/an example before a prompt");
+    check(has(sample({"--prompt", "xxxxxxx", "--examples", file, "--model", small}), "warning: --examples " + file + ": the first 1 of 1 do not fit the context beside a prompt and its answer"), "cases/an example that does not fit");
+    write_examples(dir + "/answers.bin", {{65, 66}, {67}, {65}, {68, 69}}, 2, 257);
+    check(run_with({"eval", "--examples", file}, {"--answers", dir + "/answers.bin"}) == "answers right 0 of 2\n", "cases/eval with an example");
+    // one of several texts
+    std::vector<double> means;
+    for (const Json& t : json) {
+        double sum = 0;
+        for (const Json& l : t["logprobs"].items) sum += l.number;
+        means.push_back(sum);
+    }
+    const size_t likely = std::max_element(means.begin(), means.end()) - means.begin();
+    check(sample({"--prompt", "ab", "--best-of", "3"}) == "ab" + json[likely]["response"].string + "\n", "cases/the best of three is the likeliest");
+    const std::string mark = json[1]["response"].string.substr(20, 2);
+    check(sample({"--prompt", "ab", "--vote", "3", "--vote-after", mark}) == "ab" + json[1]["response"].string + "\n", "cases/a vote of the only text with the mark");
+    check(has(sample({"--prompt", "ab", "--vote", "3", "--vote-after", "\\n\\n"}), "warning: --vote-after \\x0a\\x0a: is in no text; the first is taken"), "cases/a vote of no text");
+    for (const char* how : {"--vote", "--best-of"})
+        check(has(run_with({"eval", "--answers", dir + "/answers.bin", "--context", "16"}, {how, "2"}), how[2] == 'v' ? "\nvote of 2: answers right 0 of 2\n" : "\nbest of 2 by log-probability: answers right 0 of 2\n"), "cases/eval %s", how);
+    // penalties
+    std::set<char> letters;
+    for (char l : sample({"--prompt", "ab", "--repetition-penalty", "100"}).substr(2)) letters.insert(l);
+    check(letters.size() == 31, "cases/a penalty on repetition: %zu letters of 30", letters.size() - 1);
+    check(sample({"--prompt", "ab", "--min-p", "1"}) == sample({"--prompt", "ab", "--temperature", "0"}), "cases/--min-p 1 draws the likeliest");
+
+    // a chat through a pipe, and at a terminal
+    write_file(file, "/help\nhi\n/new\nhi");
+    const int keep = dup(0), typed = open(file.c_str(), O_RDONLY);
+    dup2(typed, 0);
+    const std::string talk = run({"chat", "--model", dir, "--tokens", "20", "--temperature", "0"});
+    dup2(keep, 0), close(keep), close(typed), clearerr(stdin);
+    const std::string answers = talk.substr(std::min(talk.size(), strlen(Conversation::HELP)));
+    check(talk.starts_with(Conversation::HELP) && answers.size() == 42 && answers.substr(0, 21) == answers.substr(21) && answers[20] == '\n', "cases/a chat through a pipe, begun anew: %s", json_quote(answers).c_str());
+    const std::vector<std::string> chat = {"chat", "--model", dir, "--tokens", "4000", "--dtype", "fp32"};
+    const auto [screen, ended] = at_terminal(chat, {{"> ", "hi\n"}, {"hi\r\n", ""}, {"", "\x03"}, {"> ", "/new\n"}, {"> ", "/quit\n"}});
+    check(ended == 0 && screen.size() < 4000 && has(screen, "^C") && screen.ends_with("> /quit\r\n"), "cases/Ctrl-C ends an answer and not the chat: exit %d, %zu bytes", ended, screen.size());
+    for (const char* key : {"\x03", "\x04"}) {
+        const auto [shown, code] = at_terminal(chat, {{"> ", key}});
+        check(code == 0 && shown.starts_with("> "), "cases/Ctrl-%c at the prompt ends the chat: exit %d, %s", '@' + *key, code, json_quote(shown).c_str());
+    }
+    fs::remove(dir + "/merges.txt");
+    const std::pair<std::vector<std::string>, const char*> without[] = {{{"chat"}, "chat: needs a tokenizer, to know texts"}, {{"sample", "--stop", "a"}, "--stop: needs a tokenizer, to know texts"},
+        {{"sample", "--examples", file}, "--examples: needs a tokenizer, to know texts"}, {{"sample", "--vote", "2"}, "--vote: needs a tokenizer, to know the end of text"}, {{"sample", "--best-of", "2"}, "--best-of: needs a tokenizer, to know the end of text"}};
+    for (auto& [words, line] : without) check(run_with(words, {}) == std::string("error: ") + line, "cases/%s", line);
+}
+
 int main() {
     fs::remove_all(DIR);
     fs::create_directories(DIR);
-    for (auto section : {kinds, foreign_texts, ids, weights, paths, data, texts, examples, runs})
+    for (auto section : {kinds, foreign_texts, ids, weights, paths, data, texts, examples, runs, talks})
         try {
             section();
         } catch (const std::exception& e) {

@@ -1,9 +1,11 @@
 /* test/test_host.cpp -- the headers of dev/host by themselves, without a model: options, checkpoints of any list of tensors,
-   what a run shows, the machine, models of other programs, the directory of a run. */
+   what a run shows, the machine, models of other programs, the directory of a run, texts and conversations. */
+#include "../dev/host/chat.h"
 #include "../dev/host/checkpoints.h"
 #include "../dev/host/display.h"
 #include "../dev/host/options.h"
 #include "../dev/host/packed.h"
+#include "../dev/host/reports.h"
 #include "../dev/host/shards.h"
 #include "check.h"
 #include <sys/resource.h>
@@ -592,12 +594,174 @@ static void examples() {
     check(read_file(path) == kept, "host/examples/what is refused leaves the old file");
 }
 
+// ---- texts.h ----
+static Text text_of(const std::string& response, double reward = 0) {
+    Text t = {{{1}, 9}};
+    t.response = response, t.reward = reward;
+    return t;
+}
+static void texts() {
+    // Texts of two letters in tokens of up to three, with up to three stops: each ends as a plain search says, and nothing was
+    // certain that then went.
+    Rng rng(5);
+    auto letters = [&](int n) {
+        std::string s;
+        for (int i = 0; i < n; i++) s += rng.below(2) ? 'a' : 'b';
+        return s;
+    };
+    int wrong = 0, stopped = 0, held = 0;
+    for (int run = 0; run < 3000; run++) {
+        Stops stops = {};
+        for (int n = rng.below(4); n > 0; n--) stops.strings.push_back(letters(1 + rng.below(5)));
+        std::string all, response, shown;
+        bool goes_on = true;
+        while (goes_on && all.size() < 20) {
+            const std::string token = letters(rng.below(4));
+            all += token, goes_on = stops.add(response, token);
+            size_t end = all.size();
+            for (auto& stop : stops.strings) end = std::min(end, all.find(stop));
+            bool found = false;
+            for (auto& stop : stops.strings) found = found || all.find(stop) != all.npos;
+            wrong += response != all.substr(0, end) || goes_on == found;
+            const size_t certain = goes_on ? stops.certain(response) : response.size();
+            wrong += certain < shown.size() || response.compare(0, shown.size(), shown) != 0;
+            shown = response.substr(0, certain), held += certain < response.size();
+        }
+        stopped += !goes_on;
+    }
+    check(wrong == 0 && stopped > 1000 && held > 1000, "host/texts/stops: %d of 3000 texts end elsewhere or took back what was certain; %d ended, %d times something was held", wrong, stopped, held);
+    check(Stops{{"<|end|>", "\n\n"}}.certain("one <|e") == 4 && Stops{{"<|end|>", "\n\n"}}.certain("one\n") == 3 && Stops{}.certain("one\n") == 4, "host/texts/what may begin a stop is held back");
+
+    // rows of a text behind what generate() keeps of it; each token but the first is a target once
+    for (int T : {1, 2, 3, 7, 20})
+        for (int n : {1, 2, 3, 7, 8, 9, 20, 21, 50}) {
+            std::vector<int> tokens(n), row;
+            std::iota(tokens.begin(), tokens.end(), 0);
+            bool good = true;
+            int next = 1;
+            for (const Row& r : text_rows(tokens, T))
+                for (size_t t = 0, from = r.x[0]; t < r.y.size(); t++) {
+                    good = good && r.x.size() <= (size_t)T && r.x.size() == r.y.size() && r.x[t] == int(from + t);
+                    if (r.y[t] < 0) continue;
+                    if (next == 1) row = {0};
+                    if ((int)row.size() > T) row.erase(row.begin(), row.end() - std::max(1, T / 2));       // as generate() does
+                    good = good && r.y[t] == next && r.x[0] == row[0] && r.x[t] == next - 1;
+                    row.push_back(next++);
+                }
+            check(good && next == std::max(n, 1), "host/texts/rows of %d tokens, a context of %d", n, T);
+        }
+
+    const std::vector<Text> votes = {text_of("x so 1"), text_of("so 2"), text_of("none"), text_of("so 1 so  2\n"), text_of("so 3 so 1")};
+    check(elected(votes.data(), 5, "so") == 0 && elected(votes.data(), 4, "so") == 1 && elected(&votes[2], 1, "so") == 0 && elected(&votes[1], 2, "so") == 0 && elected(&votes[2], 2, "so") == 1,
+          "host/texts/votes: the last mark, ties to the earlier, none without the mark");
+    const std::vector<Text> whole = {text_of("b"), text_of("a"), text_of("\ta\n"), text_of("b c")};
+    check(elected(whole.data(), 4, "") == 1 && elected(&whole[0], 2, "") == 0, "host/texts/votes of whole texts");
+    const std::vector<Text> rewarded = {text_of("", -2), text_of("", 1), text_of("", 1)};
+    check(best_of(rewarded.data(), 3) == 1 && best_of(rewarded.data(), 1) == 0, "host/texts/the best, of equal ones the first");
+    const Tokenizer bytes = Tokenizer::load("bytes");
+    Text right = text_of(" so 2");
+    right.tokens = bytes.encode(right.response);
+    const std::string so = "so", nowhere = "no";
+    check(!right.is_right(right.tokens, &bytes, nullptr) && right.is_right(bytes.encode("so 2"), &bytes, &so) && !right.is_right(bytes.encode("so 3"), &bytes, &so) && !right.is_right(bytes.encode("so 2"), &bytes, &nowhere),
+          "host/texts/a cut text is not right, its answer may be");
+    const std::vector<int> wanted = right.tokens;
+    right.finish = Finish::STOP;
+    check(right.is_right(wanted, &bytes, nullptr), "host/texts/a stopped text is right");
+    right.finish = Finish::END, right.tokens.push_back(256);
+    check(right.is_right(wanted, &bytes, nullptr) && !right.is_right(bytes.encode(" so"), &bytes, nullptr) && right.said() == wanted && right.row(0).x.size() == 6, "host/texts/an ended text is right");
+
+    Text t = {{{256, 65}, 4, 0, "a\xff\"\n"}};
+    const Stops stops = {{"!"}};
+    t.add(bytes.encode("b")[0], 256, &bytes, stops), t.add(256, 256, &bytes, stops);
+    t.logprobs = {-1, -0.25, -0.5};
+    same("texts/a line of JSON", json_line(t), "{\"prompt\": \"a\xef\xbf\xbd\\\"\\u000a\", \"response\": \"b\", \"finish\": \"end\", \"tokens\": [65, 256], \"logprobs\": [-0.250000, -0.500000], "
+         "\"prompt_tokens\": [256, 65], \"prompt_logprobs\": [null, -1.000000]}\n");
+    const Json back = parse_json(json_line(t), "line");
+    check(back["prompt"].string == "a\xef\xbf\xbd\"\n" && back["logprobs"].items.size() == 2 && !back["prompt_logprobs"].items[0] && std::abs(t.mean_logprob() + 0.375) < 1e-12, "host/texts/it reads back");
+    check(text_of("").mean_logprob() == -INFINITY && show_tokens({5, 6}, nullptr) == "5 6" && (Prompt{{}, 1, 0, "5"}).shown(nullptr) == "5 ", "host/texts/none written, and ids");
+    same("texts/headings", heading(0, 1, 0, 1) + heading(1, 2, 0, 1) + heading(0, 1, 1, 2) + heading(1, 2, 1, 2), "--- prompt 2\n--- sample 2\n--- prompt 2, sample 2\n");
+
+    const std::string file = DIR + "prompts", jsonl = file + ".jsonl";
+    auto read = [&](const std::string& path, const std::string& content) {
+        write_file(path, content);
+        std::string s;
+        for (auto& prompt : read_prompts(path)) s += "[" + prompt + "]";
+        return s;
+    };
+    same("texts/prompts, a line each", read(file, "\xef\xbb\xbfone\r\n\n \ntwo {\n{three"), "[one][two {][{three]");
+    same("texts/prompts that begin like JSON", read(file, "{\n{\"a\": 1}\n{\"prompt\": 3"), "[{][{\"a\": 1}][{\"prompt\": 3]");
+    same("texts/prompts as JSON Lines, by the first", read(file, "\n{\"prompt\": \"a\\nb\", \"id\": 3}\n\n{\"prompt\": \"\"}"), "[a\nb][]");
+    same("texts/prompts as JSON Lines, by the name", read(jsonl, "{\"prompt\": \"a\"}\n"), "[a]");
+    dies("texts/no prompts", "1 " + file + ": holds no prompts", [&] { read(file, "\n\r\n"); });
+    dies("texts/no prompt in a line", "1 " + jsonl + ": line 3: expected an object with a string \"prompt\"", [&] { read(jsonl, "{\"prompt\": \"a\"}\n\n{\"prompt\": 3}\n"); });
+    dies("texts/a line that is no JSON", "1 " + jsonl + ": line 1: byte 0: found byte 0x61, expected a JSON value", [&] { read(jsonl, "a\n"); });
+    write_file(jsonl, "{\"prompt\": \"a\"}"), dies("texts/an example without a response", "1 " + jsonl + ": line 1: expected an object with a string \"response\"", [&] { read_shots(jsonl); });
+    write_file(jsonl, "\n"), dies("texts/no examples", "1 " + jsonl + ": holds no examples", [&] { read_shots(jsonl); });
+
+    write_file(jsonl, "{\"prompt\": \"a\", \"response\": \"bc\"}\n{\"prompt\": \"d\", \"response\": \"e\"}\n");
+    auto prompted = [&](int T, long long most, const std::string& said, bool after_end) {
+        Prompter p = {&bytes, "m", 256, T, 256, most, after_end, {256, 66}};
+        p.take_examples(jsonl);
+        const Prompt made = p.prompt(said);
+        return format("%zu left out: ", p.left_out) + show_tokens(made.tokens, &bytes) + "|" + made.text;
+    };
+    same("texts/examples before a prompt", prompted(100, 4, "x", false), "0 left out: abc\nde\nx|x");
+    same("texts/examples behind an end of text", prompted(13, 4, "x", true), "0 left out: " + std::string(bytes.decode(256)) + "abc\nde\nx|x");
+    same("texts/both just fit", prompted(11, 4, "x", false), "0 left out: abc\nde\nx|x");
+    same("texts/the first is left out", prompted(10, 4, "x", false), "1 left out: de\nx|x");
+    same("texts/both are left out", prompted(6, 4, "xyz", false), "2 left out: xyz|xyz");
+    Prompter none = {nullptr, "m", 9, 3, -1, 4, false, {7, 8}};
+    check(none.prompt("").tokens == std::vector<int>({7, 8}) && none.prompt("").text == "7 8" && none.prompt("1 2").tokens == std::vector<int>({1, 2}) && none.longest == 2, "host/texts/ids, and what an empty prompt is");
+    dies("texts/ids that are none", "2 --prompt 9: m has no tokenizer, so the prompt must be token ids below 9", [&] { none.prompt("9"); });
+    ChoiceScores scores;
+    scores.add(0, 2, 1, -4, 4, 1), scores.add(1, 2, 1, -3, 1, 4), scores.add(0, 2, 1, -1, 1, 1), scores.add(1, 2, 1, -2, 4, 2);
+    same("reports/choices", scores.line(true), "acc 0.5000 (1 of 2), acc_norm 0.5000 (1 of 2), acc_norm a byte 0.5000 (1 of 2)");
+}
+
+// ---- chat.h ----
+static void chats() {
+    const Tokenizer bytes = Tokenizer::load("bytes");
+    Tokenizer formed = Tokenizer::load("bytes");
+    formed.chat_template = "{role}:{content};";
+    auto shown = [&](const Prompt& p) { return show_tokens(p.tokens, &formed) + format(" %lld", p.most); };
+    const std::string end(bytes.decode(256));
+    Conversation plain{bytes, 256, 20, 8}, talk{formed, 256, 60, 9};
+    same("chat/a line as it stands", shown(plain.ask("hi")), end + "hi 8");
+    same("chat/a template", shown(talk.ask("hi")), end + "user:hi;assistant: 9");
+    Text t = {{{256}, 9}};
+    for (int id : bytes.encode("yes.")) t.add(id, 256, &bytes, {{"."}});
+    talk.answered(t);
+    Text ended = {{{256}, 9}};
+    for (int id : std::vector<int>{bytes.encode("n")[0], 256}) ended.add(id, 256, &bytes, {});
+    same("chat/an answer as it was shown", shown(talk.ask("a")), end + "user:hi;assistant:yes" + end + "user:a;assistant: 9");
+    talk.answered(ended);
+    std::string next;
+    const std::string said = output_of([&] { next = shown(talk.ask("b")); }, stderr);
+    same("chat/the oldest turn leaves", next + said, end + "user:a;assistant:n" + end + "user:b;assistant: 9warning: the context is full: the oldest turn is forgotten\n");
+    std::string refused;
+    const std::string told = output_of([&] { refused = shown(talk.ask(std::string(60, 'x'))); }, stderr);
+    check(refused == " 0" && told == "warning: what was said takes 77 tokens, and the context 60: it is not answered\n" && talk.turns.size() == 2, "host/chat/a line that is too long forgets nothing: %s", told.c_str());
+
+    write_file(DIR + "typed", "/help\none\r\n/undo\n/undo\n/nwe\n/etc/x\n/ no\n/undo\nagain\n/new\n/quit\nmore\n");
+    const int kept = dup(0), file = open((DIR + "typed").c_str(), O_RDONLY);
+    dup2(file, 0), close(file);
+    Conversation c{bytes, 256, 20, 8};
+    std::string line, heard;
+    const std::string printed = output_of([&] {
+        while (c.listen(line)) c.ask(line), heard += "[" + line + "]" + std::to_string(c.turns.size());
+    });
+    dup2(kept, 0), close(kept), clearerr(stdin);
+    same("chat/what is said, and what commands do", heard, "[one]1[/etc/x]1[/ no]2[again]2");
+    same("chat/what commands say", printed, std::string(Conversation::HELP) + "there is no turn to forget\n/nwe is no command; /help lists them\n");
+    check(c.turns.empty(), "host/chat/a new conversation");
+}
+
 int main() {
     packing();
     signal(SIGXFSZ, SIG_IGN);
     fs::remove_all(DIR);
     fs::create_directories(DIR);
-    for (auto section : {options, resuming, tensors, checkpoints, display, machine, configs, models, runs, examples})
+    for (auto section : {options, resuming, tensors, checkpoints, display, machine, configs, models, runs, examples, texts, chats})
         if (const std::string error = error_of(section); !error.empty()) check(false, "host: %s", error.c_str());
     return failed > 0;
 }

@@ -249,6 +249,52 @@ static void other_objectives() {
     check(std::abs(sum - readouts()) <= 1e-5, "model, readouts: their values differ by %.1e", std::abs(sum - readouts()));
 }
 
+// A conversation goes on from the cache: its texts are those that a model computes anew, and only new tokens are computed.
+struct Counting : cpu::Model {
+    using cpu::Model::Model;
+    int computed = 0;
+    void extend(const int* x, int B, int t0, int T) { computed += B * T, cpu::Model::extend(x, B, t0, T); }
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token, bool ahead) {
+        computed += B * T, cpu::Model::draw(x, B, t0, T, s, hidden, rng, token, ahead);
+    }
+};
+static void texts_from_the_cache() {
+    Config c;
+    c.L = 2, c.NH = 2, c.C = 16, c.V = 13, c.T = 40;
+    Counting model(c, 1, c.T, false), anew(c, 1, c.T, false);
+    initialize(model, 5), initialize(anew, 5);
+    for (Counting* m : {&model, &anew}) for (size_t i = 0; i < m->layout.slots.size; i++) m->weights.data()[i] += 0.5 * Rng(i, 1).normal();
+    for (bool adjusted : {false, true}) {
+        std::vector<int> held, said;
+        bool same = true, few = true;
+        const std::vector<std::vector<int>> turns = {{5, 1, 2}, {5}, {}, {5, 3, 3, 4}, {5, 1, 2, 3, 4, 6, 7, 8}, {5}, {6, 1}};
+        for (size_t turn = 0; turn < turns.size(); turn++) {
+            const int forget = turn == 5 ? said.size() : turn == 6 ? 2 : 0;      // all of it; the last two tokens
+            said.resize(said.size() - forget);
+            said.insert(said.end(), turns[turn].begin(), turns[turn].end());
+            const int before = model.computed, known = turn == 5 ? 0 : turn == 6 ? said.size() - 2 : held.size();
+            std::vector<int> texts[2];
+            const Adjust none, flat = [](int, float* z) { z[3] = z[4]; };
+            auto into = [&](int k) { return [&texts, k](int, int token) { return texts[k].push_back(token), texts[k].size() < 4; }; };
+            generate(model, Sampling(Options()), turn, {{said, 9}}, -1, nullptr, into(0), adjusted ? flat : none, &held);
+            generate(anew, Sampling(Options()), turn, {{said, 9}}, -1, nullptr, into(1), adjusted ? flat : none);
+            same = same && texts[0] == texts[1] && texts[0].size() == 4;
+            few = few && model.computed - before <= std::max((int)said.size() - known, std::min((int)said.size(), 2)) + 3;
+            said.insert(said.end(), texts[0].begin(), texts[0].end());
+        }
+        check(same, "drawing: a conversation from the cache is the one computed anew%s", adjusted ? ", logits adjusted" : "");
+        check(few, "drawing: only its new tokens are computed%s", adjusted ? ", logits adjusted" : "");
+    }
+    // a hook that changes nothing changes no text, and what it makes unlikely is not drawn
+    std::vector<int> texts[3], rows;
+    const std::vector<Prompt> prompts = {{{5, 1, 2}, 60, 0}};
+    for (int k = 0; k < 3; k++)
+        generate(anew, Sampling(Options()), 3, prompts, -1, nullptr, [&](int, int token) { return texts[k].push_back(token), true; },
+                 k == 0 ? Adjust() : [&, k](int i, float* z) { rows.push_back(i), z[texts[0][0]] = k == 2 ? NEVER : z[texts[0][0]]; });
+    check(texts[0] == texts[1] && rows == std::vector<int>(120, 0), "drawing: logits that stay as they are draw the same text");
+    check(std::count(texts[2].begin(), texts[2].end(), texts[0][0]) == 0 && texts[2].size() == 60, "drawing: a token that is masked is not drawn");
+}
+
 // Prompts of several lengths, each answered alone, or side by side; one text is longer than the context.
 static void texts_side_by_side() {
     Config c;
@@ -364,6 +410,7 @@ static int drawn(const std::vector<float>& z, const Options& o, uint64_t random)
         while (sum(n) < least) n++;
         tokens.resize(n);
     }
+    while (o.min_p > 0 && maximum - z[tokens.back().first] > -std::log(o.min_p) * o.temperature) tokens.pop_back();
     std::sort(tokens.begin(), tokens.end());
     const exact place = sum(tokens.size()) * random >> 64;
     size_t n = 1;
@@ -387,9 +434,9 @@ static void drawing() {
     int wrong = 0, draws = 0;
     for (int V : {1, 2, 3, 50, 201})
         for (double temperature : {0.0, 1e-9, 0.3, 1.0, 1000.0}) for (int top_k : {0, 1, 2, 40, V}) for (double top_p : {1e-6, 0.3, 0.9, 0.999999, 1.0})
-            for (int equal = 0; equal < 3; equal++) {               // none; many, 0 and -0 among them; all
+            for (double min_p : {0.0, 0.3, 1.0}) for (int equal = 0; equal < 3; equal++) {               // none; many, 0 and -0 among them; all
                 Options o;
-                o.temperature = temperature, o.top_k = top_k, o.top_p = top_p;
+                o.temperature = temperature, o.top_k = top_k, o.top_p = top_p, o.min_p = min_p;
                 std::vector<float> z(V);
                 for (float& f : z) f = equal == 2 ? 3 : equal ? std::round(rng.normal()) * (rng.below(2) ? 1.0f : -1.0f) : 3 * rng.normal();
                 Rng one(V, ++draws), other = one;
@@ -410,6 +457,9 @@ static void drawing() {
         p[v] /= all;
         keep_worst(worst, std::abs(count[v] - n * p[v]) / std::sqrt(n * p[v] * (1 - p[v]) + 1e-9));
     }
+    std::vector<float> less = {1, -2, 0.5f, 3, 2};
+    cpu::penalize(less.data(), {1, 3, 1, 3, 3}, 2);
+    check(less == std::vector<float>({1, -4, 0.5f, 1.5f, 2}), "drawing: tokens of a text are made less likely, each once");
     check(worst <= 5, "drawing: %d tokens are as frequent as they should be: off by %.1f standard deviations", n, worst);
 }
 
@@ -424,6 +474,7 @@ int main() {
     cpu::most_logits = most;
     other_objectives();
     texts_side_by_side();
+    texts_from_the_cache();
     drawing();
     promises();
     return failed > 0;

@@ -97,6 +97,25 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"sample --top-p 0", "--top-p 0: must lie in 0.000001..1"},
     {"sample --top-p 1.01", "--top-p 1.01: must lie in 0.000001..1"},
     {"sample --tokens 0", "--tokens 0: must lie in 1..1000000000"},
+    {"sample --model m --prompts a --prompt-file b", "--prompts: give --prompt-file or --prompts, not both"},
+    {"sample --model m --best-of 2 --samples 2", "--best-of: give --samples or --best-of, not both"},
+    {"sample --model m --best-of 2 --vote 2", "--vote: give --best-of or --vote, not both"},
+    {"sample --model m --vote-after x", "--vote-after: is for --vote"},
+    {"sample --model m --vote 2 --vote-after \\x", "--vote-after \"\\\\x\": after \\ expected n, t, r or another \\"},
+    {"sample --model m --stop a --stop b\\", "--stop \"b\\\\\": after \\ expected n, t, r or another \\"},
+    {"sample --model m --reward r", "--reward: is for --best-of"},
+    {"eval --model m --val a --reward r", "--reward: is for --best-of"},
+    {"eval --model m --val a --best-of 2", "--best-of: is for --answers"},
+    {"eval --model m --choices a --vote 2", "--vote: is for --answers"},
+    {"eval --model m --val a --examples e", "--examples: is for --answers"},
+    {"sample --stop=", "--stop: needs a value"},
+    {"sample --vote 1", "--vote 1: must lie in 2..4096"},
+    {"sample --format json", "--format json: must be one of text|jsonl"},
+    {"sample --min-p 1.1", "--min-p 1.1: must lie in 0..1"},
+    {"sample --repetition-penalty 0", "--repetition-penalty 0: must lie in 0.01..100"},
+    {"chat --format jsonl", "--format: not an option of chat"},
+    {"chat --vote 2", "--vote: not an option of chat"},
+    {"train --stop a", "--stop: not an option of train"},
     {"sample --samples 0", "--samples 0: must lie in 1..4096"},
     // wrong only together, or only for this data; TRAIN is a shard of 100 tokens below 50
     {"train --train TRAIN --out OUT --init custom", "--init custom: give --layers, --heads and --channels"},
@@ -136,6 +155,8 @@ int main() {
     check(o.train == "a b" && o.lr == 3e-4 && o.min_lr == 0 && o.resume && o.steps == 5 && o.beta2 == 0.95, "options/right ones are taken");
     o = parse_options({"sample", "--model", "m", "--prompt", "", "--top-k", "3"});
     check(o.verb == "sample" && o.has("prompt") && o.top_k == 3, "options/an empty prompt is a prompt");
+    o = parse_options({"sample", "--model", "m", "--stop", "\\n\\n", "--stop=</s>", "--vote", "3", "--vote-after", "\\tso"});
+    check(o.stop == text_list({"\n\n", "</s>"}) && o.vote_after == "\tso", "options/stop strings, with escapes");
     o = parse_options({"train", "--train=a", "--out", "x", "--min_lr=0.25", "--tokens_per_step", "64"});
     check(o.min_lr == 0.25 && o.tokens_per_step == 64, "options/underscores are dashes");
     // what is printed at the start, read by a shell and again by the program

@@ -18,23 +18,25 @@ struct Conversation {
         "/quit (or Ctrl-D) end; so does Ctrl-C, which ends an answer while there is one\n"
         "/help             this list\n";
 
+    static void leave(int) {                 // by Ctrl-C at the prompt
+        if (write(STDOUT_FILENO, "\n", 1)) {}
+        _exit(0);
+    }
     // The next line said; false at the end. A line of a single word that begins with / is a command, and is done here.
     bool listen(std::string& line) {
-        if (terminal) {                      // Ctrl-C is told of in stop_signal, and ends the wait for a line
-            struct sigaction act = {};
-            act.sa_handler = on_signal, sigaction(SIGINT, &act, nullptr);
-        }
+        if (terminal) signal(SIGINT, leave);
         for (;;) {
-            stop_signal = 0, line.clear();
             if (terminal) printf("> "), fflush(stdout);
+            line.clear();
             int c;
             while ((c = getchar()) != EOF && c != '\n') line += (char)c;
             if (line.ends_with('\r')) line.pop_back();
             const bool command = line.size() > 1 && line[0] == '/' && line.find_first_not_of("abcdefghijklmnopqrstuvwxyz", 1) == line.npos;
-            if (stop_signal || line == "/quit" || (c == EOF && line.empty())) {
+            if (line == "/quit" || (c == EOF && line.empty())) {
                 if (terminal && line.empty()) printf("\n");
                 return false;
             }
+            if (!command && terminal) stop_signal = 0, signal(SIGINT, on_signal);        // of an answer, that it is to end
             if (!command) return true;
             if (line == "/help") printf("%s", HELP);
             else if (line == "/new" || line == "/reset") turns.clear();

@@ -28,7 +28,7 @@ using Adjust = std::function<void(int, float*)>;             // of a prompt's nu
 
 // Strings before whose first occurrence a text ends.
 struct Stops {
-    const std::vector<std::string> strings;
+    std::vector<std::string> strings;
 
     // Adds a token's bytes; false if the text ends in them. Of a string that it has held already it would have ended.
     bool add(std::string& text, std::string_view bytes) const {
