@@ -1042,10 +1042,10 @@ static void talks() {
         c.T = T;
         auto model = std::make_unique<cpu::Model>(c, 1, 16, false);
         initialize(*model, 5);
-        auto w = model->layout.at(model->weights.data(), 0);
-        for (int k = 0; k < c.C; k++) w.lnf_b[k] = k % 2 ? -1 : 1, w.wte[256 * c.C + k] = -30 * w.lnf_b[k];
+        auto w = model->weights_of(0);
+        for (int k = 0; k < c.C; k++) w.lnf.b[k] = k % 2 ? -1 : 1, w.wte[256 * c.C + k] = -30 * w.lnf.b[k];
         for (int v = 0; v < 256; v++)                                    // 50 letters, as GPT-2 orders bytes
-            for (int k = 0; k < c.C; k++) w.wte[v * c.C + k] = (v >= 32 && v < 82 ? 1 : -30) * w.lnf_b[k] * 0.3f + 10 * w.wte[v * c.C + k];
+            for (int k = 0; k < c.C; k++) w.wte[v * c.C + k] = (v >= 32 && v < 82 ? 1 : -30) * w.lnf.b[k] * 0.3f + 10 * w.wte[v * c.C + k];
         write_file(dir + "/model.safetensors", safetensors(pieces_of(*model))), write_file(dir + "/config.json", config_json(c, 256));
         write_file(dir + "/merges.txt", "#version: 0.2\n");
         return model;
