@@ -42,6 +42,9 @@ twice() {                                    # RUN STAGE OPTIONS...
     esac
 }
 twice reward reward $reward
+constrained() { $program sample --model $dir/reward --prompt '1?2=' --pattern '[0-4]{3}|[x-z]+ ' --samples 9 --tokens 40 --format jsonl > $dir/texts && [ "$(grep -cE '"response": "([0-4]{3}|[x-z]+ )", "finish": "end"' $dir/texts)" = 9 ]; }
+expect "texts match a pattern, and end with it" constrained
+refused "a pattern that is none" 2 "--pattern: character 1, '(a': a ( that no ) closes" $program sample --model $dir/reward --pattern '(a'
 case $program in *emulated*)
     same() { for f in adapter_model optimizer; do cmp $dir/$1/step_0000000$3/$f.safetensors $dir/$2/step_0000000$3/$f.safetensors || return; done; }
     twice lora rl $rl $group --train $data/sft.bin --lora-rank 4 --base-dtype nf4
