@@ -30,7 +30,8 @@ def network(c, w, x):
     C, H, seen = c["n_embd"], c["n_head"], {}
     visible = torch.ones(T, T).tril().bool()
     norm = lambda name, x: layer_norm(x, (C,), w[name + ".weight"], w[name + ".bias"], c.get("layer_norm_epsilon", 1e-5))
-    linear = lambda name, x: x @ w[name + ".weight"] + w.get(name + ".bias", 0)
+    adapter = lambda name, x: c["lora_scale"] * (x @ w[name + ".lora_A"]) @ w[name + ".lora_B"] if name + ".lora_A" in w else 0
+    linear = lambda name, x: x @ w[name + ".weight"] + w.get(name + ".bias", 0) + adapter(name, x)
     gelu = lambda x: x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     heads = lambda x: x.view(B, T, H, C // H).transpose(1, 2)
     s = seen["act.embed"] = w["transformer.wte.weight"][x] + w["transformer.wpe.weight"][:T]
@@ -102,10 +103,15 @@ def compute(case, old):
     x, y = torch.tensor(batch["inputs"]), torch.tensor(batch.get("targets", [-1]))
     counted = torch.tensor(batch["weights"], dtype=torch.float64)[y >= 0].sum() if kind["type"] == "lm" else (y >= 0).sum()
     denominator = float(len(x) // 2 if kind["type"] == "reward" else counted)
-    start, m, v = ({n: f(p.detach()) for n, p in w.items()} for f in (torch.clone, torch.zeros_like, torch.zeros_like))
     now = {"param_count": sum(p.numel() for p in w.values()), "denominator": denominator}
     now |= {key: [] for key in ("losses", "grad_norms", "clip_coefs", "lrs")}
-    tensors = {}
+    tensors, trained = {}, w
+    if lora := training.get("lora"):
+        trained, c["lora_scale"] = {n: p.double().requires_grad_() for n, p in load_file(case + "/lora.safetensors").items()}, lora["alpha"] / lora["r"]
+        w, now["trainable_count"] = w | trained, sum(p.numel() for p in trained.values())
+        qkv = "transformer.h.0.attn.c_attn"
+        tensors["merged." + qkv + ".weight"] = (w[qkv + ".weight"] + c["lora_scale"] * w[qkv + ".lora_A"] @ w[qkv + ".lora_B"]).detach()
+    start, m, v = ({n: f(p.detach()) for n, p in trained.items()} for f in (torch.clone, torch.zeros_like, torch.zeros_like))
     for it in range(training["steps"] + 1):
         logits, seen = network(c, w, x)
         loss, more = loss_of(kind, batch, logits, denominator)
@@ -114,21 +120,21 @@ def compute(case, old):
             tensors |= {"logits": logits.detach()} | {n: s.detach() for n, s in (seen | more).items()}
         if it == training["steps"]:
             break
-        grads = dict(zip(w, torch.autograd.grad(loss, list(w.values()))))
+        grads = dict(zip(trained, torch.autograd.grad(loss, list(trained.values()))))
         norm = math.sqrt(sum((g * g).sum().item() for g in grads.values()))
         scale, lr = min(1, clip / (norm + 1e-6)) if clip else 1, lr_at(training["schedule"], it)
         now["grad_norms"].append(norm), now["clip_coefs"].append(scale), now["lrs"].append(lr)
         if it == 0:
             tensors |= {"grad." + n: g for n, g in grads.items()}
         with torch.no_grad():
-            for n, p in w.items():
+            for n, p in trained.items():
                 g = grads[n] * scale
                 m[n] += (1 - o["beta1"]) * (g - m[n])
                 v[n] += (1 - o["beta2"]) * (g * g - v[n])
                 mhat, vhat = m[n] / (1 - o["beta1"] ** (it + 1)), v[n] / (1 - o["beta2"] ** (it + 1))
                 p.mul_(1 - lr * o["weight_decay"] * (p.dim() == 2)).sub_(lr * mhat / (vhat.sqrt() + o["eps"]))
         if f"step{it + 1}" in old["tensors"]:
-            tensors |= {f"step{it + 1}.{n}": p.detach().clone() for n, p in w.items()}
+            tensors |= {f"step{it + 1}.{n}": p.detach().clone() for n, p in trained.items()}
     return now, tensors, {n: p.float() for n, p in start.items()} if drawn else None, start
 
 

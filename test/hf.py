@@ -6,7 +6,7 @@ biases and layernorms too, since those that begin as 0 or 1 would not show a wro
 `make test`. Nothing is downloaded here."""
 import json, os, random, shutil, subprocess, sys, unicodedata, warnings
 import numpy as np
-import datasets, tiktoken, torch, transformers, trl
+import datasets, peft, tiktoken, torch, transformers, trl
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Tokenizer
 
@@ -197,6 +197,33 @@ def sampling():
                 z = torch.log_softmax(model(torch.tensor([row])).logits[0, -1], -1)
             errors.append(abs(z[ids[i]].item() - logprobs[i]))
     check(len(errors) == 3 * 78 and all(e <= 1e-4 for e in errors), "transformers' log-probabilities", f"differ by {max(errors):.1e}")
+
+
+def adapters():
+    """An adapter of ours in PEFT, and one of PEFT's in ours, each beside its model and merged into it."""
+    base, shard = DIR + "/adapted", DIR + "/adapted.bin"
+    random_model().save_pretrained(base)
+    write_shard(shard, np.random.default_rng(2).integers(0, 97, 500))
+    model = lambda: GPT2LMHeadModel.from_pretrained(base).eval()
+    run("./train_gpt", "train", "--train", shard, "--init", base, "--lora-rank", 3, "--lora-targets", "qkv,fcproj", "--steps", 6, "--lr", 3e-2,
+        "--context", 24, "--sample-every", 0, "--out", DIR + "/adapter")
+    ours = peft.PeftModel.from_pretrained(model(), DIR + "/adapter/step_00000006").eval()
+    run("./train_gpt", "merge", "--model", DIR + "/adapter", "--out", DIR + "/merged")
+    same_logits("adapter of ours in PEFT", DIR + "/merged", ours)
+    x = torch.arange(24)[None]
+    with torch.no_grad():
+        moved = (ours(x).logits - model()(x).logits).abs().max().item()
+    check(moved > 0.05, "adapter of ours in PEFT: it changes the model", f"logits by {moved:.2f}")
+    torch.manual_seed(3)
+    theirs = peft.get_peft_model(model(), peft.LoraConfig(r=4, lora_alpha=6, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)).eval()
+    for name, p in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    theirs.save_pretrained(DIR + "/peft")
+    for name, words in {"named beside it": ["--model", base, "--adapter", DIR + "/peft"], "found by it": ["--model", DIR + "/peft"]}.items():
+        shutil.rmtree(DIR + "/merged")
+        run("./train_gpt", "merge", *words, "--out", DIR + "/merged")
+        same_logits(f"adapter of PEFT in ours, its model {name}", DIR + "/merged", theirs)
 
 
 def llmc_in_ours():
@@ -527,6 +554,7 @@ for variant in (("head size 12", 3, 36, 1, 1), ("no bias", 3, 36, 0, 1), ("untie
     guarded(f"ours in HF, {variant[0]}", lambda: ours_in_hf(*variant))
 guarded("HF in ours", hf_in_ours)
 guarded("sampling", sampling)
+guarded("adapters", adapters)
 guarded("llm.c in ours", llmc_in_ours)
 guarded("training", training_step)
 guarded("tokenizers", all_tokenizers)
