@@ -186,7 +186,7 @@ inline std::string machine_name() {
     return "CPU";
 }
 inline double bandwidth(Memory memory) {     // bytes/s
-    static Buffer numbers(32 << 20);         // 128 MiB
+    static Buffer<real> numbers(32 << 20);         // 128 MiB
     static volatile real sink;
     const double start = seconds();
     real *p = numbers.data(), sum = 0;
