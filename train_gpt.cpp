@@ -2034,7 +2034,7 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
     if (tokenizer && tokenizer->vocab() > c.V)
         die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
     o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
-    if (o.lora_rank == 0 && o.base_dtype != DTYPE) die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
+    if (o.lora_rank == 0 && o.has("base_dtype") && o.base_dtype != DTYPE) die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
     if (o.lora_rank == 0) return c;
     c.form = form_of(o.base_dtype);
     if (!file) die_usage("--lora-rank: needs --init, a model to adapt");

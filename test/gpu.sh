@@ -38,9 +38,9 @@ expect "a sample of two texts" $gpu sample --model $dir/whole --prompt "5 7 9" -
 case $gpu in *emulated*) export EMU_STATS=1 ;; esac
 expect "all tensors agree with the CPU's" $gpu --check
 case $gpu in *emulated*)
-    plain="12 backward_plain false;12 backward_plain true"
-    tiles="$plain;4 backward_tiles 128;4 backward_tiles 128;8 backward_tiles 64;8 backward_tiles 64;9 forward_tiles 128;18 forward_tiles 64"
-    attention_was "$plain;4 backward_wgmma 128;8 backward_wgmma 64;9 forward_wgmma 128;18 forward_wgmma 64"
+    plain="20 backward_plain false;20 backward_plain true"
+    tiles="$plain;4 backward_tiles 128;4 backward_tiles 128;12 backward_tiles 64;12 backward_tiles 64;9 forward_tiles 128;27 forward_tiles 64"
+    attention_was "$plain;4 backward_wgmma 128;12 backward_wgmma 64;9 forward_wgmma 128;27 forward_wgmma 64"
     expect "all tensors agree with the CPU's on an RTX 4090" env EMU_CAPABILITY=89 $gpu --check
     attention_was "$tiles"
     expect "all tensors agree with the CPU's in fp32" ${gpu}_fp32 --check

@@ -4,12 +4,12 @@
 #include "check.h"
 
 static const struct { const char *words, *line; } WRONG[] = {
-    {"fly", "fly: unknown verb; expected train, sample, chat, eval or graph"},
-    {"Train", "Train: unknown verb; expected train, sample, chat, eval or graph"},
-    {"-x", "-x: unknown verb; expected train, sample, chat, eval or graph"},
+    {"fly", "fly: unknown verb; expected train, sample, chat, eval, graph or merge"},
+    {"Train", "Train: unknown verb; expected train, sample, chat, eval, graph or merge"},
+    {"-x", "-x: unknown verb; expected train, sample, chat, eval, graph or merge"},
     {"train --out OUT", "train: --train is missing: token shards to train on; --resume goes on with a run"},
-    {"train --train a.bin", "train: --out is missing: directory of the run: log.jsonl and checkpoints"},
-    {"--resume", "train: --out is missing: directory of the run: log.jsonl and checkpoints"},
+    {"train --train a.bin", "train: --out is missing: directory of the run: log.jsonl and checkpoints; merge: of the model"},
+    {"--resume", "train: --out is missing: directory of the run: log.jsonl and checkpoints; merge: of the model"},
     {"sample", "sample: --model is missing: a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin"},
     {"eval --val a.bin", "eval: --model is missing: a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin"},
     {"eval --model m", "eval: give --val, --choices or --answers"},
