@@ -124,8 +124,8 @@
     X(number,  temperature,     1,            "0..1000",                      "sec",      "0 takes the likeliest token") \
     X(integer, top_k,           0,            "0..16777216",                  "sec",      "choose among the k likeliest; 0 = all") \
     X(number,  top_p,           1,            "0.000001..1",                  "sec",      "choose among the fewest tokens with this probability") \
-    X(text,    pattern,         "",           "",                             "sec",      "regular expression that a text matches as a whole: tokens that no match goes on with are never drawn [none]") \
-    X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens with at least this share of the likeliest one's probability")
+    X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens with at least this share of the likeliest one's probability") \
+    X(text,    pattern,         "",           "",                             "sec",      "regular expression that a text matches as a whole: tokens that no match goes on with are never drawn [none]")
 
 struct Options {
     std::string verb;
@@ -271,8 +271,7 @@ struct Tensor {
     bool adapter() const { return name.find(".lora_") < name.size(); }
 };
 
-// Pointers to the tensors of one layer, and to those that exist once, in an arena of weights or of their gradients.
-// A matrix of weights, which may be kept in fewer bits, is a Place: p, or what it is packed in.
+// Where a matrix of weights is: at p, or packed in fewer bits (dev/host/packed.h).
 template <typename T> struct Place {
     T* p;
     const uint8_t* packed;
@@ -281,17 +280,17 @@ template <typename T> struct Place {
     operator T*() const { return p; }
 };
 template <typename T> struct Norm { T *w, *b; };
-template <typename T, typename M> struct Linear {
+template <typename T, typename M = T*> struct Linear {
     M w;
     T *b, *A, *B;
 };
+// Pointers to the tensors of one layer, and to those that exist once, in an arena of weights or of their gradients.
 template <typename T, typename M = T*> struct Weights {
     M wte, wpe, head_w;
     Norm<T> ln1, ln2, lnf;
     Linear<T, M> qkv, proj, fc, fcproj;
 };
 template <typename T> using Layer = Linear<T, Place<T>>;
-template <typename T> using LayerGradient = Linear<T, T*>;
 
 // The rows of TENSORS for a model; %d in a name stands for the layer.
 inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c) {
@@ -316,7 +315,7 @@ struct Layout {
 
     // The tables of the vocabulary get room for rows up to a multiple of `tile`; what is there beyond V stays zero.
     // native: what arenas hold is bfloat16 already, so that it need not be packed.
-    explicit Layout(Config c, int tile = 1, bool native = false)
+    explicit Layout(const Config& c, int tile = 1, bool native = false)
         : slots(arrays(c, tile, native, false), c.L), packed(arrays(c, tile, native, true), c.L) {
         for (auto& [per, t] : tensor_rows(c)) {
             const size_t k = present.size();
@@ -601,6 +600,7 @@ template <typename E = real> struct Matrix { // element (i,j) is p[i * row + j *
     void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + (i * row + j * col) * sizeof(E))); }
 };
 template <typename E> Matrix(E*, long, long) -> Matrix<std::remove_const_t<E>>;            // dev/host/packed.h has packed ones
+
 // The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
     real* c;
@@ -646,7 +646,7 @@ void linear_backward(real* dx, real* dw, const real* dout, const real* x, Matrix
 /* lora -- what an adapter of rank R adds to a Linear layer whose w is frozen
    math     out += u B,   u = scale x A
    shapes   x (N,C)   A (C,R)   B (R,OC)   out (N,OC)   u (N,R)
-   cost     2 N R (C + OC) FLOPs; backward three times that, since it computes u again
+   cost     2 N R (C + OC) FLOPs; backward three times that at most, since it computes u again
    source   Hu et al. 2021, arXiv:2106.09685, eq. 3 */
 inline void lora_down(real* u, const real* x, Matrix<> a, double scale, int N, int C, int R) {
     gemm({u, R}, {x, C, 1}, a, N, R, C);
@@ -657,7 +657,7 @@ inline void lora_forward(real* out, real* u, const real* x, const Layer<real>& w
     gemm({out, OC, out}, {u, R, 1}, {w.B, OC, 1}, N, OC, R);
 }
 // du = scale dout B^T;   dx += du A^T,   dA += x^T du,   dB += u^T dout
-inline void lora_backward(real* dx, const LayerGradient<real>& g, real* u, real* du, const real* dout, const real* x,
+inline void lora_backward(real* dx, const Linear<real>& g, real* u, real* du, const real* dout, const real* x,
                           const Layer<real>& w, double scale, int N, int C, int OC, int R) {
     lora_down(u, x, {w.A, R, 1}, scale, N, C, R);
     lora_down(du, dout, {w.B, 1, OC}, scale, N, OC, R);
@@ -976,6 +976,17 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
     int v = 0;
     while (left >= weight[v]) left -= weight[v++];
     return v;
+}
+
+// A token for each of B rows of logits (B,V), none of those hidden; adjust(b, row) may change a row before.
+template <typename F>
+void pick_rows(int* token, float* logits, int B, int V, const Sampling& s, const std::vector<int>& hidden, Rng* rng, F adjust) {
+    for (int b = 0; b < B; b++) {
+        float* const row = logits + (size_t)b * V;
+        adjust(b, row);
+        for (int v : hidden) row[v] = NEVER;
+        token[b] = pick(row, V, s, rng[b]);
+    }
 }
 
 /* penalize -- makes tokens that stand in a text already less likely, each once
@@ -1508,8 +1519,7 @@ struct Model {
     void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token, bool) {
         std::vector<float> z((size_t)B * c.V);
         extend(x, B, t0, T), logits(T - 1, T, B, z.data());
-        for (int b = 0; b < B; b++) for (int v : hidden) z[(size_t)b * c.V + v] = NEVER;
-        for (int b = 0; b < B; b++) token[b] = pick(&z[(size_t)b * c.V], c.V, s, rng[b]);
+        pick_rows(token, z.data(), B, c.V, s, hidden, rng, [](int, float*) {});
     }
 
     void update(const AdamW& o, double clip, integer step) {
@@ -1576,7 +1586,7 @@ struct Model {
         if (layer.A) lora_forward(to, activations(0).lora, x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(real* dx, const LayerGradient<real>& g, const real* dout, const real* x, const Layer<real>& layer, int N,
+    void linear_backward(real* dx, const Linear<real>& g, const real* dout, const real* x, const Layer<real>& layer, int N,
                          int C, int OC) {
         with_matrix(layer.w, OC, [&]<typename P>(auto w) { cpu::linear_backward<P>(dx, g.w, dout, x, w, N, C, OC); });
         real *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;
@@ -1816,20 +1826,6 @@ struct HeldOut {
     }
 };
 
-// As model.draw(), from logits (V) of row b that adjust(b, z) has changed.
-template <typename Model, typename F>
-void draw_adjusted(Model& model, const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng,
-                   int* token, F adjust) {
-    std::vector<float> z((size_t)B * model.c.V);
-    model.extend(x, B, t0, T), model.logits(T - 1, T, B, z.data());
-    for (int b = 0; b < B; b++) {
-        float* const z_b = &z[(size_t)b * model.c.V];
-        adjust(b, z_b);
-        for (int v : hidden) z_b[v] = NEVER;
-        token[b] = cpu::pick(z_b, model.c.V, s, rng[b]);
-    }
-}
-
 /* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn, and says
    whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. When the
    context is full, its later half is the new prompt. Prefill covers the length of a batch's shortest prompt; longer
@@ -1869,8 +1865,12 @@ void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + past, row.end());
             if (!adjust) model.draw(x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(), at >= longest);
-            else draw_adjusted(model, x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(),
-                               [&](int b, float* z) { if (at >= prompts[number[b]].tokens.size() && left[b] > 0) adjust(number[b], z); });
+            else {                                                           // as draw() would, but for what is adjusted
+                std::vector<float> logits((size_t)B * model.c.V);
+                model.extend(x.data(), B, past, length - past), model.logits(length - past - 1, length - past, B, logits.data());
+                cpu::pick_rows(tokens.data(), logits.data(), B, model.c.V, sampling, hidden, rng.data(),
+                    [&](int b, float* z) { if (at >= prompts[number[b]].tokens.size() && left[b] > 0) adjust(number[b], z); });
+            }
             for (int b = 0; b < B; b++) {
                 const Prompt& p = prompts[number[b]];
                 if (at < p.tokens.size()) tokens[b] = p.tokens[at], rng[b] = Rng(seed, p.stream + 1);
@@ -1886,11 +1886,10 @@ void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::
 // Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on. --stop ends it, too.
 template <typename Model, typename Shown>
 std::vector<Text> draw_texts(Model& model, const Options& o, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
-                             const Tokenizer* tokenizer, Shown shown, std::vector<int>* held = nullptr) {
+                             const Tokenizer* tokenizer, Guide* guide, Shown shown, std::vector<int>* held = nullptr) {
     const Stops stops = {o.stop};
     std::vector<Text> texts;
     for (const Prompt& p : prompts) texts.push_back({p});
-    Guide* const guide = o.pattern.empty() ? nullptr : &guide_for(o.pattern, *tokenizer, model.c.V);
     std::vector<int> states(prompts.size(), guide ? guide->start() : 0);     // of the pattern's automaton
     auto emit = [&](int i, int token) {
         if (guide && token != eot) states[i] = guide->advance(states[i], token);
@@ -1930,13 +1929,13 @@ template <typename Model, typename Drawn> void reward_answers(Model& rewarder, s
 inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vote ? o.vote : o.samples; }
 template <typename Model, typename Shown, typename Each>
 void draw_groups(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot,
-                 const Tokenizer* tokenizer, Shown shown, Each each) {
+                 const Tokenizer* tokenizer, Guide* guide, Shown shown, Each each) {
     const size_t n = texts_each(o), at_once = std::max<size_t>(1, 64 / n);
     for (size_t first = 0; first < prompts.size(); first += at_once) {
         std::vector<Prompt> some;
         for (size_t i = first * n; i < std::min(first + at_once, prompts.size()) * n; i++)
             some.push_back(prompts[i / n]), some.back().stream = i;
-        std::vector<Text> texts = draw_texts(model, o, o.seed, some, eot, tokenizer, shown);
+        std::vector<Text> texts = draw_texts(model, o, o.seed, some, eot, tokenizer, guide, shown);
         if (o.format == "jsonl" || (o.best_of && !rewarder)) score_texts(model, texts);
         if (rewarder) reward_answers(*rewarder, texts, eot);
         else if (o.best_of) for (Text& t : texts) t.reward = t.mean_logprob();
@@ -1951,14 +1950,15 @@ template <typename Model>
 std::vector<std::string> sample_texts(Model& model, const Options& o, const std::vector<int>& prompt, int eot,
                                       const Tokenizer* tokenizer) {
     std::vector<std::string> texts;
-    draw_groups(model, (Model*)nullptr, o, {{prompt, o.tokens}}, eot, tokenizer, [](auto...) { return true; }, [&](size_t, const Text* t, size_t n) {
+    draw_groups(model, (Model*)nullptr, o, {{prompt, o.tokens}}, eot, tokenizer, nullptr, [](auto...) { return true; }, [&](size_t, const Text* t, size_t n) {
         for (size_t i = 0; i < n; i++) texts.push_back(t[i].response);
     });
     return texts;
 }
 
 template <typename Model>
-void sample(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot, const Tokenizer* tokenizer) {
+void sample(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot, const Tokenizer* tokenizer,
+            Guide* guide) {
     const bool json = o.format == "jsonl", grows = !json && prompts.size() == 1 && texts_each(o) == 1;
     size_t shown = 0;
     if (grows) write_out(prompts[0].shown(tokenizer));
@@ -1966,7 +1966,7 @@ void sample(Model& model, Model* rewarder, const Options& o, const std::vector<P
         if (grows) t.show(shown);
         return true;
     };
-    draw_groups(model, rewarder, o, prompts, eot, tokenizer, show, [&](size_t k, const Text* t, size_t n) {
+    draw_groups(model, rewarder, o, prompts, eot, tokenizer, guide, show, [&](size_t k, const Text* t, size_t n) {
         for (size_t i = 0; i < n; i++)
             write_out(json ? json_line(t[i]) : grows ? "\n" : heading(k, prompts.size(), i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
         if (o.vote && !answer_in(t->response, o.vote_after)) warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
@@ -1988,7 +1988,7 @@ void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, integer
     });
 }
 // A conversation; dev/host/chat.h says what it is made of.
-template <typename Model> void chat(Model& model, const Options& o, int eot, const Tokenizer& tokenizer) {
+template <typename Model> void chat(Model& model, const Options& o, int eot, const Tokenizer& tokenizer, Guide* guide) {
     Conversation talk{tokenizer, eot, model.max_T, o.tokens};
     std::vector<int> held;
     std::string line;
@@ -1996,7 +1996,7 @@ template <typename Model> void chat(Model& model, const Options& o, int eot, con
         const Prompt p = talk.ask(line);
         if (p.most == 0) continue;
         size_t shown = 0;
-        talk.answered(draw_texts(model, o, o.seed + n, {p}, eot, &tokenizer, [&](int, const Text& t) {
+        talk.answered(draw_texts(model, o, o.seed + n, {p}, eot, &tokenizer, guide, [&](int, const Text& t) {
             t.show(shown);
             return !stop_signal;
         }, &held)[0]);
@@ -2556,13 +2556,13 @@ template <typename Model> void run_verb(Options o) {
     const std::unique_ptr<Model> loaded = file->load<Model>(B, T, o.dtype == "bf16");
     Model& model = *loaded;
     file.reset();
-    std::unique_ptr<Model> rewarder;
-    if (o.has("reward")) rewarder = Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16");
+    const auto rewarder = o.has("reward") ? Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16") : nullptr;
     if (o.verb == "graph")                                                  // the Markov chain that it is when its context is full
         print_chain(c.V, T, [&](const std::vector<int>& context, std::vector<float>& logits) {
             model.extend(context.data(), 1, 0, T), model.logits(T - 1, 1, 1, logits.data());
         });
-    if (o.verb == "chat") chat(model, o, eot, *tokenizer);
+    const auto guide = o.has("pattern") ? std::make_unique<Guide>(o.pattern, vocabulary_of(*tokenizer, c.V), "--pattern") : nullptr;
+    if (o.verb == "chat") chat(model, o, eot, *tokenizer, guide.get());
     if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
     else if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
@@ -2571,13 +2571,13 @@ template <typename Model> void run_verb(Options o) {
     if (answers && (o.best_of || o.vote || o.has("pattern"))) {
         for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompter.after_eot(answers->of(i)[0]));
         size_t right = 0;
-        draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), [](auto...) { return true; }, [&](size_t i, const Text* t, size_t) {
+        draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), [](auto...) { return true; }, [&](size_t i, const Text* t, size_t) {
             right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
         });
         const std::string how = o.vote ? format("vote of %lld", o.vote) : !o.best_of ? "with --pattern" : format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
         printf("%s: answers right %zu of %zu\n", how.c_str(), right, answers->size());
     }
-    if (o.verb == "sample") sample(model, rewarder.get(), o, prompts, eot, tokenizer.get());
+    if (o.verb == "sample") sample(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get());
 }
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.

@@ -1857,7 +1857,7 @@ inline void lora_forward(floatX* out, floatX* u, const floatX* x, const Layer<fl
     matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
     matmul(out, w.B, u, {.m = OC, .n = N, .k = R, .plus = true});
 }
-inline void lora_backward(floatX* dx, const LayerGradient<float>& g, floatX* u, floatX* du, const floatX* dout, const floatX* x,
+inline void lora_backward(floatX* dx, const Linear<float>& g, floatX* u, floatX* du, const floatX* dout, const floatX* x,
                           const Layer<floatX>& w, float scale, int N, int C, int OC, int R) {
     matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
     matmul(du, w.B, dout, {.m = R, .n = N, .k = OC, .a_transposed = true, .scale = scale});
@@ -2471,7 +2471,7 @@ struct Model {
         lora_forward(to, activations(0).lora, x.x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(floatX* dx, const LayerGradient<float>& g, const floatX* dout, const floatX* x, const Layer<floatX>& layer, int N,
+    void linear_backward(floatX* dx, const Linear<float>& g, const floatX* dout, const floatX* x, const Layer<floatX>& layer, int N,
                          int C, int OC) {
         gpu::linear_backward(dx, g.w, dout, x, matrix(layer.w, C, OC), N, C, OC);
         floatX *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;

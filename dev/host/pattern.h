@@ -16,7 +16,6 @@
 #pragma once
 #include "tokenizer.h"
 #include <array>
-#include <optional>
 #include <unordered_map>
 
 // Reads a pattern, and builds its parts on the way: what is repeated is read again for each time.
@@ -390,15 +389,9 @@ private:
     }
 };
 
-// The guide for a pattern and a vocabulary, kept for as long as the same one is asked for.
-inline Guide& guide_for(const std::string& pattern, const Tokenizer& tokenizer, int V) {
-    static std::optional<Guide> guide;
-    static std::string known;
-    static const Tokenizer* of = nullptr;
-    if (guide && known == pattern && of == &tokenizer) return *guide;
+// The bytes of each id below V; none of what is no text.
+inline std::vector<std::string> vocabulary_of(const Tokenizer& tokenizer, int V) {
     std::vector<std::string> tokens(V);
-    for (int id = 0; id < std::min(V, tokenizer.vocab()); id++)
-        if (id != tokenizer.eot() && !tokenizer.is_added(id)) tokens[id] = tokenizer.decode(id);
-    guide.emplace(pattern, std::move(tokens), "--pattern"), known = pattern, of = &tokenizer;
-    return *guide;
+    for (int id = 0; id < std::min(V, tokenizer.vocab()); id++) if (!tokenizer.is_added(id)) tokens[id] = tokenizer.decode(id);
+    return tokens;
 }

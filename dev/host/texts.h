@@ -261,8 +261,7 @@ struct Answer {
     bool ended = false;                      // by itself: the end of text is one of its targets
     double reward = 0;
     Row row(int eot) const {
-        Row r;
-        add_turn(r, eot, example[0], tokens);
+        Row r = turn_row(eot, example[0], tokens);
         if (!ended) r.y.back() = -1;
         return r;
     }
