@@ -128,13 +128,18 @@ inline Device& device() {
     return d;
 }
 
+// early: it may begin before the kernel ahead of it has ended, up to its kernel_ahead_wait(), which it must have.
 template <typename... P, typename... A>
-void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... arguments) {
+void launch_if(bool early, void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... arguments) {
     if (shared > 40 << 10)                   // plus static shared memory, perhaps over the 48 KB that need no opt-in
         CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     cudaLaunchConfig_t config = {};
     config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
     config.stream = device().stream;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute, config.numAttrs = early && device().capability() >= 90;
     const char* name = "a kernel";
     if (SYNCHRONOUS) cudaFuncGetName(&name, (const void*)kernel);        // now: after a fault every call fails
     cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
@@ -144,6 +149,8 @@ void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... 
     die("%s: %u x %u x %u blocks of %d threads, %zu bytes of shared memory: %s", name, grid.x, grid.y, grid.z, threads,
         shared, cudaGetErrorString(error));
 }
+template <typename... A> void launch(A&&... arguments) { launch_if(false, std::forward<A>(arguments)...); }
+template <typename... A> void launch_early(A&&... arguments) { launch_if(true, std::forward<A>(arguments)...); }
 inline int ceil_div(size_t n, int each) { return int((n + each - 1) / each); }
 inline int threads_for(size_t n, int most) { return (int)std::min<size_t>(most, (n + 31) / 32 * 32); }    // whole warps
 
@@ -163,6 +170,14 @@ template <int W, typename T> DEVICE void store(T* p, const float (&x)[W]) {
     Pack<T, W> pack;
     for (int i = 0; i < W; i++) pack.v[i] = T(x[i]);
     *reinterpret_cast<Pack<T, W>*>(p) = pack;
+}
+// WIDE numbers as they lie in memory, to be kept: in four registers, where a Pack of bf16 may take eight.
+using Raw = Pack<unsigned, 4>;
+DEVICE Raw fetch_raw(const floatX* p) { return fetch<4>((const unsigned*)p); }
+DEVICE void load(float (&x)[WIDE], const Raw& raw) {
+    Pack<floatX, WIDE> pack;
+    memcpy(&pack, &raw, sizeof pack);
+    for (int i = 0; i < WIDE; i++) x[i] = float(pack.v[i]);
 }
 // kernel<WIDE> if WIDE divides the columns, else kernel<1>
 #define WIDTH(columns, kernel) ((columns) % WIDE ? kernel<1> : kernel<WIDE>)
@@ -231,6 +246,16 @@ template <int LEFT> DEVICE void copies_wait() {              // until all groups
     EMU(emu::cp_async_wait(LEFT);)
     ASM("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
+
+// Programmatic dependent launch (sm_90): from when all blocks have called next_kernel_may_begin(), the next kernel may, if it is
+// launched early; what the kernel ahead has written, and those before it, is there after kernel_ahead_wait().
+#if defined(CUDA_EMU) || __CUDA_ARCH__ >= 900
+#define DEPENDENT(...) __VA_ARGS__
+#else
+#define DEPENDENT(...)
+#endif
+DEVICE void next_kernel_may_begin() { DEPENDENT(EMU(emu::griddep_launch();) ASM("griddepcontrol.launch_dependents;" ::: "memory");) }
+DEVICE void kernel_ahead_wait() { DEPENDENT(EMU(emu::griddep_wait();) ASM("griddepcontrol.wait;" ::: "memory");) }
 
 // Tensor cores, as a warp uses them: it multiplies A (16,16) by B (16,8) and adds to C (16,8). Lane l holds of C the
 // numbers (l / 4 + 8 i, l % 4 * 2 + j) in c[2 i + j], and of A and B pairs of bf16 numbers in registers, which ldmatrix
@@ -1875,93 +1900,88 @@ inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * 
 // One token more for each of a few rows. All that changes from step to step is on the device (position, token, random
 // state of each row), so that one recording of these kernels serves every step.
 
-/* products of few rows, bound by reading the weights: once, 16 bytes a load, many under way; what comes in may be
-   normalized first, by every block for itself
+/* product of one row, bound by reading the weights: once, 16 bytes a load, many under way before the row is there; it may
+   be normalized first, by every warp for itself
    math     out = f(x) w + b (+ plus), then gelu if asked;   f: layernorm, if norm has weights
-   shapes   x (N,C), N <= FEW   w (C,OC)   b (OC) or null   out, plus (N,OC);   C and OC are multiples of WIDE
-   layout   `across` lanes side by side take WIDE columns each; threads above each other take rows of w in turn. A row's
-            sums have the same order however many rows there are.
+   shapes   x (C)   w (C,OC)   b (OC) or null   out, plus (OC);   C and OC are multiples of WIDE
+   layout   `across` lanes side by side take WIDE columns each; threads above each other take rows of w in turn
    cost     w */
-constexpr int FEW = 8;
 struct Normed {                              // a product's input: x; or layernorm(x), still to be done, if there is w
     const floatX *x, *w, *b; float eps;
     Normed(const floatX* x, const floatX* w = nullptr, const floatX* b = nullptr, float eps = 0)
         : x(x), w(w), b(b), eps(eps) {}
 };
-template <int N>                             // 1, or for up to N rows
-__global__ void __launch_bounds__(256, 2) few_rows_kernel(floatX* out, Normed x, const floatX* w, const floatX* b,
-                                                       const floatX* plus, bool gelu, int rows, int C, int OC, int across) {
+__global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus,
+                                                      bool gelu, int C, int OC, int across) {
     SHARED_DYNAMIC(shared);
-    constexpr int AHEAD = N > 1 ? 4 : 8;     // rows of w that a thread has asked for
-    floatX* const xs = (floatX*)shared;      // x, as layernorm_forward() leaves it
-    float* const parts = (float*)(xs + N * C);               // of each warp: (N, columns)
+    constexpr int AHEAD = 8;                 // rows of w that a thread has asked for
+    floatX *const xs = (floatX*)shared, *const ws = xs + C, *const bs = ws + C;          // x, and the layernorm's weights
     const int columns = across * WIDE, c = blockIdx.x * columns + threadIdx.x % across * WIDE, lane = threadIdx.x % 32;
     const int first = threadIdx.x / across, step = blockDim.x / across, end = c < OC ? C : 0;
-    Pack<floatX, WIDE> ahead[AHEAD];
-    auto ask = [&](int i, int k) { if (k < end) ahead[i] = fetch<WIDE>(w + (size_t)k * OC + c); };
+    const int column = blockIdx.x * columns + threadIdx.x;               // which this thread ends, if it is one of the first
+    const bool ends = threadIdx.x < columns && column < OC;
+    SHARED(parts, float[16][8 * WIDE]);      // sums of each warp
+    Raw ahead[AHEAD];
+    auto ask = [&](int i, int k) { if (k < end) ahead[i] = fetch_raw(w + (size_t)k * OC + c); };
+    auto copy = [&](floatX* to, const floatX* from) {
+        for (int c = threadIdx.x * WIDE; c < C; c += blockDim.x * WIDE) copy_16(shared_address(to + c), from + c, true);
+    };
+    next_kernel_may_begin();
+    #pragma unroll
     for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
-    for (int n = threadIdx.x / 32; n < N; n += blockDim.x / 32) {        // a warp takes a row of x
-        float sum = 0, squares = 0, v[WIDE] = {}, weight[WIDE], bias[WIDE];
-        auto each = [&](auto f) { for (int c = lane * WIDE; c < C; c += 32 * WIDE) f(xs + n * C + c, c); };
-        each([&](floatX* at, int c) {
-            if (n < rows) load(v, x.x + (size_t)n * C + c);
-            store(at, v);
-            for (float f : v) sum += f;
-        });
-        if (!x.w) continue;
-        const float mean = warp_sum(sum) / C;
-        each([&](floatX* at, int) {
-            load(v, at);
-            for (float f : v) squares += (f - mean) * (f - mean);
-        });
-        const float rstd = rsqrtf(warp_sum(squares) / C + x.eps);
-        each([&](floatX* at, int c) {
-            load(v, at), load(weight, x.w + c), load(bias, x.b + c);
-            for (int i = 0; i < WIDE; i++) v[i] = (v[i] - mean) * rstd * weight[i] + bias[i];
-            store(at, v);
-        });
-    }
+    if (x.w) copy(ws, x.w), copy(bs, x.b);
+    float total = ends && b ? float(b[column]) : 0;
+    kernel_ahead_wait();
+    copy(xs, x.x), copies_commit();
+    const float stream = ends && plus ? float(plus[column]) : 0;
+    copies_wait<0>();
     __syncthreads();
-    float sum[N][WIDE] = {};
+    if (x.w) {
+        float all = 0, squares = 0, v[WIDE], weight[WIDE], bias[WIDE];
+        auto each = [&](auto f) { for (int c = lane * WIDE; c < C; c += 32 * WIDE) for (load(v, xs + c); float u : v) f(u); };
+        each([&](float u) { all += u; });
+        const float mean = warp_sum(all) / C;
+        each([&](float u) { squares += (u - mean) * (u - mean); });
+        const float rstd = rsqrtf(warp_sum(squares) / C + x.eps);
+        __syncthreads();                     // all warps have read
+        for (int c = threadIdx.x * WIDE; c < C; c += blockDim.x * WIDE) {
+            load(v, xs + c), load(weight, ws + c), load(bias, bs + c);
+            for (int i = 0; i < WIDE; i++) v[i] = (v[i] - mean) * rstd * weight[i] + bias[i];
+            store(xs + c, v);
+        }
+        __syncthreads();
+    }
+    float sum[WIDE] = {};
     for (int k0 = first; k0 < end; k0 += AHEAD * step)
+        #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             const int k = k0 + i * step;
             if (k >= end) break;
-            for (int n = 0; n < N; n++) {
-                const float u = xs[n * C + k];
-                for (int j = 0; j < WIDE; j++) sum[n][j] += u * float(ahead[i].v[j]);
-            }
+            float row[WIDE];
+            load(row, ahead[i]);
+            for (int j = 0; j < WIDE; j++) sum[j] += float(xs[k]) * row[j];
             ask(i, k + AHEAD * step);
         }
-    for (int n = 0; n < N; n++) for (int j = 0; j < WIDE; j++) {
-        for (int o = 16; o >= across; o /= 2) sum[n][j] += __shfl_xor_sync(WARP, sum[n][j], o);
-        if (lane < across) parts[(threadIdx.x / 32 * N + n) * columns + lane * WIDE + j] = sum[n][j];
+    for (int j = 0; j < WIDE; j++) {
+        for (int o = 16; o >= across; o /= 2) sum[j] += __shfl_xor_sync(WARP, sum[j], o);
+        if (lane < across) parts[threadIdx.x / 32][lane * WIDE + j] = sum[j];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < rows * columns; i += blockDim.x) {
-        const int column = blockIdx.x * columns + i % columns;
-        if (column >= OC) continue;
-        const size_t at = (size_t)(i / columns) * OC + column;
-        float total = b ? float(b[column]) : 0;
-        for (int k = 0; k < 8; k++) total += parts[k * N * columns + i];
-        out[at] = floatX((gelu ? ::gelu(total) : total) + (plus ? float(plus[at]) : 0));
-    }
+    if (!ends) return;
+    for (int k = 0; k < (int)blockDim.x / 32; k++) total += parts[k][threadIdx.x];
+    out[column] = floatX((gelu ? ::gelu(total) : total) + stream);
 }
-inline size_t few_bytes(int N, int C, int across) {          // of shared memory: x, and the warps' sums
-    return (N > 1 ? FEW : 1) * (C * sizeof(floatX) + 8 * across * WIDE * sizeof(float));
-}
-inline bool few(int N, int C) { return N <= FEW && few_bytes(N, C, 8) <= device().properties.sharedMemPerBlockOptin; }
-inline void few_rows(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus, bool gelu, int N, int C,
-                     int OC) {
+inline size_t one_row_bytes(int C) { return 3 * C * sizeof(floatX); }    // of shared memory
+inline void one_row(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus, bool gelu, int C, int OC, bool early) {
     int across = 1;                          // 16 bytes; up to 128, a line, if there are blocks enough
     while (across < 8 && OC / (2 * across * WIDE) >= device().sms()) across *= 2;
-    launch(N > 1 ? few_rows_kernel<FEW> : few_rows_kernel<1>, ceil_div(OC, across * WIDE), 256, few_bytes(N, C, across),
-           out, x, w, b, plus, gelu, N, C, OC, across);
+    launch_if(early, one_row_kernel, ceil_div(OC, across * WIDE), C * across > 8 * 256 ? 512 : 256, one_row_bytes(C), out, x, w, b, plus, gelu, C, OC, across);
 }
 
-// embedded (B,C) = wte[token] + wpe[position]
+// embedded (B,C) = wte[token] + wpe[position]. Kernels behind it begin when all ahead of it is done: they ask for weights early.
 __global__ void embedding_step_kernel(floatX* embedded, const int* token, const int* position, const floatX* wte,
                                       const floatX* wpe, int C) {
+    kernel_ahead_wait(), next_kernel_may_begin();
     embedded += (size_t)blockIdx.x * C, wte += (size_t)token[blockIdx.x] * C, wpe += (size_t)position[blockIdx.x] * C;
     for (int c = threadIdx.x; c < C; c += blockDim.x) embedded[c] = floatX(float(wte[c]) + float(wpe[c]));
 }
@@ -1973,13 +1993,14 @@ __global__ void embedding_step_kernel(floatX* embedded, const int* token, const 
             keys at once, with a maximum and sums of their own, which shrink as the maximum rises; these are joined at
             the end, in order. HS is a multiple of WIDE and at most 32 WIDE.
    cost     2 C numbers a key */
-constexpr int DECODERS = 512;                // threads
+constexpr int DECODERS = 1024;                // threads
 __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
     floatX* out, floatX* cache, const floatX* fresh, const int* position, int S, int C, int HS, int lanes, float scale) {
     constexpr int W = WIDE, AT_ONCE = 4, WARPS = DECODERS / 32;
     SHARED(sums, float[WARPS]);
     SHARED(highs, float[WARPS]);
     SHARED(outs, float[WARPS][32 * W]);
+    next_kernel_may_begin(), kernel_ahead_wait();
     const int h = blockIdx.x, b = blockIdx.y, keys = position[b] + 1, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int first = threadIdx.x / lanes, step = DECODERS / lanes, c = threadIdx.x % lanes * W;
     const bool mine = c < HS;
@@ -1988,14 +2009,17 @@ __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
     float q[W] = {}, o[W] = {}, maximum = -FLT_MAX, sum = 0;
     if (mine) load(q, now);
     for (int j0 = 0; j0 < keys; j0 += AT_ONCE * step) {      // all threads alike: lanes meet in the shuffles
-        Pack<floatX, W> k[AT_ONCE] = {}, v[AT_ONCE] = {};
-        float s[AT_ONCE] = {}, high = maximum;
+        Raw k[AT_ONCE] = {}, v[AT_ONCE] = {};
+        float s[AT_ONCE] = {}, high = maximum, x[W];
         for (int i = 0; i < AT_ONCE; i++)
             if (const int j = j0 + first + i * step; mine && j < keys) {
                 const floatX* const at = j + 1 < keys ? row + (size_t)j * 3 * C : now;
-                k[i] = fetch<W>(at + C), v[i] = fetch<W>(at + 2 * C);
+                k[i] = fetch_raw(at + C), v[i] = fetch_raw(at + 2 * C);
             }
-        for (int i = 0; i < AT_ONCE; i++) for (int w = 0; w < W; w++) s[i] += q[w] * float(k[i].v[w]);
+        for (int i = 0; i < AT_ONCE; i++) {
+            load(x, k[i]);
+            for (int w = 0; w < W; w++) s[i] += q[w] * x[w];
+        }
         for (int l = lanes / 2; l; l /= 2)
             for (int i = 0; i < AT_ONCE; i++) s[i] += __shfl_xor_sync(WARP, s[i], l);
         for (int i = 0; i < AT_ONCE; i++) {
@@ -2007,8 +2031,8 @@ __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
         for (float& f : o) f *= shrink;
         for (int i = 0; i < AT_ONCE; i++) {
             const float p = j0 + first + i * step < keys ? exp2f(s[i] - high) : 0;
-            sum += p;
-            for (int w = 0; w < W; w++) o[w] += p * float(v[i].v[w]);
+            sum += p, load(x, v[i]);
+            for (int w = 0; w < W; w++) o[w] += p * x[w];
         }
     }
     for (int l = lanes; l < 32; l *= 2) {    // a warp's keys
@@ -2035,19 +2059,19 @@ inline bool steps_fit(int C, int NH) { return C % WIDE == 0 && C / NH % WIDE == 
 inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, const int* position, int B, int S, int C,
                            int NH) {
     const int HS = C / NH;
-    launch(attention_step_kernel, dim3(NH, B), DECODERS, 0, out, cache, fresh, position, S, C, HS,
+    launch_early(attention_step_kernel, dim3(NH, B), DECODERS, 0, out, cache, fresh, position, S, C, HS,
            (int)std::bit_ceil(unsigned(HS / WIDE)), 1 / sqrtf(HS));
 }
 
 /* pick -- as in cpu::pick, the same token from the same logits: all sums are of integers
-   layout   a block takes a row, each thread a range of it. For top-k and top-p, radix select finds the smallest key
+   layout   a block takes a row, to shared memory if it fits there, each thread a range of it. For top-k and top-p, radix select finds the smallest key
             that is kept, one bit a pass. */
 struct Pickers {                             // of each row
     int *token, *position;                   // the last, and where it stands
     Rng* rng;
     int* drawn;                              // (DRAWN,B), for the host: tokens, or the bits of a logit that is not finite
 };
-constexpr int DRAWN = 4, PICKERS = 512, KEY_BITS = 8 * sizeof(floatX);
+constexpr int DRAWN = 4, PICKERS = 1024, KEY_BITS = 8 * sizeof(floatX);
 using wide = unsigned long long;
 DEVICE unsigned key_of(float x) { return ordered(x) >> (32 - KEY_BITS); }
 DEVICE float number_of(unsigned key) {
@@ -2086,13 +2110,21 @@ template <typename Each, typename F> DEVICE Cut find_cut(Each each, wide least, 
     return cut;
 }
 __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* logits, const Sampling* sampling,
-                                                       const int* hidden, int V, int stride, int B) {
+                                                       const int* hidden, int V, int stride, int B, bool fits) {
+    SHARED_DYNAMIC(shared);
     const int b = blockIdx.x, range = (V + PICKERS * WIDE - 1) / (PICKERS * WIDE) * WIDE;
     const int from = threadIdx.x * range, to = ::min(V, from + range), at = p.position[b] + 1;
-    floatX* const z = logits + (size_t)b * stride;
+    floatX* z = logits + (size_t)b * stride;
     const Sampling s = *sampling;
     for (int i = threadIdx.x; i < s.hidden; i += PICKERS) z[hidden[i]] = floatX(NEVER);
     __syncthreads();
+    if (fits) {
+        floatX* const row = (floatX*)shared;
+        for (int v = threadIdx.x * WIDE; v < stride; v += PICKERS * WIDE) copy_16(shared_address(row + v), z + v, true);
+        copies_commit(), copies_wait<0>();
+        __syncthreads();
+        z = row;
+    }
     Rng rng = p.rng[b];
     auto walk = [&](int from, int to, int step, auto f) {
         for (int v = from; v < to; v += step) {
@@ -2153,7 +2185,9 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
     finish(token, token);
 }
 inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int* hidden, int rows, int V, int B) {
-    launch(pick_kernel, rows, PICKERS, 0, p, logits, sampling, hidden, V, padded(V), B);
+    const size_t row = padded(V) * sizeof(floatX);
+    const bool fits = row + 2048 <= device().properties.sharedMemPerBlockOptin;
+    launch(pick_kernel, rows, PICKERS, fits ? row : 0, p, logits, sampling, hidden, V, padded(V), B, fits);
 }
 
 // ---- 6. model -------------------------------------------------------------------------------------------------------
@@ -2397,7 +2431,7 @@ struct Model {
     void get(Which which, size_t i, float* out) const {
         const Tensor& t = layout.tensors[i];
         const float* const from = place(which, t);
-        std::vector<floatX> values(t.count());
+        std::vector<floatX> values(from || !t.present || which != WEIGHT ? 0 : t.count());
         std::vector<uint8_t> codes(t.form == Form::FP32 ? 0 : packed_bytes(t.form, t.rows, t.cols));
         if (from) download(out, from, t.count());
         else if (!t.present || which != WEIGHT) std::fill_n(out, t.count(), 0.0f);
@@ -2431,7 +2465,7 @@ struct Model {
     }
 
     // The layers, as the network calls them. While decoding, each row has one token, whose position is on the device;
-    // with few rows, norm_forward() leaves the norm to the product that reads it.
+    // with one row, norm_forward() leaves the norm to the product that reads it.
     using Parameters = Weights<floatX, Place<floatX>>;
     Parameters weights_of(int l) const { return layout.at<Parameters>(rounded, l, 0, packed); }
     Weights<float> gradients_of(int l) const { return layout.at<Weights<float>>(gradients, l, layout.frozen); }
@@ -2442,10 +2476,12 @@ struct Model {
                    w.packed, w.scales, rows, cols);
         return w.packed ? to : w.p;
     }
-    bool fused_step(int N, int C) const { return decoding && few(N, C) && !c.rank; }
+    bool fused_step(int N, int C) const {
+        return decoding && N == 1 && !c.rank && one_row_bytes(C) <= device().properties.sharedMemPerBlockOptin;
+    }
     Normed embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
         if (decoding) {
-            launch(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
+            launch_early(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
             return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B);
         }
         layernorm_forward(a.ln1, a.ln1_stats, a.ln1_stats + B * T, a.embedded, w.ln1.w, w.ln1.b, B * T, c.C, c.eps,
@@ -2464,7 +2500,7 @@ struct Model {
     void linear_forward(floatX* out, const Normed& x, const Layer<floatX>& layer, const floatX* plus, floatX* before_gelu, int N, int C,
                         int OC) {
         const floatX* const w = matrix(layer.w, C, OC);
-        if (fused_step(N, C)) return few_rows(out, x, w, layer.b, plus, before_gelu, N, C, OC);
+        if (fused_step(N, C)) return one_row(out, x, w, layer.b, plus, before_gelu, C, OC, !layer.w.packed);
         if (!layer.A) return gpu::linear_forward(out, x.x, w, layer.b, plus, before_gelu, N, C, OC);
         floatX* const to = before_gelu ? before_gelu : out;
         gpu::linear_forward(to, x.x, w, layer.b, plus, nullptr, N, C, OC);

@@ -5,7 +5,7 @@
 
    product       out = f(x) w + b, f a layernorm or nothing: w is read once, C OC numbers
      library         a kernel for the layernorm, then cuBLASLt
-     shipped         gpu::few_rows: the weights are asked for before the layernorm has begun, which every block makes for itself
+     shipped         gpu::one_row: the weights are asked for before the row is there, the layernorm is part of it
    attention     of one query over a cache: 2 C numbers a key
      plain           the new key and value are copied to the cache, then a block takes a head and holds its row of scores; a
                      thread takes a key, so that neighbours read 2 bytes each, rows apart
@@ -20,23 +20,23 @@
 namespace decoding_study {
 using gpu::Normed;
 
-static void product(int N, int C, int OC, bool norm, bool gelu, bool plus) {
-    Array<floatX> x(numbers((size_t)N * C)), w(numbers((size_t)C * OC, 1 / std::sqrt((double)C))), b(numbers(OC)), lw(numbers(C));
-    Array<floatX> lb(numbers(C)), stream(numbers((size_t)N * OC)), out(stream.n), normed(x.n), before(stream.n);
-    Array<float> mean(N), rstd(N);
+static void product(int C, int OC, bool norm, bool gelu, bool plus) {
+    Array<floatX> x(numbers(C)), w(numbers((size_t)C * OC, 1 / std::sqrt((double)C))), b(numbers(OC)), lw(numbers(C));
+    Array<floatX> lb(numbers(C)), stream(numbers(OC)), out(stream.n), normed(x.n), before(stream.n);
+    Array<float> mean(1), rstd(1);
     const Normed f = norm ? Normed(x, lw, lb, 1e-5f) : Normed(x);
     std::vector<float> in(x.host);
-    if (norm) cpu::layernorm_forward(in.data(), mean.cpu(), rstd.cpu(), x.cpu(), lw.cpu(), lb.cpu(), N, C, 1e-5), in = rounded(in);
-    cpu::linear_forward(out.cpu(), in.data(), cpu::Matrix{w.cpu(), OC, 1}, b.cpu(), plus ? stream.cpu() : nullptr, N, C, OC);
+    if (norm) cpu::layernorm_forward(in.data(), mean.cpu(), rstd.cpu(), x.cpu(), lw.cpu(), lb.cpu(), 1, C, 1e-5), in = rounded(in);
+    cpu::linear_forward(out.cpu(), in.data(), cpu::Matrix{w.cpu(), OC, 1}, b.cpu(), plus ? stream.cpu() : nullptr, 1, C, OC);
     if (gelu) cpu::gelu_forward(out.cpu(), out.cpu(), out.n);
-    climb("step's product", format("N=%d C=%d OC=%d%s%s%s", N, C, OC, norm ? ", normalized" : "", gelu ? ", gelu" : "", plus ? ", plus" : ""),
-          {.flops = 2.0 * N * C * OC, .bytes = (double)w.n * sizeof(floatX), .compute = BFLOAT16, .memory = READ},
+    climb("step's product", format("C=%d OC=%d%s%s%s", C, OC, norm ? ", normalized" : "", gelu ? ", gelu" : "", plus ? ", plus" : ""),
+          {.flops = 2.0 * C * OC, .bytes = (double)w.n * sizeof(floatX), .compute = BFLOAT16, .memory = READ},
           {written("out", out, ONE)},
           {{"library", [&] {
-                if (norm) gpu::layernorm_forward(normed, mean, rstd, x, lw, lb, N, C, 1e-5);
-                gpu::linear_forward(out, norm ? normed : x, w, b, plus ? stream.p : nullptr, gelu ? before.p : nullptr, N, C, OC);
+                if (norm) gpu::layernorm_forward(normed, mean, rstd, x, lw, lb, 1, C, 1e-5);
+                gpu::linear_forward(out, norm ? normed : x, w, b, plus ? stream.p : nullptr, gelu ? before.p : nullptr, 1, C, OC);
             }},
-           {"shipped", [&] { gpu::few_rows(out, f, w, b, plus ? stream.p : nullptr, gelu, N, C, OC); }}});
+           {"shipped", [&] { gpu::one_row(out, f, w, b, plus ? stream.p : nullptr, gelu, C, OC, true); }}});
 }
 
 // `keys` of each row, with the new one, in a cache for S
@@ -110,12 +110,11 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
 }
 
 static const Study study([] {
-    const struct { Size size; int N, C, OC; bool norm, gelu, plus; } products[] = {
-        {TINY, 1, 8, 16, false, false, false}, {TINY, 3, 24, 8, true, false, true}, {TINY, 8, 64, 200, true, true, false},
-        {SMALL, 1, 768, 768, true, false, false}, {SMALL, 2, 3072, 64, false, false, true}, {SMALL, 5, 64, 3072, true, true, false},
-        {TRAINING, 1, 768, 2304, true, false, false}, {TRAINING, 1, 768, 768, false, false, true}, {TRAINING, 1, 768, 3072, true, true, false},
-        {TRAINING, 1, 3072, 768, false, false, true}, {TRAINING, 8, 768, 2304, true, false, false}, {TRAINING, 8, 3072, 768, false, false, true},
-        {TRAINING, 1, 1600, 6400, true, true, false}, {TRAINING, 8, 6400, 1600, false, false, true}};
+    const struct { Size size; int C, OC; bool norm, gelu, plus; } products[] = {
+        {TINY, 8, 16, false, false, false}, {TINY, 24, 8, true, false, true}, {TINY, 64, 200, true, true, false},
+        {SMALL, 768, 768, true, false, false}, {SMALL, 3072, 64, false, false, true}, {SMALL, 64, 3072, true, true, false},
+        {TRAINING, 768, 2304, true, false, false}, {TRAINING, 768, 768, false, false, true}, {TRAINING, 768, 3072, true, true, false},
+        {TRAINING, 3072, 768, false, false, true}, {TRAINING, 1600, 6400, true, true, false}, {TRAINING, 6400, 1600, false, false, true}};
     const struct { Size size; int B, keys, S, NH, HS; } attentions[] = {
         {TINY, 1, 1, 1, 1, 8}, {TINY, 2, 7, 20, 3, 24}, {TINY, 1, 20, 20, 2, 64}, {SMALL, 3, 300, 333, 2, 64}, {SMALL, 2, 130, 200, 1, 128},
         {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64}, {TRAINING, 8, 1024, 1024, 12, 64},
@@ -124,9 +123,9 @@ static const Study study([] {
         {TINY, 16, 2, 1, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0.1, true}, {TINY, 16, 101, 1, 13, 1, 0, true}, {TINY, 16, 2, 1, 1, 0.5, 0, true},
         {TINY, 16, 517, 1e-9, 0, 0.3, 0, true}, {TINY, 16, 517, 0, 0, 1, 0, true}, {TINY, 16, 517, 1, 0, 0.9, 0, true}, {TINY, 16, 517, 2, 50, 0.9, 0.3, true},
         {SMALL, 7, 4999, 1, 0, 0.95, 0.02, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, 0, false}, {SMALL, 7, 4999, 1000, 600, 0.5, 0, false},
-        {SMALL, 3, 50257, 0.8, 50, 0.95, 0, false}, {SMALL, 1, 50257, 1, 0, 1, 0, false}, {TRAINING, 1, 50257, 1, 0, 1, 0, false},
+        {SMALL, 3, 50257, 0.8, 50, 0.95, 0, false}, {SMALL, 1, 50257, 1, 0, 1, 0, false},
         {TRAINING, 1, 50257, 0.8, 50, 0.95, 0, false}, {TRAINING, 1, 50257, 1, 0, 0.95, 0, false}, {TRAINING, 64, 50257, 1, 0, 1, 0, false}};
-    for (auto& s : products) if (s.size <= largest) product(s.N, s.C, s.OC, s.norm, s.gelu, s.plus);
+    for (auto& s : products) if (s.size <= largest) product(s.C, s.OC, s.norm, s.gelu, s.plus);
     for (auto& s : attentions) if (s.size <= largest) attention(s.B, s.keys, s.S, s.NH, s.HS);
     for (auto& s : picks) if (s.size <= largest) pick(s.B, s.V, s.temperature, s.top_k, s.top_p, s.min_p, s.equal);
 });

@@ -3,6 +3,7 @@
    whole: it is the last file written, and holds size and checksum of all others and of itself. Everything is written
    under another name, synced, then renamed. Of a model it knows a list of tensors. */
 #pragma once
+#include "arena.h"
 #include "machine.h"
 #include "tokenizer.h"
 #include "weights.h"
@@ -105,9 +106,9 @@ inline void save_tensors(const std::string& path, const std::vector<Stored>& ten
 inline std::vector<Stored> copied(std::vector<Stored> tensors) {
     for (Stored& t : tensors) {
         if (!t.present) continue;
-        auto memory = std::make_shared_for_overwrite<float[]>(t.count());
-        t.get(memory.get());
-        t.get = [memory, n = t.count()](float* out) { std::copy_n(memory.get(), n, out); };
+        auto memory = std::make_shared<Buffer<float>>(t.count());        // whose pages all threads touch before one fills them
+        t.get(memory->data());
+        t.get = [memory](float* out) { std::copy_n(memory->data(), memory->size, out); };
     }
     return tensors;
 }
