@@ -405,7 +405,7 @@ inline Wanted wanted(const Options& o, const char* option, const text& pattern, 
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
-// edit gelu() and gelu_grad() here, and set FUSED_GELU to false for the GPU; `make test` differentiates gelu().
+// edit gelu() and gelu_grad() here, for the GPU too; `make test` differentiates gelu().
 #ifdef __CUDACC__
 #define HD __host__ __device__ inline
 #else

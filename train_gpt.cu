@@ -67,7 +67,6 @@ using floatX = float;
 using floatX = __nv_bfloat16;
 #endif
 constexpr bool BF16 = !std::is_same_v<floatX, float>;
-constexpr bool FUSED_GELU = BF16;            // cuBLASLt's own, in the product before it; false if gelu() is changed
 using std::max, std::min;                    // on the host; kernels call CUDA's ::min
 
 // Calls of the CUDA runtime and of cuBLASLt: anything but success ends the program.
@@ -1701,7 +1700,7 @@ struct Matmul {
     int m, n, k;
     bool a_transposed = false, b_transposed = false;         // as they lie in memory, they are (k,m) and (n,k)
     long lda = a_transposed ? k : m, ldb = b_transposed ? n : k, ldd = m;        // leading dimensions
-    bool bias = false, gelu = false;         // + bias (m); then gelu, and what it was made of is kept
+    bool bias = false;                       // + bias (m)
     bool plus = false;                       // + c (m,n), which may be d
     bool fp32 = false;                       // c and d are float, not floatX
     float scale = 1;                         // of a b
@@ -1721,7 +1720,7 @@ struct Plan {
 
 // What cuBLASLt proposes for p, the fastest by its own reckoning first: up to `most`, or none if it cannot do it.
 constexpr int MOST_HEURISTICS = 16;
-inline std::vector<Plan> heuristics(const Matmul& p, const floatX* bias, const floatX* before_gelu, int most) {
+inline std::vector<Plan> heuristics(const Matmul& p, const floatX* bias, int most) {
     const cudaDataType_t type = BF16 ? CUDA_R_16BF : CUDA_R_32F, out = p.fp32 ? CUDA_R_32F : type;
     Plan q;
     CHECK(cublasLtMatmulDescCreate(&q.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -1730,11 +1729,8 @@ inline std::vector<Plan> heuristics(const Matmul& p, const floatX* bias, const f
     };
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.gelu ? p.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX
-                                              : p.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
     if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type), set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-    if (p.gelu) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)p.m);
-    if (p.gelu) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before_gelu);
     CHECK(cublasLtMatrixLayoutCreate(&q.a, type, p.a_transposed ? p.k : p.m, p.a_transposed ? p.m : p.k, p.lda));
     CHECK(cublasLtMatrixLayoutCreate(&q.b, type, p.b_transposed ? p.n : p.k, p.b_transposed ? p.k : p.n, p.ldb));
     CHECK(cublasLtMatrixLayoutCreate(&q.d, out, p.m, p.n, p.ldd));
@@ -1771,12 +1767,8 @@ inline std::vector<Plan> heuristics(const Matmul& p, const floatX* bias, const f
     return plans;
 }
 inline cublasStatus_t matmul_with(const Plan& q, void* d, const floatX* a, const floatX* b, const Matmul& p,
-                                  const floatX* bias, const void* c, const floatX* before_gelu) {
-    auto point = [&](cublasLtMatmulDescAttributes_t attribute, const floatX* p) {
-        CHECK(cublasLtMatmulDescSetAttribute(q.operation, attribute, &p, sizeof p));
-    };
-    if (p.bias) point(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-    if (p.gelu) point(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before_gelu);
+                                  const floatX* bias, const void* c) {
+    if (p.bias) CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     const float beta = p.plus ? 1 : 0;
     return cublasLtMatmul(device().cublas, q.operation, &p.scale, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
                           device().workspace, device().workspace_size, device().stream);
@@ -1784,8 +1776,8 @@ inline cublasStatus_t matmul_with(const Plan& q, void* d, const floatX* a, const
 
 /* Which heuristic is taken: the first, if it splits its sum (few tiles with a long sum need it), if the product has
    under `least` FLOPs, or if memory is too short to try others. Else the fastest, as timed on random numbers, of those
-   that do not split it and whose result, gelu's input included, has the bits of the first's: they sum in the same
-   order, so that timings, which differ from run to run, never decide about bits.
+   that do not split it and whose result has the bits of the first's: they sum in the same order, so that timings, which
+   differ from run to run, never decide about bits.
    cost     at a product's first use, up to 4 products for each heuristic, and memory for operands and two results */
 __global__ void random_kernel(floatX* p, size_t n) {         // u^3, u in [-1,1): of many sizes, so that sums must round
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
@@ -1799,9 +1791,8 @@ __global__ void differ_kernel(const uint16_t* a, const uint16_t* b, size_t n, in
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x)
         if (a[i] != b[i]) *found = 1;
 }
-inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, const floatX* before_gelu,
-                                   double least = 1e10) {
-    const std::vector<Plan> plans = heuristics(p, bias, before_gelu, 2.0 * p.m * p.n * p.k < least ? 1 : MOST_HEURISTICS);
+inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, double least = 1e10) {
+    const std::vector<Plan> plans = heuristics(p, bias, 2.0 * p.m * p.n * p.k < least ? 1 : MOST_HEURISTICS);
     if (plans.empty()) return {};
     if (plans.size() == 1 || plans[0].splits) return plans[0];
     size_t bytes = 0;
@@ -1809,8 +1800,7 @@ inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, const fl
     const size_t size = sizeof(floatX), d_size = (size_t)p.n * p.ldd * (p.fp32 ? sizeof(float) : size);
     const size_t a = room((p.a_transposed ? p.m : p.k) * p.lda * size), b = room((p.b_transposed ? p.k : p.n) * p.ldb * size);
     const size_t with = room(p.bias ? p.m * size : 0), c = room(p.plus ? d_size : 0), given = bytes;
-    const size_t d = room(d_size), before = room(p.gelu ? (size_t)p.n * p.m * size : 0), result = bytes - given;
-    const size_t other = room(result), found = room(sizeof(int));        // first result at d, later ones at `other`
+    const size_t d = room(d_size), result = bytes - given, other = room(result), found = room(sizeof(int));        // first result at d, later ones at `other`
     char* all;
     if (cudaMalloc(&all, bytes) != cudaSuccess) { cudaGetLastError(); return plans[0]; }     // clears the error
     cudaEvent_t begin, end;
@@ -1824,8 +1814,7 @@ inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, const fl
         if (q.splits) continue;
         char* const to = all + (best ? other : d);
         auto run = [&] {
-            return matmul_with(q, to, (floatX*)(all + a), (floatX*)(all + b), p, (floatX*)(all + with),
-                               p.plus ? all + c : to, (floatX*)(to + before - d));
+            return matmul_with(q, to, (floatX*)(all + a), (floatX*)(all + b), p, (floatX*)(all + with), p.plus ? all + c : to);
         };
         int differs = 0;
         float time = INFINITY;
@@ -1843,32 +1832,23 @@ inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, const fl
     return best ? *best : plans[0];
 }
 
-// False if cuBLASLt has no such product with gelu; if it has none without gelu either, the program ends.
-inline bool matmul(void* d, const floatX* a, const floatX* b, Matmul p, const floatX* bias = nullptr,
-                     const void* c = nullptr, const floatX* before_gelu = nullptr) {
-    static std::vector<std::pair<Matmul, std::optional<Plan>>> plans;
+inline void matmul(void* d, const floatX* a, const floatX* b, Matmul p, const floatX* bias = nullptr, const void* c = nullptr) {
+    static std::vector<std::pair<Matmul, Plan>> plans;
     if (!c) c = d;
     p.alignment = alignment_of(a, b, c, d);
     auto it = std::find_if(plans.begin(), plans.end(), [&](auto& known) { return known.first == p; });
-    if (it == plans.end()) it = plans.insert(it, {p, fastest(p, bias, before_gelu)});
-    if (!it->second && p.gelu) return false;
-    if (!it->second) die("cuBLASLt has no product (%d,%d) (%d,%d) for this GPU", p.n, p.k, p.k, p.m);
-    CHECK(matmul_with(*it->second, d, a, b, p, bias, c, before_gelu));
+    if (it == plans.end()) {
+        const auto plan = fastest(p, bias);
+        if (!plan) die("cuBLASLt has no product (%d,%d) (%d,%d) for this GPU", p.n, p.k, p.k, p.m);
+        it = plans.insert(it, {p, *plan});
+    }
+    CHECK(matmul_with(it->second, d, a, b, p, bias, c));
     if (SYNCHRONOUS) CHECK(cudaStreamSynchronize(device().stream));
-    return true;
 }
 
-/* linear -- the Linear layer, as in cpu::linear_forward
-   math     out = x w + b (+ plus); or, with `before`: before = x w + b, out = gelu(before)
-   shapes   x (N,C)   w (C,OC)   b (OC) or null   out, plus, before (N,OC) */
-inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus,
-                           floatX* before, int N, int C, int OC) {
-    Matmul p{.m = OC, .n = N, .k = C, .bias = b != nullptr, .plus = plus != nullptr};
-    p.gelu = FUSED_GELU && before && OC % 8 == 0;            // which it asks of that leading dimension
-    if (p.gelu && matmul(out, w, x, p, b, plus, before)) return;
-    p.gelu = false;
-    matmul(before ? before : out, w, x, p, b, plus);
-    if (before) gelu_forward(out, before, (size_t)N * OC);
+// linear -- the Linear layer, as in cpu::linear_forward: out = x w + b (+ plus), of x (N,C), w (C,OC), b (OC) or null
+inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus, int N, int C, int OC) {
+    matmul(out, w, x, {.m = OC, .n = N, .k = C, .bias = b != nullptr, .plus = plus != nullptr}, b, plus);
 }
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless it is frozen; the bias's is summed up where dout is written
 inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C,
@@ -1919,7 +1899,7 @@ __global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, 
     const int columns = across * WIDE, c = blockIdx.x * columns + threadIdx.x % across * WIDE, lane = threadIdx.x % 32;
     const int first = threadIdx.x / across, step = blockDim.x / across, end = c < OC ? C : 0;
     const int column = blockIdx.x * columns + threadIdx.x;               // which this thread ends, if it is one of the first
-    const bool ends = threadIdx.x < columns && column < OC;
+    const bool ends = (int)threadIdx.x < columns && column < OC;
     SHARED(parts, float[16][8 * WIDE]);      // sums of each warp
     Raw ahead[AHEAD];
     auto ask = [&](int i, int k) { if (k < end) ahead[i] = fetch_raw(w + (size_t)k * OC + c); };
@@ -2501,10 +2481,9 @@ struct Model {
                         int OC) {
         const floatX* const w = matrix(layer.w, C, OC);
         if (fused_step(N, C)) return one_row(out, x, w, layer.b, plus, before_gelu, C, OC, !layer.w.packed);
-        if (!layer.A) return gpu::linear_forward(out, x.x, w, layer.b, plus, before_gelu, N, C, OC);
         floatX* const to = before_gelu ? before_gelu : out;
-        gpu::linear_forward(to, x.x, w, layer.b, plus, nullptr, N, C, OC);
-        lora_forward(to, activations(0).lora, x.x, layer, c.lora_scale(), N, C, OC, c.rank);
+        gpu::linear_forward(to, x.x, w, layer.b, plus, N, C, OC);
+        if (layer.A) lora_forward(to, activations(0).lora, x.x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
     void linear_backward(floatX* dx, const Linear<float>& g, const floatX* dout, const floatX* x, const Layer<floatX>& layer, int N,

@@ -2,8 +2,8 @@
 
    forward   out = gelu(x): x is read, out is written (x is 4C wide: 8X bytes)
      naive           a thread takes a number: each load fetches 2 bytes, 64 a warp, so that too few bytes are under way
-     shipped         gpu::gelu_forward: 16 bytes a thread. Training on tensor cores does not even call it, since cuBLASLt's
-                     product before it can end in the same function: dev/matmul.cu
+     shipped         gpu::gelu_forward: 16 bytes a thread. cuBLASLt's product before it could end in the same function, but
+                     takes as much longer then as this does: dev/SPEED.md
 
    backward  d = d gelu'(x), and db, its column sums: d and x are read, d is written, 12X
      atomics         a thread takes a number and adds it to db with an atomic: N of them meet at every column

@@ -11,8 +11,8 @@
                      products read from shared memory by four warps at once and tiles fetched by one thread, is beyond it
      shipped         gpu::linear_forward: cuBLASLt, which knows the card
 
-   Then all products of GPT-2 124M: forward, dx = dout w^T, dw += x^T dout. What a forward product ends in is done apart, or
-   in the product itself, before its results leave the registers. `first` is what cuBLASLt proposes first, `fastest` the best
+   Then all products of GPT-2 124M: forward, dx = dout w^T, dw += x^T dout. The residual stream is added apart, or in the
+   product itself, before its results leave the registers. `first` is what cuBLASLt proposes first, `fastest` the best
    on the clock of 16 that it proposes; what ships is the best of those that give the bits of the first. `odd` is the head with
    the 50,257 columns that it has, no multiple of 8, so that no fast algorithm takes it; what ships has zeros up to 50,304. */
 #include "bench.cuh"
@@ -119,19 +119,19 @@ static void ladder(int N, int C, int OC) {
         launch(tensor_cores, dim3(OC / 64, ceil_div(N, 64)), 128, 4 * gpu::Tile<64, 64>::BYTES, out, x, w, N, C, OC);
     }});
 #endif
-    rungs.push_back({"shipped", [&] { gpu::linear_forward(out, x, w, nullptr, nullptr, nullptr, N, C, OC); }});
+    rungs.push_back({"shipped", [&] { gpu::linear_forward(out, x, w, nullptr, nullptr, N, C, OC); }});
     climb("product", format("N=%d C=%d OC=%d", N, C, OC), work(N, C, OC), {written("out", out, ONE)}, rungs);
 }
 
 // What cuBLASLt proposes first, and the best of all on the clock.
 static void add_heuristics(std::vector<Rung>& rungs, gpu::Matmul p, void* to, const floatX* a, const floatX* b,
-                          const floatX* bias = nullptr, const void* plus = nullptr, const floatX* before = nullptr) {
+                          const floatX* bias = nullptr, const void* plus = nullptr) {
     double best = INFINITY;
     if (!plus) plus = to;
     p.alignment = gpu::alignment_of(a, b, plus, to);
-    const std::vector<gpu::Plan> plans = gpu::heuristics(p, bias, before, timed ? gpu::MOST_HEURISTICS : 1);
+    const std::vector<gpu::Plan> plans = gpu::heuristics(p, bias, timed ? gpu::MOST_HEURISTICS : 1);
     for (const gpu::Plan& plan : plans) {
-        auto run = [=] { return gpu::matmul_with(plan, to, a, b, p, bias, plus, before); };
+        auto run = [=] { return gpu::matmul_with(plan, to, a, b, p, bias, plus); };
         auto must = [=] { if (run() != CUBLAS_STATUS_SUCCESS) die("cuBLASLt fails at what it proposes"); };
         if (&plan == &plans[0]) rungs.push_back({"first", must});
         if (!timed || run() != CUBLAS_STATUS_SUCCESS) continue;
@@ -149,41 +149,32 @@ static void chosen(const std::string& name, const std::string& shape, const Work
     climb(name, shape, work, {result}, rungs);
 }
 
-// A layer's three products. Forward is out = x w + b, or + stream, or gelu of it, for which backward needs `before`.
-enum Ending { PLAIN, RESIDUAL, GELU };
-static const char* const ENDINGS[] = {" forward", " + residual forward", ", gelu forward"};
-
-static void layer(const std::string& name, int N, int C, int OC, Ending ending, bool biased = true) {
+// A layer's three products. Forward is out = x w + b, or + stream.
+static void layer(const std::string& name, int N, int C, int OC, bool residual, bool biased = true) {
     Array<floatX> x(numbers((size_t)N * C)), w(weights(C, OC)), b(numbers(OC)), dout(numbers((size_t)N * OC));
-    Array<floatX> stream(numbers(dout.n)), out(dout.n), before(dout.n), dx(x.n);
+    Array<floatX> stream(numbers(dout.n)), out(dout.n), dx(x.n);
     Array<float> dw(numbers(w.n));
-    const floatX *bias = biased ? b.p : nullptr, *plus = ending == RESIDUAL ? stream.p : nullptr;
+    const floatX *bias = biased ? b.p : nullptr, *plus = residual ? stream.p : nullptr;
     cpu::linear_forward(out.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, biased ? b.cpu() : nullptr, plus ? stream.cpu() : nullptr, N, C, OC);
-    if (ending == GELU) before.host = out.host, cpu::gelu_forward(out.cpu(), before.cpu(), out.n);
     cpu::linear_backward(dx.cpu(), dw.cpu(), dout.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, N, C, OC);
     const std::string shape = format("N=%d C=%d OC=%d%s", N, C, OC, biased ? "" : ", no bias");
 
-    std::vector<Result> results = {written("out", out, ending == GELU ? 2 * ONE : ONE)};
-    if (ending == GELU) results.push_back(written("before", before, ONE));
-    std::vector<Rung> rungs = {{"shipped", [&] {
-        gpu::linear_forward(out, x, w, bias, plus, ending == GELU ? before.p : nullptr, N, C, OC);
-    }}};
-    if (ending != PLAIN) rungs.insert(rungs.begin(), {"apart", [&] {
-        gpu::linear_forward(ending == GELU ? before : out, x, w, bias, nullptr, nullptr, N, C, OC);
-        if (ending == GELU) gpu::gelu_forward(out, before, out.n);
-        else launch(add, ceil_div(out.n, 256), 256, 0, out, stream, out.n);
+    std::vector<Rung> rungs = {{"shipped", [&] { gpu::linear_forward(out, x, w, bias, plus, N, C, OC); }}};
+    if (residual) rungs.insert(rungs.begin(), {"apart", [&] {
+        gpu::linear_forward(out, x, w, bias, nullptr, N, C, OC);
+        launch(add, ceil_div(out.n, 256), 256, 0, out, stream, out.n);
     }, false, 2 * ONE});
     gpu::Matmul p{OC, N, C, false, false, OC, C, OC};
-    p.bias = biased, p.plus = plus, p.gelu = ending == GELU && gpu::FUSED_GELU && OC % 8 == 0;
-    if (ending != GELU || p.gelu) add_heuristics(rungs, p, out, w, x, bias, plus, before);
-    climb(name + ENDINGS[ending], shape, work(N, C, OC, ending == PLAIN ? 0 : out.n), results, rungs);
+    p.bias = biased, p.plus = plus;
+    add_heuristics(rungs, p, out, w, x, bias, plus);
+    climb(name + (residual ? " + residual forward" : " forward"), shape, work(N, C, OC, residual ? out.n : 0), {written("out", out, ONE)}, rungs);
 
     Work sum = work(N, C, OC);               // dw is fp32, read and written
     sum.bytes += (8.0 - sizeof(floatX)) * w.n;
     chosen(name + " dx", shape, work(N, C, OC), written("dx", dx, ONE),
            {C, N, OC, true, false, OC, OC, C}, dx, w, dout);
     chosen(name + " dw", shape, sum, written("dw", dw, sum_limit(N)),
-           {OC, C, N, false, true, OC, C, OC, false, false, true, true}, dw, dout, x);
+           {OC, C, N, false, true, OC, C, OC, false, true, true}, dw, dout, x);
 }
 // the head: logits = x table^T; the table is (V,C), with rows of zeros behind, and logits have as many columns
 static void head(int N, int C, int vocabulary) {
@@ -205,8 +196,8 @@ static void head(int N, int C, int vocabulary) {
     chosen("head dx", shape, work(N, C, V), written("dx", dx, ONE),
            {C, N, V, false, false, C, V, C}, dx, table, dlogits, {{C, N, vocabulary, false, false, C, V, C}});
     chosen("head dtable", shape, sum, written("dtable", dtable, sum_limit(N)),
-           {C, V, N, false, true, C, V, C, false, false, true, true}, dtable, x, dlogits,
-           {{C, vocabulary, N, false, true, C, V, C, false, false, true, true}});
+           {C, V, N, false, true, C, V, C, false, true, true}, dtable, x, dlogits,
+           {{C, vocabulary, N, false, true, C, V, C, false, true, true}});
 }
 
 static const Study study([] {
@@ -214,15 +205,15 @@ static const Study study([] {
     const struct { Size size; int N, C, OC; } shapes[] = {{TINY, 1, 1, 1}, {TINY, 5, 15, 21}, {TINY, 33, 64, 96},
                                                           {TINY, 70, 128, 64}, {SMALL, 64, 768, 192}, {LARGE, 130, 768, 2304},
                                                           {TRAINING, N, 768, 3072}};
-    const struct { Size size; const char* name; int N, C, OC; Ending ending; bool biased; } layers[] = {
-        {TINY, "one", 1, 1, 1, PLAIN, true}, {TINY, "odd", 5, 15, 21, RESIDUAL, true}, {TINY, "odd", 7, 13, 19, GELU, true},
-        {TINY, "even", 33, 64, 96, GELU, true}, {TINY, "even", 70, 128, 64, GELU, false}, {TINY, "even", 31, 64, 32, RESIDUAL, false},
-        {SMALL, "wide", 64, 768, 768, GELU, true}, {LARGE, "large", 100, 768, 768, RESIDUAL, true},
-        {TRAINING, "qkv", N, 768, 2304, PLAIN, true}, {TRAINING, "proj", N, 768, 768, RESIDUAL, true},
-        {TRAINING, "fc", N, 768, 3072, GELU, true}, {TRAINING, "fcproj", N, 3072, 768, RESIDUAL, true}};
+    const struct { Size size; const char* name; int N, C, OC; bool residual, biased; } layers[] = {
+        {TINY, "one", 1, 1, 1, false, true}, {TINY, "odd", 5, 15, 21, true, true}, {TINY, "odd", 7, 13, 19, false, true},
+        {TINY, "even", 33, 64, 96, false, true}, {TINY, "even", 70, 128, 64, false, false}, {TINY, "even", 31, 64, 32, true, false},
+        {SMALL, "wide", 64, 768, 768, false, true}, {LARGE, "large", 100, 768, 768, true, true},
+        {TRAINING, "qkv", N, 768, 2304, false, true}, {TRAINING, "proj", N, 768, 768, true, true},
+        {TRAINING, "fc", N, 768, 3072, false, true}, {TRAINING, "fcproj", N, 3072, 768, true, true}};
     const struct { Size size; int N, C, V; } heads[] = {{TINY, 5, 15, 21}, {SMALL, 33, 64, 101}, {TRAINING, N / 4, 768, 50257}};
     for (auto& s : shapes) if (s.size <= largest) ladder(s.N, s.C, s.OC);
-    for (auto& l : layers) if (l.size <= largest) layer(l.name, l.N, l.C, l.OC, l.ending, l.biased);
+    for (auto& l : layers) if (l.size <= largest) layer(l.name, l.N, l.C, l.OC, l.residual, l.biased);
     for (auto& h : heads) if (h.size <= largest) head(h.N, h.C, h.V);
 });
 }  // namespace matmul_study

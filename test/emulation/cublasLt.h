@@ -44,11 +44,11 @@ struct Layout {                              // of a matrix: columns are `leadin
     int64_t leading;
     size_t bytes() const { return ((columns - 1) * leading + rows) * (type == CUDA_R_32F ? 4 : 2); }
 };
-// A way to compute a product: the sum over k in `parts`, or from its end; what is kept for gelu rounded down, not to
-// nearest; not at all; refused when it is to run; and the time it takes by the device's clock, whatever it really took.
+// A way to compute a product: the sum over k in `parts`, or from its end; not at all; refused when it is to run; and the time
+// it takes by the device's clock, whatever it really took.
 struct Heuristic {
     int parts = 1;
-    bool backwards = false, rounds_down = false, idle = false, refused = false;
+    bool backwards = false, idle = false, refused = false;
     double seconds = 0;
     bool operator==(const Heuristic&) const = default;
 };
@@ -174,8 +174,7 @@ inline void multiply(const Heuristic& way, const Product& p, float alpha, const 
             float x = alpha * column[i];
             if (beta != 0) x += beta * get(C, lc.type, j * lc.leading + i);
             if (p.epilogue & CUBLASLT_EPILOGUE_BIAS) x += get(p.bias, bias_type, i);
-            const float kept = way.rounds_down ? x - 0.004f * std::fabs(x) : x;
-            if (activation && aux) set(p.aux, aux_type, j * p.aux_leading + i, kept);
+            if (activation && aux) set(p.aux, aux_type, j * p.aux_leading + i, x);
             if (activation) x = gelu(x);
             if (derivative) x *= gelu_derivative(get(p.aux, aux_type, j * p.aux_leading + i));
             column[i] = x, set(D, ld.type, j * ld.leading + i, x);
