@@ -282,9 +282,13 @@ stage_sampling() {
         "beside the writer $([ -s "$out/logs/beside" ] && median < "$out/logs/beside" || echo "none: 0") ms"
     for rows in 1 64; do
         for length in $((CONTEXT / 5)) $((CONTEXT - 24)); do                     # what both take is loading, not sampling
-            start=$(date +%s%N)
-            try 60 0 "$program" sample --model build/sampled --prompt 0 --tokens $length --samples $rows || continue 2
-            ns+=($(($(date +%s%N) - start))) words+=($(grep -v -e '^---' "$log" | wc -w))
+            rm -f "$out/logs/took"
+            for _ in 1 2 3; do
+                start=$(date +%s%N)
+                try 60 0 "$program" sample --model build/sampled --prompt 0 --tokens $length --samples $rows || continue 3
+                echo $(($(date +%s%N) - start)) >> "$out/logs/took"
+            done
+            ns+=($(median < "$out/logs/took")) words+=($(grep -v -e '^---' "$log" | wc -w))
         done
         awk -v rows=$rows -v ns=$((ns[-1] - ns[-2])) -v n=$((words[-1] - words[-2])) 'BEGIN {
             printf "sampling, batch %d: %.0f tokens/s, %.3f ms a token of each text\n", rows, n / ns * 1e9, ns / 1e6 / n * rows }'
