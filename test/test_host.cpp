@@ -535,6 +535,10 @@ static void runs() {
     for (const char* left : {"/step_00000003.partial", "/best.old", "/mine.partial"}) fs::create_directories(logged + left);
     {
         const RunDirectory held(logged, true);
+    // as checkpoints have it that were written long ago
+    const struct { size_t bytes; const char* sum; } sums[] = {{0, "0000000000000000"}, {1, "417f07755e8e216f"}, {8, "36087faa9b1ecb45"}, {13, "f17b9fb5dff3074a"}, {30, "215d7113564d634f"}};
+    for (auto& c : sums) same(format("runs/the checksum of %zu bytes", c.bytes).c_str(), hex(checksum(std::string_view("The quick brown fox jumps over").substr(0, c.bytes))), c.sum);
+
         same("runs/what a kill left is gone, and nothing else", listed(logged), "log.jsonl mine.partial");
         dies("runs/a second writer", "1 " + logged + ": another train_gpt is writing there", [&] { RunDirectory(logged, true); });
     }
