@@ -330,6 +330,16 @@ static void checkpoints() {
     c = checkpoint(list, 4);
     for (auto* tensors : {&c.weights, &c.moments})
         for (Stored& t : *tensors) if (t.present)
+    // the first of two damaged files is named; a reader of the model alone does without the optimizer
+    const std::string copy = DIR + "damaged", damaged = ": damaged: size or checksum differ from state.json; remove this checkpoint to use the one before";
+    fs::copy(run + "/step_00000001", copy);
+    write_file(copy + "/optimizer.safetensors", "");
+    dies("checkpoint/a damaged optimizer", "1 " + copy + "/optimizer.safetensors" + damaged, [&] { verify_checkpoint(copy); });
+    same("checkpoint/which a reader of the model does not need", error_of([&] { verify_checkpoint(copy, false); }), "");
+    fs::resize_file(copy + "/model.safetensors", 10);
+    for (bool all : {true, false}) dies("checkpoint/a damaged model", "1 " + copy + "/model.safetensors" + damaged, [&] { verify_checkpoint(copy, all); });
+    fs::remove(copy + "/optimizer.safetensors"), fs::copy_file(run + "/step_00000001/model.safetensors", copy + "/model.safetensors", fs::copy_options::overwrite_existing);
+    dies("checkpoint/no optimizer", "1 " + copy + "/optimizer.safetensors: cannot open: No such file or directory", [&] { verify_checkpoint(copy); });
             t.get = [get = t.get, moved, self](float* out) {
                 if (std::this_thread::get_id() != self) moved.wait();
                 get(out);

@@ -275,7 +275,7 @@ inline ModelFile open_model(std::string path) {
     if (exists(path, true)) {
         const std::vector<std::string> found = checkpoints_in(path);
         if (!exists(path + "/config.json") && !found.empty()) path = found.back();
-        if (is_checkpoint(path)) verify_checkpoint(path);
+        if (is_checkpoint(path)) verify_checkpoint(path, false);
         path = weights_in(path);
     }
     refuse_part(path);
