@@ -18,6 +18,17 @@ struct bfloat16 {
     operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
 };
 
+// IEEE's 16 bits: sign, 5 of exponent, 10 of mantissa; without exponent, mantissa / 2^24.
+struct float16 {
+    uint16_t bits;
+    operator float() const {
+        const uint32_t sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, mantissa = bits & 1023;
+        const uint32_t rest = exponent ? (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13
+                                       : std::bit_cast<uint32_t>(mantissa * 0x1p-24f);
+        return std::bit_cast<float>(sign | rest);
+    }
+};
+
 enum class Form { FP32, BF16, INT8, NF4 };
 inline constexpr const char* FORMS[] = {"fp32", "bf16", "int8", "nf4"};
 inline Form form_of(const std::string& name) {
