@@ -2397,7 +2397,7 @@ struct Model {
     void get(Which which, size_t i, float* out) const {
         const Tensor& t = layout.tensors[i];
         const float* const from = place(which, t);
-        std::vector<floatX> values(t.count());
+        std::vector<floatX> values(from ? 0 : t.count());
         std::vector<uint8_t> codes(t.form == Form::FP32 ? 0 : packed_bytes(t.form, t.rows, t.cols));
         if (from) download(out, from, t.count());
         else if (!t.present || which != WEIGHT) std::fill_n(out, t.count(), 0.0f);
@@ -2405,7 +2405,7 @@ struct Model {
         else download(values.data(), rounded + t.offset, t.count());
         CHECK(cudaStreamSynchronize(device().stream));
         if (codes.size() && which == WEIGHT) unpack(t.form, out, codes.data(), t.rows, t.cols);
-        else if (!from && t.present && which == WEIGHT) std::copy(values.begin(), values.end(), out);
+        else if (!from && t.present && which == WEIGHT) convert(out, values.data(), t.count());
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
@@ -2417,7 +2417,8 @@ struct Model {
             codes.resize(packed_bytes(t.form, t.rows, t.cols));
             pack(t.form, codes.data(), in, t.rows, t.cols), upload(packed + t.packed, codes.data(), codes.size());
         } else if (which == WEIGHT && t.present) {
-            values.assign(in, in + t.count()), upload(rounded + t.offset, values.data(), values.size());
+            values.resize(t.count()), convert(values.data(), in, t.count());
+            upload(rounded + t.offset, values.data(), values.size());
         }
         CHECK(cudaStreamSynchronize(device().stream));
     }

@@ -330,6 +330,16 @@ static void checkpoints() {
     check(p.step == 1 && p.window == 5 && p.windows == 9 && p.data.at("train") == "it" && p.beginning == std::vector<int>({3, 1}) && p.lowest == 1.25 && p.lowest_step == 2,
           "host/checkpoint/its position comes back");
     check(state["options"]["rate"].string == "1" && state["files"].members.size() + 1 == entries_of(run + "/step_00000001").size(), "host/checkpoint/options, and a checksum of every other file");
+    // the first of two damaged files is named; a reader of the model alone does without the optimizer
+    const std::string copy = DIR + "damaged", damaged = ": damaged: size or checksum differ from state.json; remove this checkpoint to use the one before";
+    fs::copy(run + "/step_00000001", copy);
+    write_file(copy + "/optimizer.safetensors", "");
+    dies("checkpoint/a damaged optimizer", "1 " + copy + "/optimizer.safetensors" + damaged, [&] { verify_checkpoint(copy); });
+    same("checkpoint/which a reader of the model does not need", error_of([&] { verify_checkpoint(copy, false); }), "");
+    fs::resize_file(copy + "/model.safetensors", 10);
+    for (bool all : {true, false}) dies("checkpoint/a damaged model", "1 " + copy + "/model.safetensors" + damaged, [&] { verify_checkpoint(copy, all); });
+    fs::remove(copy + "/optimizer.safetensors"), fs::copy_file(run + "/step_00000001/model.safetensors", copy + "/model.safetensors", fs::copy_options::overwrite_existing);
+    dies("checkpoint/no optimizer", "1 " + copy + "/optimizer.safetensors: cannot open: No such file or directory", [&] { verify_checkpoint(copy); });
     dies("checkpoint/a state without options", "1 state: 'step', 'windows' or 'options' is missing", [] { Position(parse_json("{\"step\": 1, \"windows\": 2}", "state"), "state"); });
 
     same("checkpoint/the same function", error_of([&] { check_fingerprint({1.500001f, -2}, run + "/step_00000001"); }), "");
@@ -371,16 +381,6 @@ static void checkpoints() {
     c = checkpoint(list, 4);
     for (auto* tensors : {&c.weights, &c.moments})
         for (Stored& t : *tensors) if (t.present)
-    // the first of two damaged files is named; a reader of the model alone does without the optimizer
-    const std::string copy = DIR + "damaged", damaged = ": damaged: size or checksum differ from state.json; remove this checkpoint to use the one before";
-    fs::copy(run + "/step_00000001", copy);
-    write_file(copy + "/optimizer.safetensors", "");
-    dies("checkpoint/a damaged optimizer", "1 " + copy + "/optimizer.safetensors" + damaged, [&] { verify_checkpoint(copy); });
-    same("checkpoint/which a reader of the model does not need", error_of([&] { verify_checkpoint(copy, false); }), "");
-    fs::resize_file(copy + "/model.safetensors", 10);
-    for (bool all : {true, false}) dies("checkpoint/a damaged model", "1 " + copy + "/model.safetensors" + damaged, [&] { verify_checkpoint(copy, all); });
-    fs::remove(copy + "/optimizer.safetensors"), fs::copy_file(run + "/step_00000001/model.safetensors", copy + "/model.safetensors", fs::copy_options::overwrite_existing);
-    dies("checkpoint/no optimizer", "1 " + copy + "/optimizer.safetensors: cannot open: No such file or directory", [&] { verify_checkpoint(copy); });
             t.get = [get = t.get, moved, self](float* out) {
                 if (std::this_thread::get_id() != self) moved.wait();
                 get(out);
@@ -535,6 +535,10 @@ static void models() {
 
 // ---- runs.h ----
 static void runs() {
+    // as checkpoints have it that were written long ago
+    const struct { size_t bytes; const char* sum; } sums[] = {{0, "0000000000000000"}, {1, "417f07755e8e216f"}, {8, "36087faa9b1ecb45"}, {13, "f17b9fb5dff3074a"}, {30, "215d7113564d634f"}};
+    for (auto& c : sums) same(format("runs/the checksum of %zu bytes", c.bytes).c_str(), hex(checksum(std::string_view("The quick brown fox jumps over").substr(0, c.bytes))), c.sum);
+
     check(is_step("step_00000012", "") && is_step("step_123456789", "") && is_step("step_00000012.partial", ".partial"), "host/runs/names of steps");
     for (const char* name : {"step_1", "step_0000001", "step_00000012x", "step_00000012.partial", "steps_00000012", "best", ""}) check(!is_step(name, ""), "host/runs/'%s' is none", name);
 
@@ -586,10 +590,6 @@ static void runs() {
     for (const char* left : {"/step_00000003.partial", "/best.old", "/mine.partial"}) fs::create_directories(logged + left);
     {
         const RunDirectory held(logged, true);
-    // as checkpoints have it that were written long ago
-    const struct { size_t bytes; const char* sum; } sums[] = {{0, "0000000000000000"}, {1, "417f07755e8e216f"}, {8, "36087faa9b1ecb45"}, {13, "f17b9fb5dff3074a"}, {30, "215d7113564d634f"}};
-    for (auto& c : sums) same(format("runs/the checksum of %zu bytes", c.bytes).c_str(), hex(checksum(std::string_view("The quick brown fox jumps over").substr(0, c.bytes))), c.sum);
-
         same("runs/what a kill left is gone, and nothing else", listed(logged), "log.jsonl mine.partial");
         dies("runs/a second writer", "1 " + logged + ": another train_gpt is writing there", [&] { RunDirectory(logged, true); });
     }

@@ -3,6 +3,7 @@
    whole: it is the last file written, and holds size and checksum of all others and of itself. Everything is written
    under another name, synced, then renamed. Of a model it knows a list of tensors. */
 #pragma once
+#include "arena.h"
 #include "machine.h"
 #include "tokenizer.h"
 #include "weights.h"
@@ -107,11 +108,15 @@ inline void save_tensors(const std::string& path, const std::vector<Stored>& ten
 
 // The tensors as they are now, while the model itself goes on.
 inline std::vector<Stored> copied(std::vector<Stored> tensors) {
+    size_t size = 0;
+    for (const Stored& t : tensors) size += t.present ? t.count() : 0;
+    const auto memory = std::make_shared<Buffer<float>>(size);
+    float* copy = memory->data();
     for (Stored& t : tensors) {
         if (!t.present) continue;
-        auto memory = std::make_shared_for_overwrite<float[]>(t.count());
-        t.get(memory.get());
-        t.get = [memory, n = t.count()](float* out) { std::copy_n(memory.get(), n, out); };
+        t.get(copy);
+        t.get = [memory, copy, n = t.count()](float* out) { std::copy_n(copy, n, out); };
+        copy += t.count();
     }
     return tensors;
 }
