@@ -1541,15 +1541,15 @@ struct Model {
         const Tensor& t = layout.tensors[i];
         const real* const from = place(which, t);
         if (t.present && t.form != Form::FP32 && which == WEIGHT) return unpack(t.form, out, packed.data() + t.packed, t.rows, t.cols);
-        for (size_t k = 0; k < t.count(); k++) out[k] = from ? from[k] : 0;
+        from ? convert(out, from, t.count()) : (void)std::fill_n(out, t.count(), 0);
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
         real* const to = place(which, t);
         if (t.present && t.form != Form::FP32 && which == WEIGHT) return pack(t.form, packed.data() + t.packed, in, t.rows, t.cols);
         if (!to) return;
-        std::copy_n(in, t.count(), to);
-        if (which == WEIGHT && bf16) std::copy_n(in, t.count(), rounded.data() + t.offset);
+        convert(to, in, t.count());
+        if (which == WEIGHT && bf16) convert(rounded.data() + t.offset, in, t.count());
     }
     Activations activations(int l) const {
         size_t k = 0;

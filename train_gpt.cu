@@ -2419,7 +2419,7 @@ struct Model {
         else download(values.data(), rounded + t.offset, t.count());
         CHECK(cudaStreamSynchronize(device().stream));
         if (codes.size() && which == WEIGHT) unpack(t.form, out, codes.data(), t.rows, t.cols);
-        else if (!from && t.present && which == WEIGHT) std::copy(values.begin(), values.end(), out);
+        else convert(out, values.data(), values.size());
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
@@ -2431,7 +2431,8 @@ struct Model {
             codes.resize(packed_bytes(t.form, t.rows, t.cols));
             pack(t.form, codes.data(), in, t.rows, t.cols), upload(packed + t.packed, codes.data(), codes.size());
         } else if (which == WEIGHT && t.present) {
-            values.assign(in, in + t.count()), upload(rounded + t.offset, values.data(), values.size());
+            values.resize(t.count()), convert(values.data(), in, t.count());
+            upload(rounded + t.offset, values.data(), values.size());
         }
         CHECK(cudaStreamSynchronize(device().stream));
     }

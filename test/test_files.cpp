@@ -610,7 +610,9 @@ static void damage() {
     const std::string good = newest(DIR + "whole"), bad = DIR + "bad";
     Config c = config_of(open_model(good), 0);
     cpu::Model model(c, 1, 1, true);
+    bool resumed = true;                     // who reads the model alone needs no optimizer
     auto load = [&] {
+        if (resumed) verify_checkpoint(bad);
         ModelFile m = open_model(bad);
         load_tensors(stored(model), m.tensors, m.path);
         Safetensors moments(bad + "/optimizer.safetensors");
@@ -629,6 +631,7 @@ static void damage() {
     };
     for (auto& name : names) {
         const std::string bytes = read_file(good + "/" + name);
+        resumed = name == "optimizer.safetensors";
         for (size_t n = 0; n < bytes.size(); n += STRESS ? 1 : 1 + bytes.size() / 700, cut++) {
             quick_write(bad + "/" + name, bytes.substr(0, n));
             unseen += !one_line(error_of(load));
@@ -644,6 +647,7 @@ static void damage() {
         for (uint64_t flips = 1 + rng.below(3); flips; flips--) changed[rng.below(bytes.size())] ^= 1 << rng.below(8);
         if (changed == bytes) changed[0] ^= 1;
         quick_write(bad + "/" + name, changed);
+        resumed = name == "optimizer.safetensors";
         unseen += !one_line(error_of(load));
         quick_write(bad + "/" + name, bytes);
     }

@@ -258,7 +258,48 @@ static void tensors() {
     const View view{"F32", {2, 3}, (const uint8_t*)columns, true}, odd{"F64", {3}, (const uint8_t*)columns};
     load_tensors({stored(is)[0]}, {{"w", view}}, "file");
     check(is[0].second.v == was[0].second.v, "host/tensors/a transposed one");
+    // the first in the matrix's order, not in the file's
+    float two_bad[6] = {1, INFINITY, -2, 5, NAN, 6};         // (1,0) and (0,2)
+    dies("tensors/the first bad one of a transposed", "1 file: tensor 'w': row 0, column 2 is nan", [&] { load_tensors({stored(is)[0]}, {{"w", View{"F32", {2, 3}, (const uint8_t*)two_bad, true}}}, "file"); });
     dies("tensors/another type", "1 file: tensor 'b' is F64(3), expected F32, BF16 or F16 of (3); make it float32: python3 -c \"import safetensors.torch as s; s.save_file({k: v.float().clone() for k, v in s.load_file('file').items()}, 'file')\"", [&] { load_tensors({stored(is)[1]}, {{"b", odd}}, "file"); });
+}
+
+// Every half-precision number against its definition; matrices of all types, as they lie and transposed, at any byte.
+static void views() {
+    std::vector<uint16_t> halves(65536);
+    for (size_t i = 0; i < halves.size(); i++) halves[i] = i;
+    std::vector<float> memory;
+    const float* const read = View{"F16", {halves.size()}, (const uint8_t*)halves.data()}.read(memory);
+    int wrong = 0;
+    for (int i = 0; i < 65536; i++) {
+        const int exponent = i >> 10 & 31, mantissa = i & 1023;
+        const double size = exponent == 31 ? mantissa ? NAN : INFINITY : exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+        const bool good = std::isnan(size) ? std::isnan(read[i]) : std::abs(read[i]) == size && std::signbit(read[i]) == (i >= 0x8000);
+        wrong += !good;
+    }
+    check(wrong == 0, "host/views/F16: %d of 65536 numbers are wrong", wrong);
+    const size_t rows = 37, cols = 53;
+    std::vector<uint8_t> bytes(rows * cols * 4 + 1);
+    for (size_t i = 0; i < bytes.size(); i++) bytes[i] = mix64(i);
+    const int threads = omp_get_max_threads();
+    for (const char* dtype : {"F32", "BF16", "F16"}) for (bool transposed : {false, true}) for (int at : {0, 1}) {
+        const View view{dtype, {rows, cols}, bytes.data() + at, transposed};
+        wrong = 0;
+        for (int n : {1, 3}) {
+            omp_set_num_threads(n);
+            const float* const numbers = view.read(memory);
+            for (size_t r = 0; r < rows; r++) for (size_t k = 0; k < cols; k++) {
+                const uint8_t* const from = view.data + (transposed ? k * rows + r : r * cols + k) * view.bytes();
+                uint32_t bits = 0;
+                memcpy((char*)&bits + (*dtype == 'B' ? 2 : 0), from, view.bytes());
+                float expected = std::bit_cast<float>(bits);
+                if (!strcmp(dtype, "F16")) expected = std::bit_cast<float16>((uint16_t)bits);
+                wrong += memcmp(&expected, &numbers[r * cols + k], sizeof expected) != 0;
+            }
+        }
+        check(wrong == 0, "host/views/%s%s at byte %d: %d numbers are wrong", dtype, transposed ? " transposed" : "", at, wrong);
+    }
+    omp_set_num_threads(threads);
 }
 
 static Checkpoint checkpoint(List& list, long long step, const Tokenizer* tokenizer = nullptr) {
@@ -289,6 +330,16 @@ static void checkpoints() {
     check(p.step == 1 && p.window == 5 && p.windows == 9 && p.data.at("train") == "it" && p.beginning == std::vector<int>({3, 1}) && p.lowest == 1.25 && p.lowest_step == 2,
           "host/checkpoint/its position comes back");
     check(state["options"]["rate"].string == "1" && state["files"].members.size() + 1 == entries_of(run + "/step_00000001").size(), "host/checkpoint/options, and a checksum of every other file");
+    // the first of two damaged files is named; a reader of the model alone does without the optimizer
+    const std::string copy = DIR + "damaged", damaged = ": damaged: size or checksum differ from state.json; remove this checkpoint to use the one before";
+    fs::copy(run + "/step_00000001", copy);
+    write_file(copy + "/optimizer.safetensors", "");
+    dies("checkpoint/a damaged optimizer", "1 " + copy + "/optimizer.safetensors" + damaged, [&] { verify_checkpoint(copy); });
+    same("checkpoint/which a reader of the model does not need", error_of([&] { verify_checkpoint(copy, false); }), "");
+    fs::resize_file(copy + "/model.safetensors", 10);
+    for (bool all : {true, false}) dies("checkpoint/a damaged model", "1 " + copy + "/model.safetensors" + damaged, [&] { verify_checkpoint(copy, all); });
+    fs::remove(copy + "/optimizer.safetensors"), fs::copy_file(run + "/step_00000001/model.safetensors", copy + "/model.safetensors", fs::copy_options::overwrite_existing);
+    dies("checkpoint/no optimizer", "1 " + copy + "/optimizer.safetensors: cannot open: No such file or directory", [&] { verify_checkpoint(copy); });
     dies("checkpoint/a state without options", "1 state: 'step', 'windows' or 'options' is missing", [] { Position(parse_json("{\"step\": 1, \"windows\": 2}", "state"), "state"); });
 
     same("checkpoint/the same function", error_of([&] { check_fingerprint({1.500001f, -2}, run + "/step_00000001"); }), "");
@@ -484,6 +535,10 @@ static void models() {
 
 // ---- runs.h ----
 static void runs() {
+    // as checkpoints have it that were written long ago
+    const struct { size_t bytes; const char* sum; } sums[] = {{0, "0000000000000000"}, {1, "417f07755e8e216f"}, {8, "36087faa9b1ecb45"}, {13, "f17b9fb5dff3074a"}, {30, "215d7113564d634f"}};
+    for (auto& c : sums) same(format("runs/the checksum of %zu bytes", c.bytes).c_str(), hex(checksum(std::string_view("The quick brown fox jumps over").substr(0, c.bytes))), c.sum);
+
     check(is_step("step_00000012", "") && is_step("step_123456789", "") && is_step("step_00000012.partial", ".partial"), "host/runs/names of steps");
     for (const char* name : {"step_1", "step_0000001", "step_00000012x", "step_00000012.partial", "steps_00000012", "best", ""}) check(!is_step(name, ""), "host/runs/'%s' is none", name);
 
@@ -761,7 +816,7 @@ int main() {
     signal(SIGXFSZ, SIG_IGN);
     fs::remove_all(DIR);
     fs::create_directories(DIR);
-    for (auto section : {options, resuming, tensors, checkpoints, display, machine, configs, models, runs, examples, texts, chats})
+    for (auto section : {options, resuming, tensors, views, checkpoints, display, machine, configs, models, runs, examples, texts, chats})
         if (const std::string error = error_of(section); !error.empty()) check(false, "host: %s", error.c_str());
     return failed > 0;
 }

@@ -33,7 +33,7 @@ struct Adapter {
         path = dir;
         const std::string config = dir + "/adapter_config.json", weights = dir + "/adapter_model.safetensors";
         if (!exists(config)) die("%s: holds no adapter_config.json; is this a LoRA adapter?", dir.c_str());
-        if (is_checkpoint(dir)) verify_checkpoint(dir);
+        if (is_checkpoint(dir)) verify_checkpoint(dir, false);
         const char* where = config.c_str();
         const Json j = read_json(config, 1 << 20);
         auto is = [&](const char* name, const char* value) { return !j[name] || j[name].string == value; };

@@ -29,7 +29,7 @@ struct Stored {
 // Gives tensors the numbers that a file has for them. All must be there, of these shapes and finite, and no others.
 inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std::string, View>& views, const std::string& path) {
     std::set<std::string> known;
-    std::vector<float> values;
+    std::vector<float> memory, memory_of_twin;
     for (const Stored& t : tensors) {
         const char *where = path.c_str(), *name = t.name.c_str();
         auto it = views.find(t.name);
@@ -44,21 +44,25 @@ inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std:
             die("%s: tensor '%s' is %s%s, expected F32, BF16 or F16 of %s%s", where, name, v.dtype.substr(0, 20).c_str(),
                 show_shape(v.shape).c_str(), show_shape(t.shape).c_str(), other ? usable(step, several ? part : path).c_str() : "");
         }
-        values.resize(t.count());
-        const size_t rows = t.shape.size() == 2 ? t.shape[0] : 1, cols = t.shape.back();
-        for (size_t r = 0; r < rows; r++) for (size_t k = 0; k < cols; k++) {
-            const float value = values[r * cols + k] = v[v.transposed ? k * rows + r : r * cols + k];
-            if (std::isfinite(value)) continue;
-            const std::string at = rows > 1 ? format("row %zu, column %zu", r, k) : format("number %zu", k);
-            die("%s: tensor '%s': %s is %g", where, name, at.c_str(), std::isnan(value) ? NAN : value);
+        const float* const values = v.read(memory);
+        const size_t count = t.count(), cols = t.shape.back();
+        float zero = 0;                                      // 0 x, or NaN where x is not finite
+        #pragma omp parallel for simd schedule(static) reduction(+ : zero)
+        for (size_t k = 0; k < count; k++) zero += 0 * values[k];
+        if (!(zero == 0)) {
+            const size_t k = std::find_if_not(values, values + count, [](float x) { return std::isfinite(x); }) - values;
+            const std::string at = cols < count ? format("row %zu, column %zu", k / cols, k % cols) : format("number %zu", k);
+            die("%s: tensor '%s': %s is %g", where, name, at.c_str(), std::isnan(values[k]) ? NAN : values[k]);
         }
-        const View* twin = t.same_as.empty() ? nullptr : &views.at(t.same_as);
-        for (size_t k = 0; k < values.size() && !t.present; k++) {
-            if (twin && (twin->shape != v.shape || (*twin)[k] != values[k]))
-                die("%s: %s differs from %s, but the config says tie_word_embeddings", where, name, t.same_as.c_str());
-            if (!twin && values[k] != 0) die("%s: tensor '%s' is not zero, but the config says bias false", where, name);
+        if (t.present) {
+            t.set(values);
+        } else if (t.same_as.empty()) {
+            if (std::any_of(values, values + count, [](float x) { return x != 0; }))
+                die("%s: tensor '%s' is not zero, but the config says bias false", where, name);
+        } else if (const View& twin = views.at(t.same_as);
+                   twin.shape != v.shape || !std::equal(values, values + count, twin.read(memory_of_twin))) {
+            die("%s: %s differs from %s, but the config says tie_word_embeddings", where, name, t.same_as.c_str());
         }
-        if (t.present) t.set(values.data());
     }
     for (auto& [name, view] : views)
         if (!known.count(name)) die("%s: tensor '%s' has no place in a GPT-2 of this shape", path.c_str(), name.c_str());

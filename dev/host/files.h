@@ -316,13 +316,16 @@ struct Rng {
 // 64-bit checksum of 8-byte words. Each round is a bijection of h, and of the word, so that damage inside one word
 // always shows; other damage goes unseen with probability 2^-64. It guards against accidents, not against people.
 inline uint64_t checksum(std::string_view bytes) {
-    uint64_t h = bytes.size(), word = 0;
-    for (size_t i = 0; i < bytes.size(); i += 8) {
-        word = 0;
-        memcpy(&word, bytes.data() + i, std::min<size_t>(8, bytes.size() - i));
+    uint64_t h = bytes.size();
+    auto take = [&](size_t at, size_t size) {
+        uint64_t word = 0;
+        memcpy(&word, bytes.data() + at, size);
         h = (h ^ word) * 0x9E3779B97F4A7C15ull;
         h ^= h >> 32;
-    }
+    };
+    size_t at = 0;
+    for (; at + 8 <= bytes.size(); at += 8) take(at, 8);                 // of a size known here: one load
+    if (at < bytes.size()) take(at, bytes.size() - at);
     return mix64(h);
 }
 

@@ -18,6 +18,23 @@ struct bfloat16 {
     operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
 };
 
+// IEEE's 16 bits: sign, 5 of exponent, 10 of mantissa; without exponent, mantissa / 2^24.
+struct float16 {
+    uint16_t bits;
+    operator float() const {
+        const uint32_t sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, mantissa = bits & 1023;
+        const uint32_t rest = exponent ? (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13
+                                       : std::bit_cast<uint32_t>(mantissa * 0x1p-24f);
+        return std::bit_cast<float>(sign | rest);
+    }
+};
+
+// Numbers as another type, by all threads: one alone does not keep memory busy.
+template <typename To, typename From> void convert(To* to, const From* from, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) to[i] = To(from[i]);
+}
+
 enum class Form { FP32, BF16, INT8, NF4 };
 inline constexpr const char* FORMS[] = {"fp32", "bf16", "int8", "nf4"};
 inline Form form_of(const std::string& name) {
@@ -49,10 +66,11 @@ inline void pack(Form form, uint8_t* to, const float* from, size_t rows, size_t 
     float* const scales = (float*)(to + code_bytes(form, rows, cols));
     const size_t row = packed_row(cols);
     if (form == Form::BF16) {
-        std::copy_n(from, rows * cols, (bfloat16*)to);
+        convert((bfloat16*)to, from, rows * cols);
     } else if (form == Form::INT8) {
         std::fill_n(scales, cols, 0.0f);
-        for (size_t i = 0; i < rows * cols; i++) scales[i % cols] = std::max(scales[i % cols], std::abs(from[i]) / 127);
+        for (size_t i = 0; i < rows; i++) for (size_t j = 0; j < cols; j++)
+            scales[j] = std::max(scales[j], std::abs(from[i * cols + j]) / 127);
         #pragma omp parallel for schedule(static)
         for (size_t i = 0; i < rows; i++) for (size_t j = 0; j < cols; j++)
             ((int8_t*)to)[i * row + j] = scales[j] > 0 ? std::lrint(from[i * cols + j] / scales[j]) : 0;
@@ -68,7 +86,7 @@ inline void pack(Form form, uint8_t* to, const float* from, size_t rows, size_t 
             for (size_t j = 0; j < n; j++) {
                 const float x = largest > 0 ? block[j] / largest : 0;
                 int code = 0;
-                while (code < 15 && x > (LEVELS[code] + LEVELS[code + 1]) / 2) code++;
+                for (int k = 0; k < 15; k++) code += x > (LEVELS[k] + LEVELS[k + 1]) / 2;
                 const size_t k = i * row + j0 + j;
                 to[k / 16 * 8 + k % 8] |= code << (k % 16 / 8 * 4);
             }

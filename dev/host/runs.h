@@ -58,20 +58,26 @@ inline bool is_checkpoint(const std::string& dir) {
     return text.substr(0, first.size()) == first.substr(0, text.size()) || text.find("  \"checksum\": \"") != text.npos;
 }
 
-// Checks a checkpoint of ours against its state.json, which it returns.
-inline Json verify_checkpoint(const std::string& dir) {
+// Checks a checkpoint of ours against its state.json, which it returns: all its files, of which threads take one each, or
+// only those that a model is read from.
+inline Json verify_checkpoint(const std::string& dir, bool all = true) {
     const std::string path = dir + "/state.json", text = read_file(path);
     const size_t end = text.rfind("  \"checksum\"");
     if (end == text.npos || text.substr(end) != checksum_line(text.substr(0, end)))
         die("%s: damaged: its checksum does not fit; remove this checkpoint to use the one before", path.c_str());
     Json state = parse_json(text, path);
     if (!state["files"]) die("%s: 'files' is missing", path.c_str());
-    for (auto& [name, entry] : state["files"].members) {
-        Mapped file(dir + "/" + name);
-        if ((double)file.size != entry["size"].number || entry["checksum"].string != hex(checksum(file.text())))
+    std::vector<std::unique_ptr<Mapped>> files;
+    std::vector<const Json*> entries;
+    for (auto& [name, entry] : state["files"].members)
+        if (all || name != "optimizer.safetensors") files.push_back(std::make_unique<Mapped>(dir + "/" + name)), entries.push_back(&entry);
+    std::vector<std::string> sums(files.size());
+    #pragma omp parallel for schedule(dynamic)
+    for (size_t i = 0; i < files.size(); i++) sums[i] = hex(checksum(files[i]->text()));
+    for (size_t i = 0; i < files.size(); i++)
+        if ((double)files[i]->size != (*entries[i])["size"].number || (*entries[i])["checksum"].string != sums[i])
             die("%s: damaged: size or checksum differ from state.json; remove this checkpoint to use the one before",
-                file.path.c_str());
-    }
+                files[i]->path.c_str());
     return state;
 }
 

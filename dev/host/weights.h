@@ -1,6 +1,7 @@
 /* dev/host/weights.h -- models on disk: safetensors, one file or several, whatever names wrappers gave a GPT-2's tensors,
    and llm.c's format. Each becomes a description in config.json's words and a view of every tensor. */
 #pragma once
+#include "packed.h"
 #include "runs.h"
 #include <tuple>
 #include <variant>
@@ -10,17 +11,30 @@ struct View {                                // one tensor in a mapped file
     std::vector<size_t> shape;
     const uint8_t* data;
     bool transposed = false;                 // llm.c keeps Linear weights as (out, in)
-    float operator[](size_t i) const {
-        uint32_t bits = 0;
-        memcpy((char*)&bits + (dtype == "F32" ? 0 : 2), data + i * bytes(), bytes());     // bfloat16: the upper half
-        if (dtype == "F16") {                                               // 1 sign, 5 exponent, 10 mantissa bits
-            const uint32_t sign = bits & 0x80000000, exponent = bits >> 26 & 31, mantissa = bits >> 16 & 1023;
-            if (exponent == 0) return std::ldexp(mantissa, -24) * (sign ? -1 : 1);
-            bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
-        }
-        return std::bit_cast<float>(bits);
-    }
+
     size_t bytes() const { return dtype == "F32" ? 4 : dtype == "BF16" || dtype == "F16" ? 2 : 0; }   // 0: unknown
+    template <typename F> auto as_type(F f) const {          // f(a number of that type)
+        return dtype == "F32" ? f(float()) : dtype == "BF16" ? f(bfloat16()) : f(float16());
+    }
+    template <typename T> float at(size_t i) const {         // wherever it lies
+        T x;
+        memcpy(&x, data + i * sizeof x, sizeof x);
+        return x;
+    }
+    float operator[](size_t i) const { return as_type([&]<typename T>(T) { return at<T>(i); }); }
+    // All numbers, row by row: where they lie, if they are floats in that order, or else in `memory`.
+    const float* read(std::vector<float>& memory) const {
+        if (dtype == "F32" && !transposed && (uintptr_t)data % alignof(float) == 0) return (const float*)data;
+        const size_t rows = shape.size() == 2 ? shape[0] : 1, cols = shape.back();
+        memory.resize(rows * cols);
+        as_type([&]<typename T>(T) {
+            #pragma omp parallel for schedule(static)
+            for (size_t r = 0; r < rows; r++)
+                if (transposed) for (size_t k = 0; k < cols; k++) memory[r * cols + k] = at<T>(k * rows + r);
+                else for (size_t k = 0; k < cols; k++) memory[r * cols + k] = at<T>(r * cols + k);
+        });
+        return memory.data();
+    }
 };
 
 inline std::string show_shape(const std::vector<size_t>& shape) {
@@ -275,7 +289,7 @@ inline ModelFile open_model(std::string path) {
     if (exists(path, true)) {
         const std::vector<std::string> found = checkpoints_in(path);
         if (!exists(path + "/config.json") && !found.empty()) path = found.back();
-        if (is_checkpoint(path)) verify_checkpoint(path);
+        if (is_checkpoint(path)) verify_checkpoint(path, false);
         path = weights_in(path);
     }
     refuse_part(path);
