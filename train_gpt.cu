@@ -87,7 +87,7 @@ struct Device {
     cublasLtHandle_t cublas;
     void* workspace;
     size_t workspace_size = 32 << 20;
-    int built_for;                           // compute capability, times ten
+    int built_for, written_for;              // compute capabilities, times ten: of the machine code, and of what it was made of
 
     Device() {
         int count = 0;
@@ -100,7 +100,7 @@ struct Device {
         if (cudaFuncGetAttributes(&kernel, probe_kernel) != cudaSuccess)
             die("%s: %s; build for this GPU: make train_gpt_cuda ARCH=%d", properties.name,
                 cudaGetErrorString(cudaGetLastError()), capability());
-        built_for = kernel.binaryVersion;
+        built_for = kernel.binaryVersion, written_for = kernel.ptxVersion;
         CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
         CHECK(cublasLtCreate(&cublas));
         CHECK(cudaMalloc(&workspace, workspace_size));
@@ -138,7 +138,7 @@ void launch_if(bool early, void (*kernel)(P...), dim3 grid, int threads, size_t 
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute, config.numAttrs = early && device().capability() >= 90;
+    config.attrs = &attribute, config.numAttrs = early && device().written_for >= 90;
     const char* name = "a kernel";
     if (SYNCHRONOUS) cudaFuncGetName(&name, (const void*)kernel);        // now: after a fault every call fails
     cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
@@ -246,14 +246,16 @@ template <int LEFT> DEVICE void copies_wait() {              // until all groups
     ASM("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-// Programmatic dependent launch (sm_90): from when all blocks have called next_kernel_may_begin(), the next kernel may, if it is
-// launched early; what the kernel ahead has written, and those before it, is there after kernel_ahead_wait().
+// Programmatic dependent launch (sm_90): from when all blocks have called next_kernel_may_begin(), the next kernel may, if
+// it is launched early; what the kernel ahead has written, and those before it, is there after kernel_ahead_wait().
 #if defined(CUDA_EMU) || __CUDA_ARCH__ >= 900
 #define DEPENDENT(...) __VA_ARGS__
 #else
 #define DEPENDENT(...)
 #endif
-DEVICE void next_kernel_may_begin() { DEPENDENT(EMU(emu::griddep_launch();) ASM("griddepcontrol.launch_dependents;" ::: "memory");) }
+DEVICE void next_kernel_may_begin() {
+    DEPENDENT(EMU(emu::griddep_launch();) ASM("griddepcontrol.launch_dependents;" ::: "memory");)
+}
 DEVICE void kernel_ahead_wait() { DEPENDENT(EMU(emu::griddep_wait();) ASM("griddepcontrol.wait;" ::: "memory");) }
 
 // Tensor cores, as a warp uses them: it multiplies A (16,16) by B (16,8) and adds to C (16,8). Lane l holds of C the
@@ -1768,7 +1770,8 @@ inline std::vector<Plan> heuristics(const Matmul& p, const floatX* bias, int mos
 }
 inline cublasStatus_t matmul_with(const Plan& q, void* d, const floatX* a, const floatX* b, const Matmul& p,
                                   const floatX* bias, const void* c) {
-    if (p.bias) CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    if (p.bias)
+        CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     const float beta = p.plus ? 1 : 0;
     return cublasLtMatmul(device().cublas, q.operation, &p.scale, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
                           device().workspace, device().workspace_size, device().stream);
@@ -1800,7 +1803,8 @@ inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, double l
     const size_t size = sizeof(floatX), d_size = (size_t)p.n * p.ldd * (p.fp32 ? sizeof(float) : size);
     const size_t a = room((p.a_transposed ? p.m : p.k) * p.lda * size), b = room((p.b_transposed ? p.k : p.n) * p.ldb * size);
     const size_t with = room(p.bias ? p.m * size : 0), c = room(p.plus ? d_size : 0), given = bytes;
-    const size_t d = room(d_size), result = bytes - given, other = room(result), found = room(sizeof(int));        // first result at d, later ones at `other`
+    const size_t d = room(d_size), result = bytes - given, other = room(result);         // the first result, later ones
+    const size_t found = room(sizeof(int));
     char* all;
     if (cudaMalloc(&all, bytes) != cudaSuccess) { cudaGetLastError(); return plans[0]; }     // clears the error
     cudaEvent_t begin, end;
@@ -1814,7 +1818,8 @@ inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, double l
         if (q.splits) continue;
         char* const to = all + (best ? other : d);
         auto run = [&] {
-            return matmul_with(q, to, (floatX*)(all + a), (floatX*)(all + b), p, (floatX*)(all + with), p.plus ? all + c : to);
+            return matmul_with(q, to, (floatX*)(all + a), (floatX*)(all + b), p, (floatX*)(all + with),
+                               p.plus ? all + c : to);
         };
         int differs = 0;
         float time = INFINITY;
@@ -1832,7 +1837,8 @@ inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, double l
     return best ? *best : plans[0];
 }
 
-inline void matmul(void* d, const floatX* a, const floatX* b, Matmul p, const floatX* bias = nullptr, const void* c = nullptr) {
+inline void matmul(void* d, const floatX* a, const floatX* b, Matmul p, const floatX* bias = nullptr,
+                   const void* c = nullptr) {
     static std::vector<std::pair<Matmul, Plan>> plans;
     if (!c) c = d;
     p.alignment = alignment_of(a, b, c, d);
@@ -1847,7 +1853,8 @@ inline void matmul(void* d, const floatX* a, const floatX* b, Matmul p, const fl
 }
 
 // linear -- the Linear layer, as in cpu::linear_forward: out = x w + b (+ plus), of x (N,C), w (C,OC), b (OC) or null
-inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus, int N, int C, int OC) {
+inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus, int N, int C,
+                           int OC) {
     matmul(out, w, x, {.m = OC, .n = N, .k = C, .bias = b != nullptr, .plus = plus != nullptr}, b, plus);
 }
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless it is frozen; the bias's is summed up where dout is written
@@ -1880,8 +1887,8 @@ inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * 
 // One token more for each of a few rows. All that changes from step to step is on the device (position, token, random
 // state of each row), so that one recording of these kernels serves every step.
 
-/* product of one row, bound by reading the weights: once, 16 bytes a load, many under way before the row is there; it may
-   be normalized first, by every warp for itself
+/* product of one row, bound by reading the weights: once, 16 bytes a load, many under way before the row is there; it
+   may be normalized first, by every warp for itself
    math     out = f(x) w + b (+ plus), then gelu if asked;   f: layernorm, if norm has weights
    shapes   x (C)   w (C,OC)   b (OC) or null   out, plus (OC);   C and OC are multiples of WIDE
    layout   `across` lanes side by side take WIDE columns each; threads above each other take rows of w in turn
@@ -1891,8 +1898,8 @@ struct Normed {                              // a product's input: x; or layerno
     Normed(const floatX* x, const floatX* w = nullptr, const floatX* b = nullptr, float eps = 0)
         : x(x), w(w), b(b), eps(eps) {}
 };
-__global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus,
-                                                      bool gelu, int C, int OC, int across) {
+__global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, const floatX* w, const floatX* b,
+                                                      const floatX* plus, bool gelu, int C, int OC, int across) {
     SHARED_DYNAMIC(shared);
     constexpr int AHEAD = 8;                 // rows of w that a thread has asked for
     floatX *const xs = (floatX*)shared, *const ws = xs + C, *const bs = ws + C;          // x, and the layernorm's weights
@@ -1918,7 +1925,9 @@ __global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, 
     __syncthreads();
     if (x.w) {
         float all = 0, squares = 0, v[WIDE], weight[WIDE], bias[WIDE];
-        auto each = [&](auto f) { for (int c = lane * WIDE; c < C; c += 32 * WIDE) for (load(v, xs + c); float u : v) f(u); };
+        auto each = [&](auto f) {
+            for (int c = lane * WIDE; c < C; c += 32 * WIDE) for (load(v, xs + c); float u : v) f(u);
+        };
         each([&](float u) { all += u; });
         const float mean = warp_sum(all) / C;
         each([&](float u) { squares += (u - mean) * (u - mean); });
@@ -1952,13 +1961,16 @@ __global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, 
     out[column] = floatX((gelu ? ::gelu(total) : total) + stream);
 }
 inline size_t one_row_bytes(int C) { return 3 * C * sizeof(floatX); }    // of shared memory
-inline void one_row(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus, bool gelu, int C, int OC, bool early) {
+inline void one_row(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus, bool gelu, int C, int OC,
+                    bool early) {
     int across = 1;                          // 16 bytes; up to 128, a line, if there are blocks enough
     while (across < 8 && OC / (2 * across * WIDE) >= device().sms()) across *= 2;
-    launch_if(early, one_row_kernel, ceil_div(OC, across * WIDE), C * across > 8 * 256 ? 512 : 256, one_row_bytes(C), out, x, w, b, plus, gelu, C, OC, across);
+    launch_if(early, one_row_kernel, ceil_div(OC, across * WIDE), C * across > 2048 ? 512 : 256, one_row_bytes(C), out, x, w,
+              b, plus, gelu, C, OC, across);
 }
 
-// embedded (B,C) = wte[token] + wpe[position]. Kernels behind it begin when all ahead of it is done: they ask for weights early.
+// embedded (B,C) = wte[token] + wpe[position]. Kernels behind it ask for weights at once, so they may only begin when all
+// ahead of it is done.
 __global__ void embedding_step_kernel(floatX* embedded, const int* token, const int* position, const floatX* wte,
                                       const floatX* wpe, int C) {
     kernel_ahead_wait(), next_kernel_may_begin();
@@ -2044,8 +2056,8 @@ inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, cons
 }
 
 /* pick -- as in cpu::pick, the same token from the same logits: all sums are of integers
-   layout   a block takes a row, to shared memory if it fits there, each thread a range of it. For top-k and top-p, radix select finds the smallest key
-            that is kept, one bit a pass. */
+   layout   a block takes a row, to shared memory if it fits there, each thread a range of it. For top-k and top-p, radix
+            select finds the smallest key that is kept, one bit a pass. */
 struct Pickers {                             // of each row
     int *token, *position;                   // the last, and where it stands
     Rng* rng;

@@ -538,7 +538,7 @@ inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess;
 // ---- launches -------------------------------------------------------------------------------------------------------
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaFuncAttributes {
-    int binaryVersion = emu::settings.capability, numRegs = 128, maxThreadsPerBlock = 1024;
+    int binaryVersion = emu::settings.capability, ptxVersion = binaryVersion, numRegs = 128, maxThreadsPerBlock = 1024;
     size_t localSizeBytes = 0, sharedSizeBytes = 0;
 };
 template <typename F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, F*) { return *a = {}, cudaSuccess; }
