@@ -1,4 +1,4 @@
-/* cublasLt.h -- cuBLASLt's matrix product with the epilogues that a GPT needs, on matrices that lie column by column:
+/* cublasLt.h -- cuBLASLt's matrix product with a bias, on matrices that lie column by column:
      D = epilogue(alpha op(A) op(B) + beta C)
    It refuses what cuBLASLt refuses, and ends the program where operands are less aligned than the algorithm was asked
    for, which cuBLASLt would not tell. It proposes emu::heuristics: one way, unless a test wants more. */
@@ -8,17 +8,10 @@
 enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_INVALID_VALUE = 7, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
 enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_FAST_TF32 = 77 };
-enum cublasLtEpilogue_t {                    // bits: 4 bias, 32 GELU, 64 its derivative, 128 auxiliary matrix
-    CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4, CUBLASLT_EPILOGUE_GELU = 32,
-    CUBLASLT_EPILOGUE_GELU_BIAS = 36, CUBLASLT_EPILOGUE_GELU_AUX = 160, CUBLASLT_EPILOGUE_GELU_AUX_BIAS = 164,
-    CUBLASLT_EPILOGUE_DGELU = 192, CUBLASLT_EPILOGUE_DGELU_BGRAD = 208, CUBLASLT_EPILOGUE_BGRADA = 256,
-    CUBLASLT_EPILOGUE_BGRADB = 512
-};
+enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4 };
 enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4, CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
-    CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11,
-    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE = 22,
-    CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26
+    CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26
 };
 enum cublasLtMatmulPreferenceAttributes_t {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
@@ -32,11 +25,8 @@ enum cublasLtReductionScheme_t { CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_RE
 
 namespace emu {
 struct Product {
-    int a_transposed = 0, b_transposed = 0, epilogue = CUBLASLT_EPILOGUE_DEFAULT, bias_type = -1, aux_type = -1;
+    int a_transposed = 0, b_transposed = 0, epilogue = CUBLASLT_EPILOGUE_DEFAULT, bias_type = -1;
     const void* bias = nullptr;
-    void* aux = nullptr;
-    int64_t aux_leading = 0;
-    static constexpr int BIAS_GRADIENT = 16 | 256 | 512;
 };
 struct Layout {                              // of a matrix: columns are `leading` numbers apart
     cudaDataType type;
@@ -80,9 +70,6 @@ inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cub
     case CUBLASLT_MATMUL_DESC_EPILOGUE: return set(d->epilogue);
     case CUBLASLT_MATMUL_DESC_BIAS_POINTER: return set(d->bias);
     case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE: return set(d->bias_type);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER: return set(d->aux);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return set(d->aux_leading);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE: return set(d->aux_type);
     }
     return CUBLAS_STATUS_INVALID_VALUE;
 }
@@ -136,17 +123,11 @@ inline void set(const void* p, int type, size_t i, float x) {
     if (type == CUDA_R_32F) ((float*)p)[i] = x;
     else ((uint16_t*)p)[i] = to_bf16(x);
 }
-// gelu(x) = x (1 + tanh(u)) / 2,   u = sqrt(2 / pi) (x + 0.044715 x^3)
-inline float gelu(float x) { return 0.5f * x * (1 + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x))); }
-inline float gelu_derivative(float x) {
-    const float s = 0.7978845608f, t = std::tanh(s * (x + 0.044715f * x * x * x));
-    return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * s * (1 + 3 * 0.044715f * x * x);
-}
 inline void multiply(const Heuristic& way, const Product& p, float alpha, const void* A, const Layout& la,
                      const void* B, const Layout& lb, float beta, const void* C, const Layout& lc, void* D,
                      const Layout& ld) {
     const size_t m = ld.rows, n = ld.columns, k = p.a_transposed ? la.rows : la.columns;
-    const int bias_type = p.bias_type < 0 ? ld.type : p.bias_type, aux_type = p.aux_type < 0 ? ld.type : p.aux_type;
+    const int bias_type = p.bias_type < 0 ? ld.type : p.bias_type;
     std::vector<float> a(k * m), b(n * k), d(n * m);         // op(A), op(B) and D, column by column
     const auto at = [](const Layout& l, bool transposed, size_t row, size_t column) {
         return transposed ? row * l.leading + column : column * l.leading + row;
@@ -155,7 +136,6 @@ inline void multiply(const Heuristic& way, const Product& p, float alpha, const 
         for (size_t l = 0; l < k; l++) a[l * m + i] = get(A, la.type, at(la, p.a_transposed, i, l));
     for (size_t j = 0; j < n; j++)
         for (size_t l = 0; l < k; l++) b[j * k + l] = get(B, lb.type, at(lb, p.b_transposed, l, j));
-    const bool aux = p.epilogue & 128, derivative = p.epilogue & 64, activation = (p.epilogue & 32) && !derivative;
 #pragma omp parallel for if (!TSAN && m * n * k > 200000)
     for (size_t j = 0; j < n; j++) {
         float* column = &d[j * m];
@@ -174,23 +154,9 @@ inline void multiply(const Heuristic& way, const Product& p, float alpha, const 
             float x = alpha * column[i];
             if (beta != 0) x += beta * get(C, lc.type, j * lc.leading + i);
             if (p.epilogue & CUBLASLT_EPILOGUE_BIAS) x += get(p.bias, bias_type, i);
-            if (activation && aux) set(p.aux, aux_type, j * p.aux_leading + i, x);
-            if (activation) x = gelu(x);
-            if (derivative) x *= gelu_derivative(get(p.aux, aux_type, j * p.aux_leading + i));
-            column[i] = x, set(D, ld.type, j * ld.leading + i, x);
+            set(D, ld.type, j * ld.leading + i, x);
         }
     }
-    // the bias gradient: sums along the rows of D or op(A), or down the columns of op(B)
-    const auto sums = [&](const std::vector<float>& matrix, size_t count, size_t next, size_t length, size_t step) {
-        for (size_t i = 0; i < count; i++) {
-            float sum = 0;
-            for (size_t j = 0; j < length; j++) sum += matrix[i * next + j * step];
-            set(p.bias, bias_type, i, sum);
-        }
-    };
-    if (p.epilogue == CUBLASLT_EPILOGUE_DGELU_BGRAD) sums(d, m, 1, n, m);
-    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADA) sums(a, m, 1, k, m);
-    if (p.epilogue == CUBLASLT_EPILOGUE_BGRADB) sums(b, n, k, k, 1);
 }
 }  // namespace emu
 inline cublasStatus_t cublasLtMatmul(
@@ -199,12 +165,10 @@ inline cublasStatus_t cublasLtMatmul(
     cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t* algorithm, void*, size_t, cudaStream_t s) {
     const auto [m, k] = p->a_transposed ? std::pair(la->columns, la->rows) : std::pair(la->rows, la->columns);
     const auto [kb, n] = p->b_transposed ? std::pair(lb->columns, lb->rows) : std::pair(lb->rows, lb->columns);
-    const bool bias = p->epilogue & (CUBLASLT_EPILOGUE_BIAS | emu::Product::BIAS_GRADIENT);
+    const bool bias = p->epilogue & CUBLASLT_EPILOGUE_BIAS;
     if (kb != k || ld->rows != m || ld->columns != n || lc->rows != m || lc->columns != n || (bias && !p->bias))
         return CUBLAS_STATUS_INVALID_VALUE;
     if (algorithm->way.refused) return CUBLAS_STATUS_NOT_SUPPORTED;
-    if ((p->epilogue & 128) && (!p->aux || p->aux_leading < (int64_t)m || p->aux_leading % 8))
-        return CUBLAS_STATUS_NOT_SUPPORTED;
     const struct { const char* name; const void* p; const emu::Layout* layout; uint32_t alignment; } operands[] = {
         {"A", A, la, algorithm->alignment[0]}, {"B", B, lb, algorithm->alignment[1]},
         {"C", C, lc, algorithm->alignment[2]}, {"D", D, ld, algorithm->alignment[3]}};
