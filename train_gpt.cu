@@ -413,47 +413,53 @@ inline void add_partials(Targets to, int arrays, const float* partial, int block
    math     out = (x - mean) rstd w + b,   rstd = 1 / sqrt(var + eps);   before the first block x is made here:
             x = embedded = wte[token] + wpe[t0 + t]
    shapes   token (N), N = B T   wte (V,C)   wpe (positions,C)   embedded, x, out (N,C)   mean, rstd (N)
-   layout   a warp takes a row, which it keeps in shared memory: x is read once. The W neighbours that a lane loads lie
-            32 apart there, so that a warp meets each bank once.
+   layout   a warp takes a row, of which each lane keeps K pieces of W neighbours in registers; a row with more than that
+            is read again, from the cache
    cost     2X; with the embedding 3X
    source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
-HD int banked(int C) { return (C + 32 * WIDE - 1) / (32 * WIDE) * 32 * WIDE; }          // numbers for a row of C
 struct Embedding {
     floatX* embedded = nullptr;              // null: x is there already
     const int* token = nullptr;
     const floatX *wte = nullptr, *wpe = nullptr;
     int t0 = 0, T = 0;
 };
-template <int W, bool EMBED>
-__global__ void layernorm_forward_kernel(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w,
-                                         const floatX* b, int N, int C, float eps, Embedding e) {
-    SHARED_DYNAMIC(shared);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + warp;
+template <int W, int K, bool EMBED>
+__global__ void __launch_bounds__(256, 2) layernorm_forward_kernel(
+    floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N, int C, float eps, Embedding e) {
+    const int lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (n >= N) return;
-    float *row = (float*)shared + warp * banked(C) + lane, sum = 0, squares = 0;
-    for (int c = lane * W; c < C; c += 32 * W) {
-        float v[W];
+    const floatX* const row = (EMBED ? e.embedded : x) + (size_t)n * C;
+    float v[K][W], sum = 0, squares = 0, weight[W], bias[W];
+    auto begin = [&](float (&v)[W], int c) {
         if constexpr (EMBED) {
             float position[W];
             load(v, e.wte + (size_t)e.token[n] * C + c), load(position, e.wpe + (size_t)(e.t0 + n % e.T) * C + c);
             for (int i = 0; i < W; i++) v[i] = floatX(v[i] + position[i]);
             store(e.embedded + (size_t)n * C + c, v);
-        } else load(v, x + (size_t)n * C + c);
-        for (int i = 0; i < W; i++) row[c - lane * W + 32 * i] = v[i], sum += v[i];
-    }
-    const float m = warp_sum(sum) / C;
-    for (int c = lane * W; c < C; c += 32 * W)
-        for (int i = 0; i < W; i++) {
-            const float d = row[c - lane * W + 32 * i] - m;
-            squares += d * d;
+        } else load(v, row + c);
+    };
+    auto each = [&](bool first, auto f) {    // f(W neighbours, where they begin)
+        #pragma unroll
+        for (int k = 0; k < K; k++)
+            if (const int c = (k * 32 + lane) * W; c < C) {
+                if (first) begin(v[k], c);
+                f(v[k], c);
+            }
+        for (int c = (K * 32 + lane) * W; c < C; c += 32 * W) {
+            float more[W];
+            first ? begin(more, c) : load(more, row + c);
+            f(more, c);
         }
+    };
+    each(true, [&](auto& v, int) { for (float f : v) sum += f; });
+    const float m = warp_sum(sum) / C;
+    each(false, [&](auto& v, int) { for (float f : v) squares += (f - m) * (f - m); });
     const float r = rsqrtf(warp_sum(squares) / C + eps);
-    for (int c = lane * W; c < C; c += 32 * W) {
-        float v[W], weight[W], bias[W];
+    each(false, [&](auto& v, int c) {
         load(weight, w + c), load(bias, b + c);
-        for (int i = 0; i < W; i++) v[i] = (row[c - lane * W + 32 * i] - m) * r * weight[i] + bias[i];
+        for (int i = 0; i < W; i++) v[i] = (v[i] - m) * r * weight[i] + bias[i];
         store(out + (size_t)n * C + c, v);
-    }
+    });
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
 constexpr int SUM_BLOCKS = 4;                // blocks an SM runs of kernels that sum up columns, at most
@@ -467,12 +473,12 @@ inline int rows_for(size_t bytes, int most) {
 }
 inline void layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,
                               int N, int C, double eps, const Embedding& e = {}) {
-    const size_t row = sizeof(float) * banked(C);
-    const int warps = rows_for(row, 8);
-    const auto given = C % WIDE ? layernorm_forward_kernel<1, false> : layernorm_forward_kernel<WIDE, false>;
-    const auto embedded = C % WIDE ? layernorm_forward_kernel<1, true> : layernorm_forward_kernel<WIDE, true>;
-    launch(e.embedded ? embedded : given, ceil_div(N, warps), 32 * warps, row * warps, out, mean, rstd, x, w, b, N, C,
-           (float)eps, e);
+    auto with = [&](auto given, auto embedded) {
+        launch(e.embedded ? embedded : given, ceil_div(N, 8), 256, 0, out, mean, rstd, x, w, b, N, C, (float)eps, e);
+    };
+    if (C % WIDE) with(layernorm_forward_kernel<1, 7, false>, layernorm_forward_kernel<1, 7, true>);
+    else if (C <= 3 * 32 * WIDE) with(layernorm_forward_kernel<WIDE, 3, false>, layernorm_forward_kernel<WIDE, 3, true>);
+    else with(layernorm_forward_kernel<WIDE, 7, false>, layernorm_forward_kernel<WIDE, 7, true>);
 }
 
 /* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:

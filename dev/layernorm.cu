@@ -6,9 +6,9 @@
      warp_per_row    a warp takes a row: its lanes read neighbours. But x is read three times, 2 bytes at a time: from
                      the level-1 cache at best, and always through the load units
      wide            16 bytes at a time: an eighth of the instructions, and more bytes under way for each
-     registers       the row stays in registers after the first read; their number must be known when this is compiled, so
-                     a kernel for each width (heads of 64: twelve of them in 768, twenty-five in 1600)
-     shipped         gpu::layernorm_forward: the row stays in shared memory, of any width
+     in_shared       the row stays in shared memory after the first read
+     shipped         gpu::layernorm_forward: it stays in registers, up to 768 or 1792 columns; their number must be known
+                     when this is compiled, so what is beyond is read again
 
    backward  dresidual += ..., and the column sums dw, db, dbias: x, dout and dresidual are read, dresidual is written, 4X
      atomics         a warp takes a row, and adds to dw, db and dbias with atomics: all rows add to the same 3C numbers,
@@ -59,27 +59,31 @@ __global__ void warp_per_row(floatX* out, float* mean, float* rstd, const floatX
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
 
-template <int K>                             // C <= 32 WIDE K
-__global__ void registers(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N,
+// Numbers for a row of C. The W neighbours that a lane loads lie 32 apart, so that a warp meets each bank once.
+HD int banked(int C) { return (C + 32 * WIDE - 1) / (32 * WIDE) * 32 * WIDE; }
+template <int W>
+__global__ void in_shared(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N,
                           int C, float eps) {
-    const int n = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    SHARED_DYNAMIC(shared);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + warp;
     if (n >= N) return;
-    float v[K][WIDE] = {}, sum = 0, squares = 0, weight[WIDE], bias[WIDE];
-    auto each = [&](auto f) {                // of the K pieces of the row that this lane has, those that are there
-        for (int k = 0; k < K; k++) if (const int c = (k * 32 + lane) * WIDE; c < C) f(k, c);
-    };
-    each([&](int k, int c) {
-        load(v[k], x + (size_t)n * C + c);
-        for (float f : v[k]) sum += f;
-    });
+    float *row = (float*)shared + warp * banked(C) + lane, sum = 0, squares = 0, v[W], weight[W], bias[W];
+    for (int c = lane * W; c < C; c += 32 * W) {
+        load(v, x + (size_t)n * C + c);
+        for (int i = 0; i < W; i++) row[c - lane * W + 32 * i] = v[i], sum += v[i];
+    }
     const float m = warp_sum(sum) / C;
-    each([&](int k, int) { for (float f : v[k]) squares += (f - m) * (f - m); });
+    for (int c = lane * W; c < C; c += 32 * W)
+        for (int i = 0; i < W; i++) {
+            const float d = row[c - lane * W + 32 * i] - m;
+            squares += d * d;
+        }
     const float r = rsqrtf(warp_sum(squares) / C + eps);
-    each([&](int k, int c) {
+    for (int c = lane * W; c < C; c += 32 * W) {
         load(weight, w + c), load(bias, b + c);
-        for (int i = 0; i < WIDE; i++) v[k][i] = (v[k][i] - m) * r * weight[i] + bias[i];
-        store(out + (size_t)n * C + c, v[k]);
-    });
+        for (int i = 0; i < W; i++) v[i] = (row[c - lane * W + 32 * i] - m) * r * weight[i] + bias[i];
+        store(out + (size_t)n * C + c, v);
+    }
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
 
@@ -127,7 +131,7 @@ template <int W>
 __global__ void sums_in_shared(floatX* dresidual, float* partial, const floatX* dout, const floatX* x, const floatX* w,
                                const float* mean, const float* rstd, int N, int C) {
     SHARED_DYNAMIC(shared);
-    const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = gpu::banked(C);
+    const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = banked(C);
     float* const sums = (float*)shared + warp * 3 * row;     // dw, db, dbias; W neighbours lie 32 apart
     for (int c = lane; c < 3 * row; c += 32) sums[c] = 0;
     __syncwarp();
@@ -173,9 +177,10 @@ static void forward(int N, int C) {
         {"naive", [&] { launch(naive, ceil_div(N, 256), 256, 0, out, mean, rstd, x, w, b, N, C, 1e-5f); }},
         {"warp_per_row", warps(warp_per_row<1>)},
         {"wide", warps(WIDTH(C, warp_per_row))}};
-    const int pieces = ceil_div(C, 32 * WIDE);
-    if (C % WIDE == 0 && pieces <= 14)
-        rungs.push_back({"registers", warps(pieces <= 3 ? registers<3> : pieces <= 7 ? registers<7> : registers<14>)});
+    const size_t row = banked(C) * sizeof(float);
+    rungs.push_back({"in_shared", [&, each = gpu::rows_for(row, 8)] {
+        launch(WIDTH(C, in_shared), ceil_div(N, each), 32 * each, row * each, out, mean, rstd, x, w, b, N, C, 1e-5f);
+    }});
     rungs.push_back({"shipped", [&] { gpu::layernorm_forward(out, mean, rstd, x, w, b, N, C, 1e-5); }});
     climb("layernorm forward", format("N=%d C=%d", N, C), {7.0 * x.n, 2.0 * x.n * sizeof(floatX)},
           {written("out", out, ONE), written("mean", mean, 1e-5), written("rstd", rstd, 1e-5)}, rungs);
@@ -200,7 +205,7 @@ static void backward(int N, int C) {
                 launch(columns, ceil_div(C, 32), 256, 0, dw, db, dbias, dresidual, dout, x, mean, rstd, N, C);
             }, false, ONE},                  // dbias is the sum of rounded numbers
            {"sums_in_shared", [&] {
-                const size_t row = 3 * sizeof(float) * gpu::banked(C);
+                const size_t row = 3 * sizeof(float) * banked(C);
                 const int each = gpu::rows_for(row, 8);
                 const int blocks = std::min(ceil_div(N, each), gpu::SUM_BLOCKS * gpu::device().sms());
                 launch(WIDTH(C, sums_in_shared), blocks, 32 * each, each * row, dresidual, partial, dout, x, w, mean, rstd, N,
