@@ -14,7 +14,8 @@
      download        the host picks: cpu::pick
      shipped         gpu::pick
 
-   Predicted for an H200, in microseconds, before a first run: products of one row 3 (proj) to 4.5 (fc, fcproj); the head, cuBLASLt's, 25; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick of all tokens 18. */
+   Predicted for an H200, in microseconds, before a first run: products of one row 3 (proj) to 4.5 (fc, fcproj); the head,
+   cuBLASLt's, 25; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick of all tokens 18. */
 #include "bench.cuh"
 namespace decoding_study {
 using gpu::Normed;
