@@ -56,8 +56,15 @@ FILES := $(HEADERS) build/flags
 all: train_gpt $(TOOLS)
 build/flags: $(shell echo $(WITH) | cmp -s - build/flags || echo FORCE)
 	@mkdir -p build && echo $(WITH) > $@
-train_gpt: train_gpt.cpp $(FILES)
-	$(call compile,3) $< -o $@
+# MPI=1: for several processes. Its compiler tells what it would add; its own bindings for C++ are not wanted.
+MPICXX   ?= mpicxx
+MPI_FLAGS = -DUSE_MPI -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX $(or $(wordlist 2,99,$(shell $(MPICXX) -show)),$(error MPI: there is no $(MPICXX)))
+build/mpi: $(shell echo '$(MPI)' | cmp -s - build/mpi || echo FORCE)
+	@mkdir -p build && echo '$(MPI)' > $@
+train_gpt: train_gpt.cpp $(FILES) build/mpi
+	$(call compile,3) $< -o $@ $(if $(MPI),$(MPI_FLAGS))
+build/train_gpt_mpi: train_gpt.cpp $(FILES)
+	$(call compile,1) $< -o $@ $(MPI_FLAGS)
 $(TOOLS): build/%: dev/data/%.cpp $(FILES)
 	$(call compile,3) $< -o $@
 $(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.cpp) $(FILES)

@@ -30,6 +30,7 @@
 #include "dev/host/arena.h"
 #include "dev/host/chat.h"
 #include "dev/host/checkpoints.h"
+#include "dev/host/comm.h"
 #include "dev/host/display.h"
 #include "dev/host/machine.h"
 #include "dev/host/options.h"
@@ -88,6 +89,7 @@
     X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
     X(text,    base_dtype,      DTYPE,        BASE_DTYPES,                    "tsecF",    "how matrices that are not trained are kept (train: with --lora-rank): int8, nf4: those of the blocks, and bf16 the others") \
     X(integer, threads,         0,            "1..4096",                      "tsecgR",   "threads [all, fewer for models too small for them]") \
+    X(integer, zero,            1,            "0..2",                         "tR",       "several processes: what each keeps only its part of: 1 moments, 2 gradients, too; 0 nothing") \
     X(integer, seed,            1,            "0..9007199254740992",          "tsec",     "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",       "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",       "rows of a validation; 0 = all [64; eval: all]") \
@@ -346,6 +348,13 @@ struct Layout {
         }
         return values;
     }
+    // How what is trained is shared out among ranks: its layers are one contiguous piece each.
+    Shares shares(Comm comm, int L, int ring) const {
+        size_t k = 0;
+        while (slots.stride[k] == 0 || slots.first[k] < frozen) k++;
+        if (frozen) comm.zero = 0;                           // an adapter is small
+        return Shares(comm, slots.first[k] - frozen, slots.stride[k], L, ring, trained());
+    }
     // In an arena of all weights or, from = frozen, of what is trained. What is not there is null.
     template <typename W, typename T> W at(T* arena, int l, size_t from = 0, const uint8_t* bytes = nullptr) const {
         size_t k = 0;
@@ -378,6 +387,13 @@ private:
         return v;
     }
 };
+
+// A model whose layers' gradients take turns in memory, as with ZeRO 2: a layer's are sent to the ranks that keep them while
+// the layer below is computed, which begins the bias sum of yet another.
+inline Config in_turns(Config c, bool training) {
+    if (training && world().zero == 2 && c.rank == 0) c.L = std::min(c.L, 3);
+    return c;
+}
 
 // ---- 3. rows and stages ---------------------------------------------------------------------------------------------
 // What a step learns from. dev/host/rows.h makes the rows of token and example shards, their order in each epoch, from the
@@ -922,6 +938,16 @@ inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const Ada
     }
 }
 
+// sums += the numbers that ranks have sent, added in their order
+inline void add_in_order(real* sums, const std::vector<const real*>& from, size_t n) {
+    #pragma omp parallel for simd schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        real sum = 0;
+        for (const real* numbers : from) sum += numbers[i];
+        sums[i] += sum;
+    }
+}
+
 // Sum of squares in double, over fixed blocks that are added up in order.
 inline double sum_of_squares(const real* x, size_t n) {
     const size_t block = 1 << 15;
@@ -1354,7 +1380,9 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
 template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
     const int N = B * T, C = m.c.C, H = m.c.hidden();
     auto residual = m.activations(0).embedded;
+    m.await_weights(0);
     for (int l = 0; l < m.c.L; l++) {
+        m.await_weights(l + 1);
         const auto a = m.activations(l);
         const auto w = m.weights_of(l);
         const auto qkv = T == S ? a.qkv : a.fc;
@@ -1368,6 +1396,7 @@ template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
         m.linear_forward(a.residual, a.fc_gelu, w.fcproj, a.middle, nullptr, N, H, C);
         residual = a.residual;
     }
+    m.await_weights(m.c.L + 1);
     const auto a = m.activations(0);
     const auto w = m.weights_of(0);
     return m.norm_forward(a.lnf, a.lnf_stats, residual, w.lnf, N);
@@ -1409,8 +1438,11 @@ template <typename M> void network_backward(M& m, int B, int T) {
         m.attention_backward(a, g.qkv.b, B, T);
         m.linear_backward(a.dx, g.qkv, a.dwide, a.ln1, w.qkv, N, C, m.c.qkv());
         m.norm_backward(a.dresidual, true, g.ln1, input_db, a.dx, input, w.ln1.w, a.ln1_stats, N);
+        m.reduce_gradients(l + 1);           // while the layer below is computed
     }
     m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
+    m.reduce_gradients(0), m.reduce_gradients(L + 1);
+    m.await_gradients();
 }
 
 namespace cpu {
@@ -1437,30 +1469,37 @@ inline Slots activation_slots(const Config& c, size_t N, bool training) {
 }
 
 struct Model {
+    static void join(int zero) { join_mpi(zero); }
     const Config c;
     const int max_B, max_T;                  // of a forward pass
     const bool bf16;                         // products are made of numbers rounded to bfloat16
     const Layout layout;
     const Slots slots;
+    const Config turns;
+    const Layout ring;                       // of gradients
+    const Shares shares;                     // of what several ranks train
     Buffer<real> weights, gradients, moment1, moment2, acts;
+    Buffer<real> sums, landing;              // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
     Buffer<uint8_t> packed;                  // matrices that are frozen, in fewer bits
     std::vector<real> logprob;
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
-        : c(c), max_B(B), max_T(T), bf16(bf16), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
+        : c(c), max_B(B), max_T(T), bf16(bf16), layout(c), slots(activation_slots(c, (size_t)B * T, training)),
+          turns(in_turns(c, training)), ring(turns), shares(layout.shares(training ? world() : Comm(), c.L, turns.L)) {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
-        size_t need = bytes(training), have = available_memory();
+        size_t need = bytes(training), have = available_memory() / world().here;
         if (need > have)
             die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d "
                 "rows of %d tokens), %.2f GB available; lower --batch or --context",
-                need / 1e9, (need - (training * 3 * layout.trained() + slots.size) * sizeof(real)) / 1e9,
-                training * 3 * layout.trained() * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
+                need / 1e9, (need - (training * trained_numbers() + slots.size) * sizeof(real)) / 1e9,
+                training * trained_numbers() * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
         weights = Buffer<real>(layout.slots.size), acts = Buffer<real>(slots.size), packed = Buffer<uint8_t>(16 * layout.packed.size);
         if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
-        if (training) for (Buffer<real>* b : {&gradients, &moment1, &moment2}) *b = Buffer<real>(layout.trained());
+        if (training) gradients = Buffer<real>(ring.trained()), moment1 = Buffer<real>(shares.moments()), moment2 = Buffer<real>(shares.moments());
+        if (training && shares.several()) sums = Buffer<real>(shares.kept.back()), landing = Buffer<real>(shares.landing);
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
     }
     std::string describe() {
@@ -1471,7 +1510,7 @@ struct Model {
             "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
             "moments %.2f, activations %.2f",
             omp_get_max_threads(), WITHOUT_OPENMP, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
-            weights.size * gb + frozen, gradients.size * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
+            weights.size * gb + frozen, (gradients.size + sums.size + landing.size) * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
     }
     Speed speed(double step_tokens, double seconds) {
         const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * step_tokens / seconds;
@@ -1480,7 +1519,10 @@ struct Model {
     }
     size_t bytes(bool training) const {
         const size_t each = sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
-        return layout.slots.size * each + 16 * layout.packed.size + (slots.size + training * 3 * layout.trained()) * sizeof(real);
+        return layout.slots.size * each + 16 * layout.packed.size + (slots.size + training * trained_numbers()) * sizeof(real);
+    }
+    size_t trained_numbers() const {         // gradients and moments
+        return ring.trained() + (shares.several() ? shares.kept.back() + shares.landing : 0) + 2 * shares.moments();
     }
 
     void forward(const int* x, const int* y, const Objective& o, double denominator, int B, int T, bool backward) {
@@ -1523,33 +1565,75 @@ struct Model {
     }
 
     void update(const AdamW& o, double clip, integer step) {
-        norm = std::sqrt(sum_of_squares(gradients.data(), gradients.size));
-        if (!std::isfinite(norm) || !std::isfinite(loss)) return;
+        const bool parts = shares.comm.zero > 0;             // each rank updates its own
+        Buffer<real>& g = shares.several() ? sums : gradients;
+        double found[] = {sum_of_squares(g.data(), g.size), loss};
+        shares.comm.sum(found, 2), norm = std::sqrt(found[0]);
+        if (!std::isfinite(norm) || !std::isfinite(found[1])) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
+        if (shares.several() && !parts) gather_gradients();
         for (const Tensor& t : layout.tensors) {
             if (!t.present || !t.trained) continue;
+            auto step = [&](size_t at, size_t n, size_t own) {
+                real* const w = weights.data() + layout.frozen + at;
+                adamw_update(w, moment1.data() + own, moment2.data() + own, (parts ? sums : gradients).data() + own, n, s, t.decays(), scale,
+                             bf16 ? rounded.data() + (w - weights.data()) : nullptr);
+            };
             const size_t at = t.offset - layout.frozen;
-            adamw_update(weights.data() + t.offset, moment1.data() + at, moment2.data() + at, gradients.data() + at, t.count(), s,
-                         t.decays(), scale, bf16 ? rounded.data() + t.offset : nullptr);
+            parts ? shares.each(at, t.count(), step) : step(at, t.count(), at);
         }
+        if (parts) send_weights();
     }
 
     StepResult result() { return {std::exchange(loss, 0), norm}; }
 
-    void get(Which which, size_t i, float* out) const {
+    // Of several ranks, each has a part of gradients and moments; zeros stand for the others'.
+    void get(Which which, size_t i, float* out, size_t from = 0, size_t n = SIZE_MAX) const {
         const Tensor& t = layout.tensors[i];
-        const real* const from = place(which, t);
+        n = std::min(n, t.count() - from);
+        if (which == WEIGHT) for (int g = 0; g <= c.L + 1; g++) await_weights(g);
         if (t.present && t.form != Form::FP32 && which == WEIGHT) return unpack(t.form, out, packed.data() + t.packed, t.rows, t.cols);
-        from ? convert(out, from, t.count()) : (void)std::fill_n(out, t.count(), 0);
+        std::fill_n(out, n, 0);
+        each_place(which, t, [&](real* own, size_t at, size_t some) {
+            const size_t begin = std::max(at, from), end = std::min(at + some, from + n);
+            if (begin < end) convert(out + begin - from, own + begin - at, end - begin);
+        });
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
-        real* const to = place(which, t);
         if (t.present && t.form != Form::FP32 && which == WEIGHT) return pack(t.form, packed.data() + t.packed, in, t.rows, t.cols);
-        if (!to) return;
-        convert(to, in, t.count());
-        if (which == WEIGHT && bf16) convert(rounded.data() + t.offset, in, t.count());
+        each_place(which, t, [&](real* own, size_t at, size_t n) { convert(own, in + at, n); });
+        if (which == WEIGHT && bf16 && t.present) convert(rounded.data() + t.offset, in, t.count());
+    }
+    // What this rank writes of a tensor.
+    std::optional<std::vector<Range>> mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
+
+    // What ranks send each other while layers are computed; network_forward() and network_backward() say when.
+    void await_weights(int group) const {
+        for (size_t p = shares.group[group]; p < shares.group[group + 1] && arriving.size(); p++) {
+            if (!arriving[p]) continue;
+            std::exchange(arriving[p], nullptr)();
+            const size_t at = layout.frozen + shares.pieces[p].at;
+            if (bf16) convert(rounded.data() + at, weights.data() + at, shares.pieces[p].n);
+        }
+    }
+    void reduce_gradients(int group) {
+        for (size_t p = shares.group[group]; p < shares.group[group + 1] && shares.several(); p++) {
+            await_gradients();               // of the piece before: they arrive in the same place
+            reduced = p, reducing = exchange(world(), reduce_moves(shares, p, gradients.data() + shares.in_ring[p], landing.data()));
+        }
+    }
+    void await_gradients() {
+        if (!reducing) return;
+        std::exchange(reducing, nullptr)();
+        real* const piece = gradients.data() + shares.in_ring[reduced];
+        const Range mine = shares.part(reduced, shares.comm.rank);
+        std::vector<const real*> from;
+        for (int r = 0; r < shares.comm.size; r++)
+            from.push_back(r == shares.comm.rank ? piece + mine.at - shares.pieces[reduced].at : landing.data() + r * mine.n);
+        add_in_order(sums.data() + shares.kept[reduced], from, mine.n);
+        std::fill_n(piece, shares.pieces[reduced].n, real(0));
     }
     Activations activations(int l) const {
         size_t k = 0;
@@ -1564,7 +1648,7 @@ struct Model {
     // The layers, as the network calls them.
     using Parameters = Weights<real, Place<real>>;
     Parameters weights_of(int l) const { return layout.at<Parameters>(weights.data(), l, 0, packed.data()); }
-    Weights<real> gradients_of(int l) const { return layout.at<Weights<real>>(gradients.data(), l, layout.frozen); }
+    Weights<real> gradients_of(int l) const { return ring.at<Weights<real>>(gradients.data(), l % turns.L, ring.frozen); }
     const real* embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
         auto embed = [&](auto* wte, auto* wpe) { embedding_forward(a.embedded, tokens.data(), wte, wpe, B, t0, T, c.C); };
         if (w.wte.packed) embed((const bfloat16*)w.wte.packed, (const bfloat16*)w.wpe.packed);
@@ -1641,10 +1725,27 @@ private:
     int rows = 0, columns = 0, read_token = 0;
     double loss = 0, norm = 0, peak = 0;
 
-    real* place(Which which, const Tensor& t) const {        // null: nowhere
-        const Buffer<real>* arenas[] = {&weights, &gradients, &moment1, &moment2};
-        const size_t from = which == WEIGHT ? 0 : layout.frozen;
-        return t.present && (t.trained || which == WEIGHT) ? arenas[which]->data() + t.offset - from : nullptr;
+    mutable std::vector<std::function<void()>> arriving;     // waits for a piece of weights that is under way
+    std::function<void()> reducing;                          // the same of gradients,
+    size_t reduced = 0;                                      // which are of this piece
+
+    void send_weights() {
+        arriving.resize(shares.pieces.size());
+        for (size_t p = 0; p < arriving.size(); p++) arriving[p] = exchange(world(), gather_moves(shares, p, weights.data() + layout.frozen));
+    }
+    void gather_gradients() {                                // the sums of all parts
+        shares.each(0, layout.trained(), [&](size_t at, size_t n, size_t own) { std::copy_n(sums.data() + own, n, gradients.data() + at); });
+        for (size_t p = 0; p < shares.pieces.size(); p++) exchange(world(), gather_moves(shares, p, gradients.data()))();
+        sums.zero();
+    }
+    // f(place, at, n) for those numbers at .. at + n - 1 of a tensor that are here
+    template <typename F> void each_place(Which which, const Tensor& t, F f) const {
+        if (!t.present || (which != WEIGHT && !t.trained)) return;
+        if (which == WEIGHT) return f(weights.data() + t.offset, 0, t.count());
+        const Buffer<real>& arena = which == GRADIENT ? shares.several() ? sums : gradients : which == MOMENT1 ? moment1 : moment2;
+        const size_t at = t.offset - layout.frozen;
+        if (arena.size == layout.trained()) f(arena.data() + at, 0, t.count());
+        else shares.each(at, t.count(), [&](size_t begin, size_t n, size_t own) { f(arena.data() + own, begin - at, n); });
     }
     Place<real> table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     real* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }         // null: frozen
@@ -1693,10 +1794,10 @@ template <typename Model> std::vector<Stored> stored(Model& model, bool adapter 
         for (size_t i = 0; i < model.layout.tensors.size(); i++) {
             const Tensor& t = model.layout.tensors[i];
             if (t.adapter() != adapter) continue;
-            auto get = [&model, which = which, i](float* out) { model.get(which, i, out); };
+            auto get = [&model, which = which, i](float* out, size_t from, size_t n) { model.get(which, i, out, from, n); };
             auto set = [&model, which = which, i](const float* in) { model.set(which, i, in); };
             const bool twin = !t.present && t.name == "lm_head.weight";
-            list.push_back({prefix + t.name, t.shape(), get, set, t.present, twin ? prefix + "transformer.wte.weight" : ""});
+            list.push_back({prefix + t.name, t.shape(), get, set, t.present, twin ? prefix + "transformer.wte.weight" : "", model.mine(i)});
         }
     return list;
 }
@@ -1727,10 +1828,10 @@ inline int end_of_text(const Tokenizer* tokenizer, int V) {
 }
 
 // ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
-// Scores n rows, `batch` at a time; each(i, row, logprob, best) sees them in order.
+// Scores n rows, `batch` at a time; each(i, row, logprob, best) sees them in order. Several ranks take turns with batches.
 template <typename Model, typename RowAt, typename Each>
 void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
-    for (size_t i = 0; i < n; i += batch) {
+    for (size_t i = batch * world().rank; i < n; i += batch * world().size) {
         std::vector<Row> rows;
         for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k));
         const Batch b(rows);
@@ -1754,7 +1855,7 @@ Validation validate(Model& model, int batch, const ValidationRows& rows, const T
                   if (tokenizer && !tokenizer->is_added(row.y[t])) v.bytes += tokenizer->decode(row.y[t]).size();
               }
           });
-    return v;
+    return {world().sum(v.nats), (size_t)world().sum(v.tokens), (size_t)world().sum(v.bytes)};
 }
 
 // What a reward model says of rows that end in an answer: the logit of end of text behind it.
@@ -1787,7 +1888,7 @@ template <typename Model> size_t right_answers(Model& model, int batch, const Ex
               while (t < row.y.size() && (row.y[t] < 0 || row.y[t] == best[t])) t++;
               right += t == row.y.size();
           });
-    return right;
+    return world().sum(right);
 }
 
 template <typename Model>
@@ -1973,13 +2074,13 @@ void sample(Model& model, Model* rewarder, const Options& o, const std::vector<P
     });
 }
 
-// Draws answers to prompts, each of at most so many tokens, and of what the context leaves.
+// Draws answers to prompts, each of at most so many tokens, and of what the context leaves; `before`: answers of other ranks.
 template <typename Model>
-void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, integer most, std::vector<Answer>& answers, int eot,
-                  const Tokenizer* tokenizer) {
+void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, size_t before, integer most, std::vector<Answer>& answers,
+                  int eot, const Tokenizer* tokenizer) {
     std::vector<Prompt> prompts;
     for (const Answer& a : answers) {
-        Prompt& p = prompts.emplace_back(Prompt{{eot}, std::min<integer>(most, model.max_T - 1 - a.example[0].size()), prompts.size()});
+        Prompt& p = prompts.emplace_back(Prompt{{eot}, std::min<integer>(most, model.max_T - 1 - a.example[0].size()), before + prompts.size()});
         p.tokens.insert(p.tokens.end(), a.example[0].begin(), a.example[0].end());
     }
     generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) {
@@ -2122,18 +2223,27 @@ struct Run {
 
     explicit Run(const Options& given) : o(given) {
         if (o.resume) resume();
-        open_start();
+        open_start();                        // of the directory that rank 0 has tidied
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         if (c.rank) base = fs::absolute(start->path.ends_with("/model.safetensors") ? directory_of(start->path) : start->path).string();
         eot = end_of_text(tokenizer.get(), c.V);
         if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(fingerprint(c), start->directory);
         open_data();
         choose_threads(o, c, o.batch * o.context, true);
+        check_alike();
     }
 
 private:
+    // That all ranks are to do the same, and with the same: waits for all, too.
+    void check_alike() {
+        std::vector<std::pair<std::string, std::string>> texts = {{"program", Identity("/proc/self/exe").text()}};
+        for (const Option& row : o.table()) if (!row.is('P') && strcmp(row.name, "threads")) texts.push_back({dashed(row.name), row.show()});
+        for (auto& [name, identity] : position.data) texts.push_back({dashed(name.c_str()), identity});
+        texts.push_back({"tokenizer", tokenizer ? tokenizer->identity() : "none"}), texts.push_back({"checkpoint", from});
+        world().same(texts);
+    }
     void resume() {
-        directory.emplace(o.out, true);
+        directory.emplace(o.out, true, world().first());
         from = newest_whole(o.out);
         const std::string where = from.empty() ? o.out + "/log.jsonl" : from + "/state.json";
         Json state, stored;
@@ -2185,7 +2295,7 @@ private:
             die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
         rows_of_window = rl ? o.group : o.stage == "reward" ? 2 : 1;
         const integer row_tokens = std::lcm(o.batch, (integer)rows_of_window) * o.context;
-        if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens;
+        if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens * world().size;
         if (o.tokens_per_step % row_tokens)
             die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
                       rl ? " and --group" : rows_of_window == 2 ? ", of pairs," : "", row_tokens);
@@ -2261,7 +2371,7 @@ template <typename Model> struct Training : Run {
     explicit Training(const Options& given) : Run(given), model(c, o.batch, o.context, true, o.dtype == "bf16"),
           schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
           saver{from, position.lowest_step} {
-        if (!directory) directory.emplace(o.out, false);
+        if (!directory) directory.emplace(o.out, false, world().first());
         if (start) load(model, *start);
         if (!start || (c.rank && !start->adapter)) initialize(model, o.seed);
         if (!from.empty()) {
@@ -2273,9 +2383,9 @@ template <typename Model> struct Training : Run {
         if (rewarding) rewarder = rewarding->load<Model>(o.batch, o.context, o.dtype == "bf16"), rewarding.reset();
         if (frozen && !o.reward_command.empty()) scorer = std::make_unique<Scorer>(o.reward_command, o.reward_timeout);
         saver.run = &*directory, display.steps = steps, display.floor = floor;
-        display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s",
+        display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s%s",
                     command_line(TRAIN_GPT, o.verb, o.table(), o.stage == "rl" ? 0 : 'L').c_str(), model.layout.parameters, steps, o.tokens_per_step,
-                    windows->total, model.describe().c_str());
+                    windows->total, world().describe().c_str(), model.describe().c_str());
         if (!from.empty()) display.say("resumed from %s", from.c_str());
         else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
         if (rescheduled && position.step < steps && o.schedule != "constant")
@@ -2284,7 +2394,7 @@ template <typename Model> struct Training : Run {
         if (position.step == 0)
             directory->put("run", 0, {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
                                       {"floor", json_number(floor)}, {"options", options_json(o.table(), 't')}});
-        if (saver.best == position.step && from != o.out + "/best") make_best(o.out, from);      // a kill may have come between
+        if (world().first() && saver.best == position.step && from != o.out + "/best") make_best(o.out, from);      // a kill may have come between
     }
 
     void evaluate() {
@@ -2340,14 +2450,18 @@ template <typename Model> struct Training : Run {
         if (o.stage == "rl") return drawn_at(g);
         std::vector<Batch> batches;
         const size_t last = g + windows_at(g), each = o.batch / rows_of_window;
-        for (; g < last; g += each) {
+        for (; g < last; g += each * world().size) {                                     // every rank has as many
+            const size_t first = g + each * world().rank;
             std::vector<Row> rows;
             for (int answer = 1; answer <= rows_of_window; answer++)                     // of a pair; else 1
-                for (size_t k = g; k < std::min(g + each, last); k++) rows.push_back(windows->row(k, answer));
-            batches.emplace_back(rows);
+                for (size_t k = first; k < std::min(first + each, last); k++) rows.push_back(windows->row(k, answer));
+            batches.push_back(rows.empty() ? NOTHING : Batch(rows));
         }
         return batches;
     }
+
+    // A rank's share of a step that others fill: one token without a target.
+    const Batch NOTHING{{Row{{0}, {-1}}}};
 
     // What is said of a step beside its loss: sums of what its micro-batches add.
     std::vector<std::pair<const char*, double>> notes;
@@ -2367,6 +2481,7 @@ template <typename Model> struct Training : Run {
         const int pairs = b.B / 2;
         std::vector<float> reward(b.B), dreward(b.B);
         double loss = 0;
+        note("accuracy", 0), note("margin", 0);
         model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, reward.data());
         for (int i = 0, k = pairs; i < pairs; i++, k++) {
             const double margin = reward[i] - reward[k];
@@ -2383,6 +2498,7 @@ template <typename Model> struct Training : Run {
         model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true), model.backward();
         const double loss = model.result().loss;             // waits for the log-probabilities, too
         if (pass == 0) b.old.assign(model.logprob.begin(), model.logprob.begin() + b.y.size());
+        note("kl", 0), note("entropy", 0), note("clipped", 0);
         for (size_t n = 0; n < b.y.size(); n++) if (b.y[n] >= 0) {
             const double lp = model.logprob[n], moved = std::exp(lp - b.old[n]), d = b.ref[n] - lp;
             if (pass == 0) note("kl", (std::exp(d) - d - 1) / count), note("entropy", -lp / count);
@@ -2392,8 +2508,8 @@ template <typename Model> struct Training : Run {
     }
 
     // Draws answers and says how good they are: 1 for the shard's own and else 0, or what a reward model or a program says.
-    void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed) {
-        draw_answers(model, sampling, seed, o.response_tokens ? o.response_tokens : o.context, answers, eot, tokenizer.get());
+    void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed, size_t before = 0) {
+        draw_answers(model, sampling, seed, before, o.response_tokens ? o.response_tokens : o.context, answers, eot, tokenizer.get());
         if (rewarder) return reward_answers(*rewarder, answers, eot);
         std::vector<std::pair<std::string, std::string>> texts;
         for (Answer& a : answers) {
@@ -2409,15 +2525,17 @@ template <typename Model> struct Training : Run {
     // answers to one prompt (Shao et al. 2024, arXiv:2402.03300; without the deviation Liu et al. 2025, 2503.20783).
     std::vector<Batch> drawn_at(size_t g) {
         std::vector<Answer> answers;
-        for (size_t k = g; k < g + windows_at(g); k++) {
-            const auto [file, i] = windows->find(k);
+        const size_t prompts = windows_at(g), ranks = world().size, most = (prompts + ranks - 1) / ranks;        // of a rank
+        const size_t first = std::min(prompts, most * world().rank);
+        for (size_t k = first; k < std::min(prompts, first + most); k++) {
+            const auto [file, i] = windows->find(g + k);
             answers.insert(answers.end(), o.group, {windows->examples[file]->example(i)});
         }
         const double began = seconds();
-        draw_and_reward(answers, Sampling(o), mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1));
-        const double n = answers.size();
-        note("reward", mean_reward(answers.data(), n));
-        note("drawn_ms", (seconds() - began) * 1e3), note("samples_per_s", n / (seconds() - began));
+        draw_and_reward(answers, Sampling(o), mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1), first * o.group);
+        const double n = prompts * o.group, mine = answers.size();
+        note("reward", mine == n ? mean_reward(answers.data(), n) : mean_reward(answers.data(), mine) * mine / n);
+        note("drawn_ms", (seconds() - began) * 1e3 / ranks), note("samples_per_s", mine / (seconds() - began)), note("length", 0);
         std::vector<float> advantages;
         for (size_t i = 0; i < answers.size(); i++) {
             const Answer* const group = &answers[i / o.group * o.group];
@@ -2436,6 +2554,7 @@ template <typename Model> struct Training : Run {
             b.ref.assign(frozen->logprob.begin(), frozen->logprob.begin() + b.y.size());
             for (size_t k = 0; k < b.y.size(); k++) b.weight.push_back(advantages[i + k / b.T]);
         }
+        while (batches.size() * o.batch < most * o.group) batches.push_back(NOTHING);
         return batches;
     }
 
@@ -2452,13 +2571,14 @@ template <typename Model> struct Training : Run {
         if (rl) batches = batches_at(position.window);
         double count = 0, tokens = 0, loss = 0, norm = 0;
         for (const Batch& b : batches) count += o.stage == "reward" ? b.B / 2 : b.targets(), tokens += b.x.size();
+        count = world().sum(count), tokens = world().sum(tokens);
         for (integer pass = 0; pass < passes; pass++) {
             loss = 0;
             for (Batch& b : batches) loss += (this->*learn)(b, count, pass);
             model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, position.step * passes + pass + 1);
             if (!rl) batches = batches_at(position.window + taken);
             const StepResult result = model.result();
-            loss += result.loss, norm = result.norm;
+            loss = world().sum(loss + result.loss), norm = result.norm;
             if (std::isfinite(loss) && std::isfinite(norm)) continue;
             saver.finish();
             auto plain = [](double v) { return std::isnan(v) ? NAN : v; };               // not -nan
@@ -2468,7 +2588,8 @@ template <typename Model> struct Training : Run {
         }
         position.step = step, position.window += taken;
         const double ms = (seconds() - began) * 1e3;
-        const Speed speed = model.speed(tokens, ms / 1e3);
+        const Speed speed = model.speed(tokens / world().size, ms / 1e3);
+        for (auto& [name, value] : notes) value = world().sum(value);
         RunDirectory::Fields fields = {
             {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
             {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
@@ -2483,7 +2604,7 @@ template <typename Model> struct Training : Run {
     void run() {
         std::vector<Batch> batches;
         if (o.stage != "rl") batches = batches_at(position.window);
-        while (position.step < steps && !stop_signal) {
+        while (position.step < steps && !world().any(stop_signal)) {
             take_step(batches);
             const bool more = position.step < steps;
             auto due = [&](integer every) { return every && position.step % every == 0 && more; };
@@ -2491,7 +2612,7 @@ template <typename Model> struct Training : Run {
             if (due(o.sample_every)) sample(1);
             const double since = seconds() - saver.last;
             const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * saver.stood_ms / 1e3;
-            if (due(o.save_every) || position.lowest_step != saver.best || (by_time && more)) save();
+            if (due(o.save_every) || position.lowest_step != saver.best || (world().decide(by_time) && more)) save();
             saver.look();
         }
         saver.finish();
@@ -2588,9 +2709,11 @@ template <typename Model> int run_program(int argc, char** argv) {
     return run_main([&] {
         if (answer(TRAIN_GPT, Options().table(), words)) return;
         Options o = parse_options(words);
+        if (o.verb == "train") watch_signals(), Model::join(o.zero);
+        else if (launched().size > 1) die_usage("%s: runs as one process, but was started as one of %d", o.verb.c_str(), launched().size);
         if (o.threads) omp_set_num_threads(o.threads);
-        if (o.verb == "train") watch_signals();
         run_verb<Model>(o);
+        leave_world();
     });
 }
 

@@ -124,9 +124,10 @@ inline std::vector<Stored> as_peft(std::vector<Stored> tensors) {
     for (Stored& t : tensors) {
         const size_t rows = t.shape[0], cols = t.shape[1];
         t.name = "base_model.model." + t.name + ".weight", t.shape = {cols, rows};
-        t.get = [get = t.get, rows, cols](float* out) {
+        if (world().size > 1) t.mine.emplace(), t.mine->resize(world().first(), {0, rows * cols});   // whole on every rank
+        t.get = [get = t.get, rows, cols](float* out, size_t, size_t) {
             std::vector<float> values(rows * cols);
-            get(values.data());
+            get(values.data(), 0, values.size());
             for (size_t i = 0; i < values.size(); i++) out[i % cols * rows + i / cols] = values[i];
         };
     }

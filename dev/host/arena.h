@@ -4,6 +4,7 @@
 #include <utility>
 
 enum Per { ONCE, BLOCK };
+struct Range { size_t at, n; };
 
 // Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units
 // like best. Of arrays that exist once per layer (BLOCK), those named one after the other stand together with the rest of

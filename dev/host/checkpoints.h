@@ -3,22 +3,23 @@
    whole: it is the last file written, and holds size and checksum of all others and of itself. Everything is written
    under another name, synced, then renamed. Of a model it knows a list of tensors. */
 #pragma once
-#include "arena.h"
-#include "machine.h"
+#include "comm.h"
 #include "tokenizer.h"
 #include "weights.h"
-#include <functional>
 #include <future>
+#include <optional>
 #include <set>
 
-// A tensor as files hold it.
+// A tensor as files hold it. Of get(out, from, n) this process may have some ranges only: those it writes.
 struct Stored {
     std::string name;
     std::vector<size_t> shape;
-    std::function<void(float*)> get;
+    std::function<void(float*, size_t, size_t)> get;
     std::function<void(const float*)> set;
     bool present = true;                     // an absent one need not be in a file; it is zero there, and written so,
     std::string same_as = "";                // or it is another tensor again, and not written
+    std::optional<std::vector<Range>> mine = {};             // what this process writes, if not all
+    std::vector<Range> ranges() const { return mine ? *mine : std::vector<Range>{{0, count()}}; }
     size_t count() const {
         size_t n = 1;
         for (size_t d : shape) n *= d;
@@ -72,47 +73,65 @@ inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std:
 inline std::string first_not_finite(const std::vector<Stored>& gradients) {
     std::vector<float> g;
     for (auto t = gradients.rbegin(); t != gradients.rend(); t++) {
-        g.resize(t->count()), t->get(g.data());
+        g.resize(t->count()), t->get(g.data(), 0, g.size());
         for (float f : g) if (!std::isfinite(f)) return t->name;
     }
     return "the norm, but no gradient,";
 }
 
-// Writes tensors as float32 safetensors.
-inline void save_tensors(const std::string& path, const std::vector<Stored>& tensors) {
+// The head of a file of float32 safetensors; `at` becomes where in the file each tensor begins, and where the last one ends.
+inline std::string safetensors_head(const std::vector<Stored>& tensors, std::vector<size_t>& at) {
     std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
-    size_t offset = 0;
+    at = {0};
     for (const Stored& t : tensors) {
+        at.push_back(at.back() + (t.same_as.empty() ? 4 * t.count() : 0));
         if (!t.same_as.empty()) continue;
-        const size_t end = offset + 4 * t.count();
         const std::string shape = show_shape(t.shape);
         header += format(",\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", t.name.c_str(),
-                         shape.substr(1, shape.size() - 2).c_str(), offset, end);
-        offset = end;
+                         shape.substr(1, shape.size() - 2).c_str(), at.end()[-2], at.back());
     }
     header += "}";
     header.resize((header.size() + 7) / 8 * 8, ' ');
-    uint64_t length = header.size();
+    const uint64_t length = header.size();
+    for (size_t& offset : at) offset += 8 + length;
+    return std::string((const char*)&length, 8) + header;
+}
+// Creates such a file, with zeros for numbers; then each process puts in those that it has.
+inline void begin_tensors(const std::string& path, const std::vector<Stored>& tensors) {
+    std::vector<size_t> at;
     Writer w(path);
-    w.put(&length, 8);
-    w.put(header);
+    w.put(safetensors_head(tensors, at));
+    if (ftruncate(w.fd, at.back()) != 0) die("%s: cannot write: %s", path.c_str(), strerror(errno));
+}
+inline void fill_tensors(const std::string& path, const std::vector<Stored>& tensors) {
+    std::vector<size_t> at;
+    safetensors_head(tensors, at);
+    Writer w(path, false);
     std::vector<float> values;
-    for (const Stored& t : tensors) {
-        if (!t.same_as.empty()) continue;
-        values.resize(t.count());
-        t.get(values.data());
-        w.put(values.data(), 4 * values.size());
+    for (size_t i = 0; i < tensors.size(); i++) {
+        if (!tensors[i].same_as.empty()) continue;
+        for (const Range& mine : tensors[i].ranges()) {
+            values.resize(mine.n);
+            tensors[i].get(values.data(), mine.at, mine.n);
+            w.seek(at[i] + 4 * mine.at), w.put(values.data(), 4 * mine.n);
+        }
     }
     w.finish();
+}
+inline void save_tensors(const std::string& path, const std::vector<Stored>& tensors) {
+    begin_tensors(path, tensors), fill_tensors(path, tensors);
 }
 
 // The tensors as they are now, while the model itself goes on.
 inline std::vector<Stored> copied(std::vector<Stored> tensors) {
     for (Stored& t : tensors) {
         if (!t.present) continue;
-        auto memory = std::make_shared<Buffer<float>>(t.count());        // whose pages all threads touch before one fills them
-        t.get(memory->data());
-        t.get = [memory](float* out) { std::copy_n(memory->data(), memory->size, out); };
+        std::map<size_t, std::shared_ptr<Buffer<float>>> memory;
+        for (const Range& mine : t.ranges()) {
+            auto& some = memory[mine.at] = std::make_shared<Buffer<float>>(mine.n);      // whose pages all threads touch before one fills them
+            t.get(some->data(), mine.at, mine.n);
+        }
+        t.get = [memory](float* out, size_t from, size_t n) { std::copy_n(memory.at(from)->data(), n, out); };
     }
     return tensors;
 }
@@ -177,20 +196,37 @@ struct Checkpoint {
     const Tokenizer* tokenizer;              // or null
     std::vector<Stored> weights, moments;
 
-    size_t bytes() const {
+    size_t bytes() const {                   // of what this process writes
         size_t n = 0;
-        for (auto* list : {&weights, &moments}) for (const Stored& t : *list) n += 4 * t.count();
+        for (auto* list : {&weights, &moments}) for (const Stored& t : *list) for (const Range& mine : t.ranges()) n += 4 * mine.n;
         return n;
     }
-    // Returns its directory when it is whole.
-    std::string write() const {
-        const std::string dir = out + format("/step_%08lld", position.step), partial = dir + ".partial";
+    std::string dir() const { return out + format("/step_%08lld", position.step); }
+    std::string partial() const { return dir() + ".partial"; }
+    std::string weights_path() const { return partial() + (adapter ? "/adapter_model.safetensors" : "/model.safetensors"); }
+    std::string moments_path() const { return partial() + "/optimizer.safetensors"; }
+    std::string done_path(int rank) const { return partial() + format("/rank_%d.done", rank); }
+
+    // The first process creates the directory, before any writes there.
+    void begin() const {
         std::error_code error;
-        fs::remove_all(partial, error);
+        if (!world().first()) return;
+        fs::remove_all(partial(), error);
+        if (!fs::create_directory(partial(), error)) die("%s: cannot create: %s", partial().c_str(), error.message().c_str());
+        begin_tensors(weights_path(), weights), begin_tensors(moments_path(), moments);
+    }
+    // Returns its directory: in the first process when it is whole, in others when they have done their part, which they
+    // tell by a file. If one of them fails, its launcher ends all.
+    std::string write() const {
+        const std::string dir = this->dir(), partial = this->partial();
+        std::error_code error;
         try {
-            if (!fs::create_directory(partial, error)) die("%s: cannot create: %s", partial.c_str(), error.message().c_str());
-            save_tensors(partial + (adapter ? "/adapter_model.safetensors" : "/model.safetensors"), weights);
-            save_tensors(partial + "/optimizer.safetensors", moments);
+            fill_tensors(weights_path(), weights), fill_tensors(moments_path(), moments);
+            if (!world().first()) return write_file(done_path(world().rank), ""), dir;
+            for (int rank = 1; rank < world().size; rank++) {
+                while (!exists(done_path(rank))) usleep(10000);
+                fs::remove(done_path(rank), error);
+            }
             write_file(partial + (adapter ? "/adapter_config.json" : "/config.json"), config);
             if (tokenizer) tokenizer->save(partial);
             std::vector<std::string> names = entries_of(partial);
@@ -211,7 +247,7 @@ struct Checkpoint {
             if (error) die("%s: cannot rename to %s: %s", partial.c_str(), dir.c_str(), error.message().c_str());
             sync_directory(out);
         } catch (const Error&) {
-            fs::remove_all(partial, error);
+            if (world().first()) fs::remove_all(partial, error);
             throw;
         }
         if (position.lowest_step == position.step) make_best(out, dir);
@@ -256,6 +292,7 @@ struct Saver {
     void save(Checkpoint c) {
         const double start = seconds();
         finish();
+        c.begin(), world().barrier();
         // It leaves as much again to others: a process that takes more than there is would be killed, and the run with it.
         const bool fits = c.bytes() <= available_memory() / 2;
         if (fits) c.weights = copied(std::move(c.weights)), c.moments = copied(std::move(c.moments));

@@ -29,6 +29,7 @@ inline constexpr const char* WITHOUT_OPENMP = "";
 inline constexpr const char* WITHOUT_OPENMP = " (built without OpenMP)";
 inline int omp_get_max_threads() { return 1; }
 inline int omp_get_thread_num() { return 0; }
+inline int omp_get_num_procs() { return 1; }
 inline void omp_set_num_threads(int) {}
 #endif
 
@@ -128,9 +129,15 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt,
     e.line = printable(e.line);
     throw e;
 }
+// Who says a line of stderr, where several processes work together; the first of them is nameless.
+inline std::string& speaker() {
+    static std::string name;
+    return name;
+}
 // What the user should know, but may have meant: one line, and it goes on.
 __attribute__((format(printf, 1, 2))) inline void warn(const char* fmt, ...) {
     std::string s;
+    if (!speaker().empty()) return;
     FORMAT_INTO(s);
     fflush(stdout);
     fprintf(stderr, "warning: %s\n", printable(s).c_str());
@@ -159,7 +166,8 @@ template <typename F> int run_main(F f) {
         line = printable(e.what()), code = 1;
     }
     fflush(stdout);
-    if (code) fprintf(stderr, "error: %s\n", line.c_str());
+    if (code && !speaker().empty()) usleep(500000);          // what all die of is the first one's to say
+    if (code) fprintf(stderr, "%serror: %s\n", speaker().c_str(), line.c_str());
     return code;
 }
 
@@ -215,14 +223,15 @@ struct Input {
     }
 };
 
-// A file being written. finish() has it on the disk, or dies; a file that was not finished was not written.
+// A file being written, a new one or parts of one that is there. finish() has it on the disk, or dies; a file that was not
+// finished was not written.
 struct Writer {
     std::string path;
     int fd;
 
-    explicit Writer(const std::string& path)
-        : path(path), fd(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
-        if (fd < 0) die("%s: cannot create: %s", path.c_str(), strerror(errno));
+    explicit Writer(const std::string& path, bool create = true)
+        : path(path), fd(open(path.c_str(), O_WRONLY | O_CLOEXEC | (create ? O_CREAT | O_TRUNC : 0), 0666)) {
+        if (fd < 0) die("%s: cannot %s: %s", path.c_str(), create ? "create" : "open", strerror(errno));
     }
     ~Writer() { if (fd >= 0) close(fd); }
     Writer(Writer&&) = delete;
@@ -235,6 +244,7 @@ struct Writer {
         }
     }
     void put(std::string_view s) { put(s.data(), s.size()); }
+    void seek(size_t at) { if (lseek(fd, at, SEEK_SET) < 0) die("%s: cannot seek: %s", path.c_str(), strerror(errno)); }
     void finish() {
         int bad = fsync(fd) != 0 && errno != EINVAL && errno != EROFS;      // pipes and devices cannot be synced
         bad |= close(fd) != 0;

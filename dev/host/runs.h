@@ -168,18 +168,20 @@ inline void make_best(const std::string& run, const std::string& checkpoint) {
 }
 
 // The run's directory, held against a second writer for as long as this object lives. OUT/log.jsonl has one JSON object
-// a line; on resume it is rewound to the checkpoint's step.
+// a line; on resume it is rewound to the checkpoint's step. Of several processes one writes there.
 struct RunDirectory {
     std::string path;
     int lock = -1;
     FILE* log = nullptr;
+    const bool writes;
 
-    RunDirectory(const std::string& path, bool resume) : path(path) {
+    RunDirectory(const std::string& path, bool resume, bool writes = true) : path(path), writes(writes) {
         const char* name = path.c_str();
         std::error_code error;
         if (resume && is_checkpoint(path))
             die("%s: is a checkpoint; its run is the directory above: --out %s", name,
                 (fs::path(path) / "..").lexically_normal().c_str());
+        if (!writes) return;
         fs::create_directories(path, error);
         if (error) die("%s: cannot create: %s", name, error.message().c_str());
         lock = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -203,6 +205,7 @@ struct RunDirectory {
 
     // Keeps what the log says of steps up to `step`, and opens it for more. What follows the last step is made again.
     void rewind_log(long long step, long long last) {
+        if (!writes) return;
         std::string kept;
         if (step > 0 && exists(log_path())) {
             std::string all = read_file(log_path());
@@ -222,6 +225,7 @@ struct RunDirectory {
     }
     using Fields = std::vector<std::pair<const char*, std::string>>;     // names, and values as JSON has them
     void put(const char* event, long long step, const Fields& fields) {
+        if (!writes) return;
         std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, step);
         for (auto& [name, value] : fields) line += format(", \"%s\": %s", name, value.c_str());
         if (fprintf(log, "%s}\n", line.c_str()) < 0 || fflush(log) != 0)

@@ -208,6 +208,10 @@ struct Tokenizer {
         return ids;
     }
     // Whether texts have the same tokens; more added ones make no other tokenizer.
+    std::string identity() const {
+        auto sum = [](auto& v) { return checksum({(const char*)v.data(), v.size() * sizeof v[0]}); };
+        return format("%zu tokens, checksum %s", id_of.size(), hex(mix64(sum(merges) ^ mix64(sum(id_of) + end_id))).c_str());
+    }
     bool same(const Tokenizer& t) const { return merges == t.merges && id_of == t.id_of && end_id == t.end_id; }
 
     std::vector<int> encode(std::string_view text) const {

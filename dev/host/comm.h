@@ -1,0 +1,204 @@
+/* dev/host/comm.h -- several processes (ranks) that train one model: who they are, sums that all of them agree on, what each
+   keeps of an arena (ZeRO), and how gradients and weights travel while others are computed. Built with MPI=1 the CPU
+   program starts MPI; the CUDA program's NCCL is in dev/host/nccl.h. One process needs neither and moves nothing.
+     all-gather       every rank sends its part of a range to all others
+     reduce-scatter   every rank gets all others' numbers for its part, and adds them in the order of the ranks
+     all-reduce       a reduce-scatter, and an all-gather of what it gave
+   So the order of a sum is fixed, whatever a library would choose. Of n ranks, each sends (n - 1) / n of a range.
+     source   Rajbhandari et al. 2020, arXiv:1910.02054, sections 5 and 7: what is kept, and what it costs to send */
+#pragma once
+#include "arena.h"
+#include "machine.h"
+#include <functional>
+#include <optional>
+#ifdef USE_MPI
+#include <mpi.h>
+#endif
+
+struct Comm {
+    int rank = 0, size = 1;
+    int here = 1;                            // ranks on this machine
+    int zero = 0;                            // what is kept in parts: 1 moments, 2 gradients, too
+    double sent = 0;                         // bytes, by this rank
+    std::function<void(const void* mine, void* all, size_t bytes)> gather;       // the same number of bytes from every rank
+
+    bool first() const { return rank == 0; }
+    std::string describe() const { return size == 1 ? "" : format("%d ranks, ZeRO %d; rank 0: ", size, zero); }
+    // Sums, in the order of the ranks: all have the same bits.
+    void sum(double* values, size_t n) const {
+        if (size == 1) return;
+        std::vector<double> all(n * size);
+        gather(values, all.data(), n * sizeof(double));
+        std::copy_n(all.data(), n, values);
+        for (size_t i = n; i < all.size(); i++) values[i % n] += all[i];
+    }
+    double sum(double value) const { return sum(&value, 1), value; }
+    void barrier() const { sum(0); }
+    bool decide(bool mine) const { return sum(first() && mine); }    // what rank 0 says
+    bool any(bool mine) const { return sum(mine); }
+
+    // Dies on a rank where one of these texts, by name, is another than on rank 0.
+    void same(const std::vector<std::pair<std::string, std::string>>& texts) const {
+        for (auto& [name, text] : texts) {
+            std::vector<double> sizes(size);
+            const double mine = text.size();
+            if (size > 1) gather(&mine, sizes.data(), sizeof mine);
+            const size_t most = size > 1 ? *std::max_element(sizes.begin(), sizes.end()) : 0;
+            std::string padded = text, all(most * size, '\0');
+            padded.resize(most);
+            if (most) gather(padded.data(), all.data(), most);
+            if (const std::string other = all.substr(0, most); size > 1 && other != padded)
+                die("%s: '%s' here, and on rank 0 '%s'", name.c_str(), text.c_str(), other.substr(0, sizes[0]).c_str());
+        }
+    }
+};
+inline Comm& world() {
+    static Comm comm;
+    return comm;
+}
+
+// What launchers tell the processes they start: mpirun of Open MPI, of MPICH and Intel; srun; torchrun.
+struct Launched { int rank, size, local; };
+inline Launched launched() {
+    for (auto& [rank, size, local] : {std::array{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
+                                      {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"}, {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"},
+                                      {"RANK", "WORLD_SIZE", "LOCAL_RANK"}})
+        if (getenv(rank) && getenv(size)) return {atoi(getenv(rank)), atoi(getenv(size)), getenv(local) ? atoi(getenv(local)) : 0};
+    return {0, 1, 0};
+}
+// From here on rank 0 alone talks; what another dies of has its number, and what all die of is rank 0's to say.
+inline void join_world(const Launched& who, int zero) {
+    Comm& comm = world();
+    comm.rank = who.rank, comm.size = who.size, comm.zero = who.size > 1 ? zero : 0;
+    if (comm.size == 1) return;
+    std::array<char, 64> host = {};
+    std::vector<std::array<char, 64>> hosts(comm.size);
+    gethostname(host.data(), host.size() - 1);
+    comm.gather(&host, hosts.data(), sizeof host);
+    comm.here = std::count(hosts.begin(), hosts.end(), host);
+    const int cores = omp_get_num_procs();                   // those that the launcher gave to this rank, or all
+    if (cores == sysconf(_SC_NPROCESSORS_ONLN) && !getenv("OMP_NUM_THREADS")) omp_set_num_threads(std::max(1, cores / comm.here));
+    if (comm.first()) return;
+    speaker() = format("rank %d: ", comm.rank);
+    if (!freopen("/dev/null", "w", stdout)) die("/dev/null: cannot open: %s", strerror(errno));
+}
+
+// How what is trained, an arena of `size` numbers in which `layers` pieces of `stride` numbers begin at `first`, is shared out
+// among ranks. What stands before and after the layers exists once. Layers and these two are groups, numbered as they
+// are needed: 0 the first, 1 .. layers, and layers + 1 the last; a long one is sent in several pieces. An arena of gradients
+// may have room for `ring` layers only, which take turns.
+struct Shares {
+    static constexpr size_t UNIT = 128;      // numbers; parts are whole units, as arrays are
+    Comm comm;
+    std::vector<Range> pieces;
+    std::vector<size_t> group;               // its pieces: group[g] .. group[g + 1] - 1
+    std::vector<size_t> in_ring;             // where a piece stands in an arena of gradients
+    std::vector<size_t> kept;                // where this rank's part of a piece stands among all of its own; their size
+    size_t landing = 0;                      // numbers that other ranks may send at once
+
+    Shares(const Comm& comm, size_t first, size_t stride, int layers, int ring, size_t size) : comm(comm), kept{0} {
+        const size_t most = std::max<size_t>(stride, 1 << 22), end = first + layers * stride;
+        auto add = [&](size_t at, size_t n, int turned) {
+            group.push_back(pieces.size());
+            for (; n; at += pieces.back().n, n -= pieces.back().n)
+                pieces.push_back({at, std::min(n, most)}), in_ring.push_back(at - turned * stride);
+        };
+        add(0, first, 0);
+        for (int l = 0; l < layers; l++) add(first + l * stride, stride, l - l % ring);
+        add(end, size - end, layers - ring), group.push_back(pieces.size());
+        for (size_t p = 0; p < pieces.size(); p++) {
+            kept.push_back(kept[p] + part(p, comm.rank).n);
+            landing = std::max(landing, comm.size * part(p, comm.rank).n);
+        }
+    }
+    bool several() const { return comm.size > 1; }
+    size_t moments() const { return comm.zero ? kept.back() : pieces.back().at + pieces.back().n; }  // numbers that this rank has
+    std::optional<std::vector<Range>> of_tensor(size_t offset, size_t n) const {     // what this rank has of it; none: all
+        std::vector<Range> ranges;
+        each(offset, n, [&](size_t at, size_t some, size_t) { ranges.push_back({at - offset, some}); });
+        return several() ? std::optional(ranges) : std::nullopt;
+    }
+    // The part of a piece that belongs to a rank.
+    Range part(size_t p, int rank) const {
+        const size_t units = pieces[p].n / UNIT, begin = units * rank / comm.size, end = units * (rank + 1) / comm.size;
+        return {pieces[p].at + begin * UNIT, (end - begin) * UNIT};
+    }
+    // f(at, n, own) for what is this rank's of numbers at .. at + n - 1, and where it stands in an arena of its own parts
+    template <typename F> void each(size_t at, size_t n, F f) const {
+        for (size_t p = 0; p < pieces.size(); p++) {
+            const Range mine = part(p, comm.rank);
+            const size_t begin = std::max(at, mine.at), end = std::min(at + n, mine.at + mine.n);
+            if (begin < end) f(begin, end - begin, kept[p] + begin - mine.at);
+        }
+    }
+};
+
+// What a rank sends to each rank, and takes from it.
+struct Move { void* p; size_t bytes; };
+struct Moves { std::vector<Move> out, in; };
+template <typename E> Move move(E* p, size_t n) { return {p, n * sizeof(E)}; }
+
+// All-gather of piece p: every part to where it belongs.
+template <typename E> Moves gather_moves(const Shares& s, size_t p, E* arena) {
+    Moves m;
+    const Range mine = s.part(p, s.comm.rank);
+    for (int r = 0; r < s.comm.size; r++) {
+        const Range its = s.part(p, r);
+        const bool other = r != s.comm.rank;
+        m.out.push_back(move(arena + mine.at, other * mine.n)), m.in.push_back(move(arena + its.at, other * its.n));
+    }
+    return m;
+}
+// Reduce-scatter of piece p, which begins at `piece`: landing gets the numbers of rank r for this rank's part at r * its size.
+template <typename E> Moves reduce_moves(const Shares& s, size_t p, E* piece, E* landing) {
+    Moves m;
+    const size_t n = s.part(p, s.comm.rank).n;
+    for (int r = 0; r < s.comm.size; r++) {
+        const Range its = s.part(p, r);
+        const bool other = r != s.comm.rank;
+        m.out.push_back(move(piece + its.at - s.pieces[p].at, other * its.n)), m.in.push_back(move(landing + r * n, other * n));
+    }
+    return m;
+}
+
+/* MPI: sends and receives that do not wait for each other; calling what exchange() returns waits for them.
+     errors   MPI ends all processes; so does its launcher where one of them ends by itself */
+inline std::function<void()> exchange(Comm& comm, const Moves& m) {
+    for (const Move& out : m.out) comm.sent += out.bytes;
+#ifdef USE_MPI
+    const size_t most = 1 << 30;             // a message's bytes are an int
+    auto requests = std::make_shared<std::vector<MPI_Request>>();
+    for (int r = 0; r < comm.size; r++) {
+        for (size_t at = 0; at < m.in[r].bytes; at += most)
+            MPI_Irecv((char*)m.in[r].p + at, std::min(most, m.in[r].bytes - at), MPI_BYTE, r, 0, MPI_COMM_WORLD, &requests->emplace_back());
+        for (size_t at = 0; at < m.out[r].bytes; at += most)
+            MPI_Isend((char*)m.out[r].p + at, std::min(most, m.out[r].bytes - at), MPI_BYTE, r, 0, MPI_COMM_WORLD, &requests->emplace_back());
+    }
+    return [requests] { MPI_Waitall(requests->size(), requests->data(), MPI_STATUSES_IGNORE); };
+#else
+    return [] {};
+#endif
+}
+inline void join_mpi(int zero) {
+    Launched who = launched();
+    if (who.size > 1) {
+#ifdef USE_MPI
+        const int told = who.size;
+        int threads;
+        MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &threads);
+        MPI_Comm_rank(MPI_COMM_WORLD, &who.rank), MPI_Comm_size(MPI_COMM_WORLD, &who.size);
+        if (who.size != told) die("one of %d processes, of which MPI sees %d: start them with mpirun, or with srun --mpi=pmix", told, who.size);
+        world().gather = [](const void* mine, void* all, size_t bytes) {
+            MPI_Allgather(mine, bytes, MPI_BYTE, all, bytes, MPI_BYTE, MPI_COMM_WORLD);
+        };
+#else
+        die("started as one of %d processes, but built for one: make MPI=1", who.size);
+#endif
+    }
+    join_world(who, zero);
+}
+inline void leave_world() {                  // waits for all
+#ifdef USE_MPI
+    if (world().size > 1) MPI_Finalize();
+#endif
+}
