@@ -1469,7 +1469,8 @@ inline Slots activation_slots(const Config& c, size_t N, bool training) {
 }
 
 struct Model {
-    static void join(int zero) { join_mpi(zero); }
+    static void join(const Options& o) { join_mpi(o.zero); } // the other ranks, if there are any
+    static void leave() { leave_mpi(); }
     const Config c;
     const int max_B, max_T;                  // of a forward pass
     const bool bf16;                         // products are made of numbers rounded to bfloat16
@@ -1568,8 +1569,8 @@ struct Model {
         const bool parts = shares.comm.zero > 0;             // each rank updates its own
         Buffer<real>& g = shares.several() ? sums : gradients;
         double found[] = {sum_of_squares(g.data(), g.size), loss};
-        shares.comm.sum(found, 2), norm = std::sqrt(found[0]);
-        if (!std::isfinite(norm) || !std::isfinite(found[1])) return;
+        shares.comm.sum(found, 2), norm = std::sqrt(found[0]), loss = found[1];
+        if (!std::isfinite(norm) || !std::isfinite(loss)) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
         if (shares.several() && !parts) gather_gradients();
@@ -2558,6 +2559,21 @@ template <typename Model> struct Training : Run {
         return batches;
     }
 
+    // What ranks have to agree on before a step's update: what the next step counts, unless rl has yet to draw it; the
+    // loss that is no model's to sum, and notes; whether one of them is to stop, and the clock of the first says to save.
+    double count = 0, tokens = 0;
+    bool stop = false, save_now = false;
+    void agree(const std::vector<Batch>& batches, double& loss, bool noted) {
+        const double since = seconds() - saver.last;
+        const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * saver.stood_ms / 1e3;
+        std::vector<double> sums = {0, 0, loss, (double)stop_signal, (double)(by_time && world().first())};
+        for (const Batch& b : batches) sums[0] += o.stage == "reward" ? b.B / 2 : b.targets(), sums[1] += b.x.size();
+        if (noted) for (auto& [name, value] : notes) sums.push_back(value);
+        world().sum(sums.data(), sums.size());
+        count = sums[0], tokens = sums[1], loss = sums[2], stop = sums[3] > 0, save_now = sums[4] > 0;
+        for (size_t i = 5; i < sums.size(); i++) notes[i - 5].second = sums[i];
+    }
+
     // Takes a step with `batches`, then replaces them by the next step's while a GPU is still computing; rl draws its
     // own at the start, since it needs the newest weights.
     void take_step(std::vector<Batch>& batches) {
@@ -2569,16 +2585,17 @@ template <typename Model> struct Training : Run {
         const auto learn = rl ? &Training::policy : o.stage == "reward" ? &Training::preference : &Training::likelihood;
         notes.clear();
         if (rl) batches = batches_at(position.window);
-        double count = 0, tokens = 0, loss = 0, norm = 0;
-        for (const Batch& b : batches) count += o.stage == "reward" ? b.B / 2 : b.targets(), tokens += b.x.size();
-        count = world().sum(count), tokens = world().sum(tokens);
+        double loss = 0, norm = 0;
+        if (rl) agree(batches, loss, false);
+        const double tokens = this->tokens;
         for (integer pass = 0; pass < passes; pass++) {
             loss = 0;
             for (Batch& b : batches) loss += (this->*learn)(b, count, pass);
-            model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, position.step * passes + pass + 1);
             if (!rl) batches = batches_at(position.window + taken);
+            agree(batches, loss, pass + 1 == passes);
+            model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, position.step * passes + pass + 1);
             const StepResult result = model.result();
-            loss = world().sum(loss + result.loss), norm = result.norm;
+            loss += result.loss, norm = result.norm;
             if (std::isfinite(loss) && std::isfinite(norm)) continue;
             saver.finish();
             auto plain = [](double v) { return std::isnan(v) ? NAN : v; };               // not -nan
@@ -2589,7 +2606,6 @@ template <typename Model> struct Training : Run {
         position.step = step, position.window += taken;
         const double ms = (seconds() - began) * 1e3;
         const Speed speed = model.speed(tokens / world().size, ms / 1e3);
-        for (auto& [name, value] : notes) value = world().sum(value);
         RunDirectory::Fields fields = {
             {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
             {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
@@ -2603,16 +2619,16 @@ template <typename Model> struct Training : Run {
 
     void run() {
         std::vector<Batch> batches;
+        double none = 0;
         if (o.stage != "rl") batches = batches_at(position.window);
-        while (position.step < steps && !world().any(stop_signal)) {
+        agree(batches, none, false);
+        while (position.step < steps && !stop && !(world().size == 1 && stop_signal)) {
             take_step(batches);
             const bool more = position.step < steps;
             auto due = [&](integer every) { return every && position.step % every == 0 && more; };
             if (held_out->val && due(o.eval_every)) evaluate();
             if (due(o.sample_every)) sample(1);
-            const double since = seconds() - saver.last;
-            const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * saver.stood_ms / 1e3;
-            if (due(o.save_every) || position.lowest_step != saver.best || (world().decide(by_time) && more)) save();
+            if (due(o.save_every) || position.lowest_step != saver.best || (save_now && more)) save();
             saver.look();
         }
         saver.finish();
@@ -2709,11 +2725,11 @@ template <typename Model> int run_program(int argc, char** argv) {
     return run_main([&] {
         if (answer(TRAIN_GPT, Options().table(), words)) return;
         Options o = parse_options(words);
-        if (o.verb == "train") watch_signals(), Model::join(o.zero);
+        if (o.verb == "train") watch_signals(), Model::join(o);
         else if (launched().size > 1) die_usage("%s: runs as one process, but was started as one of %d", o.verb.c_str(), launched().size);
         if (o.threads) omp_set_num_threads(o.threads);
         run_verb<Model>(o);
-        leave_world();
+        if (o.verb == "train") Model::leave();
     });
 }
 

@@ -39,6 +39,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include "train_gpt.cpp"
+#include "dev/host/nccl.h"
 #ifndef SYNCHRONOUS                          // true by make DEBUG=1: the host waits for each kernel, to see its faults
 #define SYNCHRONOUS false
 #endif
@@ -80,7 +81,7 @@ inline void check(cublasStatus_t e, const char* call, int line) {
 
 __global__ void probe_kernel() {}            // whether this program's kernels are for this GPU
 
-// The GPU: the first that CUDA shows (CUDA_VISIBLE_DEVICES chooses).
+// The GPU: the first that CUDA shows (CUDA_VISIBLE_DEVICES chooses), or one for each rank of a machine.
 struct Device {
     cudaDeviceProp properties;
     cudaStream_t stream;
@@ -95,7 +96,9 @@ struct Device {
         if (error != cudaSuccess || count == 0)
             die("no NVIDIA GPU, or no driver for CUDA %d.%d: %s; ./train_gpt runs without one", CUDART_VERSION / 1000,
                 CUDART_VERSION % 1000 / 10, error != cudaSuccess ? cudaGetErrorString(error) : "no device is visible");
-        CHECK(cudaGetDeviceProperties(&properties, 0));
+        int number;
+        CHECK(cudaGetDevice(&number));
+        CHECK(cudaGetDeviceProperties(&properties, number));
         cudaFuncAttributes kernel;
         if (cudaFuncGetAttributes(&kernel, probe_kernel) != cudaSuccess)
             die("%s: %s; build for this GPU: make train_gpt_cuda ARCH=%d", properties.name,
@@ -117,8 +120,10 @@ struct Device {
     }
     double bandwidth() const {               // of the memory, bytes/s: two transfers a clock
         int khz = 0, bits = 0;
-        CHECK(cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, 0));
-        CHECK(cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, 0));
+        int number;
+        CHECK(cudaGetDevice(&number));
+        CHECK(cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, number));
+        CHECK(cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, number));
         return 2e3 * khz * bits / 8;         // 0 where the driver does not say
     }
 };
@@ -1682,12 +1687,35 @@ __global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rou
     store(w + i, w4), store(m + i, m4), store(v + i, v4), store(g + i, g4);
     if (rounded) store(rounded + i, w4);
 }
-inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
-                  const AdamWStep& s, double clip, double* squares, Outcome* outcome) {
+inline int sum_of_squares(double* squares, const float* g, size_t n) {       // in so many parts
     const int parts = std::min(NORM_BLOCKS, ceil_div(n, 4096));
     launch(squares_kernel, parts, 256, 0, squares, g, n);
-    launch(adamw_kernel, ceil_div(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays,
-           n, s, (float)clip, squares, parts, outcome);
+    return parts;
+}
+inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
+                  const AdamWStep& s, double clip, const double* squares, int parts, Outcome* outcome) {
+    if (n) launch(adamw_kernel, ceil_div(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays,
+                  n, s, (float)clip, squares, parts, outcome);
+}
+
+/* several ranks -- sums += own + what the others have sent, in the order of ranks: n numbers of each, at landing + rank n
+   cost     4 n (ranks + 3) bytes */
+__global__ void add_in_order_kernel(float* sums, const float* own, const float* landing, size_t n, int rank, int ranks) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    float sum = 0;
+    for (int r = 0; r < ranks; r++) sum += r == rank ? own[i] : landing[r * n + i];
+    sums[i] += sum;
+}
+// What ranks tell each other before an update: the squares of their parts of the gradient, and their loss.
+__global__ void tell_kernel(Outcome* told, const double* squares, int parts, const Outcome* outcome) {
+    double sum = 0;
+    for (int i = 0; i < parts; i++) sum += squares[i];
+    *told = {outcome->loss, sum};
+}
+__global__ void agree_kernel(Outcome* outcome, double* squares, const Outcome* told, int ranks) {
+    outcome->loss = squares[0] = 0;
+    for (int r = 0; r < ranks; r++) outcome->loss += told[r].loss, squares[0] += told[r].norm;
 }
 
 // w (rows,cols) as products read it, of a matrix kept as int8 or nf4 (dev/host/packed.h). Cost: 3 or 2.5 bytes a number.
@@ -2235,15 +2263,29 @@ template <typename T> T* allocate(size_t n) {
 }
 
 struct Model {
+    static inline std::optional<Nccl> nccl;                  // to the other ranks, if there are any
+    static void join(const Options& o) {
+        const Launched who = launched();
+        int gpus = 0;
+        if (who.size > 1 && cudaGetDeviceCount(&gpus) == cudaSuccess && gpus) CHECK(cudaSetDevice(who.local % gpus));
+        if (who.size > 1) nccl.emplace(o.out + ".ranks", who);
+        join_world(who, o.zero);
+    }
+    static void leave() { if (nccl) nccl->leave(); }
+
     const Config c;
     const int max_B, max_T;                  // of a forward pass
     const bool training;
     const Layout layout;
+    const Config turns;
+    const Layout ring;                       // of gradients
+    const Shares shares;                     // of what several ranks train
     std::vector<float> logprob;
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool = false)
-        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16) {
+        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16), turns(in_turns(c, training)),
+          ring(turns, VOCABULARY_TILE, BF16), shares(layout.shares(training ? world() : Comm(), c.L, turns.L)) {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
@@ -2261,8 +2303,15 @@ struct Model {
                 T, have / 1e9, fits ? format("--batch %d fits", fits).c_str() : "lower --context");
         }
         rounded = allocate<floatX>(n), packed = allocate<uint8_t>(16 * layout.packed.size);
-        weights = !BF16 ? (float*)rounded + layout.frozen : training ? allocate<float>(trained) : nullptr;
-        if (training) for (float** p : {&gradients, &moment1, &moment2}) *p = allocate<float>(trained);
+        weights = !BF16 ? (float*)rounded + layout.frozen : training ? allocate<float>(shares.moments()) : nullptr;
+        if (training) gradients = allocate<float>(ring.trained());
+        if (training) for (float** p : {&moment1, &moment2}) *p = allocate<float>(shares.moments());
+        if (shares.several()) {
+            sums = allocate<float>(shares.kept.back()), landing = allocate<float>(shares.landing), told = allocate<Outcome>(shares.comm.size);
+            arrived.resize(c.L + 2), awaited.resize(c.L + 2, true);
+            for (cudaEvent_t& e : arrived) CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+            for (cudaEvent_t* e : {&computed, &sent, &reduced[0], &reduced[1]}) CHECK(cudaEventCreateWithFlags(e, cudaEventDisableTiming));
+        }
         place_activations();
         for (Staged& s : staged) {
             CHECK(cudaMallocHost(&s.memory, sizeof(int) * (8 * (size_t)B * T + 4)));         // forward()'s, at most
@@ -2282,8 +2331,11 @@ struct Model {
     Model(const Model&) = delete;
     ~Model() {
         cudaStreamSynchronize(device().stream);
-        for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2}) cudaFree(p);
-        cudaFree(rounded), cudaFree(packed), cudaFree(decays);
+        if (shares.several()) cudaStreamSynchronize(nccl->stream);
+        for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2, sums, landing}) cudaFree(p);
+        cudaFree(rounded), cudaFree(packed), cudaFree(decays), cudaFree(told);
+        for (cudaEvent_t e : arrived) cudaEventDestroy(e);
+        if (shares.several()) for (cudaEvent_t e : {computed, sent, reduced[0], reduced[1]}) cudaEventDestroy(e);
         for (void* p : owned) cudaFree(p);
         for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
         for (cudaEvent_t e : ready) cudaEventDestroy(e);
@@ -2293,17 +2345,19 @@ struct Model {
 
     static constexpr double GB = 1e-9;
     double weight_bytes() const {
-        return layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size + (BF16 && training) * 4.0 * layout.trained();
+        return layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size + (BF16 && training) * 4.0 * shares.moments();
     }
-    double training_bytes() const { return training ? 3.0 * layout.trained() * sizeof(float) : 0; }
+    double gradient_bytes() const {          // with what is needed to add up those of several ranks
+        return !training ? 0 : 4.0 * (ring.trained() + (shares.several() ? shares.kept.back() + shares.landing : 0));
+    }
+    double moment_bytes() const { return training ? 8.0 * shares.moments() : 0; }
     double activation_bytes(int B) const {
         return 16.0 * Slots(activation_arrays(c, B, max_T, training), c.L).size + device().workspace_size;
     }
-    double bytes(int B) const { return weight_bytes() + training_bytes() + activation_bytes(B); }
+    double bytes(int B) const { return weight_bytes() + gradient_bytes() + moment_bytes() + activation_bytes(B); }
     std::string memory(int B) const {
         return format("%.2f GB: weights %.2f, gradients %.2f, moments %.2f, activations %.2f", bytes(B) * GB,
-                      weight_bytes() * GB, training_bytes() / 3 * GB, training_bytes() * 2 / 3 * GB,
-                      activation_bytes(B) * GB);
+                      weight_bytes() * GB, gradient_bytes() * GB, moment_bytes() * GB, activation_bytes(B) * GB);
     }
     std::string describe() const {
         const Device& d = device();
@@ -2368,9 +2422,46 @@ struct Model {
 
     void update(const AdamW& o, double clip, integer step) {
         const Activations a = activations(0);
-        adamw(weights, moment1, moment2, gradients, rounded + layout.frozen, decays, layout.trained(),
-              AdamWStep(o, step), clip, a.squares, a.outcome);
+        const AdamWStep s(o, step);
+        floatX* const trained = rounded + layout.frozen;
+        int parts = gpu::sum_of_squares(a.squares, shares.several() ? sums : gradients, shares.several() ? shares.kept.back() : layout.trained());
+        if (shares.several()) agree(parts), parts = 1;
+        if (shares.comm.zero == 0)
+            return adamw(weights, moment1, moment2, gradients, trained, decays, layout.trained(), s, clip, a.squares, parts, a.outcome);
+        for (size_t p = 0; p < shares.pieces.size(); p++) {              // each rank updates its parts
+            const Range mine = shares.part(p, shares.comm.rank);
+            const size_t own = shares.kept[p];
+            adamw(weights + (BF16 ? own : mine.at), moment1 + own, moment2 + own, sums + own, trained + mine.at, decays + mine.at / 128,
+                  mine.n, s, clip, a.squares, parts, a.outcome);
+        }
+        const Aside aside(*this);
+        for (int g = 0; g <= c.L + 1; g++) {
+            for (size_t p = shares.group[g]; p < shares.group[g + 1]; p++) nccl->exchange(world(), gather_moves(shares, p, trained));
+            CHECK(cudaEventRecord(arrived[g], device().stream)), awaited[g] = false;
+        }
     }
+
+    // What ranks send each other while layers are computed; network_forward() and network_backward() say when.
+    void await_weights(int group) {
+        if (!shares.several() || awaited[group]) return;
+        CHECK(cudaStreamWaitEvent(device().stream, arrived[group])), awaited[group] = true;
+    }
+    void reduce_gradients(int group) {
+        if (!shares.several()) return;
+        const Aside aside(*this);
+        for (size_t p = shares.group[group]; p < shares.group[group + 1]; p++) {
+            float* const piece = gradients + shares.in_ring[p];
+            const Range mine = shares.part(p, shares.comm.rank);
+            nccl->exchange(world(), reduce_moves(shares, p, piece, landing));
+            if (mine.n)
+                launch(add_in_order_kernel, ceil_div(mine.n, 256), 256, 0, sums + shares.kept[p], piece + mine.at - shares.pieces[p].at, landing,
+                       mine.n, shares.comm.rank, shares.comm.size);
+            CHECK(cudaMemsetAsync(piece, 0, shares.pieces[p].n * sizeof(float), device().stream));
+        }
+        CHECK(cudaEventRecord(reduced[last ^= 1], device().stream));
+        if (turns.L < c.L) CHECK(cudaStreamWaitEvent(aside.main, reduced[last ^ 1]));    // whose place the next layer takes
+    }
+    void await_gradients() { if (shares.several()) CHECK(cudaStreamWaitEvent(device().stream, reduced[last])); }
 
     StepResult result() {
         Outcome out;
@@ -2426,25 +2517,30 @@ struct Model {
         }
     }
 
-    void get(Which which, size_t i, float* out) const {
+    // Of several ranks, each has a part of gradients, moments and unrounded weights; zeros stand for the others'.
+    void get(Which which, size_t i, float* out, size_t from = 0, size_t n = SIZE_MAX) const {
         const Tensor& t = layout.tensors[i];
-        const float* const from = place(which, t);
-        std::vector<floatX> values(from || !t.present || which != WEIGHT ? 0 : t.count());
-        std::vector<uint8_t> codes(t.form == Form::FP32 ? 0 : packed_bytes(t.form, t.rows, t.cols));
-        if (from) download(out, from, t.count());
-        else if (!t.present || which != WEIGHT) std::fill_n(out, t.count(), 0.0f);
-        else if (codes.size()) download(codes.data(), packed + t.packed, codes.size());
-        else download(values.data(), rounded + t.offset, t.count());
+        n = std::min(n, t.count() - from);
+        const bool here = arena(which) && t.trained, as_read = which == WEIGHT && t.present && !here;
+        std::vector<floatX> values(as_read && t.form == Form::FP32 ? n : 0);
+        std::vector<uint8_t> codes(as_read && t.form != Form::FP32 ? packed_bytes(t.form, t.rows, t.cols) : 0);
+        if (!as_read) std::fill_n(out, n, 0.0f);
+        each_place(which, t, [&](float* own, size_t at, size_t some) {
+            const size_t begin = std::max(at, from), end = std::min(at + some, from + n);
+            if (begin < end) download(out + begin - from, own + begin - at, end - begin);
+        });
+        if (codes.size()) download(codes.data(), packed + t.packed, codes.size());
+        if (values.size()) download(values.data(), rounded + t.offset + from, n);
         CHECK(cudaStreamSynchronize(device().stream));
-        if (codes.size() && which == WEIGHT) unpack(t.form, out, codes.data(), t.rows, t.cols);
-        else convert(out, values.data(), values.size());
+        if (codes.size()) unpack(t.form, out, codes.data(), t.rows, t.cols);
+        convert(out, values.data(), values.size());
     }
+    std::optional<std::vector<Range>> mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
-        float* const to = place(which, t);
         std::vector<floatX> values;
         std::vector<uint8_t> codes;
-        if (to) upload(to, in, t.count());
+        each_place(which, t, [&](float* own, size_t at, size_t n) { upload(own, in + at, n); });
         if (which == WEIGHT && t.present && t.form != Form::FP32) {
             codes.resize(packed_bytes(t.form, t.rows, t.cols));
             pack(t.form, codes.data(), in, t.rows, t.cols), upload(packed + t.packed, codes.data(), codes.size());
@@ -2467,7 +2563,7 @@ struct Model {
     // with one row, norm_forward() leaves the norm to the product that reads it.
     using Parameters = Weights<floatX, Place<floatX>>;
     Parameters weights_of(int l) const { return layout.at<Parameters>(rounded, l, 0, packed); }
-    Weights<float> gradients_of(int l) const { return layout.at<Weights<float>>(gradients, l, layout.frozen); }
+    Weights<float> gradients_of(int l) const { return ring.at<Weights<float>>(gradients, l % turns.L, ring.frozen); }
     const floatX* matrix(const Place<floatX>& w, int rows, int cols) {
         floatX* const to = activations(0).unpacked;
         if (w.packed)
@@ -2558,6 +2654,12 @@ struct Model {
 
 private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
+    float *sums = nullptr, *landing = nullptr;               // several ranks: this one's part of their gradients; where others' arrive
+    Outcome* told = nullptr;                 // by each rank
+    std::vector<cudaEvent_t> arrived;        // weights of a group,
+    std::vector<bool> awaited;               // and whether kernels have been told to wait
+    cudaEvent_t computed, sent, reduced[2];  // two, in turns:
+    int last = 0;                            // the one recorded last
     floatX* rounded = nullptr;               // the weights as kernels read them; `weights` are those that are trained
     uint8_t* packed = nullptr;               // frozen matrices in fewer bits
     unsigned char* decays = nullptr;
@@ -2592,9 +2694,46 @@ private:
 
     const floatX* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     float* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
-    float* place(Which which, const Tensor& t) const {       // null: nowhere
-        float* const arena = std::array{weights, gradients, moment1, moment2}[which];
-        return arena && t.present && t.trained ? arena + t.offset - layout.frozen : nullptr;
+    float* arena(Which which) const { return std::array{weights, shares.several() ? sums : gradients, moment1, moment2}[which]; }
+    // f(place, at, n) for those numbers at .. at + n - 1 of a tensor that are here
+    template <typename F> void each_place(Which which, const Tensor& t, F f) const {
+        float* const begin = arena(which);
+        const size_t offset = t.offset - layout.frozen;
+        if (!begin || !t.present || !t.trained) return;
+        const bool whole = which == GRADIENT ? !shares.several() : shares.comm.zero == 0 || (which == WEIGHT && !BF16);
+        if (whole) f(begin + offset, 0, t.count());
+        else shares.each(offset, t.count(), [&](size_t at, size_t n, size_t own) { f(begin + own, at - offset, n); });
+    }
+    // What is launched while this exists goes to the stream of transfers, behind all that was launched before.
+    struct Aside {
+        const cudaStream_t main = device().stream;
+        explicit Aside(const Model& m) {
+            CHECK(cudaEventRecord(m.computed, main));
+            CHECK(cudaStreamWaitEvent(nccl->stream, m.computed));
+            device().stream = nccl->stream;
+        }
+        ~Aside() { device().stream = main; }
+    };
+    // Of gradients of several ranks: the squares of all parts, in squares[0], and the loss; with ZeRO 0 all sums, too.
+    void agree(int parts) {
+        const Activations a = activations(0);
+        const int rank = shares.comm.rank, ranks = shares.comm.size;
+        launch(tell_kernel, 1, 1, 0, told + rank, a.squares, parts, a.outcome);
+        {
+            const Aside aside(*this);
+            Moves m;
+            for (int r = 0; r < ranks; r++) m.out.push_back(move(told + rank, r != rank)), m.in.push_back(move(told + r, r != rank));
+            nccl->exchange(world(), m);
+            for (size_t p = 0; p < shares.pieces.size() && shares.comm.zero == 0; p++) {
+                const Range mine = shares.part(p, rank);
+                CHECK(cudaMemcpyAsync(gradients + mine.at, sums + shares.kept[p], mine.n * sizeof(float), cudaMemcpyDeviceToDevice, device().stream));
+                CHECK(cudaMemsetAsync(sums + shares.kept[p], 0, mine.n * sizeof(float), device().stream));
+                nccl->exchange(world(), gather_moves(shares, p, gradients));
+            }
+            CHECK(cudaEventRecord(sent, device().stream));
+        }
+        CHECK(cudaStreamWaitEvent(device().stream, sent));
+        launch(agree_kernel, 1, 1, 0, a.outcome, a.squares, told, ranks);
     }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.
     void place_activations() {
@@ -2620,7 +2759,7 @@ private:
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
         auto [it, first] = graphs.try_emplace({sequence, B, T}, nullptr);
-        if (first || SYNCHRONOUS) return enqueue();
+        if (first || SYNCHRONOUS || (shares.several() && sequence != STEP)) return enqueue();   // which other ranks take part in
         if (!it->second) {
             cudaGraph_t graph;
             CHECK(cudaStreamBeginCapture(device().stream, cudaStreamCaptureModeThreadLocal));

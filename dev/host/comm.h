@@ -197,7 +197,7 @@ inline void join_mpi(int zero) {
     }
     join_world(who, zero);
 }
-inline void leave_world() {                  // waits for all
+inline void leave_mpi() {                    // when all do
 #ifdef USE_MPI
     if (world().size > 1) MPI_Finalize();
 #endif
