@@ -2384,6 +2384,7 @@ template <typename Model> struct Training : Run {
         if (rewarding) rewarder = rewarding->load<Model>(o.batch, o.context, o.dtype == "bf16"), rewarding.reset();
         if (frozen && !o.reward_command.empty()) scorer = std::make_unique<Scorer>(o.reward_command, o.reward_timeout);
         saver.run = &*directory, display.steps = steps, display.floor = floor;
+        display.terminal &= world().size == 1;               // a launcher's is not ours to write over
         display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s%s",
                     command_line(TRAIN_GPT, o.verb, o.table(), o.stage == "rl" ? 0 : 'L').c_str(), model.layout.parameters, steps, o.tokens_per_step,
                     windows->total, world().describe().c_str(), model.describe().c_str());
@@ -2611,6 +2612,7 @@ template <typename Model> struct Training : Run {
             {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
             {"tokens", format("%.0f", (double)position.window * rows_of_window * o.context)}};
         fields.insert(fields.end(), speed.log.begin(), speed.log.end());
+        if (world().size > 1) fields.push_back({"sent_bytes", show(std::exchange(world().sent, 0))});
         std::string text = speed.text;
         for (auto& [name, value] : notes) text += format("  %s %.4g", name, value), fields.push_back({name, json_number(value)});
         display.step(step, loss, norm, lr, ms, tokens, text);

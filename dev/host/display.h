@@ -4,7 +4,7 @@
 #include "files.h"
 
 struct Display {
-    const bool terminal = isatty(STDOUT_FILENO);
+    bool terminal = isatty(STDOUT_FILENO);
     std::vector<double> losses = {};         // smoothed, for the sparkline
     double ms = 0;                           // smoothed
     bool midline = false;                    // a step line stands there, to be overwritten

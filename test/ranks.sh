@@ -1,0 +1,118 @@
+#!/bin/sh
+# test/ranks.sh PROGRAM -- training with several processes: the CPU's with MPI, or the CUDA program's with NCCL, emulated. The
+# same losses for any number of ranks, the same bits for any ZeRO and after a stop or a kill, what is refused. One line a
+# check. STRESS=n kills n times.
+program=$1
+dir=build/test_ranks/$(basename $program) failed=0
+rm -rf $dir && mkdir -p $dir/data
+suite=ranks && . test/check.sh
+export OMP_NUM_THREADS=1
+case $program in
+*emulated*)
+    one=$program counts="2 3" close=1e-6
+    start() {                                # RANKS OPTIONS...: as torchrun would
+        n=$1 pids="" code=0
+        shift
+        for rank in $(seq 0 $((n - 1))); do RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$n $program "$@" & pids="$pids $!"; done
+        for pid in $pids; do wait $pid || code=$?; done
+        return $code
+    } ;;
+*)
+    one=$program counts="2 3 4" close=1e-6
+    mpi="mpirun --allow-run-as-root --oversubscribe --bind-to none"
+    start() { n=$1; shift; $mpi -n $n $program "$@"; } ;;
+esac
+awk 'BEGIN { for (i = 0; i < 4000; i++) printf "%c%c", i * i % 47 + 1, 0 }' > $dir/train.u16 2>/dev/null
+train="train --train $dir/train.u16 --val $dir/train.u16 --raw u16 --init custom --layers 5 --heads 2 --channels 64 --vocab 50 --context 16
+  --batch 1 --tokens-per-step 192 --steps 20 --save-every 5 --keep 9 --eval-every 10 --eval-rows 7 --sample-every 0 --lr 2e-3"
+losses() { sed -n 's/.*"event": "\(step\|eval\)".*'$what'": \([-0-9.e]*\).*/\2/p' $dir/$1/log.jsonl; }
+what=loss
+alike() {                                    # RUN RUN: all losses, to a relative difference of $close
+    losses $1 > $dir/a && losses $2 > $dir/b || return
+    paste $dir/a $dir/b | awk -v most=$close '{ d = ($1 - $2) / $2; if (d < 0) d = -d; if (!(d <= most)) bad = 1 } END { print NR; exit !(NR >= 3 && !bad) }'
+}
+same() { for f in $dir/$1/step_000000$3/*.safetensors; do cmp $f $dir/$2/step_000000$3/$(basename $f) || return; done; }
+stopped() {                                  # RUN AS: as if it had been stopped after step 10
+    mkdir -p $dir/$2 && cp -r $dir/$1/step_00000010 $dir/$2 && sed '/"step": \(1[1-9]\|20\),/d' $dir/$1/log.jsonl > $dir/$2/log.jsonl
+}
+
+expect "one process" $one $train --out $dir/1
+for n in $counts; do
+    expect "$n ranks" start $n $train --out $dir/$n
+    expect "$n ranks: the losses of one" alike $n 1
+done
+# 20 steps of so many micro-batches a rank, of whose gradients as of the new weights each rank sends (n - 1) / n
+sent() { sed -n 's/.*"step": 20,.*"sent_bytes": \([0-9.e+]*\).*/\1/p' $dir/$1/log.jsonl; }
+parameters=$(sed -n 's/.*"parameters": \([0-9]*\).*/\1/p' $dir/1/log.jsonl)
+expect "2 ranks: bytes sent a step, $(sent 2)" awk -v sent="$(sent 2)" -v p=$parameters -v w=$(case $program in *fp32* | *mpi*) echo 4;; *) echo 2;; esac) \
+    'BEGIN { want = (6 * 4 + w) * p / 2; exit !(sent > 0.99 * want && sent < 1.06 * want) }'
+for zero in 0 2; do
+    expect "3 ranks, ZeRO $zero" start 3 $train --zero $zero --out $dir/3.$zero
+    expect "3 ranks, ZeRO $zero: the bits of ZeRO 1" same 3 3.$zero 20
+done
+expect "2 ranks again" start 2 $train --out $dir/2.again
+expect "2 ranks: the same bits again" same 2 2.again 20
+stopped 2 2.resumed && expect "2 ranks: resumed" start 2 train --resume --out $dir/2.resumed
+expect "2 ranks: the same bits after a stop" same 2 2.resumed 20
+stopped 2 2.on.3 && expect "3 ranks go on" start 3 train --resume --zero 2 --out $dir/2.on.3
+expect "3 ranks go on: the losses of one" alike 2.on.3 1
+stopped 3 3.on.1 && expect "one process goes on" $one train --resume --out $dir/3.on.1
+expect "one process goes on: the losses of one" alike 3.on.1 1
+val() { $1 eval --model $2 --val $dir/train.u16 --raw u16 --rows packed | sed -n 's/^val loss \([0-9.]*\).*/\1/p'; }
+expect "the CPU program evaluates it" [ "$(val ./train_gpt $dir/3 | cut -c1-5)" = "$(val $one $dir/1 | cut -c1-5)" ]
+
+# the other stages: whichever of two digits is larger
+awk -v d=$dir 'BEGIN { for (a = 0; a < 5; a++) for (b = 0; b < 5; b++) {
+    p = "{\"prompt\": \"" a "?" b "=\""; c = a > b ? a : b
+    print p ", \"response\": \"" c "\"}" > d "/data/sft.jsonl"
+    print p ", \"chosen\": \"" c "\", \"rejected\": \"" (c + 1 + b % 3) % 5 "\"}" > d "/data/ranked.jsonl" } }'
+for name in sft ranked; do build/shards examples --in $dir/data/$name.jsonl --tokenizer bytes --out $dir/data/$name.bin > $dir/log || exit; done
+digits="--init custom --layers 2 --heads 2 --channels 32 --context 16 --lr 1e-3 --sample-every 0 --steps 4 --eval-every 2"
+stage() {                                    # NAME OPTIONS...: 3 ranks, of which one may have nothing to do
+    run=$1
+    shift
+    expect "$run" $one train $digits "$@" --out $dir/$run
+    expect "$run: 3 ranks" start 3 train $digits "$@" --out $dir/$run.3
+    expect "$run: 3 ranks: the losses of one" alike $run.3 $run
+}
+stage sft --stage sft --train $dir/data/sft.bin --val $dir/data/sft.bin --batch 1 --tokens-per-step 64
+stage reward --stage reward --train $dir/data/ranked.bin --val $dir/data/ranked.bin --batch 2 --tokens-per-step 64
+digits="${digits#*16} --init $dir/sft"
+what=entropy                                 # the loss is almost 0
+stage rl --stage rl --train $dir/data/sft.bin --val $dir/data/sft.bin --batch 2 --group 4 --tokens-per-step 128 --response-tokens 3 --rl-passes 2 --reward $dir/reward
+what=loss
+stage lora --stage sft --train $dir/data/sft.bin --val $dir/data/sft.bin --batch 1 --tokens-per-step 64 --lora-rank 4
+
+# what is not alike, and what is for one
+refused "a verb that is for one process" 2 "sample: runs as one process" env RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 $program sample --model $dir/sft
+case $program in
+*mpi*)
+    differs() {                              # OPTION VALUE OTHER
+        rest="$(echo $train | sed "s|$1 [^ ]*||") --out $dir/differs"
+        $mpi -n 1 $program $rest $1 $2 : -n 1 $program $rest $1 $3 > $dir/said 2>&1
+        code=$?
+        rm -rf $dir/differs
+        [ $code != 0 ]
+    }
+    differs --lr 2e-3 1e-3 && expect "another option: rank 1 says so" grep -q "rank 1: error: --lr: '0.001' here, and on rank 0 '0.002'" $dir/said
+    cp $dir/train.u16 $dir/other.u16 && printf 'ab' >> $dir/other.u16
+    differs --train $dir/train.u16 $dir/other.u16 && expect "other data: rank 1 says so" grep -q "rank 1: error: --train: '8002 bytes.*here, and on rank 0 '8000 bytes" $dir/said
+    refused "a program built for one" 1 "built for one: make MPI=1" env OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 ./train_gpt $train --out $dir/none ;;
+esac
+
+# a rank is killed at any instant: nothing of it is left within 10 seconds, and the run goes on to the bits of 2 ranks
+for try in $(seq 1 ${STRESS:-3}); do
+    rm -rf $dir/killed
+    start 2 $train --out $dir/killed > $dir/killed.log 2>&1 & running=$!
+    sleep $(awk -v t=$try 'BEGIN { srand(t); print 0.2 + 1.3 * rand() }')
+    pids=$(pgrep -f -- "--out $dir/killed" | while read pid; do grep -qx "$(basename $program)" /proc/$pid/comm 2>/dev/null && echo $pid; done)
+    victim=$(echo "$pids" | awk -v t=$try '{ p[NR] = $1 } END { print p[t % NR + 1] }')
+    [ -n "$victim" ] && kill -9 $victim 2>/dev/null
+    for tenth in $(seq 1 100); do pgrep -f -- "--out $dir/killed" > /dev/null || break; sleep 0.1; done
+    expect "killed $try: no process is left after $tenth tenths of a second" [ -z "$(pgrep -f -- "--out $dir/killed")" ]
+    wait $running
+    ls $dir/killed/step_*/state.json > /dev/null 2>&1 || [ -s $dir/killed/log.jsonl ] || { rm -rf $dir/killed; fresh=1; }
+    if [ -d $dir/killed ]; then start 2 train --resume --out $dir/killed; else start 2 $train --out $dir/killed; fi > $dir/killed.log 2>&1
+    expect "killed $try: the same bits in the end" same 2 killed 20
+done
+exit $failed
