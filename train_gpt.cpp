@@ -938,16 +938,6 @@ inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const Ada
     }
 }
 
-// sums += the numbers that ranks have sent, added in their order
-inline void add_in_order(real* sums, const std::vector<const real*>& from, size_t n) {
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) {
-        real sum = 0;
-        for (const real* numbers : from) sum += numbers[i];
-        sums[i] += sum;
-    }
-}
-
 // Sum of squares in double, over fixed blocks that are added up in order.
 inline double sum_of_squares(const real* x, size_t n) {
     const size_t block = 1 << 15;
@@ -1478,7 +1468,7 @@ struct Model {
     const Slots slots;
     const Config turns;
     const Layout ring;                       // of gradients
-    const Shares shares;                     // of what several ranks train
+    Sharing<MpiLink, real> shares;           // of what several ranks train
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<real> sums, landing;              // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
@@ -1501,6 +1491,7 @@ struct Model {
         if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
         if (training) gradients = Buffer<real>(ring.trained()), moment1 = Buffer<real>(shares.moments()), moment2 = Buffer<real>(shares.moments());
         if (training && shares.several()) sums = Buffer<real>(shares.kept.back()), landing = Buffer<real>(shares.landing);
+        shares.gradients = gradients.data(), shares.sums = sums.data(), shares.arrivals = landing.data();
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
     }
     std::string describe() {
@@ -1523,7 +1514,7 @@ struct Model {
         return layout.slots.size * each + 16 * layout.packed.size + (slots.size + training * trained_numbers()) * sizeof(real);
     }
     size_t trained_numbers() const {         // gradients and moments
-        return ring.trained() + (shares.several() ? shares.kept.back() + shares.landing : 0) + 2 * shares.moments();
+        return ring.trained() + shares.exchanged() + 2 * shares.moments();
     }
 
     void forward(const int* x, const int* y, const Objective& o, double denominator, int B, int T, bool backward) {
@@ -1567,75 +1558,48 @@ struct Model {
 
     void update(const AdamW& o, double clip, integer step) {
         const bool parts = shares.comm.zero > 0;             // each rank updates its own
-        Buffer<real>& g = shares.several() ? sums : gradients;
-        double found[] = {sum_of_squares(g.data(), g.size), loss};
+        double found[] = {sum_of_squares(of_all().data(), of_all().size), loss};
         shares.comm.sum(found, 2), norm = std::sqrt(found[0]), loss = found[1];
         if (!std::isfinite(norm) || !std::isfinite(loss)) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
-        if (shares.several() && !parts) gather_gradients();
+        if (shares.several() && !parts) shares.gather_gradients();
+        const Buffer<real>& g = parts ? sums : gradients;
         for (const Tensor& t : layout.tensors) {
             if (!t.present || !t.trained) continue;
-            auto step = [&](size_t at, size_t n, size_t own) {
-                real* const w = weights.data() + layout.frozen + at;
-                adamw_update(w, moment1.data() + own, moment2.data() + own, (parts ? sums : gradients).data() + own, n, s, t.decays(), scale,
-                             bf16 ? rounded.data() + (w - weights.data()) : nullptr);
-            };
-            const size_t at = t.offset - layout.frozen;
-            parts ? shares.each(at, t.count(), step) : step(at, t.count(), at);
+            shares.places(g.data(), parts, t.offset - layout.frozen, t.count(), [&](real* at, size_t i, size_t n) {
+                const size_t own = at - g.data();
+                adamw_update(weights.data() + t.offset + i, moment1.data() + own, moment2.data() + own, at, n, s, t.decays(), scale,
+                             bf16 ? rounded.data() + t.offset + i : nullptr);
+            });
         }
-        if (parts) send_weights();
+        real* const trained = weights.data() + layout.frozen;
+        bfloat16* const its = bf16 ? rounded.data() + layout.frozen : nullptr;
+        if (parts) shares.send_weights(trained, [=](size_t at, size_t n) { if (its) convert(its + at, trained + at, n); });
     }
+    void await_weights(int group) { shares.await_weights(group); }
+    void reduce_gradients(int group) { shares.reduce_gradients(group); }
+    void await_gradients() { shares.await_gradients(); }
 
     StepResult result() { return {std::exchange(loss, 0), norm}; }
 
     // Of several ranks, each has a part of gradients and moments; zeros stand for the others'.
-    void get(Which which, size_t i, float* out, size_t from = 0, size_t n = SIZE_MAX) const {
+    void get(Which which, size_t i, float* out, size_t from = 0, size_t n = SIZE_MAX) {
         const Tensor& t = layout.tensors[i];
         n = std::min(n, t.count() - from);
         if (which == WEIGHT) for (int g = 0; g <= c.L + 1; g++) await_weights(g);
         if (t.present && t.form != Form::FP32 && which == WEIGHT) return unpack(t.form, out, packed.data() + t.packed, t.rows, t.cols);
         std::fill_n(out, n, 0);
-        each_place(which, t, [&](real* own, size_t at, size_t some) {
-            const size_t begin = std::max(at, from), end = std::min(at + some, from + n);
-            if (begin < end) convert(out + begin - from, own + begin - at, end - begin);
-        });
+        each_place(which, t, from, n, [&](real* own, size_t at, size_t some) { convert(out + at, own, some); });
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
         if (t.present && t.form != Form::FP32 && which == WEIGHT) return pack(t.form, packed.data() + t.packed, in, t.rows, t.cols);
-        each_place(which, t, [&](real* own, size_t at, size_t n) { convert(own, in + at, n); });
+        each_place(which, t, 0, t.count(), [&](real* own, size_t at, size_t n) { convert(own, in + at, n); });
         if (which == WEIGHT && bf16 && t.present) convert(rounded.data() + t.offset, in, t.count());
     }
     // What this rank writes of a tensor.
-    std::optional<std::vector<Range>> mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
-
-    // What ranks send each other while layers are computed; network_forward() and network_backward() say when.
-    void await_weights(int group) const {
-        for (size_t p = shares.group[group]; p < shares.group[group + 1] && arriving.size(); p++) {
-            if (!arriving[p]) continue;
-            std::exchange(arriving[p], nullptr)();
-            const size_t at = layout.frozen + shares.pieces[p].at;
-            if (bf16) convert(rounded.data() + at, weights.data() + at, shares.pieces[p].n);
-        }
-    }
-    void reduce_gradients(int group) {
-        for (size_t p = shares.group[group]; p < shares.group[group + 1] && shares.several(); p++) {
-            await_gradients();               // of the piece before: they arrive in the same place
-            reduced = p, reducing = exchange(world(), reduce_moves(shares, p, gradients.data() + shares.in_ring[p], landing.data()));
-        }
-    }
-    void await_gradients() {
-        if (!reducing) return;
-        std::exchange(reducing, nullptr)();
-        real* const piece = gradients.data() + shares.in_ring[reduced];
-        const Range mine = shares.part(reduced, shares.comm.rank);
-        std::vector<const real*> from;
-        for (int r = 0; r < shares.comm.size; r++)
-            from.push_back(r == shares.comm.rank ? piece + mine.at - shares.pieces[reduced].at : landing.data() + r * mine.n);
-        add_in_order(sums.data() + shares.kept[reduced], from, mine.n);
-        std::fill_n(piece, shares.pieces[reduced].n, real(0));
-    }
+    auto mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
     Activations activations(int l) const {
         size_t k = 0;
         auto pointer = [&] { return acts.data() + slots.first[k] + l * slots.stride[k]; };
@@ -1726,28 +1690,13 @@ private:
     int rows = 0, columns = 0, read_token = 0;
     double loss = 0, norm = 0, peak = 0;
 
-    mutable std::vector<std::function<void()>> arriving;     // waits for a piece of weights that is under way
-    std::function<void()> reducing;                          // the same of gradients,
-    size_t reduced = 0;                                      // which are of this piece
-
-    void send_weights() {
-        arriving.resize(shares.pieces.size());
-        for (size_t p = 0; p < arriving.size(); p++) arriving[p] = exchange(world(), gather_moves(shares, p, weights.data() + layout.frozen));
-    }
-    void gather_gradients() {                                // the sums of all parts
-        shares.each(0, layout.trained(), [&](size_t at, size_t n, size_t own) { std::copy_n(sums.data() + own, n, gradients.data() + at); });
-        for (size_t p = 0; p < shares.pieces.size(); p++) exchange(world(), gather_moves(shares, p, gradients.data()))();
-        sums.zero();
-    }
-    // f(place, at, n) for those numbers at .. at + n - 1 of a tensor that are here
-    template <typename F> void each_place(Which which, const Tensor& t, F f) const {
+    template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
         if (!t.present || (which != WEIGHT && !t.trained)) return;
-        if (which == WEIGHT) return f(weights.data() + t.offset, 0, t.count());
-        const Buffer<real>& arena = which == GRADIENT ? shares.several() ? sums : gradients : which == MOMENT1 ? moment1 : moment2;
-        const size_t at = t.offset - layout.frozen;
-        if (arena.size == layout.trained()) f(arena.data() + at, 0, t.count());
-        else shares.each(at, t.count(), [&](size_t begin, size_t n, size_t own) { f(arena.data() + own, begin - at, n); });
+        if (which == WEIGHT) return f(weights.data() + t.offset + from, 0, n);
+        const Buffer<real>& arena = which == GRADIENT ? of_all() : which == MOMENT1 ? moment1 : moment2;
+        shares.places(arena.data(), arena.size < layout.trained(), t.offset - layout.frozen + from, n, f);
     }
+    const Buffer<real>& of_all() const { return shares.several() ? sums : gradients; }        // gradients of all ranks
     Place<real> table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     real* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }         // null: frozen
     // f<P>(the matrix w as products read it), P the type in which they multiply; what is packed in less than bf16 they

@@ -13,13 +13,13 @@ case $program in
     start() {                                # RANKS OPTIONS...: as torchrun would
         n=$1 pids="" code=0
         shift
-        for rank in $(seq 0 $((n - 1))); do RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$n $program "$@" & pids="$pids $!"; done
+        for rank in $(seq 0 $((n - 1))); do RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$n timeout 100 $program "$@" & pids="$pids $!"; done
         for pid in $pids; do wait $pid || code=$?; done
         return $code
     } ;;
 *)
     one=$program counts="2 3 4" close=1e-6
-    mpi="mpirun --allow-run-as-root --oversubscribe --bind-to none"
+    mpi="timeout 100 mpirun --allow-run-as-root --oversubscribe --bind-to none"
     start() { n=$1; shift; $mpi -n $n $program "$@"; } ;;
 esac
 awk 'BEGIN { for (i = 0; i < 4000; i++) printf "%c%c", i * i % 47 + 1, 0 }' > $dir/train.u16 2>/dev/null
@@ -95,7 +95,7 @@ case $program in
         [ $code != 0 ]
     }
     differs --lr 2e-3 1e-3 && expect "another option: rank 1 says so" grep -q "rank 1: error: --lr: '0.001' here, and on rank 0 '0.002'" $dir/said
-    cp $dir/train.u16 $dir/other.u16 && printf 'ab' >> $dir/other.u16
+    cp $dir/train.u16 $dir/other.u16 && printf '\1\0' >> $dir/other.u16
     differs --train $dir/train.u16 $dir/other.u16 && expect "other data: rank 1 says so" grep -q "rank 1: error: --train: '8002 bytes.*here, and on rank 0 '8000 bytes" $dir/said
     refused "a program built for one" 1 "built for one: make MPI=1" env OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 ./train_gpt $train --out $dir/none ;;
 esac

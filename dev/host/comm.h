@@ -9,6 +9,7 @@
 #pragma once
 #include "arena.h"
 #include "machine.h"
+#include <deque>
 #include <functional>
 #include <optional>
 #ifdef USE_MPI
@@ -111,13 +112,6 @@ struct Shares {
             landing = std::max(landing, comm.size * part(p, comm.rank).n);
         }
     }
-    bool several() const { return comm.size > 1; }
-    size_t moments() const { return comm.zero ? kept.back() : pieces.back().at + pieces.back().n; }  // numbers that this rank has
-    std::optional<std::vector<Range>> of_tensor(size_t offset, size_t n) const {     // what this rank has of it; none: all
-        std::vector<Range> ranges;
-        each(offset, n, [&](size_t at, size_t some, size_t) { ranges.push_back({at - offset, some}); });
-        return several() ? std::optional(ranges) : std::nullopt;
-    }
     // The part of a piece that belongs to a rank.
     Range part(size_t p, int rank) const {
         const size_t units = pieces[p].n / UNIT, begin = units * rank / comm.size, end = units * (rank + 1) / comm.size;
@@ -130,6 +124,19 @@ struct Shares {
             const size_t begin = std::max(at, mine.at), end = std::min(at + n, mine.at + mine.n);
             if (begin < end) f(begin, end - begin, kept[p] + begin - mine.at);
         }
+    }
+    // f(place, i, n) for numbers i .. i + n - 1 of those `at` .. that are in an arena of all, or of this rank's parts
+    template <typename E, typename F> void places(E* arena, bool of_parts, size_t at, size_t n, F f) const {
+        if (!of_parts) f(arena + at, 0, n);
+        else each(at, n, [&](size_t begin, size_t some, size_t own) { f(arena + own, begin - at, some); });
+    }
+    bool several() const { return comm.size > 1; }
+    size_t moments() const { return comm.zero ? kept.back() : pieces.back().at + pieces.back().n; }  // numbers that this rank has
+    size_t exchanged() const { return several() ? kept.back() + landing : 0; }       // and those beside its gradients
+    std::optional<std::vector<Range>> of_tensor(size_t offset, size_t n) const {     // what this rank has of it; none: all
+        std::vector<Range> ranges;
+        each(offset, n, [&](size_t at, size_t some, size_t) { ranges.push_back({at - offset, some}); });
+        return several() ? std::optional(ranges) : std::nullopt;
     }
 };
 
@@ -161,24 +168,95 @@ template <typename E> Moves reduce_moves(const Shares& s, size_t p, E* piece, E*
     return m;
 }
 
-/* MPI: sends and receives that do not wait for each other; calling what exchange() returns waits for them.
-     errors   MPI ends all processes; so does its launcher where one of them ends by itself */
-inline std::function<void()> exchange(Comm& comm, const Moves& m) {
-    for (const Move& out : m.out) comm.sent += out.bytes;
-#ifdef USE_MPI
-    const size_t most = 1 << 30;             // a message's bytes are an int
-    auto requests = std::make_shared<std::vector<MPI_Request>>();
-    for (int r = 0; r < comm.size; r++) {
-        for (size_t at = 0; at < m.in[r].bytes; at += most)
-            MPI_Irecv((char*)m.in[r].p + at, std::min(most, m.in[r].bytes - at), MPI_BYTE, r, 0, MPI_COMM_WORLD, &requests->emplace_back());
-        for (size_t at = 0; at < m.out[r].bytes; at += most)
-            MPI_Isend((char*)m.out[r].p + at, std::min(most, m.out[r].bytes - at), MPI_BYTE, r, 0, MPI_COMM_WORLD, &requests->emplace_back());
+/* What ranks send each other while layers are computed, for both programs. A link does such work in order, beside what is
+   computed:
+     exchange(moves)   add(sums, own, arrivals, n)   copy(to, from, n)   clear(p, n)   then(f)   mark(slot)
+   behind(): the next exchange begins behind all that was computed or asked for so far. await(slot): what is computed from now
+   on waits for that mark, if it is still to come.
+   E is the type of gradients; `gradients` is the arena of a micro-batch, `sums` has this rank's parts of those of all. */
+template <typename Link, typename E> struct Sharing : Shares {
+    Link link;
+    E *gradients = nullptr, *sums = nullptr, *arrivals = nullptr;
+    int reduced, turn = 0;                   // the slots of gradients, which take turns; others are groups of weights
+
+    Sharing(const Shares& shares) : Shares(shares), reduced(group.size()) {}
+    void reduce_gradients(int g) {           // as soon as those of a group are whole
+        if (!several()) return;
+        for (size_t p = group[g]; p < group[g + 1]; p++) {
+            E* const piece = gradients + in_ring[p];
+            const Range mine = part(p, comm.rank);
+            link.behind(), link.exchange(reduce_moves(*this, p, piece, arrivals));
+            link.add(sums + kept[p], piece + mine.at - pieces[p].at, arrivals, mine.n);
+            link.clear(piece, pieces[p].n);
+        }
+        link.mark(reduced + (turn ^= 1));
+        link.await(reduced + (turn ^ 1));    // of the group before, whose place the next one may take
     }
-    return [requests] { MPI_Waitall(requests->size(), requests->data(), MPI_STATUSES_IGNORE); };
-#else
-    return [] {};
+    void await_gradients() { if (several()) link.await(reduced + turn); }
+    void gather_gradients() {                // ZeRO 0: the sums of all ranks' parts
+        for (size_t p = 0; p < pieces.size(); p++) {
+            const Range mine = part(p, comm.rank);
+            link.copy(gradients + mine.at, sums + kept[p], mine.n), link.clear(sums + kept[p], mine.n);
+            link.behind(), link.exchange(gather_moves(*this, p, gradients));
+        }
+        link.mark(reduced), link.await(reduced);
+    }
+    // ZeRO 1 and 2: the weights that each rank has updated; arrived(at, n) follows a piece's.
+    template <typename W, typename F> void send_weights(W* weights, F arrived) {
+        link.behind();
+        for (int g = 0; g + 1 < (int)group.size(); g++) {
+            for (size_t p = group[g]; p < group[g + 1]; p++)
+                link.exchange(gather_moves(*this, p, weights)), link.then([=, piece = pieces[p]] { arrived(piece.at, piece.n); });
+            link.mark(g);
+        }
+    }
+    void await_weights(int g) { if (several()) link.await(g); }
+};
+
+/* MPI's link. An exchange begins at once; what follows it is done when something waits for it.
+     errors   MPI ends all processes; so does its launcher where one of them ends by itself */
+struct MpiLink {
+    struct Work { std::function<void()> todo; int slot; };
+    std::deque<Work> queue;
+
+    void exchange(const Moves& m) {
+        for (const Move& out : m.out) world().sent += out.bytes;
+#ifdef USE_MPI
+        const auto requests = std::make_shared<std::vector<MPI_Request>>();
+        const size_t most = 1 << 30;         // a message's bytes are an int
+        auto each = [&](const std::vector<Move>& moves, auto f) {
+            for (int r = 0; r < (int)moves.size(); r++) for (size_t at = 0; at < moves[r].bytes; at += most)
+                f((char*)moves[r].p + at, (int)std::min(most, moves[r].bytes - at), MPI_BYTE, r, 0, MPI_COMM_WORLD, &requests->emplace_back());
+        };
+        each(m.in, MPI_Irecv), each(m.out, MPI_Isend);
+        then([=] { MPI_Waitall(requests->size(), requests->data(), MPI_STATUSES_IGNORE); });
 #endif
-}
+    }
+    void then(std::function<void()> f) { queue.push_back({f, -1}); }
+    template <typename E> void copy(E* to, const E* from, size_t n) { then([=] { std::copy_n(from, n, to); }); }
+    template <typename E> void clear(E* p, size_t n) { then([=] { std::fill_n(p, n, E(0)); }); }
+    // sums += own + what other ranks have sent, n numbers of each, in the order of ranks
+    template <typename E> void add(E* sums, const E* own, const E* arrived, size_t n) {
+        then([=] {
+            const int rank = world().rank, size = world().size;
+            #pragma omp parallel for simd schedule(static)
+            for (size_t i = 0; i < n; i++) {
+                E sum = 0;
+                for (int r = 0; r < size; r++) sum += r == rank ? own[i] : arrived[r * n + i];
+                sums[i] += sum;
+            }
+        });
+    }
+    void mark(int slot) { queue.push_back({nullptr, slot}); }
+    void behind() { finish(queue.size()); }
+    void await(int slot) {
+        const auto it = std::find_if(queue.begin(), queue.end(), [=](const Work& w) { return w.slot == slot; });
+        if (it != queue.end()) finish(it - queue.begin() + 1);
+    }
+    void finish(size_t n) {
+        for (; n > 0; n--, queue.pop_front()) if (queue.front().todo) queue.front().todo();
+    }
+};
 inline void join_mpi(int zero) {
     Launched who = launched();
     if (who.size > 1) {
