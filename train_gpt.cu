@@ -1698,15 +1698,52 @@ inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const
                   n, s, (float)clip, squares, parts, outcome);
 }
 
-/* several ranks -- sums += own + what the others have sent, in the order of ranks: n numbers of each, at landing + rank n
+/* several ranks -- sums += own + what the others have sent, in the order of ranks: n numbers of each, at arrivals + rank n
    cost     4 n (ranks + 3) bytes */
-__global__ void add_in_order_kernel(float* sums, const float* own, const float* landing, size_t n, int rank, int ranks) {
+__global__ void add_in_order_kernel(float* sums, const float* own, const float* arrivals, size_t n, int rank, int ranks) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= n) return;
     float sum = 0;
-    for (int r = 0; r < ranks; r++) sum += r == rank ? own[i] : landing[r * n + i];
+    for (int r = 0; r < ranks; r++) sum += r == rank ? own[i] : arrivals[r * n + i];
     sums[i] += sum;
 }
+// NCCL's link, as dev/host/comm.h describes it: a stream of its own.
+struct Link {
+    static inline std::optional<Nccl> nccl;
+    cudaEvent_t computed = nullptr;
+    std::vector<std::pair<cudaEvent_t, bool>> marks;         // of each slot, and whether it is to be waited for
+
+    Link() { if (nccl) CHECK(cudaEventCreateWithFlags(&computed, cudaEventDisableTiming)); }
+    Link(const Link&) = delete;
+    ~Link() {
+        if (!nccl) return;
+        cudaStreamSynchronize(nccl->stream), cudaEventDestroy(computed);
+        for (auto& [event, pending] : marks) cudaEventDestroy(event);
+    }
+    void behind() {
+        CHECK(cudaEventRecord(computed, device().stream));
+        CHECK(cudaStreamWaitEvent(nccl->stream, computed));
+    }
+    void exchange(const Moves& m) { nccl->exchange(world(), m); }
+    void add(float* sums, const float* own, const float* arrivals, size_t n) {
+        const cudaStream_t main = std::exchange(device().stream, nccl->stream);
+        if (n) launch(add_in_order_kernel, ceil_div(n, 256), 256, 0, sums, own, arrivals, n, world().rank, world().size);
+        device().stream = main;
+    }
+    void copy(float* to, const float* from, size_t n) {
+        CHECK(cudaMemcpyAsync(to, from, n * sizeof(float), cudaMemcpyDeviceToDevice, nccl->stream));
+    }
+    void clear(float* p, size_t n) { CHECK(cudaMemsetAsync(p, 0, n * sizeof(float), nccl->stream)); }
+    void then(auto) {}                       // arrived weights are as kernels read them
+    void mark(int slot) {
+        while ((int)marks.size() <= slot) CHECK(cudaEventCreateWithFlags(&marks.emplace_back().first, cudaEventDisableTiming));
+        CHECK(cudaEventRecord(marks[slot].first, nccl->stream));
+        marks[slot].second = true;
+    }
+    void await(int slot) {
+        if (slot < (int)marks.size() && std::exchange(marks[slot].second, false)) CHECK(cudaStreamWaitEvent(device().stream, marks[slot].first));
+    }
+};
 // What ranks tell each other before an update: the squares of their parts of the gradient, and their loss.
 __global__ void tell_kernel(Outcome* told, const double* squares, int parts, const Outcome* outcome) {
     double sum = 0;
@@ -2263,15 +2300,14 @@ template <typename T> T* allocate(size_t n) {
 }
 
 struct Model {
-    static inline std::optional<Nccl> nccl;                  // to the other ranks, if there are any
     static void join(const Options& o) {
         const Launched who = launched();
         int gpus = 0;
         if (who.size > 1 && cudaGetDeviceCount(&gpus) == cudaSuccess && gpus) CHECK(cudaSetDevice(who.local % gpus));
-        if (who.size > 1) nccl.emplace(o.out + ".ranks", who);
+        if (who.size > 1) Link::nccl.emplace(o.out + ".ranks", who);
         join_world(who, o.zero);
     }
-    static void leave() { if (nccl) nccl->leave(); }
+    static void leave() { if (Link::nccl) Link::nccl->leave(); }
 
     const Config c;
     const int max_B, max_T;                  // of a forward pass
@@ -2279,7 +2315,7 @@ struct Model {
     const Layout layout;
     const Config turns;
     const Layout ring;                       // of gradients
-    const Shares shares;                     // of what several ranks train
+    Sharing<Link, float> shares;             // of what several ranks train
     std::vector<float> logprob;
     std::vector<int> best;
 
@@ -2308,9 +2344,7 @@ struct Model {
         if (training) for (float** p : {&moment1, &moment2}) *p = allocate<float>(shares.moments());
         if (shares.several()) {
             sums = allocate<float>(shares.kept.back()), landing = allocate<float>(shares.landing), told = allocate<Outcome>(shares.comm.size);
-            arrived.resize(c.L + 2), awaited.resize(c.L + 2, true);
-            for (cudaEvent_t& e : arrived) CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
-            for (cudaEvent_t* e : {&computed, &sent, &reduced[0], &reduced[1]}) CHECK(cudaEventCreateWithFlags(e, cudaEventDisableTiming));
+            shares.gradients = gradients, shares.sums = sums, shares.arrivals = landing;
         }
         place_activations();
         for (Staged& s : staged) {
@@ -2331,11 +2365,9 @@ struct Model {
     Model(const Model&) = delete;
     ~Model() {
         cudaStreamSynchronize(device().stream);
-        if (shares.several()) cudaStreamSynchronize(nccl->stream);
+        if (shares.several()) cudaStreamSynchronize(Link::nccl->stream);
         for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2, sums, landing}) cudaFree(p);
         cudaFree(rounded), cudaFree(packed), cudaFree(decays), cudaFree(told);
-        for (cudaEvent_t e : arrived) cudaEventDestroy(e);
-        if (shares.several()) for (cudaEvent_t e : {computed, sent, reduced[0], reduced[1]}) cudaEventDestroy(e);
         for (void* p : owned) cudaFree(p);
         for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
         for (cudaEvent_t e : ready) cudaEventDestroy(e);
@@ -2348,7 +2380,7 @@ struct Model {
         return layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size + (BF16 && training) * 4.0 * shares.moments();
     }
     double gradient_bytes() const {          // with what is needed to add up those of several ranks
-        return !training ? 0 : 4.0 * (ring.trained() + (shares.several() ? shares.kept.back() + shares.landing : 0));
+        return !training ? 0 : 4.0 * (ring.trained() + shares.exchanged());
     }
     double moment_bytes() const { return training ? 8.0 * shares.moments() : 0; }
     double activation_bytes(int B) const {
@@ -2424,7 +2456,7 @@ struct Model {
         const Activations a = activations(0);
         const AdamWStep s(o, step);
         floatX* const trained = rounded + layout.frozen;
-        int parts = gpu::sum_of_squares(a.squares, shares.several() ? sums : gradients, shares.several() ? shares.kept.back() : layout.trained());
+        int parts = sum_of_squares(a.squares, shares.several() ? sums : gradients, shares.several() ? shares.kept.back() : layout.trained());
         if (shares.several()) agree(parts), parts = 1;
         if (shares.comm.zero == 0)
             return adamw(weights, moment1, moment2, gradients, trained, decays, layout.trained(), s, clip, a.squares, parts, a.outcome);
@@ -2434,34 +2466,11 @@ struct Model {
             adamw(weights + (BF16 ? own : mine.at), moment1 + own, moment2 + own, sums + own, trained + mine.at, decays + mine.at / 128,
                   mine.n, s, clip, a.squares, parts, a.outcome);
         }
-        const Aside aside(*this);
-        for (int g = 0; g <= c.L + 1; g++) {
-            for (size_t p = shares.group[g]; p < shares.group[g + 1]; p++) nccl->exchange(world(), gather_moves(shares, p, trained));
-            CHECK(cudaEventRecord(arrived[g], device().stream)), awaited[g] = false;
-        }
+        shares.send_weights(trained, [](auto...) {});
     }
-
-    // What ranks send each other while layers are computed; network_forward() and network_backward() say when.
-    void await_weights(int group) {
-        if (!shares.several() || awaited[group]) return;
-        CHECK(cudaStreamWaitEvent(device().stream, arrived[group])), awaited[group] = true;
-    }
-    void reduce_gradients(int group) {
-        if (!shares.several()) return;
-        const Aside aside(*this);
-        for (size_t p = shares.group[group]; p < shares.group[group + 1]; p++) {
-            float* const piece = gradients + shares.in_ring[p];
-            const Range mine = shares.part(p, shares.comm.rank);
-            nccl->exchange(world(), reduce_moves(shares, p, piece, landing));
-            if (mine.n)
-                launch(add_in_order_kernel, ceil_div(mine.n, 256), 256, 0, sums + shares.kept[p], piece + mine.at - shares.pieces[p].at, landing,
-                       mine.n, shares.comm.rank, shares.comm.size);
-            CHECK(cudaMemsetAsync(piece, 0, shares.pieces[p].n * sizeof(float), device().stream));
-        }
-        CHECK(cudaEventRecord(reduced[last ^= 1], device().stream));
-        if (turns.L < c.L) CHECK(cudaStreamWaitEvent(aside.main, reduced[last ^ 1]));    // whose place the next layer takes
-    }
-    void await_gradients() { if (shares.several()) CHECK(cudaStreamWaitEvent(device().stream, reduced[last])); }
+    void await_weights(int group) { shares.await_weights(group); }
+    void reduce_gradients(int group) { shares.reduce_gradients(group); }
+    void await_gradients() { shares.await_gradients(); }
 
     StepResult result() {
         Outcome out;
@@ -2525,22 +2534,19 @@ struct Model {
         std::vector<floatX> values(as_read && t.form == Form::FP32 ? n : 0);
         std::vector<uint8_t> codes(as_read && t.form != Form::FP32 ? packed_bytes(t.form, t.rows, t.cols) : 0);
         if (!as_read) std::fill_n(out, n, 0.0f);
-        each_place(which, t, [&](float* own, size_t at, size_t some) {
-            const size_t begin = std::max(at, from), end = std::min(at + some, from + n);
-            if (begin < end) download(out + begin - from, own + begin - at, end - begin);
-        });
+        each_place(which, t, from, n, [&](float* own, size_t at, size_t some) { download(out + at, own, some); });
         if (codes.size()) download(codes.data(), packed + t.packed, codes.size());
         if (values.size()) download(values.data(), rounded + t.offset + from, n);
         CHECK(cudaStreamSynchronize(device().stream));
         if (codes.size()) unpack(t.form, out, codes.data(), t.rows, t.cols);
         convert(out, values.data(), values.size());
     }
-    std::optional<std::vector<Range>> mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
+    auto mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
         std::vector<floatX> values;
         std::vector<uint8_t> codes;
-        each_place(which, t, [&](float* own, size_t at, size_t n) { upload(own, in + at, n); });
+        each_place(which, t, 0, t.count(), [&](float* own, size_t at, size_t n) { upload(own, in + at, n); });
         if (which == WEIGHT && t.present && t.form != Form::FP32) {
             codes.resize(packed_bytes(t.form, t.rows, t.cols));
             pack(t.form, codes.data(), in, t.rows, t.cols), upload(packed + t.packed, codes.data(), codes.size());
@@ -2656,10 +2662,6 @@ private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
     float *sums = nullptr, *landing = nullptr;               // several ranks: this one's part of their gradients; where others' arrive
     Outcome* told = nullptr;                 // by each rank
-    std::vector<cudaEvent_t> arrived;        // weights of a group,
-    std::vector<bool> awaited;               // and whether kernels have been told to wait
-    cudaEvent_t computed, sent, reduced[2];  // two, in turns:
-    int last = 0;                            // the one recorded last
     floatX* rounded = nullptr;               // the weights as kernels read them; `weights` are those that are trained
     uint8_t* packed = nullptr;               // frozen matrices in fewer bits
     unsigned char* decays = nullptr;
@@ -2695,44 +2697,20 @@ private:
     const floatX* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     float* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
     float* arena(Which which) const { return std::array{weights, shares.several() ? sums : gradients, moment1, moment2}[which]; }
-    // f(place, at, n) for those numbers at .. at + n - 1 of a tensor that are here
-    template <typename F> void each_place(Which which, const Tensor& t, F f) const {
-        float* const begin = arena(which);
-        const size_t offset = t.offset - layout.frozen;
-        if (!begin || !t.present || !t.trained) return;
-        const bool whole = which == GRADIENT ? !shares.several() : shares.comm.zero == 0 || (which == WEIGHT && !BF16);
-        if (whole) f(begin + offset, 0, t.count());
-        else shares.each(offset, t.count(), [&](size_t at, size_t n, size_t own) { f(begin + own, at - offset, n); });
+    template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
+        const bool of_parts = which == GRADIENT ? shares.several() : shares.comm.zero && (which != WEIGHT || BF16);
+        if (arena(which) && t.present && t.trained) shares.places(arena(which), of_parts, t.offset - layout.frozen + from, n, f);
     }
-    // What is launched while this exists goes to the stream of transfers, behind all that was launched before.
-    struct Aside {
-        const cudaStream_t main = device().stream;
-        explicit Aside(const Model& m) {
-            CHECK(cudaEventRecord(m.computed, main));
-            CHECK(cudaStreamWaitEvent(nccl->stream, m.computed));
-            device().stream = nccl->stream;
-        }
-        ~Aside() { device().stream = main; }
-    };
     // Of gradients of several ranks: the squares of all parts, in squares[0], and the loss; with ZeRO 0 all sums, too.
     void agree(int parts) {
         const Activations a = activations(0);
         const int rank = shares.comm.rank, ranks = shares.comm.size;
         launch(tell_kernel, 1, 1, 0, told + rank, a.squares, parts, a.outcome);
-        {
-            const Aside aside(*this);
-            Moves m;
-            for (int r = 0; r < ranks; r++) m.out.push_back(move(told + rank, r != rank)), m.in.push_back(move(told + r, r != rank));
-            nccl->exchange(world(), m);
-            for (size_t p = 0; p < shares.pieces.size() && shares.comm.zero == 0; p++) {
-                const Range mine = shares.part(p, rank);
-                CHECK(cudaMemcpyAsync(gradients + mine.at, sums + shares.kept[p], mine.n * sizeof(float), cudaMemcpyDeviceToDevice, device().stream));
-                CHECK(cudaMemsetAsync(sums + shares.kept[p], 0, mine.n * sizeof(float), device().stream));
-                nccl->exchange(world(), gather_moves(shares, p, gradients));
-            }
-            CHECK(cudaEventRecord(sent, device().stream));
-        }
-        CHECK(cudaStreamWaitEvent(device().stream, sent));
+        Moves m;
+        for (int r = 0; r < ranks; r++) m.out.push_back(move(told + rank, r != rank)), m.in.push_back(move(told + r, r != rank));
+        shares.link.behind(), shares.link.exchange(m);
+        if (shares.comm.zero == 0) shares.gather_gradients();
+        shares.link.mark(shares.reduced), shares.link.await(shares.reduced);
         launch(agree_kernel, 1, 1, 0, a.outcome, a.squares, told, ranks);
     }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.

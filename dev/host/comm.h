@@ -196,7 +196,7 @@ template <typename Link, typename E> struct Sharing : Shares {
     void gather_gradients() {                // ZeRO 0: the sums of all ranks' parts
         for (size_t p = 0; p < pieces.size(); p++) {
             const Range mine = part(p, comm.rank);
-            link.copy(gradients + mine.at, sums + kept[p], mine.n), link.clear(sums + kept[p], mine.n);
+            link.behind(), link.copy(gradients + mine.at, sums + kept[p], mine.n), link.clear(sums + kept[p], mine.n);
             link.behind(), link.exchange(gather_moves(*this, p, gradients));
         }
         link.mark(reduced), link.await(reduced);
