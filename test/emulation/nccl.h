@@ -123,6 +123,7 @@ inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int size, ncclUniqueId id
         if (c->members[r].size != size)
             emu::fail("ncclCommInitRank: rank %d joins %d ranks, rank %d joins %d", rank, size, r, (int)c->members[r].size);
     }
+    if (pid == getpid()) close(descriptor);
     return ncclSuccess;
 }
 inline ncclResult_t ncclCommAbort(ncclComm_t c) {            // what is queued still names it, and will do nothing
