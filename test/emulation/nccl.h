@@ -1,17 +1,18 @@
 /* nccl.h -- NCCL for processes of one machine, each of which emulates a device of its own.
 
    A communicator is memory that its ranks share: for each ordered pair of them a box that holds one piece of a message.
-   It has no name, so nothing is left of it however its ranks end: the id names a descriptor of the process that made it,
-   which must live until all have joined. Each rank holds a lock there, which the system opens when the rank dies.
-   Every call is sends and receives, of the group it is in together: a gather sends to all what is one's own; a sum gets
-   the numbers of all, and adds them in the order of the ranks, each sum rounded to the type. As with NCCL
-     order     calls of one communicator run one after another, on whatever streams; on several streams, a group waits for
-               all of them, and they for it
-     waiting   a stream waits until others have taken what it sends: two ranks that send first, ungrouped, wait forever
-     errors    a wrong argument is the call's result; a rank that died is ncclCommGetAsyncError's
-   and more strictly: messages of a pair must agree in count and type, empty ones too; what a group writes may not overlap
-   what it reads; memory must be the device's. A mistake, a rank that died or one that does not come for EMU_NCCL_TIMEOUT
-   seconds ends the process that waits, with a message.
+   It has no name, so nothing is left of it however its ranks end: the id names a descriptor of the process that made
+   it, which must live until all have joined. Each rank holds a lock there, which the system opens when the rank dies.
+   Every call is sends and receives, made together with those of its group: a gather sends to all what is one's own; a
+   sum gets the numbers of all, and adds them in the order of the ranks, each sum rounded to the type. As with NCCL
+     order     calls of one communicator run one after another, on whatever streams; a group on several streams waits
+               for all of them, and they for it
+     waiting   a stream waits until others have taken what it sends; two ranks that send first, ungrouped, wait forever
+     errors    a wrong argument is the call's result, a rank that died ncclCommGetAsyncError's
+   and more strictly: messages must agree in count and type, empty ones too; what a call writes, no other of its group
+   may use; memory must be the device's. A mistake, a rank that died, or one that does not come for EMU_NCCL_TIMEOUT
+   seconds, ends the process that waits, with a message. Streams go on while their host waits for one or asks after it,
+   not while it waits for other processes by other means.
    It lacks sums of float16, FP8, and what is not below. */
 #pragma once
 #include "cuda_bf16.h"
@@ -29,15 +30,16 @@ enum ncclResult_t {
     ncclInvalidUsage = 5, ncclRemoteError = 6, ncclInProgress = 7
 };
 enum ncclDataType_t {
-    ncclInt8 = 0, ncclChar = 0, ncclUint8 = 1, ncclInt32 = 2, ncclInt = 2, ncclUint32 = 3, ncclInt64 = 4, ncclUint64 = 5,
-    ncclFloat16 = 6, ncclHalf = 6, ncclFloat32 = 7, ncclFloat = 7, ncclFloat64 = 8, ncclDouble = 8, ncclBfloat16 = 9
+    ncclInt8 = 0, ncclChar = 0, ncclUint8 = 1, ncclInt32 = 2, ncclInt = 2, ncclUint32 = 3, ncclInt64 = 4,
+    ncclUint64 = 5, ncclFloat16 = 6, ncclHalf = 6, ncclFloat32 = 7, ncclFloat = 7, ncclFloat64 = 8, ncclDouble = 8,
+    ncclBfloat16 = 9
 };
 enum ncclRedOp_t { ncclSum = 0, ncclProd = 1, ncclMax = 2, ncclMin = 3, ncclAvg = 4 };
 struct ncclUniqueId { char internal[NCCL_UNIQUE_ID_BYTES]; };
 inline const char* ncclGetErrorString(ncclResult_t e) {
-    constexpr const char* texts[] = {"no error", "unhandled cuda error", "unhandled system error", "internal error",
-                                     "invalid argument", "invalid usage",
-                                     "remote process exited or there was a network error", "NCCL operation in progress"};
+    constexpr const char* texts[] = {
+        "no error", "unhandled cuda error", "unhandled system error", "internal error", "invalid argument",
+        "invalid usage", "remote process exited or there was a network error", "NCCL operation in progress"};
     return (unsigned)e < std::size(texts) ? texts[e] : "unknown result code";
 }
 inline ncclResult_t ncclGetVersion(int* version) { return *version = NCCL_VERSION_CODE, ncclSuccess; }
@@ -49,7 +51,7 @@ constexpr struct { const char* name; size_t size; } NCCL_TYPES[] = {
 constexpr const char* NCCL_SUMS[] = {"sum", "product", "maximum", "minimum", "average"};
 
 // ---- what ranks share -----------------------------------------------------------------------------------------------
-struct Member { std::atomic<int> pid, size; std::atomic<bool> left; };   // size: of the communicator, as this rank has it
+struct Member { std::atomic<int> pid, size; std::atomic<bool> left; };   // size: how many ranks this one expects
 struct Box {
     std::atomic<uint64_t> put, taken;        // pieces
     char what[112], piece[64 << 10];         // what: the message, in words; both sides must mean the same
@@ -84,10 +86,11 @@ struct ncclComm {
     void check_wait(int other, bool lives, double seconds, const char* what) const {
         const emu::Member& m = members[other];
         if (m.pid && !lives)
-            emu::fail("NCCL: rank %d waits for rank %d to %s, but that process, %d, has %s", rank, other, what, (int)m.pid,
-                      m.left ? "left" : "died");
+            emu::fail("NCCL: rank %d waits for rank %d to %s, but that process, %d, has %s", rank, other, what,
+                      (int)m.pid, m.left ? "left" : "died");
         if (seconds > emu::settings.nccl_timeout)
-            emu::fail("NCCL: rank %d has waited %ld s for rank %d to %s", rank, emu::settings.nccl_timeout, other, what);
+            emu::fail("NCCL: rank %d has waited %ld s for rank %d to %s", rank, emu::settings.nccl_timeout, other,
+                      what);
     }
 };
 using ncclComm_t = ncclComm*;
@@ -121,9 +124,11 @@ inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int size, ncclUniqueId id
     for (int r = 0; r < size; r++) {
         for (emu::Backoff wait; !c->members[r].pid; wait()) c->check_wait(r, true, emu::now() - begin, "join");
         if (c->members[r].size != size)
-            emu::fail("ncclCommInitRank: rank %d joins %d ranks, rank %d joins %d", rank, size, r, (int)c->members[r].size);
+            emu::fail("ncclCommInitRank: rank %d joins %d ranks, rank %d joins %d", rank, size, r,
+                      (int)c->members[r].size);
     }
     if (pid == getpid()) close(descriptor);
+    emu::streams().random = emu::Random(emu::settings.seed + 77 + 1000 * rank);              // an order of its own
     return ncclSuccess;
 }
 inline ncclResult_t ncclCommAbort(ncclComm_t c) {            // what is queued still names it, and will do nothing
@@ -160,7 +165,9 @@ struct Call {
     size_t bytes() const { return count * NCCL_TYPES[type].size; }
     size_t read() const { return from ? bytes() * (kind == SCATTER ? comm->size : 1) : 0; }
     size_t written() const { return to ? bytes() * (kind == GATHER ? comm->size : 1) : 0; }
-    bool in_place() const { return to == from + ((kind == SCATTER) - (kind == GATHER)) * comm->rank * (ptrdiff_t)bytes(); }
+    bool in_place() const {                  // as NCCL allows it
+        return to == from + ((kind == SCATTER) - (kind == GATHER)) * comm->rank * (ptrdiff_t)bytes();
+    }
     std::string what() const {
         const std::string n = std::to_string(count) + " of " + NCCL_TYPES[type].name, by = NCCL_SUMS[sum];
         switch (kind) {
@@ -178,7 +185,12 @@ template <typename T> void add(T* to, const T* all, size_t count, int ranks, int
         T x = all[i];
         for (int r = 1; r < ranks; r++) {
             const T y = all[r * count + i];
-            x = sum == ncclProd ? T(x * y) : sum == ncclMax ? std::max(x, y) : sum == ncclMin ? std::min(x, y) : T(x + y);
+            switch (sum) {
+            case ncclProd: x = T(x * y); break;
+            case ncclMax: x = std::max(x, y); break;
+            case ncclMin: x = std::min(x, y); break;
+            default: x = T(x + y);
+            }
         }
         to[i] = sum == ncclAvg ? T(x / T(ranks)) : x;
     }
@@ -211,7 +223,7 @@ struct Exchange {
     const ncclComm* comm;
     std::vector<std::deque<Message>> out, in;
     std::vector<Task> finish;
-    double moved = now();                    // when anything last did
+    double waited = 0;                       // seconds since anything moved, but for those spent elsewhere
 
     Exchange(const ncclComm* c, const std::vector<Call>& calls) : comm(c), out(c->size), in(c->size) {
         for (const Call& call : calls) begin(call);
@@ -266,7 +278,7 @@ struct Exchange {
         for (bool any = true; any;) {
             any = false;
             for (int r = 0; r < comm->size; r++) any |= put(r), any |= take(r);
-            if (any) moved = now();
+            if (any) waited = 0;
         }
     }
     std::string left(int r) const {          // what that rank must do
@@ -278,14 +290,18 @@ struct Exchange {
     }
     bool advance(double patience) {          // as Operation's
         const double begin = now();
+        double last = begin;
         for (Backoff wait;;) {
             if (move(), done()) break;
-            if (now() - begin >= patience) return false;
+            const double time = now();
+            waited += time - std::exchange(last, time);
+            if (time - begin >= patience) return false;
             if (!wait()) continue;
             for (int r = 0; r < comm->size; r++) {
                 const bool lives = comm->lives(r);
                 move();
-                if (const std::string what = left(r); !what.empty()) comm->check_wait(r, lives, now() - moved, what.c_str());
+                const std::string what = left(r);
+                if (!what.empty()) comm->check_wait(r, lives, waited, what.c_str());
             }
         }
         for (const Task& f : finish) f();
@@ -313,7 +329,8 @@ inline void enqueue(ncclComm* c, const std::vector<Call>& calls) {
     for (const Call& call : calls) {
         check_buffer(call.from, call.read(), call), check_buffer(call.to, call.written(), call);
         for (const Call& other : calls) check_overlap(call, other);
-        if (call.stream != first && !std::count(others.begin(), others.end(), call.stream)) others.push_back(call.stream);
+        const cudaStream_t s = call.stream;
+        if (s != first && !std::count(others.begin(), others.end(), s)) others.push_back(s);
     }
     for (cudaStream_t s : others) cudaEventRecord(&c->joined[s], s), cudaStreamWaitEvent(first, &c->joined[s]);
     cudaStreamWaitEvent(first, &c->order);
@@ -340,7 +357,7 @@ inline ncclResult_t ncclGroupEnd() {
     if (!emu::group.depth) return ncclInvalidUsage;
     if (--emu::group.depth) return ncclSuccess;
     emu::Group g = std::exchange(emu::group, {});
-    std::vector<std::pair<ncclComm*, std::vector<emu::Call>>> of;        // each communicator, in the order of first calls
+    std::vector<std::pair<ncclComm*, std::vector<emu::Call>>> of;        // each communicator, the first called first
     for (const emu::Call& call : g.calls) {
         auto one = std::find_if(of.begin(), of.end(), [&](auto& one) { return one.first == call.comm; });
         if (one == of.end()) one = of.insert(one, {call.comm, {}});
@@ -356,8 +373,8 @@ inline ncclResult_t ncclGroupEnd() {
     return g.error;
 }
 namespace emu {
-inline ncclResult_t call(Call::Kind kind, const void* from, void* to, size_t count, ncclDataType_t type, int sum, int peer,
-                         ncclComm_t c, cudaStream_t stream) {
+inline ncclResult_t call(Call::Kind kind, const void* from, void* to, size_t count, ncclDataType_t type, int sum,
+                         int peer, ncclComm_t c, cudaStream_t stream) {
     ncclGroupStart();
     const bool good = c && !c->aborted && (size_t)type < std::size(NCCL_TYPES) && (size_t)sum < std::size(NCCL_SUMS) &&
                       peer >= 0 && peer < c->size;
@@ -367,21 +384,23 @@ inline ncclResult_t call(Call::Kind kind, const void* from, void* to, size_t cou
     return good ? end : ncclInvalidArgument;
 }
 }  // namespace emu
-inline ncclResult_t ncclSend(const void* from, size_t count, ncclDataType_t type, int peer, ncclComm_t c, cudaStream_t s) {
+inline ncclResult_t ncclSend(const void* from, size_t count, ncclDataType_t type, int peer, ncclComm_t c,
+                             cudaStream_t s) {
     return emu::call(emu::Call::SEND, from, nullptr, count, type, 0, peer, c, s);
 }
 inline ncclResult_t ncclRecv(void* to, size_t count, ncclDataType_t type, int peer, ncclComm_t c, cudaStream_t s) {
     return emu::call(emu::Call::RECEIVE, nullptr, to, count, type, 0, peer, c, s);
 }
-inline ncclResult_t ncclAllGather(const void* from, void* to, size_t count, ncclDataType_t type, ncclComm_t c, cudaStream_t s) {
+inline ncclResult_t ncclAllGather(const void* from, void* to, size_t count, ncclDataType_t type, ncclComm_t c,
+                                  cudaStream_t s) {
     return emu::call(emu::Call::GATHER, from, to, count, type, 0, 0, c, s);
 }
 inline ncclResult_t ncclBroadcast(const void* from, void* to, size_t count, ncclDataType_t type, int root, ncclComm_t c,
                                   cudaStream_t s) {
     return emu::call(emu::Call::BROADCAST, c && root == c->rank ? from : nullptr, to, count, type, 0, root, c, s);
 }
-inline ncclResult_t ncclAllReduce(const void* from, void* to, size_t count, ncclDataType_t type, ncclRedOp_t sum, ncclComm_t c,
-                                  cudaStream_t s) {
+inline ncclResult_t ncclAllReduce(const void* from, void* to, size_t count, ncclDataType_t type, ncclRedOp_t sum,
+                                  ncclComm_t c, cudaStream_t s) {
     return emu::call(emu::Call::REDUCE, from, to, count, type, sum, 0, c, s);
 }
 inline ncclResult_t ncclReduceScatter(const void* from, void* to, size_t count, ncclDataType_t type, ncclRedOp_t sum,
