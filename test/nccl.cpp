@@ -378,13 +378,14 @@ int main() {
         }
         check(good == c.seeds, "nccl/%s: %d ranks, in %d of %d orders%s", c.name, c.ranks, good, c.seeds, said.c_str());
     }
-    for (auto& [name, missing] : {std::pair{"before it is written", WRITTEN}, {"before it is received", RECEIVED}, {"when it is still sent", SENT}}) {
+    for (Missing missing : {WRITTEN, RECEIVED, SENT}) {
         int wrong = 0;
         for (int seed = 1; seed < 9; seed++) {
             const Ranks all = ranks(2, seed, [&](int r, ncclUniqueId id) { World w(r, 2, id); overlapped(w, missing); });
             wrong += any_says(all, "wrong numbers");
         }
-        check(wrong > 0, "nccl/used %s: shows in %d of 8 orders", name, wrong);
+        const char* const when[] = {"", "before it is written", "before it is received", "while it is sent"};
+        check(wrong > 0, "nccl/sent or used %s: shows in %d of 8 orders", when[missing], wrong);
     }
     for (const Refusal& f : REFUSALS) {
         const Ranks all = ranks(f.ranks, 1, [&](int r, ncclUniqueId id) { World w(r, f.ranks, id); f.run(w); });

@@ -99,6 +99,7 @@ inline ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
     struct stat s;
     const int file = memfd_create("nccl", MFD_CLOEXEC);
     if (file < 0 || fstat(file, &s)) return ncclSystemError;
+    *id = {};
     snprintf(id->internal, sizeof id->internal, "%d %d %llu", (int)getpid(), file, (unsigned long long)s.st_ino);
     return ncclSuccess;
 }
@@ -338,9 +339,7 @@ inline void enqueue(ncclComm* c, const std::vector<Call>& calls) {
     o.advance = [=, exchange = std::shared_ptr<Exchange>()](double patience) mutable {
         if (c->aborted) return true;
         if (!exchange) exchange = std::make_shared<Exchange>(c, calls);
-        const bool done = exchange->advance(patience);
-        if (done) exchange = nullptr;        // an operation of a graph begins anew
-        return done;
+        return exchange->advance(patience);
     };
     streams().push(first, std::move(o)), cudaEventRecord(&c->order, first);
     for (cudaStream_t s : others) cudaStreamWaitEvent(s, &c->order);
