@@ -343,6 +343,7 @@ inline void enqueue(ncclComm* c, const std::vector<Call>& calls) {
     };
     streams().push(first, std::move(o)), cudaEventRecord(&c->order, first);
     for (cudaStream_t s : others) cudaStreamWaitEvent(s, &c->order);
+    c->order.capture = nullptr;              // a call after the last of a graph is not the graph's
 }
 struct Group {
     int depth = 0;
