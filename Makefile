@@ -43,7 +43,7 @@ WITH     := $(call quoted,$(GIVEN) $(OPTIMIZE) $(FLAGS))
 
 TOOLS := build/corpus build/shards
 TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
-EMULATED := $(foreach test,golden kernels broken heuristics,build/emulated_$(test)) build/emulated_golden_fp32 build/emulated_kernels_fp32 \
+EMULATED := $(foreach test,golden kernels broken heuristics nccl,build/emulated_$(test)) build/emulated_golden_fp32 build/emulated_kernels_fp32 \
   build/train_gpt_emulated build/train_gpt_emulated_fp32
 STUDY := $(patsubst dev/cpu/%.cpp,build/study_%,$(wildcard dev/cpu/*.cpp))
 BENCH := $(patsubst dev/%.cu,build/bench_%,$(wildcard dev/*.cu))

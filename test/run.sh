@@ -73,6 +73,7 @@ try build/emulated_golden_fp32 test/golden/*/
 ladders "" ${STRESS:+1}4 ${STRESS:+large}      # orders of the threads; in make stress 14, and larger shapes
 ladders _fp32 ${STRESS:+1}2 ${STRESS:+large}
 try build/emulated_heuristics
+try build/emulated_nccl
 try build/emulated_broken
 built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run test/gpu.sh build/train_gpt_emulated
 for script in sanitizers rung nvcc; do         # these compile all ladders

@@ -152,7 +152,7 @@ struct Settings {                            // cuda_runtime.h says what they do
     int processors = environment("EMU_SMS", 4), devices = environment("EMU_DEVICES", 1);
     int capability = environment("EMU_CAPABILITY", 90);
     size_t memory = (size_t)environment("EMU_MEM_MB", 8192) << 20;
-    long spin_timeout = environment("EMU_SPIN_TIMEOUT", 10);
+    long spin_timeout = environment("EMU_SPIN_TIMEOUT", 10), nccl_timeout = environment("EMU_NCCL_TIMEOUT", 30);
     size_t stack = (size_t)environment("EMU_STACK_KB", TSAN ? 64 : ASAN || MSAN ? 256 : 128) << 10;
     bool lazy() const { return lazy_asked < 0 ? seed != 0 : lazy_asked; }
     // bytes of shared memory: of a multiprocessor, and of a block, which has a KB less

@@ -3,9 +3,12 @@
    Device memory is a range of addresses of which no two allocations share a page and none comes twice: a forbidden page
    follows each, and what was freed stays forbidden. All of it is forbidden while the device is not at work.
    A stream is a queue. With EMU_LAZY its operations run when somebody waits, those of several streams in any order that
-   events leave open; without, at once. Blocks of a kernel run on all OS threads, in an order drawn from the seed. */
+   events leave open; without, at once. One that needs other processes (nccl.h) is waited for a while, so that the order
+   is the seed's and not theirs; then other streams may go first. Blocks of a kernel run on all OS threads, in an order
+   drawn from the seed. */
 #pragma once
 #include "fibers.h"
+#include <sched.h>
 
 #define CUDART_VERSION 13000
 enum cudaError_t {
@@ -245,6 +248,7 @@ struct Event {
 };
 struct Operation {                           // one of these; library: a kernel of a library's
     Task run;
+    std::function<bool(double)> advance;     // with other processes, for so many seconds at most; whether it is done
     std::shared_ptr<const Grid> launch;
     Event *record = nullptr, *wait = nullptr;
     bool library = false;
@@ -258,9 +262,11 @@ struct Stream {
     Graph* capture = nullptr;
 };
 struct Streams {
+    static constexpr double PATIENCE = 0.3;  // seconds
     Stream standard;
     std::vector<Stream*> all{&standard};
     uint64_t operations = 0, launches = 0;
+    bool stalled = false;                    // the last operation drawn: other processes let it wait
     Random random{settings.seed + 77};
     std::recursive_mutex mutex;
 
@@ -279,7 +285,9 @@ struct Streams {
         o.kernel = std::make_shared<Kernel>(Kernel{*o.launch, {}});
         o.kernel->grid.number = ++launches;
     }
-    void run_next(Stream* s) {
+    void run_next(Stream* s, double patience) {
+        const auto& advance = s->queue.front().advance;
+        if (stalled = advance && !advance(patience); stalled) return;
         Operation o = std::move(s->queue.front());
         s->queue.pop_front();
         if (o.record) o.record->done = std::max(o.record->done, o.event_number), o.record->time = now() + clock_ahead;
@@ -291,15 +299,23 @@ struct Streams {
         if (o.kernel) o.kernel->run();
         if (o.run) { AtWork at_work; o.run(); }
     }
+    void turn(double patience) {
+        std::vector<Stream*> can;
+        for (Stream* s : all) if (can_run(s)) can.push_back(s);
+        if (can.empty()) fail("streams wait for an event that nobody records");
+        run_next(can[settings.seed || stalled ? random.below(can.size()) : 0], patience);
+    }
     template <typename F> void run_until(F done) {
         if (done()) return;
         AtWork at_work;
-        while (!done()) {
-            std::vector<Stream*> can;
-            for (Stream* s : all) if (can_run(s)) can.push_back(s);
-            if (can.empty()) fail("streams wait for an event that nobody records");
-            run_next(can[settings.seed ? random.below(can.size()) : 0]);
-        }
+        while (!done()) turn(PATIENCE);
+    }
+    template <typename F> bool query(F done) {               // after one operation at most, which waits for nobody
+        std::lock_guard lock(mutex);
+        if (done()) return true;
+        AtWork at_work;
+        turn(0), sched_yield();
+        return done();
     }
     void not_while_capturing(const char* call) const {
         for (const Stream* s : all) if (s->capture) fail("%s while a stream is being captured", call);
@@ -308,7 +324,7 @@ struct Streams {
         std::lock_guard lock(mutex);
         Stream* s = get(stream);
         if (s->capture) fail("waits for a stream that is being captured");
-        run_until([&] { return s->queue.empty() && (s != &standard || empty(true)); });
+        run_until([&] { return is_empty(s); });
         if (settings.seed) check_memory();
     }
     void wait_for_all() {
@@ -316,6 +332,7 @@ struct Streams {
         run_until([&] { return empty(false); });
         check_memory();
     }
+    bool is_empty(Stream* s) const { return s->queue.empty() && (s != &standard || empty(true)); }
     bool empty(bool blocking) const {
         for (const Stream* s : all) if (!s->queue.empty() && (s->blocking || !blocking)) return false;
         return true;
@@ -331,7 +348,9 @@ struct Streams {
             return;
         }
         s->queue.push_back(std::move(o));
-        if (!settings.lazy()) run_until([&] { return s->queue.empty(); });
+        if (settings.lazy()) return;
+        AtWork at_work;
+        for (stalled = false; can_run(s) && !stalled;) run_next(s, PATIENCE);
     }
     void push(Stream* s, Task run) {
         Operation o;
@@ -450,6 +469,11 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
 }
 inline cudaError_t cudaStreamCreate(cudaStream_t* s) { return cudaStreamCreateWithFlags(s, cudaStreamDefault); }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return emu::streams().wait(s), cudaSuccess; }
+inline cudaError_t cudaStreamQuery(cudaStream_t s) {
+    emu::streams().not_while_capturing("cudaStreamQuery");
+    s = emu::streams().get(s);
+    return emu::streams().query([=] { return emu::streams().is_empty(s); }) ? cudaSuccess : cudaErrorNotReady;
+}
 inline cudaError_t cudaDeviceSynchronize() {
     emu::streams().not_while_capturing("cudaDeviceSynchronize");
     return emu::streams().wait_for_all(), cudaSuccess;
@@ -475,6 +499,9 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned =
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     return emu::streams().run_until([=] { return e->done >= e->recorded; }), cudaSuccess;
+}
+inline cudaError_t cudaEventQuery(cudaEvent_t e) {
+    return emu::streams().query([=] { return e->done >= e->recorded; }) ? cudaSuccess : cudaErrorNotReady;
 }
 inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
     if (from->done < from->recorded || to->done < to->recorded) return emu::answer(cudaErrorNotReady);
