@@ -77,19 +77,19 @@ FP32    = $(if $(findstring fp32,$@),-DTRAIN_FP32)
 # 90a is 90 with wgmma, the instructions that its tensor cores need for their full speed, and no other GPU has.
 NVFLAGS   = -std=c++20 $(NVDEBUG) -arch=sm_$(ARCH:90=90a) $(FP32) $(VERSION) --expt-relaxed-constexpr -Xcompiler "$(NATIVE) $(OPENMP)"
 NVDEBUG  := $(if $(DEBUG),-O0 -g -lineinfo -DSYNCHRONOUS=true,-O3)
-NVWITH   := $(call quoted,$(NVCC) $(NVDEBUG) $(value ARCH) $(NATIVE) $(OPENMP))
+NVWITH   := $(call quoted,$(NVCC) $(NVDEBUG) $(value ARCH) $(NATIVE) $(OPENMP) $(NCCL))
 NVFILES  := train_gpt.cu train_gpt.cpp $(HEADERS) build/nvflags
 build/nvflags: $(shell echo $(NVWITH) | cmp -s - build/nvflags || echo FORCE)
 	@mkdir -p build && echo $(NVWITH) > $@
 train_gpt_cuda train_gpt_cuda_fp32: $(NVFILES)
-	$(NVCC) $(NVFLAGS) $< -o $@ -lcublasLt
+	$(NVCC) $(NVFLAGS) $(if $(NCCL),-DUSE_NCCL) $< -o $@ -lcublasLt $(if $(NCCL),-lnccl)
 $(BENCH): build/bench_%: dev/%.cu $(LADDERS) $(NVFILES)
 	$(NVCC) $(NVFLAGS) $< -o $@ -lcublasLt
 build/gpu_golden: test/test_golden.cpp test/check.h $(NVFILES)
 	$(NVCC) $(NVFLAGS) -DGPU -x cu $< -o $@ -lcublasLt
 EMULATE := -fno-strict-aliasing -Wno-unknown-pragmas -Wno-psabi -rdynamic -I test/emulation -x c++
 build/train_gpt_emulated build/train_gpt_emulated_fp32: train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h) $(FILES)
-	$(call compile,2) $(EMULATE) $(FP32) $< -o $@ -ldl
+	$(call compile,2) $(EMULATE) -DUSE_NCCL $(FP32) $< -o $@ -ldl
 build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp $(LADDERS) $(wildcard test/emulation/*.h dev/*.cu) $(FILES)
 	$(call compile,1) $(EMULATE) -DGPU $(FP32) $(wildcard test/$(*:_fp32=).cpp test/test_$(*:_fp32=).cpp dev/$(*:_fp32=).cu) -o $@ -ldl
 $(STUDY): build/study_%: dev/cpu/%.cpp $(LADDERS) train_gpt.cpp $(FILES)
