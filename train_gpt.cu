@@ -1731,9 +1731,9 @@ struct Link {
         device().stream = main;
     }
     void copy(float* to, const float* from, size_t n) {
-        CHECK(cudaMemcpyAsync(to, from, n * sizeof(float), cudaMemcpyDeviceToDevice, nccl->stream));
+        if (n) CHECK(cudaMemcpyAsync(to, from, n * sizeof(float), cudaMemcpyDeviceToDevice, nccl->stream));
     }
-    void clear(float* p, size_t n) { CHECK(cudaMemsetAsync(p, 0, n * sizeof(float), nccl->stream)); }
+    void clear(float* p, size_t n) { if (n) CHECK(cudaMemsetAsync(p, 0, n * sizeof(float), nccl->stream)); }
     void then(auto) {}                       // arrived weights are as kernels read them
     void mark(int slot) {
         while ((int)marks.size() <= slot) CHECK(cudaEventCreateWithFlags(&marks.emplace_back().first, cudaEventDisableTiming));
