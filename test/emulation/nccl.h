@@ -89,8 +89,7 @@ struct ncclComm {
             emu::fail("NCCL: rank %d waits for rank %d to %s, but that process, %d, has %s", rank, other, what,
                       (int)m.pid, m.left ? "left" : "died");
         if (seconds > emu::settings.nccl_timeout)
-            emu::fail("NCCL: rank %d has waited %ld s for rank %d to %s", rank, emu::settings.nccl_timeout, other,
-                      what);
+            emu::fail("NCCL: rank %d has waited %.0f s for rank %d to %s", rank, seconds, other, what);
     }
 };
 using ncclComm_t = ncclComm*;
