@@ -402,6 +402,10 @@ inline Wanted wanted(const Options& o, const char* option, const text& pattern, 
     return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
             .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
 }
+inline HeldOut held_out_of(const Options& o, int V, int T, int eot) {    // V: tokens that the data may hold
+    const size_t rows = o.verb == "train" || o.has("eval_rows") ? o.eval_rows : 0;
+    return HeldOut(wanted(o, "--val", o.val, V, T, eot), rows, o.train, o.choices, o.answers);
+}
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
@@ -1805,27 +1809,6 @@ ChoiceScores multiple_choice(Model& model, int batch, const Choices& choices, co
     return scores;
 }
 
-// What a model is measured on, read and checked before there is a model; V: tokens that the data may hold.
-struct HeldOut {
-    std::optional<ValidationRows> val;
-    std::optional<Choices> choices;
-    std::optional<Examples> answers;
-    std::map<std::string, std::string> data;                 // what tells it from other data
-    double floor = NAN;
-
-    HeldOut(const Options& o, int V, int T, int eot) {
-        if (o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
-        if (!o.answers.empty() && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
-        const size_t rows = o.verb == "train" || o.has("eval_rows") ? o.eval_rows : 0;
-        if (o.verb == "train" && !o.val.empty()) tell_shared(o.train, o.val);
-        if (!o.val.empty()) val.emplace(wanted(o, "--val", o.val, V, T, eot), rows), data["val"] = val->identity.text();
-        if (!o.val.empty() && o.rows == "documents") floor = known_floor(o.val);
-        if (!o.choices.empty()) choices.emplace(o.choices, V, T);
-        if (!o.answers.empty()) answers.emplace(o.answers, V, T), answers->need("--answers", {2, 3});
-        if (answers) data["answers"] = Identity(o.answers).text();
-    }
-};
-
 /* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn, and says
    whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. When the
    context is full, its later half is the new prompt. Prefill covers the length of a batch's shortest prompt; longer
@@ -2198,7 +2181,7 @@ private:
             die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(o.epochs).c_str(),
                       o.out.c_str(), position.window, windows->total);
         steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
-        held_out.emplace(o, c.V, o.context, eot);
+        held_out.emplace(held_out_of(o, c.V, o.context, eot));
         std::map<std::string, std::string> data = held_out->data;
         data["train"] = windows->identity.text();
         if (rl) open_frozen(data);
@@ -2545,7 +2528,7 @@ template <typename Model> void run_verb(Options o) {
         T = std::min<integer>(T, prompter.longest + o.tokens);              // no larger a cache than needed
         if (o.best_of) for (Prompt& p : prompts) p.most = std::min<integer>(o.tokens, T - p.tokens.size());
     }
-    HeldOut held_out(o, c.V, T, eot);
+    HeldOut held_out = held_out_of(o, c.V, T, eot);
     auto& [val, choices, answers, data, floor] = held_out;
     for (size_t i = 0; answers && i < answers->size(); i++)
         prompter.put_examples(answers->tokens[answers->first[i]], T - answers->length(i));

@@ -2,6 +2,7 @@
 #pragma once
 #include "runs.h"
 #include <numeric>
+#include <optional>
 
 // What to make rows of: files, and how they are read.
 struct Wanted {
@@ -273,3 +274,28 @@ inline void tell_shared(const std::string& train_files, const std::string& val_f
         for (const std::string& path : glob_files(val_files, "--val"))
             if (fs::equivalent(train, path)) warn("--val %s: is in --train, too", path.c_str());
 }
+
+// What a model is measured on, read and checked before there is a model: validation rows, at most `limit` if that is not 0,
+// multiple choice questions, and prompts with their answers. train: files that it should have no part in, or "".
+struct HeldOut {
+    std::optional<ValidationRows> val;
+    std::optional<Choices> choices;
+    std::optional<Examples> answers;
+    std::map<std::string, std::string> data = {};            // what tells it from other data
+    double floor = NAN;
+
+    HeldOut(const Wanted& w, size_t limit, const std::string& train, const std::string& questions, const std::string& answered) {
+        const bool documents = w.rows == "documents";
+        if (documents && w.eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
+        if (!answered.empty() && w.eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
+        if (!w.pattern.empty()) {
+            if (!train.empty()) tell_shared(train, w.pattern);
+            val.emplace(w, limit), data["val"] = val->identity.text();
+            if (documents) floor = known_floor(w.pattern);
+        }
+        if (!questions.empty()) choices.emplace(questions, w.V, w.T);
+        if (answered.empty()) return;
+        answers.emplace(answered, w.V, w.T), answers->need("--answers", {2, 3});
+        data["answers"] = Identity(answered).text();
+    }
+};
