@@ -2202,10 +2202,7 @@ private:
             warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
         if (o.min_lr > o.lr) warn("--min-lr %s: is above --lr %s", show(o.min_lr).c_str(), show(o.lr).c_str());
         position.windows = windows->total, position.data = data;
-        position.beginning = later ? std::vector{eot} : beginning_of(*windows->shards[0], eot, o.context);
-        if (!later) return;
-        const std::vector<int>& prompt = (held_out->val ? held_out->val->examples : windows->examples)[0]->example(0)[0];
-        position.beginning.insert(position.beginning.end(), prompt.begin(), prompt.end());
+        position.beginning = (later && held_out->val ? (const Source&)*held_out->val : *windows).beginning(eot, o.context);
     }
     // What reinforcement learning starts from, and what it is rewarded by.
     void open_frozen(std::map<std::string, std::string>& data) {
@@ -2218,16 +2215,8 @@ private:
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
-        std::vector<ExampleRows*> files;
-        for (auto& file : windows->examples) files.push_back(file.get());
-        if (held_out->val) for (auto& file : held_out->val->examples) files.push_back(file.get());
-        for (ExampleRows* rows : files) {
-            if (exact) rows->examples.need("--reward exact", {2});
-            for (size_t i = 0; i < rows->packs.size(); i++)
-                if (const size_t n = rows->example(i)[0].size() + 1 + std::max<integer>(o.response_tokens, 1); n > (size_t)o.context)
-                    die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the context has %lld",
-                        rows->examples.path.c_str(), rows->examples.number[i], n, o.context);
-        }
+        windows->check_prompts(o.response_tokens, exact);
+        if (held_out->val) held_out->val->check_prompts(o.response_tokens, exact);
     }
 };
 

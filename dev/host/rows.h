@@ -95,6 +95,15 @@ struct ExampleRows {
     const std::vector<int>* example(size_t i) const { return examples.of(packs[i][0]); }
 };
 
+// What a text like the shard's begins with: an end of text; or, where a million tokens hold no other than at their start, as
+// in a book, the first ones, which a model of it has seen.
+inline std::vector<int> beginning_of(const Shard& shard, int eot, int T) {
+    for (size_t i = 1; i < std::min<size_t>(shard.count, 1 << 20); i++) if ((int)shard[i] == eot) return {eot};
+    std::vector<int> first;
+    for (size_t i = 0; i < std::min<size_t>(shard.count, std::clamp(T / 2, 1, 16)); i++) first.push_back(shard[i]);
+    return first;
+}
+
 // The files, checked, and what tells them from others.
 struct Source {
     std::vector<std::unique_ptr<Shard>> shards;
@@ -109,6 +118,24 @@ struct Source {
             }
             shards.push_back(std::make_unique<Shard>(path, w.raw)), shards.back()->check_tokens(w.V);
             identity.add(shards.back()->file);
+        }
+    }
+    // What a text like these begins with.
+    std::vector<int> beginning(int eot, int T) const {
+        if (!shards.empty()) return beginning_of(*shards[0], eot, T);
+        std::vector<int> first = {eot};
+        const std::vector<int>& prompt = examples[0]->example(0)[0];
+        first.insert(first.end(), prompt.begin(), prompt.end());
+        return first;
+    }
+    // For those who draw answers of so many tokens to the prompts, and may compare them with the files' own.
+    void check_prompts(long long answer, bool compared) const {
+        for (auto& rows : examples) {
+            if (compared) rows->examples.need("--reward exact", {2});
+            for (size_t i = 0; i < rows->packs.size(); i++)
+                if (const size_t n = rows->example(i)[0].size() + 1 + std::max(answer, 1LL); n > (size_t)rows->T)
+                    die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the context has %d",
+                        rows->examples.path.c_str(), rows->examples.number[i], n, rows->T);
         }
     }
 };
@@ -205,15 +232,6 @@ private:
         Rng(seed, stream(epoch, i + 1)).shuffle(window_order);
     }
 };
-
-// What a text like the shard's begins with: an end of text; or, where a million tokens hold no other than at their start, as
-// in a book, the first ones, which a model of it has seen.
-inline std::vector<int> beginning_of(const Shard& shard, int eot, int T) {
-    for (size_t i = 1; i < std::min<size_t>(shard.count, 1 << 20); i++) if ((int)shard[i] == eot) return {eot};
-    std::vector<int> first;
-    for (size_t i = 0; i < std::min<size_t>(shard.count, std::clamp(T / 2, 1, 16)); i++) first.push_back(shard[i]);
-    return first;
-}
 
 /* Validation rows, in the order of the files.
    packed      consecutive windows that do not overlap; the last one may be shorter
