@@ -2117,30 +2117,18 @@ struct Run {
 private:
     void resume() {
         directory.emplace(o.out, true);
-        from = newest_whole(o.out);
-        const std::string where = from.empty() ? o.out + "/log.jsonl" : from + "/state.json";
-        Json state, stored;
-        if (!from.empty()) {
-            state = verify_checkpoint(from), stored = state["options"];
-            position = Position(state, where);
-            auto of = [&](const char* name) { return strtod(stored[name].string.c_str(), nullptr); };
-            if (!state["window"])                            // older ones; the last step of an epoch may be partial
-                position.window = std::min(position.step * std::floor(of("tokens_per_step") / of("context")),
-                    of("steps") ? INFINITY : std::round(std::max(1.0, of("epochs") * position.windows)));
-        } else if (exists(where)) {
-            const std::string log = read_file(where);
-            if (log.find('\n') != log.npos) stored = parse_json(log.substr(0, log.find('\n')), where)["options"];
-        }
+        const Past past(o.out);
+        const Json& was = past.options;
+        from = past.checkpoint, position = past.position;
         Options fresh;
         const Table table = o.table();
-        if (stored.kind == Json::OBJECT)
-            resume_options(table, fresh.table(), o.given, stored, bool(state["data"]), o.out, where);
+        if (was) resume_options(table, fresh.table(), o.given, was, past.data_known, o.out, past.where);
         if (o.steps) o.epochs = 0;
-        rescheduled = !from.empty() && (stored["steps"].string != show(o.steps) || stored["epochs"].string != show(o.epochs));
+        rescheduled = !from.empty() && (was["steps"].string != show(o.steps) || was["epochs"].string != show(o.epochs));
         for (const Option& row : table)
             if (auto* path = std::get_if<text*>(&row.value); path && !o.has(row.name))
                 if (row.is('D') || (!strcmp(row.name, "init") && !is_preset(o.init)))
-                    **path = given_in(stored["directory"].string, **path);
+                    **path = given_in(was["directory"].string, **path);
         if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
     }
 

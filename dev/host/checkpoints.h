@@ -147,6 +147,30 @@ struct Position {
     }
 };
 
+// What a run goes on from: its newest whole checkpoint or, before there is one, the options that its log began with.
+struct Past {
+    std::string checkpoint, where;           // "", if there is none; the file that has the options
+    Json options = {};                       // null, if no file has them
+    Position position = {};
+    bool data_known = false;                 // its identity
+
+    explicit Past(const std::string& run)
+        : checkpoint(newest_whole(run)), where(checkpoint.empty() ? run + "/log.jsonl" : checkpoint + "/state.json") {
+        if (checkpoint.empty()) {
+            const std::string log = exists(where) ? read_file(where) : "";
+            if (const size_t end = log.find('\n'); end != log.npos) options = parse_json(log.substr(0, end), where)["options"];
+        } else {
+            const Json state = verify_checkpoint(checkpoint);
+            options = state["options"], data_known = bool(state["data"]), position = Position(state, where);
+            auto of = [&](const char* name) { return strtod(options[name].string.c_str(), nullptr); };
+            if (!state["window"])                            // older ones; the last step of an epoch may be partial
+                position.window = std::min(position.step * std::floor(of("tokens_per_step") / of("context")),
+                    of("steps") ? INFINITY : std::round(std::max(1.0, of("epochs") * position.windows)));
+        }
+        if (options.kind != Json::OBJECT) options = {};
+    }
+};
+
 // What a program computes, some logits of a model that it draws, is kept in state.json. Another machine sums up in another
 // order, which makes 1e-6.
 inline void check_fingerprint(const std::vector<float>& computed, const std::string& checkpoint) {
