@@ -2174,22 +2174,12 @@ private:
         data["train"] = windows->identity.text();
         if (rl) open_frozen(data);
         if (c.rank) data["init"] = Identity(start->path).text();
-        std::map<std::string, text> paths = {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init},
-                                                   {"reward", o.reward}};
-        for (auto& [name, was] : position.data)
-            if (const text& path = paths[name]; data[name] != was)
-                die("%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new "
-                    "run from its weights", dashed(name).c_str(), path.c_str(), data[name].c_str(), o.out.c_str(), was.c_str(),
-                    o.out.c_str());
-        if (!from.empty() && position.windows != windows->total)
-            die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
-                windows->total, o.out.c_str(), position.windows);
-        if (position.step > steps)
-            die_usage("--steps %lld: the run in %s has done %lld already", steps, o.out.c_str(), position.step);
+        position.check(data, {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init}, {"reward", o.reward}},
+                       windows->total, steps, o.out);
         if (o.warmup >= steps && o.has("warmup"))
             warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
         if (o.min_lr > o.lr) warn("--min-lr %s: is above --lr %s", show(o.min_lr).c_str(), show(o.lr).c_str());
-        position.windows = windows->total, position.data = data;
+        position.windows = windows->total, position.data = std::move(data);
         position.beginning = (later && held_out->val ? (const Source&)*held_out->val : *windows).beginning(eot, o.context);
     }
     // What reinforcement learning starts from, and what it is rewarded by.

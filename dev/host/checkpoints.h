@@ -145,6 +145,20 @@ struct Position {
         for (const Json& token : state["beginning"].items) beginning.push_back(token.number);
         if (const Json& l = state["lowest"]) lowest = l["val_loss"].number, lowest_step = l["step"].number;
     }
+    // Dies if the run in `out` cannot go on from here with what it is given now: to read, from `paths` by the name of the option,
+    // windows of an epoch, and steps in all.
+    void check(std::map<std::string, std::string> now, std::map<std::string, std::string> paths, size_t windows_now, long long steps,
+               const std::string& out) const {
+        const char* run = out.c_str();
+        for (auto& [name, was] : data)
+            if (now[name] != was)
+                die("--%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new run "
+                    "from its weights", name.c_str(), paths[name].c_str(), now[name].c_str(), run, was.c_str(), run);
+        if (windows && windows != windows_now)
+            die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", paths["train"].c_str(),
+                windows_now, run, windows);
+        if (step > steps) die_usage("--steps %lld: the run in %s has done %lld already", steps, run, step);
+    }
 };
 
 // What a run goes on from: its newest whole checkpoint or, before there is one, the options that its log began with.
