@@ -1725,11 +1725,6 @@ inline std::vector<float> fingerprint(Config c) {
     return logits;
 }
 
-// The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
-inline int end_of_text(const Tokenizer* tokenizer, int V) {
-    return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1;
-}
-
 // ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
 // Scores n rows, `batch` at a time; each(i, row, logprob, best) sees them in order.
 template <typename Model, typename RowAt, typename Each>
@@ -2038,16 +2033,6 @@ inline void choose_threads(const Options& o, const Config& c, size_t tokens, boo
     omp_set_num_threads(std::clamp(flops / (1e7 * c.L), 1.0, (double)omp_get_max_threads()));
 }
 
-// Where a tokenizer may lie: beside the model, if there is one, and beside the data.
-inline std::vector<std::string> directories_of(const Options& o, const std::string& model) {
-    std::vector<std::string> directories;
-    if (!model.empty()) directories.push_back(model);
-    for (auto& [data, name] : {std::pair(o.train, "--train"), {o.val, "--val"}})
-        if (!data.empty()) for (auto& path : glob_files(data, name)) directories.push_back(directory_of(path));
-    if (!o.answers.empty()) directories.push_back(directory_of(o.answers));
-    return directories;
-}
-
 // Weights of a file, and its adapter: beside them if the model has a place for it, else merged.
 template <typename Model> void load(Model& model, const ModelFile& file) {
     const Adapter* a = file.adapter.get();
@@ -2066,7 +2051,7 @@ struct Frozen {
     Frozen(const char* option, const std::string& given, const Options& o, integer heads, const text& adapter = "")
         : path(given), held(hold_model(option, path)), file(open_adapted(path, adapter)), c(config_of(file, heads)) {
         if (exists(path, true)) check_fingerprint(fingerprint(c), file.directory);
-        tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
+        tokenizer = find_tokenizer(o.tokenizer, directories_of(file.directory, o.train, o.val, o.answers));
         if (tokenizer && tokenizer->vocab() > c.V)
             die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
                 tokenizer->vocab());
@@ -2141,8 +2126,8 @@ private:
                       presets.c_str(), published(init));
         if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_adapted(init, from.empty() ? o.adapter : "");
         const bool own = !from.empty() && !o.has("tokenizer");               // a checkpoint has its tokenizer
-        tokenizer = own ? find_tokenizer("", {from})
-                        : find_tokenizer(o.tokenizer, directories_of(o, start ? start->directory : ""));
+        const std::string beside = start ? start->directory : "";
+        tokenizer = own ? find_tokenizer("", {from}) : find_tokenizer(o.tokenizer, directories_of(beside, o.train, o.val, o.answers));
         if (from.empty() || own) return;
         if (auto its = find_tokenizer("", {from}); its && !its->same(*tokenizer))
             die_usage("--tokenizer %s: is not that of the run in %s", o.tokenizer.c_str(), o.out.c_str());
