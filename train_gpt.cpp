@@ -221,7 +221,10 @@ struct Config {
 
 struct Preset { const char* name; int L, NH, C; };
 inline constexpr Preset PRESETS[] = {{"d6", 6, 6, 384}, {"d12", 12, 12, 768}, {"d24", 24, 16, 1024},
-                                     {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}};
+                                     {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}, {"custom", 0, 0, 0}};
+inline bool is_preset(const text& init) {
+    return std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
+}
 
 constexpr float ONES = -1;      // in the column init: all ones; any other number there is a standard deviation
 
@@ -389,16 +392,12 @@ private:
      reward     both answers of a preference     pair_loss() of their readouts: the logit of end of text behind an answer
      rl         answers drawn to a prompt        ppo_loss() of their tokens, by their reward over that of their group */
 struct Stage {
-    const char* name;
     std::vector<int> kinds;                  // Examples: 0 dialogues, 1 prompts, 2 responses, 3 preferences; {}: tokens
     bool side_by_side = false;               // several examples packed into a row
 };
-inline const Stage STAGES[] = {{"pretrain", {}}, {"sft", {0, 2}, true}, {"reward", {3}}, {"rl", {1, 2}}};
-inline const Stage& stage_of(const Options& o) {
-    return *std::find_if(std::begin(STAGES), std::end(STAGES), [&](const Stage& s) { return o.stage == s.name; });
-}
+inline const std::map<text, Stage> STAGES = {{"pretrain", {}}, {"sft", {{0, 2}, true}}, {"reward", {{3}}}, {"rl", {{1, 2}}}};
 inline Wanted wanted(const Options& o, const char* option, const text& pattern, int V, int T, int eot) {
-    const Stage& s = stage_of(o);
+    const Stage& s = STAGES.at(o.stage);
     return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
             .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
 }
@@ -2022,10 +2021,6 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
     return c;
 }
 
-inline bool is_preset(const std::string& init) {
-    return init == "custom" || std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
-}
-
 // Heuristic: threads synchronize about ten times a layer, and one pays from 10 MFLOP a layer on (dev/SPEED.md).
 inline void choose_threads(const Options& o, const Config& c, size_t tokens, bool training) {
     if (o.threads || getenv("OMP_NUM_THREADS")) return;
@@ -2120,9 +2115,9 @@ private:
     // The model's shape and tokenizer: of the checkpoint, of the weights to start from, or of the options.
     void open_start() {
         std::string init = from.empty() ? o.init : from, presets;
-        for (const Preset& p : PRESETS) presets += std::string(p.name) + ", ";
+        for (const Preset& p : PRESETS) presets += (presets.empty() ? "" : ", ") + text(p.name);
         if (from.empty() && !is_preset(init) && !exists(init))
-            die_usage("--init %s: no such file or directory, and no size of a model: those are %scustom%s", init.c_str(),
+            die_usage("--init %s: no such file or directory, and no size of a model: those are %s%s", init.c_str(),
                       presets.c_str(), published(init));
         if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_adapted(init, from.empty() ? o.adapter : "");
         const bool own = !from.empty() && !o.has("tokenizer");               // a checkpoint has its tokenizer
