@@ -1936,16 +1936,10 @@ std::vector<std::string> sample_texts(Model& model, const Options& o, const std:
 template <typename Model>
 void sample(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot, const Tokenizer* tokenizer,
             Guide* guide) {
-    const bool json = o.format == "jsonl", grows = !json && prompts.size() == 1 && texts_each(o) == 1;
-    size_t shown = 0;
-    if (grows) write_out(prompts[0].shown(tokenizer));
-    auto show = [&](int, const Text& t) {
-        if (grows) t.show(shown);
-        return true;
-    };
+    TextWriter writer(tokenizer, prompts, texts_each(o), o.format == "jsonl");
+    auto show = [&](int, const Text& t) { return writer.show(t), true; };
     draw_groups(model, rewarder, o, prompts, eot, tokenizer, guide, show, [&](size_t k, const Text* t, size_t n) {
-        for (size_t i = 0; i < n; i++)
-            write_out(json ? json_line(t[i]) : grows ? "\n" : heading(k, prompts.size(), i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
+        writer.put(k, t, n);
         if (o.vote && !answer_in(t->response, o.vote_after)) warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
     });
 }
@@ -1955,15 +1949,13 @@ template <typename Model>
 void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, integer most, std::vector<Answer>& answers, int eot,
                   const Tokenizer* tokenizer) {
     std::vector<Prompt> prompts;
-    for (const Answer& a : answers) {
-        Prompt& p = prompts.emplace_back(Prompt{{eot}, std::min<integer>(most, model.max_T - 1 - a.example[0].size()), prompts.size()});
-        p.tokens.insert(p.tokens.end(), a.example[0].begin(), a.example[0].end());
-    }
+    for (const Answer& a : answers) prompts.push_back(prompt_of(a.example[0], eot, model.max_T, most, prompts.size()));
     generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) {
         if (!(answers[i].ended = token == eot)) answers[i].tokens.push_back(token);
         return true;
     });
 }
+
 // A conversation; dev/host/chat.h says what it is made of.
 template <typename Model> void chat(Model& model, const Options& o, int eot, const Tokenizer& tokenizer, Guide* guide) {
     Conversation talk{tokenizer, eot, model.max_T, o.tokens};
@@ -2499,7 +2491,7 @@ template <typename Model> void run_verb(Options o) {
     if (choices) printf("%s\n", multiple_choice(model, B, *choices, tokenizer.get()).line(!!tokenizer).c_str());
     if (answers) printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
     if (answers && (o.best_of || o.vote || o.has("pattern"))) {
-        for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompter.after_eot(answers->of(i)[0]));
+        for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompt_of(answers->of(i)[0], eot, T));
         size_t right = 0;
         draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), [](auto...) { return true; }, [&](size_t i, const Text* t, size_t) {
             right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);

@@ -24,6 +24,12 @@ struct Prompt {
     std::string text = {};                   // as it is shown; ids are apart
     std::string shown(const Tokenizer* tokenizer) const { return text + (tokenizer || text.empty() ? "" : " "); }
 };
+// Of a shard's prompt, to be answered within a context of T.
+inline Prompt prompt_of(const std::vector<int>& ids, int eot, int T, long long most = LLONG_MAX, uint64_t stream = 0) {
+    Prompt p = {{eot}, std::min(most, T - 1 - (long long)ids.size()), stream};
+    p.tokens.insert(p.tokens.end(), ids.begin(), ids.end());
+    return p;
+}
 using Adjust = std::function<void(int, float*)>;             // of a prompt's number, and the logits of its next token
 
 // Strings before whose first occurrence a text ends.
@@ -158,6 +164,24 @@ inline std::string json_line(const Text& t) {
            list("prompt_tokens", 0, n, id) + list("prompt_logprobs", 0, n, logprob) + "}\n";
 }
 
+// Writes texts to prompts, so many to each: as JSON Lines, or under headings, or as it grows if there is but one.
+struct TextWriter {
+    const Tokenizer* tokenizer;
+    const size_t prompts;
+    const bool json, grows;
+    size_t shown = 0;                        // bytes of the one that grows
+
+    TextWriter(const Tokenizer* tokenizer, const std::vector<Prompt>& all, size_t each, bool json)
+        : tokenizer(tokenizer), prompts(all.size()), json(json), grows(!json && prompts == 1 && each == 1) {
+        if (grows) write_out(all[0].shown(tokenizer));
+    }
+    void show(const Text& t) { if (grows) t.show(shown); }
+    void put(size_t k, const Text* t, size_t n) {            // n texts to prompt k
+        for (size_t i = 0; i < n; i++)
+            write_out(json ? json_line(t[i]) : grows ? "\n" : heading(k, prompts, i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
+    }
+};
+
 // f(line, its place) for the lines of a text that are not blank.
 template <typename F> void each_line(const std::string& path, std::string_view text, F f) {
     text = without_mark(text);
@@ -227,11 +251,6 @@ struct Prompter {
     }
     void tell() const {
         if (left_out) warn("--examples %s: the first %zu of %zu do not fit the context beside a prompt and its answer", examples.c_str(), left_out, shots.size());
-    }
-    Prompt after_eot(const std::vector<int>& ids) const {    // whose text is to fit the context
-        Prompt p = {{eot}, T - 1 - (long long)ids.size()};
-        p.tokens.insert(p.tokens.end(), ids.begin(), ids.end());
-        return p;
     }
     Prompt prompt(const std::string& text) {
         Prompt p = {{}, most, 0, text};
