@@ -1725,9 +1725,10 @@ inline std::vector<float> fingerprint(Config c) {
 }
 
 // ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
+// A model is a Model as section 7 describes it, of this program or of train_gpt.cu.
+
 // Scores n rows, `batch` at a time; each(i, row, logprob, best) sees them in order.
-template <typename Model, typename RowAt, typename Each>
-void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
+void score(auto& model, int batch, size_t n, auto row_at, auto each) {
     for (size_t i = 0; i < n; i += batch) {
         std::vector<Row> rows;
         for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k));
@@ -1741,8 +1742,7 @@ void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
     }
 }
 
-template <typename Model>
-Validation validate(Model& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
+Validation validate(auto& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
     Validation v;
     score(model, batch, rows.spans.size(), [&](size_t i) { return rows.row(i); },
           [&](size_t, const Row& row, const real* logprob, const int*) {
@@ -1756,7 +1756,7 @@ Validation validate(Model& model, int batch, const ValidationRows& rows, const T
 }
 
 // What a reward model says of rows that end in an answer: the logit of end of text behind it.
-template <typename Model> std::vector<float> rewards_of(Model& model, const std::vector<Row>& rows, int eot) {
+std::vector<float> rewards_of(auto& model, const std::vector<Row>& rows, int eot) {
     std::vector<float> rewards(rows.size());
     for (size_t i = 0; i < rows.size(); i += model.max_B) {
         const Batch b({rows.begin() + i, rows.begin() + std::min(rows.size(), i + model.max_B)});
@@ -1766,7 +1766,7 @@ template <typename Model> std::vector<float> rewards_of(Model& model, const std:
     return rewards;
 }
 
-template <typename Model> Preferences validate_pairs(Model& model, const ValidationRows& rows, int eot) {
+Preferences validate_pairs(auto& model, const ValidationRows& rows, int eot) {
     std::vector<Row> chosen, rejected;
     for (size_t i = 0; i < rows.spans.size(); i++) chosen.push_back(rows.row(i, 1)), rejected.push_back(rows.row(i, 2));
     const std::vector<float> better = rewards_of(model, chosen, eot), worse = rewards_of(model, rejected, eot);
@@ -1777,7 +1777,7 @@ template <typename Model> Preferences validate_pairs(Model& model, const Validat
 
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
-template <typename Model> size_t right_answers(Model& model, int batch, const Examples& e, int eot) {
+size_t right_answers(auto& model, int batch, const Examples& e, int eot) {
     size_t right = 0;
     score(model, batch, e.size(), [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); },
           [&](size_t, const Row& row, const real*, const int* best) {
@@ -1788,8 +1788,7 @@ template <typename Model> size_t right_answers(Model& model, int batch, const Ex
     return right;
 }
 
-template <typename Model>
-ChoiceScores multiple_choice(Model& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
+ChoiceScores multiple_choice(auto& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
     const ChoiceRows rows(choices);
     ChoiceScores scores;
     score(model, batch, rows.of.size(), [&](size_t i) { return rows.row(i); }, [&](size_t i, const Row& row, const real* logprob, const int*) {
@@ -1810,9 +1809,8 @@ ChoiceScores multiple_choice(Model& model, int batch, const Choices& choices, co
    batch, except for rounding on a GPU: cuBLASLt may sum in another order for another number of rows. adjust(i, z) may
    change the logits of prompt i's next token. held: what row 0 of the cache holds, before and after; of a single prompt
    the tokens that it begins with are not computed again. */
-template <typename Model, typename Emit>
-void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
-              const Tokenizer* tokenizer, Emit emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
+void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
+              const Tokenizer* tokenizer, auto emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
     std::vector<int> order(prompts.size());
     std::iota(order.begin(), order.end(), 0);
@@ -1861,9 +1859,8 @@ void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::
 }
 
 // Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on. --stop ends it, too.
-template <typename Model, typename Shown>
-std::vector<Text> draw_texts(Model& model, const Options& o, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
-                             const Tokenizer* tokenizer, Guide* guide, Shown shown, std::vector<int>* held = nullptr) {
+std::vector<Text> draw_texts(auto& model, const Options& o, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
+                             const Tokenizer* tokenizer, Guide* guide, auto shown, std::vector<int>* held = nullptr) {
     const Stops stops = {o.stop};
     std::vector<Text> texts;
     for (const Prompt& p : prompts) texts.push_back({p});
@@ -1885,7 +1882,7 @@ std::vector<Text> draw_texts(Model& model, const Options& o, uint64_t seed, cons
 }
 
 // Log-probabilities of the tokens of texts under the model itself, whatever they were drawn with.
-template <typename Model> void score_texts(Model& model, std::vector<Text>& texts) {
+void score_texts(auto& model, std::vector<Text>& texts) {
     std::vector<Row> rows;
     std::vector<Text*> text;                                 // of each row
     for (Text& t : texts)
@@ -1895,18 +1892,17 @@ template <typename Model> void score_texts(Model& model, std::vector<Text>& text
     });
 }
 
-template <typename Model, typename Drawn> void reward_answers(Model& rewarder, std::vector<Drawn>& answers, int eot) {
+void reward_answers(auto& rewarder, auto& answers, int eot) {
     std::vector<Row> rows;
-    for (const Drawn& a : answers) rows.push_back(a.row(eot));
+    for (auto& a : answers) rows.push_back(a.row(eot));
     for (size_t i = 0; const float r : rewards_of(rewarder, rows, eot)) answers[i++].reward = r;
 }
 
 // Draws --samples, --best-of or --vote texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n)
 // gets those of prompt k, or the one of them that is taken.
 inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vote ? o.vote : o.samples; }
-template <typename Model, typename Shown, typename Each>
-void draw_groups(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot,
-                 const Tokenizer* tokenizer, Guide* guide, Shown shown, Each each) {
+void draw_groups(auto& model, auto* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot,
+                 const Tokenizer* tokenizer, Guide* guide, auto shown, auto each) {
     const size_t n = texts_each(o), at_once = std::max<size_t>(1, 64 / n);
     for (size_t first = 0; first < prompts.size(); first += at_once) {
         std::vector<Prompt> some;
@@ -1933,8 +1929,7 @@ std::vector<std::string> sample_texts(Model& model, const Options& o, const std:
     return texts;
 }
 
-template <typename Model>
-void sample(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot, const Tokenizer* tokenizer,
+void sample(auto& model, auto* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot, const Tokenizer* tokenizer,
             Guide* guide) {
     TextWriter writer(tokenizer, prompts, texts_each(o), o.format == "jsonl");
     auto show = [&](int, const Text& t) { return writer.show(t), true; };
@@ -1945,8 +1940,7 @@ void sample(Model& model, Model* rewarder, const Options& o, const std::vector<P
 }
 
 // Draws answers to prompts, each of at most so many tokens, and of what the context leaves.
-template <typename Model>
-void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, integer most, std::vector<Answer>& answers, int eot,
+void draw_answers(auto& model, const Sampling& sampling, uint64_t seed, integer most, std::vector<Answer>& answers, int eot,
                   const Tokenizer* tokenizer) {
     std::vector<Prompt> prompts;
     for (const Answer& a : answers) prompts.push_back(prompt_of(a.example[0], eot, model.max_T, most, prompts.size()));
@@ -1957,7 +1951,7 @@ void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, integer
 }
 
 // A conversation; dev/host/chat.h says what it is made of.
-template <typename Model> void chat(Model& model, const Options& o, int eot, const Tokenizer& tokenizer, Guide* guide) {
+void chat(auto& model, const Options& o, int eot, const Tokenizer& tokenizer, Guide* guide) {
     Conversation talk{tokenizer, eot, model.max_T, o.tokens};
     std::vector<int> held;
     std::string line;
