@@ -295,45 +295,44 @@ template <typename T, typename M = T*> struct Weights {
 };
 template <typename T> using Layer = Linear<T, Place<T>>;
 
-// The rows of TENSORS for a model; %d in a name stands for the layer.
-inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c) {
+// The rows of TENSORS for a model; %d in a name stands for the layer. native: what arenas hold is bfloat16 already, so that
+// it need not be packed.
+inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c, bool native) {
     const float RESID = 0.02f / std::sqrt(2.0f * c.L);
     const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as PEFT begins
-    return {
+    std::vector<std::pair<Per, Tensor>> list = {
 #define X(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
         TENSORS(X)
 #undef X
     };
+    for (auto& [per, t] : list) {
+        const Form form = per == BLOCK || c.form == Form::FP32 ? c.form : Form::BF16;
+        if (t.rows > 0 && !t.adapter() && !(native && form == Form::BF16)) t.form = form;
+        t.trained = t.form == Form::FP32 && (t.adapter() || !c.rank);
+    }
+    return list;
 }
 
 struct Layout {
+    std::vector<std::pair<Per, Tensor>> rows;                // of TENSORS
     Slots slots, packed;                                     // packed: matrices in fewer bits, in pieces of 16 bytes
     std::vector<Tensor> tensors;                             // as they stand in memory; all layers
-    std::vector<bool> present;                               // by row of TENSORS
-    std::vector<Form> forms;
-    std::vector<size_t> codes;                               // bytes of the codes, which scales come after
     size_t parameters = 0, frozen_parameters = 0;
     size_t frozen = 0;                                       // where what is trained begins in an arena of weights,
     size_t trained() const { return slots.size - frozen; }   // and how much it is: the size of the other arenas
 
     // The tables of the vocabulary get room for rows up to a multiple of `tile`; what is there beyond V stays zero.
-    // native: what arenas hold is bfloat16 already, so that it need not be packed.
     explicit Layout(const Config& c, int tile = 1, bool native = false)
-        : slots(arrays(c, tile, native, false), c.L), packed(arrays(c, tile, native, true), c.L) {
-        for (auto& [per, t] : tensor_rows(c)) {
-            const size_t k = present.size();
+        : rows(tensor_rows(c, native)), slots(arrays(c, tile, false), c.L), packed(arrays(c, tile, true), c.L) {
+        for (size_t k = 0; k < rows.size(); k++) {
+            const auto& [per, t] = rows[k];
             if (t.adapter() && c.rank && !frozen) frozen = slots.first[k], frozen_parameters = parameters;
             for (int l = 0; l < (per == BLOCK ? c.L : 1) && (t.present || !t.adapter()); l++) {
-                tensors.push_back(t);
-                Tensor& added = tensors.back();
+                Tensor& added = tensors.emplace_back(t);
                 if (per == BLOCK) added.name.replace(t.name.find("%d"), 2, std::to_string(l));
-                added.offset = slots.first[k] + l * slots.stride[k];
-                added.form = form_in(c, per, t, native), added.trained = added.form == Form::FP32 && (t.adapter() || !c.rank);
-                added.packed = 16 * (packed.first[k] + l * packed.stride[k]);
+                added.offset = slots.place(k, l), added.packed = 16 * packed.place(k, l);
                 parameters += t.present ? t.count() : 0;
             }
-            present.push_back(t.present), forms.push_back(form_in(c, per, t, native));
-            codes.push_back(code_bytes(forms[k], t.rows, t.cols));
         }
         std::stable_sort(tensors.begin(), tensors.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
     }
@@ -353,9 +352,10 @@ struct Layout {
     template <typename W, typename T> W at(T* arena, int l, size_t from = 0, const uint8_t* bytes = nullptr) const {
         size_t k = 0;
         auto place = [&] {
-            Place<T> w = {nullptr, nullptr, nullptr, forms[k]};
-            if (forms[k] == Form::FP32) w.p = arena && present[k] && slots.first[k] >= from ? arena + slots.first[k] + l * slots.stride[k] - from : nullptr;
-            else if (bytes) w.packed = bytes + 16 * (packed.first[k] + l * packed.stride[k]), w.scales = (const float*)(w.packed + codes[k]);
+            const Tensor& t = rows[k].second;
+            Place<T> w = {nullptr, nullptr, nullptr, t.form};
+            if (t.form == Form::FP32) w.p = arena && t.present && slots.first[k] >= from ? arena + slots.place(k, l) - from : nullptr;
+            else if (bytes) w.packed = bytes + 16 * packed.place(k, l), w.scales = (const float*)(w.packed + code_bytes(t.form, t.rows, t.cols));
             return w;
         };
         W w;
@@ -366,17 +366,12 @@ struct Layout {
     }
 
 private:
-    static Form form_in(const Config& c, Per per, const Tensor& t, bool native) {
-        const Form form = per == BLOCK ? c.form : Form::BF16;
-        return c.form == Form::FP32 || t.rows == 0 || t.adapter() || (native && form == Form::BF16) ? Form::FP32 : form;
-    }
-    static std::vector<std::pair<Per, size_t>> arrays(const Config& c, int tile, bool native, bool packed) {
+    std::vector<std::pair<Per, size_t>> arrays(const Config& c, int tile, bool in_fewer_bits) const {
         std::vector<std::pair<Per, size_t>> v;
-        for (auto& [per, t] : tensor_rows(c)) {
-            const size_t rows = t.rows + (t.rows == c.V ? (tile - c.V % tile) % tile : 0);
-            const Form form = form_in(c, per, t, native);
-            const size_t numbers = form == Form::FP32 ? std::max<size_t>(rows, 1) * t.cols : 0;
-            v.push_back({per, !t.present ? 0 : packed ? (packed_bytes(form, rows, t.cols) + 15) / 16 : numbers});
+        for (auto& [per, t] : rows) {
+            const size_t height = t.rows + (t.rows == c.V ? (tile - c.V % tile) % tile : 0);
+            const size_t numbers = t.form == Form::FP32 ? std::max<size_t>(height, 1) * t.cols : 0;
+            v.push_back({per, !t.present ? 0 : in_fewer_bits ? (packed_bytes(t.form, height, t.cols) + 15) / 16 : numbers});
         }
         return v;
     }
