@@ -1722,7 +1722,8 @@ inline std::vector<float> fingerprint(Config c) {
 // ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
 // A model is a Model as section 7 describes it, of this program or of train_gpt.cu.
 
-// Scores n rows, `batch` at a time; each(i, row, logprob, best) sees them in order.
+// Scores n rows, `batch` at a time; each(row's number, target, its log-probability, the likeliest token) sees all targets in
+// order.
 void score(auto& model, int batch, size_t n, auto row_at, auto each) {
     for (size_t i = 0; i < n; i += batch) {
         std::vector<Row> rows;
@@ -1730,23 +1731,22 @@ void score(auto& model, int batch, size_t n, auto row_at, auto each) {
         const Batch b(rows);
         model.forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
         model.result();
-        for (size_t k = 0; k < b.y.size(); k++)
-            if (b.y[k] >= 0 && !std::isfinite(model.logprob[k]))
-                die("row %zu: a log-probability is %g; are the weights finite?", i + k / b.T, (double)model.logprob[k]);
-        for (int r = 0; r < b.B; r++) each(i + r, rows[r], &model.logprob[r * b.T], &model.best[r * b.T]);
+        for (size_t k = 0; k < b.y.size(); k++) {
+            if (b.y[k] < 0) continue;
+            const size_t row = i + k / b.T;
+            const double logprob = model.logprob[k];
+            if (!std::isfinite(logprob)) die("row %zu: a log-probability is %g; are the weights finite?", row, logprob);
+            each(row, b.y[k], logprob, model.best[k]);
+        }
     }
 }
 
 Validation validate(auto& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
     Validation v;
-    score(model, batch, rows.spans.size(), [&](size_t i) { return rows.row(i); },
-          [&](size_t, const Row& row, const real* logprob, const int*) {
-              for (size_t t = 0; t < row.y.size(); t++) {
-                  if (row.y[t] < 0) continue;
-                  v.nats -= logprob[t], v.tokens++;
-                  if (tokenizer && !tokenizer->is_added(row.y[t])) v.bytes += tokenizer->decode(row.y[t]).size();
-              }
-          });
+    score(model, batch, rows.spans.size(), [&](size_t i) { return rows.row(i); }, [&](size_t, int target, double logprob, int) {
+        v.nats -= logprob, v.tokens++;
+        if (tokenizer && !tokenizer->is_added(target)) v.bytes += tokenizer->decode(target).size();
+    });
     return v;
 }
 
@@ -1773,27 +1773,23 @@ Preferences validate_pairs(auto& model, const ValidationRows& rows, int eot) {
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
 size_t right_answers(auto& model, int batch, const Examples& e, int eot) {
-    size_t right = 0;
+    std::vector<bool> right(e.size(), true);
     score(model, batch, e.size(), [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); },
-          [&](size_t, const Row& row, const real*, const int* best) {
-              size_t t = 0;
-              while (t < row.y.size() && (row.y[t] < 0 || row.y[t] == best[t])) t++;
-              right += t == row.y.size();
-          });
-    return right;
+          [&](size_t i, int target, double, int best) { if (target != best) right[i] = false; });
+    return std::count(right.begin(), right.end(), true);
 }
 
 ChoiceScores multiple_choice(auto& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
     const ChoiceRows rows(choices);
+    std::vector<double> sums(rows.of.size());
+    score(model, batch, sums.size(), [&](size_t i) { return rows.row(i); }, [&](size_t i, int, double logprob, int) { sums[i] += logprob; });
     ChoiceScores scores;
-    score(model, batch, rows.of.size(), [&](size_t i) { return rows.row(i); }, [&](size_t i, const Row& row, const real* logprob, const int*) {
-        const auto& [label, context, completions] = choices.examples[rows.of[i].first];
-        const size_t k = rows.of[i].second;
-        double sum = 0;
-        for (size_t t = 0; t < row.y.size(); t++) if (row.y[t] >= 0) sum += logprob[t];
+    for (size_t i = 0; i < sums.size(); i++) {
+        const auto& [example, k] = rows.of[i];
+        const auto& [label, context, completions] = choices.examples[example];
         const std::string text = tokenizer ? show_tokens(completions[k], tokenizer) : "";
-        scores.add(k, completions.size(), label, sum, completions[k].size(), text.size() - text.starts_with(' '));
-    });
+        scores.add(k, completions.size(), label, sums[i], completions[k].size(), text.size() - text.starts_with(' '));
+    }
     return scores;
 }
 
@@ -1882,9 +1878,8 @@ void score_texts(auto& model, std::vector<Text>& texts) {
     std::vector<Text*> text;                                 // of each row
     for (Text& t : texts)
         for (Row& row : text_rows(t.all(), model.max_T)) rows.push_back(row), text.push_back(&t);
-    score(model, model.max_B, rows.size(), [&](size_t i) { return rows[i]; }, [&](size_t i, const Row& row, const real* logprob, const int*) {
-        for (size_t t = 0; t < row.y.size(); t++) if (row.y[t] >= 0) text[i]->logprobs.push_back(logprob[t]);
-    });
+    score(model, model.max_B, rows.size(), [&](size_t i) { return rows[i]; },
+          [&](size_t i, int, double logprob, int) { text[i]->logprobs.push_back(logprob); });
 }
 
 void reward_answers(auto& rewarder, auto& answers, int eot) {
