@@ -1909,13 +1909,12 @@ void draw_groups(auto& model, auto* rewarder, const Options& o, const std::vecto
     }
 }
 
-template <typename Model>
-std::vector<std::string> sample_texts(Model& model, const Options& o, const std::vector<int>& prompt, int eot,
+std::vector<std::string> sample_texts(auto& model, const Options& o, const std::vector<int>& prompt, int eot,
                                       const Tokenizer* tokenizer) {
+    std::vector<Prompt> prompts;
     std::vector<std::string> texts;
-    draw_groups(model, (Model*)nullptr, o, {{prompt, o.tokens}}, eot, tokenizer, nullptr, [](auto...) { return true; }, [&](size_t, const Text* t, size_t n) {
-        for (size_t i = 0; i < n; i++) texts.push_back(t[i].response);
-    });
+    for (integer i = 0; i < o.samples; i++) prompts.push_back({prompt, o.tokens, (uint64_t)i});
+    for (Text& t : draw_texts(model, o, o.seed, prompts, eot, tokenizer, nullptr, [](auto...) { return true; })) texts.push_back(t.response);
     return texts;
 }
 
