@@ -1725,10 +1725,7 @@ inline std::vector<float> fingerprint(Config c) {
 // Scores n rows, `batch` at a time; each(row's number, target, its log-probability, the likeliest token) sees all targets in
 // order.
 void score(auto& model, int batch, size_t n, auto row_at, auto each) {
-    for (size_t i = 0; i < n; i += batch) {
-        std::vector<Row> rows;
-        for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k));
-        const Batch b(rows);
+    each_batch(n, batch, row_at, [&](size_t i, const Batch& b) {
         model.forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
         model.result();
         for (size_t k = 0; k < b.y.size(); k++) {
@@ -1738,7 +1735,7 @@ void score(auto& model, int batch, size_t n, auto row_at, auto each) {
             if (!std::isfinite(logprob)) die("row %zu: a log-probability is %g; are the weights finite?", row, logprob);
             each(row, b.y[k], logprob, model.best[k]);
         }
-    }
+    });
 }
 
 Validation validate(auto& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
@@ -1750,21 +1747,19 @@ Validation validate(auto& model, int batch, const ValidationRows& rows, const To
     return v;
 }
 
-// What a reward model says of rows that end in an answer: the logit of end of text behind it.
-std::vector<float> rewards_of(auto& model, const std::vector<Row>& rows, int eot) {
-    std::vector<float> rewards(rows.size());
-    for (size_t i = 0; i < rows.size(); i += model.max_B) {
-        const Batch b({rows.begin() + i, rows.begin() + std::min(rows.size(), i + model.max_B)});
+// What a reward model says of n rows that end in an answer: the logit of end of text behind it.
+std::vector<float> rewards_of(auto& model, size_t n, auto row_at, int eot) {
+    std::vector<float> rewards(n);
+    each_batch(n, model.max_B, row_at, [&](size_t i, const Batch& b) {
         model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, &rewards[i]);
-    }
+    });
     for (float r : rewards) if (!std::isfinite(r)) die("a reward is %g; are the model's weights finite?", r);
     return rewards;
 }
 
 Preferences validate_pairs(auto& model, const ValidationRows& rows, int eot) {
-    std::vector<Row> chosen, rejected;
-    for (size_t i = 0; i < rows.spans.size(); i++) chosen.push_back(rows.row(i, 1)), rejected.push_back(rows.row(i, 2));
-    const std::vector<float> better = rewards_of(model, chosen, eot), worse = rewards_of(model, rejected, eot);
+    auto rewards = [&](int answer) { return rewards_of(model, rows.spans.size(), [&](size_t i) { return rows.row(i, answer); }, eot); };
+    const std::vector<float> better = rewards(1), worse = rewards(2);
     Preferences p;
     for (size_t i = 0; i < better.size(); i++) p.add(better[i] - worse[i], pair_loss(better[i] - worse[i]).first);
     return p;
@@ -1883,9 +1878,8 @@ void score_texts(auto& model, std::vector<Text>& texts) {
 }
 
 void reward_answers(auto& rewarder, auto& answers, int eot) {
-    std::vector<Row> rows;
-    for (auto& a : answers) rows.push_back(a.row(eot));
-    for (size_t i = 0; const float r : rewards_of(rewarder, rows, eot)) answers[i++].reward = r;
+    const std::vector<float> rewards = rewards_of(rewarder, answers.size(), [&](size_t i) { return answers[i].row(eot); }, eot);
+    for (size_t i = 0; i < rewards.size(); i++) answers[i].reward = rewards[i];
 }
 
 // Draws --samples, --best-of or --vote texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n)

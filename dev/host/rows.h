@@ -62,6 +62,15 @@ struct Batch {
     size_t targets() const { return y.size() - std::count(y.begin(), y.end(), -1); }
 };
 
+// f(i, rows i, i + 1, ... as a batch) for all n rows, at most so many at a time.
+template <typename RowAt, typename F> void each_batch(size_t n, size_t most, RowAt row_at, F f) {
+    for (size_t i = 0; i < n; i += most) {
+        std::vector<Row> rows;
+        for (size_t k = i; k < std::min(n, i + most); k++) rows.push_back(row_at(k));
+        f(i, Batch(rows));
+    }
+}
+
 // Rows of whole examples, none of them cut.
 struct ExampleRows {
     const Examples examples;
