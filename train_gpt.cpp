@@ -1857,10 +1857,7 @@ std::vector<Text> draw_texts(auto& model, const Options& o, uint64_t seed, const
     };
     auto adjust = [&](int i, float* z) {
         cpu::penalize(z, texts[i].all(), o.repetition_penalty);
-        if (!guide) return;
-        guide->tidy(states);
-        const Guide::Allowed& allowed = guide->allowed(states[i]);
-        for (int v = 0; v < model.c.V; v++) if (v == eot ? !guide->may_end(states[i]) : !allowed[v]) z[v] = NEVER;
+        if (guide) guide->rule_out(z, states, i, eot, NEVER);
     };
     generate(model, Sampling(o), seed, prompts, eot, tokenizer, emit, guide || o.repetition_penalty != 1 ? Adjust(adjust) : Adjust(), held);
     for (size_t i = 0; i < texts.size(); i++) texts[i].certain = texts[i].response.size(), shown(i, texts[i]);
