@@ -2436,15 +2436,13 @@ template <typename Model> void run_verb(Options o) {
     std::vector<Prompt> prompts;
     if (o.verb == "sample") {
         if (written) prompter.beginning = Position(written, state).beginning;
-        for (const std::string& text : !o.prompts.empty() ? read_prompts(o.prompts) : std::vector{o.prompt_file.empty() ? o.prompt : read_prompt(o.prompt_file)})
-            prompts.push_back(prompter.prompt(text));
+        for (const text& given : given_prompts(o.prompt, o.prompt_file, o.prompts)) prompts.push_back(prompter.prompt(given));
         T = std::min<integer>(T, prompter.longest + o.tokens);              // no larger a cache than needed
         if (o.best_of) for (Prompt& p : prompts) p.most = std::min<integer>(o.tokens, T - p.tokens.size());
     }
     HeldOut held_out = held_out_of(o, c.V, T, eot);
     auto& [val, choices, answers, data, floor] = held_out;
-    for (size_t i = 0; answers && i < answers->size(); i++)
-        prompter.put_examples(answers->tokens[answers->first[i]], T - answers->length(i));
+    if (answers) prompter.put_examples(*answers);
     prompter.tell();
     const int B = o.verb == "sample" ? std::min<size_t>(texts_each(o) * prompts.size(), 64) : o.verb == "eval" ? o.batch : 1;
 

@@ -213,6 +213,12 @@ inline std::vector<std::string> read_prompts(const std::string& path) {
     return prompts;
 }
 
+// Of which at most one is given: a file of prompts, a file that is one, or the prompt itself.
+inline std::vector<std::string> given_prompts(const std::string& prompt, const std::string& prompt_file, const std::string& prompts) {
+    if (!prompts.empty()) return read_prompts(prompts);
+    return {prompt_file.empty() ? prompt : read_prompt(prompt_file)};
+}
+
 // Examples to stand before a prompt: JSON Lines of a prompt and a response, each then followed by a line break.
 inline std::vector<std::string> read_shots(const std::string& path) {
     const Input file(path);
@@ -248,6 +254,9 @@ struct Prompter {
         for (; n > 0 && (room -= shots[n - 1].size()) >= 0; n--)
             prompt.insert(prompt.begin(), shots[n - 1].begin(), shots[n - 1].end());
         left_out = std::max(left_out, n);
+    }
+    void put_examples(Examples& answers) {                   // before all their prompts
+        for (size_t i = 0; i < answers.size(); i++) put_examples(answers.tokens[answers.first[i]], T - answers.length(i));
     }
     void tell() const {
         if (left_out) warn("--examples %s: the first %zu of %zu do not fit the context beside a prompt and its answer", examples.c_str(), left_out, shots.size());
