@@ -1670,7 +1670,6 @@ private:
 inline Config read_config(const Json& json, const std::string& path) {
     Config c;
     read_config(c.members(), json, path);
-    if (c.C % c.NH) die("%s: %d channels are not a multiple of %d heads", path.c_str(), c.C, c.NH);
     return c;
 }
 inline std::string config_json(Config c, int eot) { return config_json(c.members(), eot); }
