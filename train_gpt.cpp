@@ -1797,12 +1797,8 @@ ChoiceScores multiple_choice(auto& model, int batch, const Choices& choices, con
 void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
               const Tokenizer* tokenizer, auto emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
-    std::vector<int> order(prompts.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return prompts[a].tokens.size() < prompts[b].tokens.size(); });
-    const int side_by_side = std::min(model.max_B, 64);
-    for (size_t first = 0; first < order.size(); first += side_by_side) {
-        const int B = std::min<size_t>(side_by_side, order.size() - first), *const number = &order[first];
+    for (const std::vector<int>& number : by_length(prompts, std::min(model.max_B, 64))) {
+        const int B = number.size();
         const size_t shortest = prompts[number[0]].tokens.size(), longest = prompts[number[B - 1]].tokens.size();
         std::vector<std::vector<int>> rows;
         std::vector<integer> left;
@@ -2065,9 +2061,8 @@ private:
         const Past past(o.out);
         const Json& was = past.options;
         from = past.checkpoint, position = past.position;
-        Options fresh;
         const Table table = o.table();
-        if (was) resume_options(table, fresh.table(), o.given, was, past.data_known, o.out, past.where);
+        if (was) resume_options(table, Options().table(), o.given, was, past.data_known, o.out, past.where);
         if (o.steps) o.epochs = 0;
         rescheduled = !from.empty() && (was["steps"].string != show(o.steps) || was["epochs"].string != show(o.epochs));
         for (const Option& row : table)

@@ -30,6 +30,15 @@ inline Prompt prompt_of(const std::vector<int>& ids, int eot, int T, long long m
     p.tokens.insert(p.tokens.end(), ids.begin(), ids.end());
     return p;
 }
+// The numbers of prompts in groups of at most n, the shortest prompts first: those of a group are about as long.
+inline std::vector<std::vector<int>> by_length(const std::vector<Prompt>& prompts, size_t n) {
+    std::vector<int> order(prompts.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return prompts[a].tokens.size() < prompts[b].tokens.size(); });
+    std::vector<std::vector<int>> groups;
+    for (size_t i = 0; i < order.size(); i += n) groups.emplace_back(&order[i], &order[i] + std::min(n, order.size() - i));
+    return groups;
+}
 using Adjust = std::function<void(int, float*)>;             // of a prompt's number, and the logits of its next token
 
 // Strings before whose first occurrence a text ends.
