@@ -1904,16 +1904,6 @@ std::vector<std::string> sample_texts(auto& model, const Options& o, const std::
     return texts;
 }
 
-void sample(auto& model, auto* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot, const Tokenizer* tokenizer,
-            Guide* guide) {
-    TextWriter writer(tokenizer, prompts, texts_each(o), o.format == "jsonl");
-    auto show = [&](int, const Text& t) { return writer.show(t), true; };
-    draw_groups(model, rewarder, o, prompts, eot, tokenizer, guide, show, [&](size_t k, const Text* t, size_t n) {
-        writer.put(k, t, n);
-        if (o.vote && !answer_in(t->response, o.vote_after)) warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
-    });
-}
-
 // Draws answers to prompts, each of at most so many tokens, and of what the context leaves.
 void draw_answers(auto& model, const Sampling& sampling, uint64_t seed, integer most, std::vector<Answer>& answers, int eot,
                   const Tokenizer* tokenizer) {
@@ -2465,7 +2455,13 @@ template <typename Model> void run_verb(Options o) {
         const std::string how = o.vote ? format("vote of %lld", o.vote) : !o.best_of ? "with --pattern" : format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
         printf("%s: answers right %zu of %zu\n", how.c_str(), right, answers->size());
     }
-    if (o.verb == "sample") sample(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get());
+    if (o.verb != "sample") return;
+    TextWriter writer(tokenizer.get(), prompts, texts_each(o), o.format == "jsonl");
+    auto show = [&](int, const Text& t) { return writer.show(t), true; };
+    draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), show, [&](size_t k, const Text* t, size_t n) {
+        writer.put(k, t, n);
+        if (o.vote && !answer_in(t->response, o.vote_after)) warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
+    });
 }
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.
