@@ -20,7 +20,6 @@
       6 matrix product     7 model                  8 model files          9 evaluate, sample, chat    10 train, 11 main
    At a first reading take the headers of dev/host on trust: options, files, shards, tokenizer, checkpoints, runs. */
 
-#include <array>
 #include <climits>
 #include <numeric>
 #include <optional>
@@ -127,12 +126,11 @@
     X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens with at least this share of the likeliest one's probability") \
     X(text,    pattern,         "",           "",                             "sec",      "regular expression that a text matches as a whole: tokens that no match goes on with are never drawn [none]")
 
+#define AS_FIELD(type, name, value, ...) type name = value;        // a row of such a table, in the struct that it describes
 struct Options {
     std::string verb;
     std::set<std::string> given;            // names that stood on the command line
-#define X(type, name, value, ...) type name = value;
-    OPTIONS(X)
-#undef X
+    OPTIONS(AS_FIELD)
     bool has(const char* name) const { return given.count(name) > 0; }
     Table table() {
         return {
@@ -190,9 +188,7 @@ using real = REAL;
     X(double,  eps,    1e-5,     "layer_norm_epsilon",    0)
 
 struct Config {
-#define X(type, field, value, ...) type field = value;
-    CONFIG(X)
-#undef X
+    CONFIG(AS_FIELD)
     // LoRA: A and B of this rank beside the matrices that are targets; only they are trained then. No part of config.json.
     int rank = 0;
     double lora_alpha = 0;
