@@ -1773,14 +1773,7 @@ ChoiceScores multiple_choice(auto& model, int batch, const Choices& choices, con
     const ChoiceRows rows(choices);
     std::vector<double> sums(rows.of.size());
     score(model, batch, sums.size(), [&](size_t i) { return rows.row(i); }, [&](size_t i, int, double logprob, int) { sums[i] += logprob; });
-    ChoiceScores scores;
-    for (size_t i = 0; i < sums.size(); i++) {
-        const auto& [example, k] = rows.of[i];
-        const auto& [label, context, completions] = choices.examples[example];
-        const std::string text = tokenizer ? show_tokens(completions[k], tokenizer) : "";
-        scores.add(k, completions.size(), label, sums[i], completions[k].size(), text.size() - text.starts_with(' '));
-    }
-    return scores;
+    return choice_scores(rows, sums, tokenizer);
 }
 
 /* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn, and says

@@ -1,6 +1,7 @@
 /* dev/host/texts.h -- prompts, and what becomes of the texts that a model draws to them: what ends one, which of several is
-   taken, how it is written. */
+   taken, how it is written; and completions among which it chooses. */
 #pragma once
+#include "reports.h"
 #include "rows.h"
 #include "tokenizer.h"
 #include <functional>
@@ -13,6 +14,18 @@ inline std::string show_tokens(const std::vector<int>& ids, const Tokenizer* tok
     std::string s;
     for (int id : ids) s += show_token(id, tokenizer, s.empty());
     return s;
+}
+
+// Of multiple choice questions, from the sum of the log-probabilities of each completion's tokens.
+inline ChoiceScores choice_scores(const ChoiceRows& rows, const std::vector<double>& sums, const Tokenizer* tokenizer) {
+    ChoiceScores scores;
+    for (size_t i = 0; i < sums.size(); i++) {
+        const auto& [example, k] = rows.of[i];
+        const auto& [label, context, completions] = rows.choices.examples[example];
+        const std::string text = tokenizer ? show_tokens(completions[k], tokenizer) : "";
+        scores.add(k, completions.size(), label, sums[i], completions[k].size(), text.size() - text.starts_with(' '));
+    }
+    return scores;
 }
 
 inline void write_out(const std::string& s) { fwrite(s.data(), 1, s.size(), stdout), fflush(stdout); }
