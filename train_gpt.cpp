@@ -1717,8 +1717,7 @@ inline std::vector<float> fingerprint(Config c) {
 // ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
 // A model is a Model as section 7 describes it, of this program or of train_gpt.cu.
 
-// Scores n rows, `batch` at a time; each(row's number, target, its log-probability, the likeliest token) sees all targets in
-// order.
+// Scores n rows, `batch` at a time; each(row, target, its log-probability, likeliest token) sees the targets in order.
 void score(auto& model, int batch, size_t n, auto row_at, auto each) {
     each_batch(n, batch, row_at, [&](size_t i, const Batch& b) {
         model.forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
