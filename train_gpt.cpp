@@ -126,19 +126,15 @@
     X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens with at least this share of the likeliest one's probability") \
     X(text,    pattern,         "",           "",                             "sec",      "regular expression that a text matches as a whole: tokens that no match goes on with are never drawn [none]")
 
-#define AS_FIELD(type, name, value, ...) type name = value;        // a row of such a table, in the struct that it describes
+// What a row of this table or of CONFIG is in a struct, and to who takes tables as they come.
+#define AS_FIELD(type, name, value, ...) type name = value;
+#define AS_OPTION(type, name, value, allowed, marks, help) {#name, &name, allowed, marks, help},
 struct Options {
     std::string verb;
     std::set<std::string> given;            // names that stood on the command line
     OPTIONS(AS_FIELD)
     bool has(const char* name) const { return given.count(name) > 0; }
-    Table table() {
-        return {
-#define X(type, name, value, allowed, marks, help) {#name, &name, allowed, marks, help},
-            OPTIONS(X)
-#undef X
-        };
-    }
+    Table table() { return {OPTIONS(AS_OPTION)}; }
 };
 
 inline const Program TRAIN_GPT = {
@@ -187,6 +183,7 @@ using real = REAL;
     X(bool,    tied,   true,     "tie_word_embeddings",   0)           /* the head is wte */ \
     X(double,  eps,    1e-5,     "layer_norm_epsilon",    0)
 
+#define AS_MEMBER(type, field, value, name, largest) {name, &field, largest},
 struct Config {
     CONFIG(AS_FIELD)
     // LoRA: A and B of this rank beside the matrices that are targets; only they are trained then. No part of config.json.
@@ -206,13 +203,7 @@ struct Config {
     double flops_per_token(size_t parameters, size_t frozen, int context) const {
         return 6.0 * parameters - 2.0 * frozen + 6.0 * L * C * context;
     }
-    std::vector<Member> members() {
-        return {
-#define X(type, field, value, name, largest) {name, &field, largest},
-            CONFIG(X)
-#undef X
-        };
-    }
+    std::vector<Member> members() { return {CONFIG(AS_MEMBER)}; }
 };
 
 struct Preset { const char* name; int L, NH, C; };
@@ -291,16 +282,13 @@ template <typename T, typename M = T*> struct Weights {
 };
 template <typename T> using Layer = Linear<T, Place<T>>;
 
+#define AS_TENSOR(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
 // The rows of TENSORS for a model; %d in a name stands for the layer. native: what arenas hold is bfloat16 already, so that
 // it need not be packed.
 inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c, bool native) {
     const float RESID = 0.02f / std::sqrt(2.0f * c.L);
     const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as PEFT begins
-    std::vector<std::pair<Per, Tensor>> list = {
-#define X(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
-        TENSORS(X)
-#undef X
-    };
+    std::vector<std::pair<Per, Tensor>> list = {TENSORS(AS_TENSOR)};
     for (auto& [per, t] : list) {
         const Form form = per == BLOCK || c.form == Form::FP32 ? c.form : Form::BF16;
         if (t.rows > 0 && !t.adapter() && !(native && form == Form::BF16)) t.form = form;
@@ -355,9 +343,8 @@ struct Layout {
             return w;
         };
         W w;
-#define X(field, ...) w.field = place(), k++;
-        TENSORS(X)
-#undef X
+#define TAKE_PLACE(field, ...) w.field = place(), k++;
+        TENSORS(TAKE_PLACE)
         return w;
     }
 
