@@ -379,10 +379,6 @@ inline Wanted wanted(const Options& o, const char* option, const text& pattern, 
     return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
             .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
 }
-inline HeldOut held_out_of(const Options& o, int V, int T, int eot) {    // V: tokens that the data may hold
-    const size_t rows = o.verb == "train" || o.has("eval_rows") ? o.eval_rows : 0;
-    return HeldOut(wanted(o, "--val", o.val, V, T, eot), rows, o.train, o.choices, o.answers);
-}
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
@@ -2074,7 +2070,7 @@ private:
             die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(o.epochs).c_str(),
                       o.out.c_str(), position.window, windows->total);
         steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
-        held_out.emplace(held_out_of(o, c.V, o.context, eot));
+        held_out.emplace(wanted(o, "--val", o.val, c.V, o.context, eot), o.eval_rows, o.train, o.choices, o.answers);
         std::map<std::string, std::string> data = held_out->data;
         data["train"] = windows->identity.text();
         if (rl) open_frozen(data);
@@ -2399,7 +2395,7 @@ template <typename Model> void run_verb(Options o) {
         T = std::min<integer>(T, prompter.longest + o.tokens);              // no larger a cache than needed
         if (o.best_of) for (Prompt& p : prompts) p.most = std::min<integer>(o.tokens, T - p.tokens.size());
     }
-    HeldOut held_out = held_out_of(o, c.V, T, eot);
+    HeldOut held_out(wanted(o, "--val", o.val, c.V, T, eot), o.has("eval_rows") ? o.eval_rows : 0, o.train, o.choices, o.answers);
     auto& [val, choices, answers, data, floor] = held_out;
     if (answers) prompter.put_examples(*answers);
     prompter.tell();
