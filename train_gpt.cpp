@@ -1950,12 +1950,8 @@ inline void choose_threads(const Options& o, const Config& c, size_t tokens, boo
     omp_set_num_threads(std::clamp(flops / (1e7 * c.L), 1.0, (double)omp_get_max_threads()));
 }
 
-// Weights of a file, and its adapter: beside them if the model has a place for it, else merged.
-template <typename Model> void load(Model& model, const ModelFile& file) {
-    const Adapter* a = file.adapter.get();
-    load_tensors(a && !model.c.rank ? merged(stored(model), *a) : stored(model), file.tensors, file.path);
-    if (a && model.c.rank) load_tensors(stored(model, true), a->tensors, a->path);
-}
+// Weights of a file, and its adapter.
+void load(auto& model, const ModelFile& file) { load_adapted(stored(model), stored(model, true), file); }
 
 // A model on disk that is not to change: which checkpoint it is, and what stands beside it.
 struct Frozen {

@@ -109,6 +109,14 @@ inline std::vector<Stored> merged(std::vector<Stored> weights, const Adapter& ad
     return weights;
 }
 
+// Gives a model's tensors what a file has, and its adapter: to tensors of the model's own, if it has a place for one, or else
+// merged with the weights.
+inline void load_adapted(const std::vector<Stored>& weights, const std::vector<Stored>& adapter, const ModelFile& file) {
+    const Adapter* a = file.adapter.get();
+    load_tensors(a && adapter.empty() ? merged(weights, *a) : weights, file.tensors, file.path);
+    if (a && !adapter.empty()) load_tensors(adapter, a->tensors, a->path);
+}
+
 // PEFT's description of an adapter for the model in `base`.
 inline std::string adapter_config(const std::string& base, int rank, double alpha, const std::set<std::string>& targets) {
     std::string modules;
