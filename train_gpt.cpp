@@ -1880,10 +1880,7 @@ void draw_answers(auto& model, const Sampling& sampling, uint64_t seed, integer 
                   const Tokenizer* tokenizer) {
     std::vector<Prompt> prompts;
     for (const Answer& a : answers) prompts.push_back(prompt_of(a.example[0], eot, model.max_T, most, prompts.size()));
-    generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) {
-        if (!(answers[i].ended = token == eot)) answers[i].tokens.push_back(token);
-        return true;
-    });
+    generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) { return answers[i].add(token, eot); });
 }
 
 // A conversation; dev/host/chat.h says what it is made of.

@@ -310,6 +310,11 @@ struct Answer {
     std::vector<int> tokens = {};
     bool ended = false;                      // by itself: the end of text is one of its targets
     double reward = 0;
+    bool add(int token, int eot) {           // whether it goes on
+        ended = token == eot;
+        if (!ended) tokens.push_back(token);
+        return !ended;
+    }
     Row row(int eot) const {
         Row r = turn_row(eot, example[0], tokens);
         if (!ended) r.y.back() = -1;
