@@ -1935,8 +1935,7 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
     c.form = form_of(o.base_dtype);
     if (!file) die_usage("--lora-rank: needs --init, a model to adapt");
     c.rank = o.lora_rank, c.lora_alpha = o.lora_alpha, c.targets = read_targets("--lora-targets", o.lora_targets);
-    if (const auto& a = file->adapter; a && (a->rank != c.rank || a->alpha != c.lora_alpha || a->targets != c.targets))
-        die_usage("--lora-rank %d: the adapter in %s has rank %d, alpha %g and other targets", c.rank, a->path.c_str(), a->rank, a->alpha);
+    if (file->adapter) file->adapter->check(c.rank, c.lora_alpha, c.targets);
     return c;
 }
 
@@ -2059,9 +2058,7 @@ private:
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
         per_step = o.tokens_per_step / o.context / rows_of_window;
         end = o.steps ? SIZE_MAX : windows->end_of(o.epochs);
-        if (position.window > end)
-            die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(o.epochs).c_str(),
-                      o.out.c_str(), position.window, windows->total);
+        position.check_window(end, windows->total, o.epochs, o.out);
         steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
         held_out.emplace(wanted(o, "--val", o.val, c.V, o.context, eot), o.eval_rows, o.train, o.choices, o.answers);
         std::map<std::string, std::string> data = held_out->data;

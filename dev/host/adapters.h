@@ -60,6 +60,11 @@ struct Adapter {
             std::swap(own.shape[0], own.shape[1]), own.transposed = true;
         }
     }
+    // For a model that is to train it on as one of this shape.
+    void check(int asked, double asked_alpha, const std::set<std::string>& asked_targets) const {
+        if (rank != asked || alpha != asked_alpha || targets != asked_targets)
+            die_usage("--lora-rank %d: the adapter in %s has rank %d, alpha %g and other targets", asked, path.c_str(), rank, alpha);
+    }
 };
 
 // The model in `path`, or the one that an adapter there is for, with that adapter or with the one given.

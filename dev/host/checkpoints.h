@@ -145,6 +145,12 @@ struct Position {
         for (const Json& token : state["beginning"].items) beginning.push_back(token.number);
         if (const Json& l = state["lowest"]) lowest = l["val_loss"].number, lowest_step = l["step"].number;
     }
+    // Dies if the run in `out`, which is to end before window `end`, is beyond it.
+    void check_window(size_t end, size_t windows_now, double epochs, const std::string& out) const {
+        if (window > end)
+            die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(epochs).c_str(), out.c_str(),
+                      window, windows_now);
+    }
     // Dies if the run in `out` cannot go on from here with what it is given now: to read, from `paths` by the name of the option,
     // windows of an epoch, and steps in all.
     void check(std::map<std::string, std::string> now, std::map<std::string, std::string> paths, size_t windows_now, long long steps,
