@@ -1973,7 +1973,6 @@ struct Frozen {
         ::load(*model, file);
         return model;
     }
-    std::string identity() const { return Identity(file.path).text(); }
 };
 
 // What a run reads, checks and decides before it has a model. A resumed run has the options, the position and the weights
@@ -2076,11 +2075,11 @@ private:
     // What reinforcement learning starts from, and what it is rewarded by.
     void open_frozen(std::map<std::string, std::string>& data) {
         if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
-        reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = reference->identity();
+        reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = Identity(reference->file.path).text();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
-            rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = rewarding->identity();
+            rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = Identity(rewarding->file.path).text();
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
