@@ -20,7 +20,6 @@
       6 matrix product     7 model                  8 model files          9 evaluate, sample, chat    10 train, 11 main
    At a first reading take the headers of dev/host on trust: options, files, shards, tokenizer, checkpoints, runs. */
 
-#include <array>
 #include <climits>
 #include <numeric>
 #include <optional>
@@ -129,20 +128,15 @@
     X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens with at least this share of the likeliest one's probability") \
     X(text,    pattern,         "",           "",                             "sec",      "regular expression that a text matches as a whole: tokens that no match goes on with are never drawn [none]")
 
+// What a row of this table or of CONFIG is in a struct, and to who takes tables as they come.
+#define AS_FIELD(type, name, value, ...) type name = value;
+#define AS_OPTION(type, name, value, allowed, marks, help) {#name, &name, allowed, marks, help},
 struct Options {
     std::string verb;
     std::set<std::string> given;            // names that stood on the command line
-#define X(type, name, value, ...) type name = value;
-    OPTIONS(X)
-#undef X
+    OPTIONS(AS_FIELD)
     bool has(const char* name) const { return given.count(name) > 0; }
-    Table table() {
-        return {
-#define X(type, name, value, allowed, marks, help) {#name, &name, allowed, marks, help},
-            OPTIONS(X)
-#undef X
-        };
-    }
+    Table table() { return {OPTIONS(AS_OPTION)}; }
 };
 
 inline const Program TRAIN_GPT = {
@@ -191,10 +185,9 @@ using real = REAL;
     X(bool,    tied,   true,     "tie_word_embeddings",   0)           /* the head is wte */ \
     X(double,  eps,    1e-5,     "layer_norm_epsilon",    0)
 
+#define AS_MEMBER(type, field, value, name, largest) {name, &field, largest},
 struct Config {
-#define X(type, field, value, ...) type field = value;
-    CONFIG(X)
-#undef X
+    CONFIG(AS_FIELD)
     // LoRA: A and B of this rank beside the matrices that are targets; only they are trained then. No part of config.json.
     int rank = 0;
     double lora_alpha = 0;
@@ -212,18 +205,15 @@ struct Config {
     double flops_per_token(size_t parameters, size_t frozen, int context) const {
         return 6.0 * parameters - 2.0 * frozen + 6.0 * L * C * context;
     }
-    std::vector<Member> members() {
-        return {
-#define X(type, field, value, name, largest) {name, &field, largest},
-            CONFIG(X)
-#undef X
-        };
-    }
+    std::vector<Member> members() { return {CONFIG(AS_MEMBER)}; }
 };
 
 struct Preset { const char* name; int L, NH, C; };
 inline constexpr Preset PRESETS[] = {{"d6", 6, 6, 384}, {"d12", 12, 12, 768}, {"d24", 24, 16, 1024},
-                                     {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}};
+                                     {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}, {"custom", 0, 0, 0}};
+inline bool is_preset(const text& init) {
+    return std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
+}
 
 constexpr float ONES = -1;      // in the column init: all ones; any other number there is a standard deviation
 
@@ -294,45 +284,41 @@ template <typename T, typename M = T*> struct Weights {
 };
 template <typename T> using Layer = Linear<T, Place<T>>;
 
-// The rows of TENSORS for a model; %d in a name stands for the layer.
-inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c) {
+#define AS_TENSOR(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
+// The rows of TENSORS for a model; %d in a name stands for the layer. native: what arenas hold is bfloat16 already, so that
+// it need not be packed.
+inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c, bool native) {
     const float RESID = 0.02f / std::sqrt(2.0f * c.L);
     const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as PEFT begins
-    return {
-#define X(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
-        TENSORS(X)
-#undef X
-    };
+    std::vector<std::pair<Per, Tensor>> list = {TENSORS(AS_TENSOR)};
+    for (auto& [per, t] : list) {
+        const Form form = per == BLOCK || c.form == Form::FP32 ? c.form : Form::BF16;
+        if (t.rows > 0 && !t.adapter() && !(native && form == Form::BF16)) t.form = form;
+        t.trained = t.form == Form::FP32 && (t.adapter() || !c.rank);
+    }
+    return list;
 }
 
 struct Layout {
+    std::vector<std::pair<Per, Tensor>> rows;                // of TENSORS
     Slots slots, packed;                                     // packed: matrices in fewer bits, in pieces of 16 bytes
     std::vector<Tensor> tensors;                             // as they stand in memory; all layers
-    std::vector<bool> present;                               // by row of TENSORS
-    std::vector<Form> forms;
-    std::vector<size_t> codes;                               // bytes of the codes, which scales come after
     size_t parameters = 0, frozen_parameters = 0;
     size_t frozen = 0;                                       // where what is trained begins in an arena of weights,
     size_t trained() const { return slots.size - frozen; }   // and how much it is: the size of the other arenas
 
     // The tables of the vocabulary get room for rows up to a multiple of `tile`; what is there beyond V stays zero.
-    // native: what arenas hold is bfloat16 already, so that it need not be packed.
     explicit Layout(const Config& c, int tile = 1, bool native = false)
-        : slots(arrays(c, tile, native, false), c.L), packed(arrays(c, tile, native, true), c.L) {
-        for (auto& [per, t] : tensor_rows(c)) {
-            const size_t k = present.size();
+        : rows(tensor_rows(c, native)), slots(arrays(c, tile, false), c.L), packed(arrays(c, tile, true), c.L) {
+        for (size_t k = 0; k < rows.size(); k++) {
+            const auto& [per, t] = rows[k];
             if (t.adapter() && c.rank && !frozen) frozen = slots.first[k], frozen_parameters = parameters;
             for (int l = 0; l < (per == BLOCK ? c.L : 1) && (t.present || !t.adapter()); l++) {
-                tensors.push_back(t);
-                Tensor& added = tensors.back();
+                Tensor& added = tensors.emplace_back(t);
                 if (per == BLOCK) added.name.replace(t.name.find("%d"), 2, std::to_string(l));
-                added.offset = slots.first[k] + l * slots.stride[k];
-                added.form = form_in(c, per, t, native), added.trained = added.form == Form::FP32 && (t.adapter() || !c.rank);
-                added.packed = 16 * (packed.first[k] + l * packed.stride[k]);
+                added.offset = slots.place(k, l), added.packed = 16 * packed.place(k, l);
                 parameters += t.present ? t.count() : 0;
             }
-            present.push_back(t.present), forms.push_back(form_in(c, per, t, native));
-            codes.push_back(code_bytes(forms[k], t.rows, t.cols));
         }
         std::stable_sort(tensors.begin(), tensors.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
     }
@@ -359,30 +345,25 @@ struct Layout {
     template <typename W, typename T> W at(T* arena, int l, size_t from = 0, const uint8_t* bytes = nullptr) const {
         size_t k = 0;
         auto place = [&] {
-            Place<T> w = {nullptr, nullptr, nullptr, forms[k]};
-            if (forms[k] == Form::FP32) w.p = arena && present[k] && slots.first[k] >= from ? arena + slots.first[k] + l * slots.stride[k] - from : nullptr;
-            else if (bytes) w.packed = bytes + 16 * (packed.first[k] + l * packed.stride[k]), w.scales = (const float*)(w.packed + codes[k]);
+            const Tensor& t = rows[k].second;
+            Place<T> w = {nullptr, nullptr, nullptr, t.form};
+            if (t.form == Form::FP32) w.p = arena && t.present && slots.first[k] >= from ? arena + slots.place(k, l) - from : nullptr;
+            else if (bytes) w.packed = bytes + 16 * packed.place(k, l), w.scales = (const float*)(w.packed + code_bytes(t.form, t.rows, t.cols));
             return w;
         };
         W w;
-#define X(field, ...) w.field = place(), k++;
-        TENSORS(X)
-#undef X
+#define TAKE_PLACE(field, ...) w.field = place(), k++;
+        TENSORS(TAKE_PLACE)
         return w;
     }
 
 private:
-    static Form form_in(const Config& c, Per per, const Tensor& t, bool native) {
-        const Form form = per == BLOCK ? c.form : Form::BF16;
-        return c.form == Form::FP32 || t.rows == 0 || t.adapter() || (native && form == Form::BF16) ? Form::FP32 : form;
-    }
-    static std::vector<std::pair<Per, size_t>> arrays(const Config& c, int tile, bool native, bool packed) {
+    std::vector<std::pair<Per, size_t>> arrays(const Config& c, int tile, bool in_fewer_bits) const {
         std::vector<std::pair<Per, size_t>> v;
-        for (auto& [per, t] : tensor_rows(c)) {
-            const size_t rows = t.rows + (t.rows == c.V ? (tile - c.V % tile) % tile : 0);
-            const Form form = form_in(c, per, t, native);
-            const size_t numbers = form == Form::FP32 ? std::max<size_t>(rows, 1) * t.cols : 0;
-            v.push_back({per, !t.present ? 0 : packed ? (packed_bytes(form, rows, t.cols) + 15) / 16 : numbers});
+        for (auto& [per, t] : rows) {
+            const size_t height = t.rows + (t.rows == c.V ? (tile - c.V % tile) % tile : 0);
+            const size_t numbers = t.form == Form::FP32 ? std::max<size_t>(height, 1) * t.cols : 0;
+            v.push_back({per, !t.present ? 0 : in_fewer_bits ? (packed_bytes(t.form, height, t.cols) + 15) / 16 : numbers});
         }
         return v;
     }
@@ -405,16 +386,12 @@ inline Config in_turns(Config c, bool training) {
      reward     both answers of a preference     pair_loss() of their readouts: the logit of end of text behind an answer
      rl         answers drawn to a prompt        ppo_loss() of their tokens, by their reward over that of their group */
 struct Stage {
-    const char* name;
     std::vector<int> kinds;                  // Examples: 0 dialogues, 1 prompts, 2 responses, 3 preferences; {}: tokens
     bool side_by_side = false;               // several examples packed into a row
 };
-inline const Stage STAGES[] = {{"pretrain", {}}, {"sft", {0, 2}, true}, {"reward", {3}}, {"rl", {1, 2}}};
-inline const Stage& stage_of(const Options& o) {
-    return *std::find_if(std::begin(STAGES), std::end(STAGES), [&](const Stage& s) { return o.stage == s.name; });
-}
+inline const std::map<text, Stage> STAGES = {{"pretrain", {}}, {"sft", {{0, 2}, true}}, {"reward", {{3}}}, {"rl", {{1, 2}}}};
 inline Wanted wanted(const Options& o, const char* option, const text& pattern, int V, int T, int eot) {
-    const Stage& s = stage_of(o);
+    const Stage& s = STAGES.at(o.stage);
     return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
             .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
 }
@@ -1723,7 +1700,6 @@ private:
 inline Config read_config(const Json& json, const std::string& path) {
     Config c;
     read_config(c.members(), json, path);
-    if (c.C % c.NH) die("%s: %d channels are not a multiple of %d heads", path.c_str(), c.C, c.NH);
     return c;
 }
 inline std::string config_json(Config c, int eot) { return config_json(c.members(), eot); }
@@ -1772,57 +1748,47 @@ inline std::vector<float> fingerprint(Config c) {
     return logits;
 }
 
-// The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
-inline int end_of_text(const Tokenizer* tokenizer, int V) {
-    return tokenizer ? tokenizer->eot() : V == 50257 ? V - 1 : -1;
-}
-
 // ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
-// Scores n rows, `batch` at a time; each(i, row, logprob, best) sees them in order. Several ranks take turns with batches.
-template <typename Model, typename RowAt, typename Each>
-void score(Model& model, int batch, size_t n, RowAt row_at, Each each) {
-    for (size_t i = batch * world().rank; i < n; i += batch * world().size) {
-        std::vector<Row> rows;
-        for (size_t k = i; k < std::min(n, i + batch); k++) rows.push_back(row_at(k));
-        const Batch b(rows);
+// A model is a Model as section 7 describes it, of this program or of train_gpt.cu.
+
+// Scores n rows, `batch` at a time; each(row, target, its log-probability, likeliest token) sees the targets in order. Several
+// ranks take turns with batches.
+void score(auto& model, int batch, size_t n, auto row_at, auto each) {
+    each_batch(n, batch, row_at, [&](size_t i, const Batch& b) {
         model.forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
         model.result();
-        for (size_t k = 0; k < b.y.size(); k++)
-            if (b.y[k] >= 0 && !std::isfinite(model.logprob[k]))
-                die("row %zu: a log-probability is %g; are the weights finite?", i + k / b.T, (double)model.logprob[k]);
-        for (int r = 0; r < b.B; r++) each(i + r, rows[r], &model.logprob[r * b.T], &model.best[r * b.T]);
-    }
+        for (size_t k = 0; k < b.y.size(); k++) {
+            if (b.y[k] < 0) continue;
+            const size_t row = i + k / b.T;
+            const double logprob = model.logprob[k];
+            if (!std::isfinite(logprob)) die("row %zu: a log-probability is %g; are the weights finite?", row, logprob);
+            each(row, b.y[k], logprob, model.best[k]);
+        }
+    }, world().rank, world().size);
 }
 
-template <typename Model>
-Validation validate(Model& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
+Validation validate(auto& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
     Validation v;
-    score(model, batch, rows.spans.size(), [&](size_t i) { return rows.row(i); },
-          [&](size_t, const Row& row, const real* logprob, const int*) {
-              for (size_t t = 0; t < row.y.size(); t++) {
-                  if (row.y[t] < 0) continue;
-                  v.nats -= logprob[t], v.tokens++;
-                  if (tokenizer && !tokenizer->is_added(row.y[t])) v.bytes += tokenizer->decode(row.y[t]).size();
-              }
-          });
+    score(model, batch, rows.spans.size(), [&](size_t i) { return rows.row(i); }, [&](size_t, int target, double logprob, int) {
+        v.nats -= logprob, v.tokens++;
+        if (tokenizer && !tokenizer->is_added(target)) v.bytes += tokenizer->decode(target).size();
+    });
     return {world().sum(v.nats), (size_t)world().sum(v.tokens), (size_t)world().sum(v.bytes)};
 }
 
-// What a reward model says of rows that end in an answer: the logit of end of text behind it.
-template <typename Model> std::vector<float> rewards_of(Model& model, const std::vector<Row>& rows, int eot) {
-    std::vector<float> rewards(rows.size());
-    for (size_t i = 0; i < rows.size(); i += model.max_B) {
-        const Batch b({rows.begin() + i, rows.begin() + std::min(rows.size(), i + model.max_B)});
+// What a reward model says of n rows that end in an answer: the logit of end of text behind it.
+std::vector<float> rewards_of(auto& model, size_t n, auto row_at, int eot) {
+    std::vector<float> rewards(n);
+    each_batch(n, model.max_B, row_at, [&](size_t i, const Batch& b) {
         model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, &rewards[i]);
-    }
+    });
     for (float r : rewards) if (!std::isfinite(r)) die("a reward is %g; are the model's weights finite?", r);
     return rewards;
 }
 
-template <typename Model> Preferences validate_pairs(Model& model, const ValidationRows& rows, int eot) {
-    std::vector<Row> chosen, rejected;
-    for (size_t i = 0; i < rows.spans.size(); i++) chosen.push_back(rows.row(i, 1)), rejected.push_back(rows.row(i, 2));
-    const std::vector<float> better = rewards_of(model, chosen, eot), worse = rewards_of(model, rejected, eot);
+Preferences validate_pairs(auto& model, const ValidationRows& rows, int eot) {
+    auto rewards = [&](int answer) { return rewards_of(model, rows.spans.size(), [&](size_t i) { return rows.row(i, answer); }, eot); };
+    const std::vector<float> better = rewards(1), worse = rewards(2);
     Preferences p;
     for (size_t i = 0; i < better.size(); i++) p.add(better[i] - worse[i], pair_loss(better[i] - worse[i]).first);
     return p;
@@ -1830,52 +1796,19 @@ template <typename Model> Preferences validate_pairs(Model& model, const Validat
 
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
-template <typename Model> size_t right_answers(Model& model, int batch, const Examples& e, int eot) {
-    size_t right = 0;
+size_t right_answers(auto& model, int batch, const Examples& e, int eot) {
+    std::vector<bool> wrong(e.size());
     score(model, batch, e.size(), [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); },
-          [&](size_t, const Row& row, const real*, const int* best) {
-              size_t t = 0;
-              while (t < row.y.size() && (row.y[t] < 0 || row.y[t] == best[t])) t++;
-              right += t == row.y.size();
-          });
-    return world().sum(right);
+          [&](size_t i, int target, double, int best) { if (target != best) wrong[i] = true; });
+    return e.size() - world().sum(std::count(wrong.begin(), wrong.end(), true));
 }
 
-template <typename Model>
-ChoiceScores multiple_choice(Model& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
+ChoiceScores multiple_choice(auto& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
     const ChoiceRows rows(choices);
-    ChoiceScores scores;
-    score(model, batch, rows.of.size(), [&](size_t i) { return rows.row(i); }, [&](size_t i, const Row& row, const real* logprob, const int*) {
-        const auto& [label, context, completions] = choices.examples[rows.of[i].first];
-        const size_t k = rows.of[i].second;
-        double sum = 0;
-        for (size_t t = 0; t < row.y.size(); t++) if (row.y[t] >= 0) sum += logprob[t];
-        const std::string text = tokenizer ? show_tokens(completions[k], tokenizer) : "";
-        scores.add(k, completions.size(), label, sum, completions[k].size(), text.size() - text.starts_with(' '));
-    });
-    return scores;
+    std::vector<double> sums(rows.of.size());
+    score(model, batch, sums.size(), [&](size_t i) { return rows.row(i); }, [&](size_t i, int, double logprob, int) { sums[i] += logprob; });
+    return choice_scores(rows, sums, tokenizer);
 }
-
-// What a model is measured on, read and checked before there is a model; V: tokens that the data may hold.
-struct HeldOut {
-    std::optional<ValidationRows> val;
-    std::optional<Choices> choices;
-    std::optional<Examples> answers;
-    std::map<std::string, std::string> data;                 // what tells it from other data
-    double floor = NAN;
-
-    HeldOut(const Options& o, int V, int T, int eot) {
-        if (o.rows == "documents" && eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
-        if (!o.answers.empty() && eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
-        const size_t rows = o.verb == "train" || o.has("eval_rows") ? o.eval_rows : 0;
-        if (o.verb == "train" && !o.val.empty()) tell_shared(o.train, o.val);
-        if (!o.val.empty()) val.emplace(wanted(o, "--val", o.val, V, T, eot), rows), data["val"] = val->identity.text();
-        if (!o.val.empty() && o.rows == "documents") floor = known_floor(o.val);
-        if (!o.choices.empty()) choices.emplace(o.choices, V, T);
-        if (!o.answers.empty()) answers.emplace(o.answers, V, T), answers->need("--answers", {2, 3});
-        if (answers) data["answers"] = Identity(o.answers).text();
-    }
-};
 
 /* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn, and says
    whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. When the
@@ -1884,16 +1817,11 @@ struct HeldOut {
    batch, except for rounding on a GPU: cuBLASLt may sum in another order for another number of rows. adjust(i, z) may
    change the logits of prompt i's next token. held: what row 0 of the cache holds, before and after; of a single prompt
    the tokens that it begins with are not computed again. */
-template <typename Model, typename Emit>
-void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
-              const Tokenizer* tokenizer, Emit emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
+void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
+              const Tokenizer* tokenizer, auto emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
-    std::vector<int> order(prompts.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return prompts[a].tokens.size() < prompts[b].tokens.size(); });
-    const int side_by_side = std::min(model.max_B, 64);
-    for (size_t first = 0; first < order.size(); first += side_by_side) {
-        const int B = std::min<size_t>(side_by_side, order.size() - first), *const number = &order[first];
+    for (const std::vector<int>& number : by_length(prompts, std::min(model.max_B, 64))) {
+        const int B = number.size();
         const size_t shortest = prompts[number[0]].tokens.size(), longest = prompts[number[B - 1]].tokens.size();
         std::vector<std::vector<int>> rows;
         std::vector<integer> left;
@@ -1935,9 +1863,8 @@ void generate(Model& model, const Sampling& sampling, uint64_t seed, const std::
 }
 
 // Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on. --stop ends it, too.
-template <typename Model, typename Shown>
-std::vector<Text> draw_texts(Model& model, const Options& o, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
-                             const Tokenizer* tokenizer, Guide* guide, Shown shown, std::vector<int>* held = nullptr) {
+std::vector<Text> draw_texts(auto& model, const Options& o, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
+                             const Tokenizer* tokenizer, Guide* guide, auto shown, std::vector<int>* held = nullptr) {
     const Stops stops = {o.stop};
     std::vector<Text> texts;
     for (const Prompt& p : prompts) texts.push_back({p});
@@ -1948,10 +1875,7 @@ std::vector<Text> draw_texts(Model& model, const Options& o, uint64_t seed, cons
     };
     auto adjust = [&](int i, float* z) {
         cpu::penalize(z, texts[i].all(), o.repetition_penalty);
-        if (!guide) return;
-        guide->tidy(states);
-        const Guide::Allowed& allowed = guide->allowed(states[i]);
-        for (int v = 0; v < model.c.V; v++) if (v == eot ? !guide->may_end(states[i]) : !allowed[v]) z[v] = NEVER;
+        if (guide) guide->rule_out(z, states, i, eot, NEVER);
     };
     generate(model, Sampling(o), seed, prompts, eot, tokenizer, emit, guide || o.repetition_penalty != 1 ? Adjust(adjust) : Adjust(), held);
     for (size_t i = 0; i < texts.size(); i++) texts[i].certain = texts[i].response.size(), shown(i, texts[i]);
@@ -1959,28 +1883,25 @@ std::vector<Text> draw_texts(Model& model, const Options& o, uint64_t seed, cons
 }
 
 // Log-probabilities of the tokens of texts under the model itself, whatever they were drawn with.
-template <typename Model> void score_texts(Model& model, std::vector<Text>& texts) {
+void score_texts(auto& model, std::vector<Text>& texts) {
     std::vector<Row> rows;
     std::vector<Text*> text;                                 // of each row
     for (Text& t : texts)
         for (Row& row : text_rows(t.all(), model.max_T)) rows.push_back(row), text.push_back(&t);
-    score(model, model.max_B, rows.size(), [&](size_t i) { return rows[i]; }, [&](size_t i, const Row& row, const real* logprob, const int*) {
-        for (size_t t = 0; t < row.y.size(); t++) if (row.y[t] >= 0) text[i]->logprobs.push_back(logprob[t]);
-    });
+    score(model, model.max_B, rows.size(), [&](size_t i) { return rows[i]; },
+          [&](size_t i, int, double logprob, int) { text[i]->logprobs.push_back(logprob); });
 }
 
-template <typename Model, typename Drawn> void reward_answers(Model& rewarder, std::vector<Drawn>& answers, int eot) {
-    std::vector<Row> rows;
-    for (const Drawn& a : answers) rows.push_back(a.row(eot));
-    for (size_t i = 0; const float r : rewards_of(rewarder, rows, eot)) answers[i++].reward = r;
+void reward_answers(auto& rewarder, auto& answers, int eot) {
+    const std::vector<float> rewards = rewards_of(rewarder, answers.size(), [&](size_t i) { return answers[i].row(eot); }, eot);
+    for (size_t i = 0; i < rewards.size(); i++) answers[i].reward = rewards[i];
 }
 
 // Draws --samples, --best-of or --vote texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n)
 // gets those of prompt k, or the one of them that is taken.
 inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vote ? o.vote : o.samples; }
-template <typename Model, typename Shown, typename Each>
-void draw_groups(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot,
-                 const Tokenizer* tokenizer, Guide* guide, Shown shown, Each each) {
+void draw_groups(auto& model, auto* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot,
+                 const Tokenizer* tokenizer, Guide* guide, auto shown, auto each) {
     const size_t n = texts_each(o), at_once = std::max<size_t>(1, 64 / n);
     for (size_t first = 0; first < prompts.size(); first += at_once) {
         std::vector<Prompt> some;
@@ -1997,49 +1918,25 @@ void draw_groups(Model& model, Model* rewarder, const Options& o, const std::vec
     }
 }
 
-template <typename Model>
-std::vector<std::string> sample_texts(Model& model, const Options& o, const std::vector<int>& prompt, int eot,
+std::vector<std::string> sample_texts(auto& model, const Options& o, const std::vector<int>& prompt, int eot,
                                       const Tokenizer* tokenizer) {
+    std::vector<Prompt> prompts;
     std::vector<std::string> texts;
-    draw_groups(model, (Model*)nullptr, o, {{prompt, o.tokens}}, eot, tokenizer, nullptr, [](auto...) { return true; }, [&](size_t, const Text* t, size_t n) {
-        for (size_t i = 0; i < n; i++) texts.push_back(t[i].response);
-    });
+    for (integer i = 0; i < o.samples; i++) prompts.push_back({prompt, o.tokens, (uint64_t)i});
+    for (Text& t : draw_texts(model, o, o.seed, prompts, eot, tokenizer, nullptr, [](auto...) { return true; })) texts.push_back(t.response);
     return texts;
 }
 
-template <typename Model>
-void sample(Model& model, Model* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot, const Tokenizer* tokenizer,
-            Guide* guide) {
-    const bool json = o.format == "jsonl", grows = !json && prompts.size() == 1 && texts_each(o) == 1;
-    size_t shown = 0;
-    if (grows) write_out(prompts[0].shown(tokenizer));
-    auto show = [&](int, const Text& t) {
-        if (grows) t.show(shown);
-        return true;
-    };
-    draw_groups(model, rewarder, o, prompts, eot, tokenizer, guide, show, [&](size_t k, const Text* t, size_t n) {
-        for (size_t i = 0; i < n; i++)
-            write_out(json ? json_line(t[i]) : grows ? "\n" : heading(k, prompts.size(), i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
-        if (o.vote && !answer_in(t->response, o.vote_after)) warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
-    });
-}
-
 // Draws answers to prompts, each of at most so many tokens, and of what the context leaves; `before`: answers of other ranks.
-template <typename Model>
-void draw_answers(Model& model, const Sampling& sampling, uint64_t seed, size_t before, integer most, std::vector<Answer>& answers,
+void draw_answers(auto& model, const Sampling& sampling, uint64_t seed, size_t before, integer most, std::vector<Answer>& answers,
                   int eot, const Tokenizer* tokenizer) {
     std::vector<Prompt> prompts;
-    for (const Answer& a : answers) {
-        Prompt& p = prompts.emplace_back(Prompt{{eot}, std::min<integer>(most, model.max_T - 1 - a.example[0].size()), before + prompts.size()});
-        p.tokens.insert(p.tokens.end(), a.example[0].begin(), a.example[0].end());
-    }
-    generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) {
-        if (!(answers[i].ended = token == eot)) answers[i].tokens.push_back(token);
-        return true;
-    });
+    for (const Answer& a : answers) prompts.push_back(prompt_of(a.example[0], eot, model.max_T, most, before + prompts.size()));
+    generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) { return answers[i].add(token, eot); });
 }
+
 // A conversation; dev/host/chat.h says what it is made of.
-template <typename Model> void chat(Model& model, const Options& o, int eot, const Tokenizer& tokenizer, Guide* guide) {
+void chat(auto& model, const Options& o, int eot, const Tokenizer& tokenizer, Guide* guide) {
     Conversation talk{tokenizer, eot, model.max_T, o.tokens};
     std::vector<int> held;
     std::string line;
@@ -2090,13 +1987,8 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
     c.form = form_of(o.base_dtype);
     if (!file) die_usage("--lora-rank: needs --init, a model to adapt");
     c.rank = o.lora_rank, c.lora_alpha = o.lora_alpha, c.targets = read_targets("--lora-targets", o.lora_targets);
-    if (const auto& a = file->adapter; a && (a->rank != c.rank || a->alpha != c.lora_alpha || a->targets != c.targets))
-        die_usage("--lora-rank %d: the adapter in %s has rank %d, alpha %g and other targets", c.rank, a->path.c_str(), a->rank, a->alpha);
+    if (file->adapter) file->adapter->check(c.rank, c.lora_alpha, c.targets);
     return c;
-}
-
-inline bool is_preset(const std::string& init) {
-    return init == "custom" || std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
 }
 
 // Heuristic: threads synchronize about ten times a layer, and one pays from 10 MFLOP a layer on (dev/SPEED.md).
@@ -2106,22 +1998,8 @@ inline void choose_threads(const Options& o, const Config& c, size_t tokens, boo
     omp_set_num_threads(std::clamp(flops / (1e7 * c.L), 1.0, (double)omp_get_max_threads()));
 }
 
-// Where a tokenizer may lie: beside the model, if there is one, and beside the data.
-inline std::vector<std::string> directories_of(const Options& o, const std::string& model) {
-    std::vector<std::string> directories;
-    if (!model.empty()) directories.push_back(model);
-    for (auto& [data, name] : {std::pair(o.train, "--train"), {o.val, "--val"}})
-        if (!data.empty()) for (auto& path : glob_files(data, name)) directories.push_back(directory_of(path));
-    if (!o.answers.empty()) directories.push_back(directory_of(o.answers));
-    return directories;
-}
-
-// Weights of a file, and its adapter: beside them if the model has a place for it, else merged.
-template <typename Model> void load(Model& model, const ModelFile& file) {
-    const Adapter* a = file.adapter.get();
-    load_tensors(a && !model.c.rank ? merged(stored(model), *a) : stored(model), file.tensors, file.path);
-    if (a && model.c.rank) load_tensors(stored(model, true), a->tensors, a->path);
-}
+// Weights of a file, and its adapter.
+void load(auto& model, const ModelFile& file) { load_adapted(stored(model), stored(model, true), file); }
 
 // A model on disk that is not to change: which checkpoint it is, and what stands beside it.
 struct Frozen {
@@ -2134,7 +2012,7 @@ struct Frozen {
     Frozen(const char* option, const std::string& given, const Options& o, integer heads, const text& adapter = "")
         : path(given), held(hold_model(option, path)), file(open_adapted(path, adapter)), c(config_of(file, heads)) {
         if (exists(path, true)) check_fingerprint(fingerprint(c), file.directory);
-        tokenizer = find_tokenizer(o.tokenizer, directories_of(o, file.directory));
+        tokenizer = find_tokenizer(o.tokenizer, directories_of(file.directory, o.train, o.val, o.answers));
         if (tokenizer && tokenizer->vocab() > c.V)
             die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
                 tokenizer->vocab());
@@ -2147,7 +2025,6 @@ struct Frozen {
         ::load(*model, file);
         return model;
     }
-    std::string identity() const { return Identity(file.path).text(); }
 };
 
 // What a run reads, checks and decides before it has a model. A resumed run has the options, the position and the weights
@@ -2194,44 +2071,31 @@ private:
     }
     void resume() {
         directory.emplace(o.out, true, world().first());
-        from = newest_whole(o.out);
-        const std::string where = from.empty() ? o.out + "/log.jsonl" : from + "/state.json";
-        Json state, stored;
-        if (!from.empty()) {
-            state = verify_checkpoint(from), stored = state["options"];
-            position = Position(state, where);
-            auto of = [&](const char* name) { return strtod(stored[name].string.c_str(), nullptr); };
-            if (!state["window"])                            // older ones; the last step of an epoch may be partial
-                position.window = std::min(position.step * std::floor(of("tokens_per_step") / of("context")),
-                    of("steps") ? INFINITY : std::round(std::max(1.0, of("epochs") * position.windows)));
-        } else if (exists(where)) {
-            const std::string log = read_file(where);
-            if (log.find('\n') != log.npos) stored = parse_json(log.substr(0, log.find('\n')), where)["options"];
-        }
-        Options fresh;
+        const Past past(o.out);
+        const Json& was = past.options;
+        from = past.checkpoint, position = past.position;
         const Table table = o.table();
-        if (stored.kind == Json::OBJECT)
-            resume_options(table, fresh.table(), o.given, stored, bool(state["data"]), o.out, where);
+        if (was) resume_options(table, Options().table(), o.given, was, past.data_known, o.out, past.where);
         if (o.steps) o.epochs = 0;
-        rescheduled = !from.empty() && (stored["steps"].string != show(o.steps) || stored["epochs"].string != show(o.epochs));
+        rescheduled = !from.empty() && (was["steps"].string != show(o.steps) || was["epochs"].string != show(o.epochs));
         for (const Option& row : table)
             if (auto* path = std::get_if<text*>(&row.value); path && !o.has(row.name))
                 if (row.is('D') || (!strcmp(row.name, "init") && !is_preset(o.init)))
-                    **path = given_in(stored["directory"].string, **path);
+                    **path = given_in(was["directory"].string, **path);
         if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
     }
 
     // The model's shape and tokenizer: of the checkpoint, of the weights to start from, or of the options.
     void open_start() {
         std::string init = from.empty() ? o.init : from, presets;
-        for (const Preset& p : PRESETS) presets += std::string(p.name) + ", ";
+        for (const Preset& p : PRESETS) presets += (presets.empty() ? "" : ", ") + text(p.name);
         if (from.empty() && !is_preset(init) && !exists(init))
-            die_usage("--init %s: no such file or directory, and no size of a model: those are %scustom%s", init.c_str(),
+            die_usage("--init %s: no such file or directory, and no size of a model: those are %s%s", init.c_str(),
                       presets.c_str(), published(init));
         if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_adapted(init, from.empty() ? o.adapter : "");
         const bool own = !from.empty() && !o.has("tokenizer");               // a checkpoint has its tokenizer
-        tokenizer = own ? find_tokenizer("", {from})
-                        : find_tokenizer(o.tokenizer, directories_of(o, start ? start->directory : ""));
+        const std::string beside = start ? start->directory : "";
+        tokenizer = own ? find_tokenizer("", {from}) : find_tokenizer(o.tokenizer, directories_of(beside, o.train, o.val, o.answers));
         if (from.empty() || own) return;
         if (auto its = find_tokenizer("", {from}); its && !its->same(*tokenizer))
             die_usage("--tokenizer %s: is not that of the run in %s", o.tokenizer.c_str(), o.out.c_str());
@@ -2254,57 +2118,34 @@ private:
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
         per_step = o.tokens_per_step / o.context / rows_of_window;
         end = o.steps ? SIZE_MAX : windows->end_of(o.epochs);
-        if (position.window > end)
-            die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(o.epochs).c_str(),
-                      o.out.c_str(), position.window, windows->total);
+        position.check_window(end, windows->total, o.epochs, o.out);
         steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
-        held_out.emplace(o, c.V, o.context, eot);
+        held_out.emplace(wanted(o, "--val", o.val, c.V, o.context, eot), o.eval_rows, o.train, o.choices, o.answers);
         std::map<std::string, std::string> data = held_out->data;
         data["train"] = windows->identity.text();
         if (rl) open_frozen(data);
         if (c.rank) data["init"] = Identity(start->path).text();
-        std::map<std::string, text> paths = {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init},
-                                                   {"reward", o.reward}};
-        for (auto& [name, was] : position.data)
-            if (const text& path = paths[name]; data[name] != was)
-                die("%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new "
-                    "run from its weights", dashed(name).c_str(), path.c_str(), data[name].c_str(), o.out.c_str(), was.c_str(),
-                    o.out.c_str());
-        if (!from.empty() && position.windows != windows->total)
-            die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", o.train.c_str(),
-                windows->total, o.out.c_str(), position.windows);
-        if (position.step > steps)
-            die_usage("--steps %lld: the run in %s has done %lld already", steps, o.out.c_str(), position.step);
+        position.check(data, {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init}, {"reward", o.reward}},
+                       windows->total, steps, o.out);
         if (o.warmup >= steps && o.has("warmup"))
             warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
         if (o.min_lr > o.lr) warn("--min-lr %s: is above --lr %s", show(o.min_lr).c_str(), show(o.lr).c_str());
-        position.windows = windows->total, position.data = data;
-        position.beginning = later ? std::vector{eot} : beginning_of(*windows->shards[0], eot, o.context);
-        if (!later) return;
-        const std::vector<int>& prompt = (held_out->val ? held_out->val->examples : windows->examples)[0]->example(0)[0];
-        position.beginning.insert(position.beginning.end(), prompt.begin(), prompt.end());
+        position.windows = windows->total, position.data = std::move(data);
+        position.beginning = (later && held_out->val ? (const Source&)*held_out->val : *windows).beginning(eot, o.context);
     }
     // What reinforcement learning starts from, and what it is rewarded by.
     void open_frozen(std::map<std::string, std::string>& data) {
         if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
-        reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = reference->identity();
+        reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = Identity(reference->file.path).text();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
-            rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = rewarding->identity();
+            rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = Identity(rewarding->file.path).text();
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
-        std::vector<ExampleRows*> files;
-        for (auto& file : windows->examples) files.push_back(file.get());
-        if (held_out->val) for (auto& file : held_out->val->examples) files.push_back(file.get());
-        for (ExampleRows* rows : files) {
-            if (exact) rows->examples.need("--reward exact", {2});
-            for (size_t i = 0; i < rows->packs.size(); i++)
-                if (const size_t n = rows->example(i)[0].size() + 1 + std::max<integer>(o.response_tokens, 1); n > (size_t)o.context)
-                    die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the context has %lld",
-                        rows->examples.path.c_str(), rows->examples.number[i], n, o.context);
-        }
+        windows->check_prompts(o.response_tokens, exact);
+        if (held_out->val) held_out->val->check_prompts(o.response_tokens, exact);
     }
 };
 
@@ -2628,15 +2469,13 @@ template <typename Model> void run_verb(Options o) {
     std::vector<Prompt> prompts;
     if (o.verb == "sample") {
         if (written) prompter.beginning = Position(written, state).beginning;
-        for (const std::string& text : !o.prompts.empty() ? read_prompts(o.prompts) : std::vector{o.prompt_file.empty() ? o.prompt : read_prompt(o.prompt_file)})
-            prompts.push_back(prompter.prompt(text));
+        for (const text& given : given_prompts(o.prompt, o.prompt_file, o.prompts)) prompts.push_back(prompter.prompt(given));
         T = std::min<integer>(T, prompter.longest + o.tokens);              // no larger a cache than needed
         if (o.best_of) for (Prompt& p : prompts) p.most = std::min<integer>(o.tokens, T - p.tokens.size());
     }
-    HeldOut held_out(o, c.V, T, eot);
+    HeldOut held_out(wanted(o, "--val", o.val, c.V, T, eot), o.has("eval_rows") ? o.eval_rows : 0, o.train, o.choices, o.answers);
     auto& [val, choices, answers, data, floor] = held_out;
-    for (size_t i = 0; answers && i < answers->size(); i++)
-        prompter.put_examples(answers->tokens[answers->first[i]], T - answers->length(i));
+    if (answers) prompter.put_examples(*answers);
     prompter.tell();
     const int B = o.verb == "sample" ? std::min<size_t>(texts_each(o) * prompts.size(), 64) : o.verb == "eval" ? o.batch : 1;
 
@@ -2657,7 +2496,7 @@ template <typename Model> void run_verb(Options o) {
     if (choices) printf("%s\n", multiple_choice(model, B, *choices, tokenizer.get()).line(!!tokenizer).c_str());
     if (answers) printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
     if (answers && (o.best_of || o.vote || o.has("pattern"))) {
-        for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompter.after_eot(answers->of(i)[0]));
+        for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompt_of(answers->of(i)[0], eot, T));
         size_t right = 0;
         draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), [](auto...) { return true; }, [&](size_t i, const Text* t, size_t) {
             right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
@@ -2665,7 +2504,13 @@ template <typename Model> void run_verb(Options o) {
         const std::string how = o.vote ? format("vote of %lld", o.vote) : !o.best_of ? "with --pattern" : format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
         printf("%s: answers right %zu of %zu\n", how.c_str(), right, answers->size());
     }
-    if (o.verb == "sample") sample(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get());
+    if (o.verb != "sample") return;
+    TextWriter writer(tokenizer.get(), prompts, texts_each(o), o.format == "jsonl");
+    auto show = [&](int, const Text& t) { return writer.show(t), true; };
+    draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), show, [&](size_t k, const Text* t, size_t n) {
+        writer.put(k, t, n);
+        if (o.vote && !answer_in(t->response, o.vote_after)) warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
+    });
 }
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.

@@ -330,6 +330,24 @@ static void checkpoints() {
     check(p.step == 1 && p.window == 5 && p.windows == 9 && p.data.at("train") == "it" && p.beginning == std::vector<int>({3, 1}) && p.lowest == 1.25 && p.lowest_step == 2,
           "host/checkpoint/its position comes back");
     check(state["options"]["rate"].string == "1" && state["files"].members.size() + 1 == entries_of(run + "/step_00000001").size(), "host/checkpoint/options, and a checksum of every other file");
+    // what a run in `out` may not go on with
+    using Names = std::map<std::string, std::string>;
+    auto goes_on = [&](const Names& now, size_t windows, long long steps) { return error_of([&] { p.check(now, {{"train", "t.bin"}}, windows, steps, "out"); }); };
+    same("position/the same data", goes_on({{"train", "it"}, {"val", "more"}}, 9, 1), "");
+    same("position/other data", goes_on({{"train", "its"}}, 9, 1),
+         "1 --train t.bin: its, but the run in out was given other data: it; --init out --out with another directory begins a new run from its weights");
+    same("position/other windows", goes_on({{"train", "it"}}, 8, 1), "1 t.bin: 8 windows, but the run in out was trained on 9; are these the same shards?");
+    same("position/fewer steps", goes_on({{"train", "it"}}, 9, 0), "2 --steps 0: the run in out has done 1 already");
+    same("position/an end behind it", error_of([&] { p.check_window(5, 9, 0.5, "out"); }), "");
+    dies("position/an end before it", "2 --epochs 0.5: the run in out has seen 5 windows already, and an epoch has 9", [&] { p.check_window(4, 9, 0.5, "out"); });
+    // what is left of a run; older states do not say where it stands in its data
+    const std::string cut = DIR + "cut";
+    fs::create_directories(cut);
+    check(Past(cut).checkpoint.empty() && !Past(cut).options, "host/past/nothing");
+    write_file(cut + "/log.jsonl", "{\"options\": {\"lr\": \"3\"}}\n{");
+    check(Past(cut).checkpoint.empty() && Past(cut).options["lr"].string == "3" && Past(cut).position.step == 0, "host/past/a log alone");
+    const Past past(run);
+    check(past.checkpoint == run + "/step_00000001" && past.options["rate"].string == "1" && past.data_known && past.position.window == 5, "host/past/a checkpoint");
     // the first of two damaged files is named; a reader of the model alone does without the optimizer
     const std::string copy = DIR + "damaged", damaged = ": damaged: size or checksum differ from state.json; remove this checkpoint to use the one before";
     fs::copy(run + "/step_00000001", copy);
@@ -736,6 +754,23 @@ static void texts() {
     check(text_of("").mean_logprob() == -INFINITY && show_tokens({5, 6}, nullptr) == "5 6" && (Prompt{{}, 1, 0, "5"}).shown(nullptr) == "5 ", "host/texts/none written, and ids");
     same("texts/headings", heading(0, 1, 0, 1) + heading(1, 2, 0, 1) + heading(0, 1, 1, 2) + heading(1, 2, 1, 2), "--- prompt 2\n--- sample 2\n--- prompt 2, sample 2\n");
 
+    auto written = [&](bool json, size_t prompts, size_t each) {
+        return output_of([&] {
+            TextWriter w(&bytes, std::vector<Prompt>(prompts, t.prompt), each, json);
+            for (size_t k = 0; k < prompts; k++) w.show(t), w.put(k, &t, 1);
+        });
+    };
+    same("texts/one is written as it grows", written(false, 1, 1), "a\xff\"\nb\n");
+    same("texts/several are written whole", written(false, 2, 1), "--- prompt 1\na\xff\"\nb\n--- prompt 2\na\xff\"\nb\n");
+    same("texts/one of several to a prompt", written(false, 1, 2), "a\xff\"\nb\n");
+    same("texts/JSON Lines are written whole", written(true, 1, 1), json_line(t));
+    const std::vector<Prompt> prompts = {{{1, 2, 3}, 1}, {{1}, 1}, {{1, 2}, 1}, {{2}, 1}, {{1, 2}, 1}};
+    check(by_length(prompts, 2) == std::vector<std::vector<int>>({{1, 3}, {2, 4}, {0}}) && by_length({}, 2).empty(), "host/texts/the shortest prompts first, two at a time");
+    const Prompt to_answer = prompt_of({5, 6}, 9, 8), briefly = prompt_of({5, 6}, 9, 8, 3, 7);
+    check(to_answer.tokens == std::vector<int>({9, 5, 6}) && to_answer.most == 5 && briefly.most == 3 && briefly.stream == 7, "host/texts/a shard's prompt, and the room for its answer");
+    Answer answer = {nullptr};
+    check(answer.add(7, 9) && !answer.ended && !answer.add(9, 9) && answer.ended && answer.tokens == std::vector<int>({7}), "host/texts/an answer ends in an end of text, and does not hold it");
+
     const std::string file = DIR + "prompts", jsonl = file + ".jsonl";
     auto read = [&](const std::string& path, const std::string& content) {
         write_file(path, content);
@@ -747,6 +782,8 @@ static void texts() {
     same("texts/prompts that begin like JSON", read(file, "{\n{\"a\": 1}\n{\"prompt\": 3"), "[{][{\"a\": 1}][{\"prompt\": 3]");
     same("texts/prompts as JSON Lines, by the first", read(file, "\n{\"prompt\": \"a\\nb\", \"id\": 3}\n\n{\"prompt\": \"\"}"), "[a\nb][]");
     same("texts/prompts as JSON Lines, by the name", read(jsonl, "{\"prompt\": \"a\"}\n"), "[a]");
+    check(given_prompts("p", "", "") == std::vector<std::string>{"p"} && given_prompts("", "", jsonl) == std::vector<std::string>{"a"} &&
+              given_prompts("", jsonl, "") == std::vector<std::string>{"{\"prompt\": \"a\"}"}, "host/texts/prompts in each way that they are given");
     dies("texts/no prompts", "1 " + file + ": holds no prompts", [&] { read(file, "\n\r\n"); });
     dies("texts/no prompt in a line", "1 " + jsonl + ": line 3: expected an object with a string \"prompt\"", [&] { read(jsonl, "{\"prompt\": \"a\"}\n\n{\"prompt\": 3}\n"); });
     dies("texts/a line that is no JSON", "1 " + jsonl + ": line 1: byte 0: found byte 0x61, expected a JSON value", [&] { read(jsonl, "a\n"); });

@@ -60,6 +60,11 @@ struct Adapter {
             std::swap(own.shape[0], own.shape[1]), own.transposed = true;
         }
     }
+    // For a model that is to train it on as one of this shape.
+    void check(int asked, double asked_alpha, const std::set<std::string>& asked_targets) const {
+        if (rank != asked || alpha != asked_alpha || targets != asked_targets)
+            die_usage("--lora-rank %d: the adapter in %s has rank %d, alpha %g and other targets", asked, path.c_str(), rank, alpha);
+    }
 };
 
 // The model in `path`, or the one that an adapter there is for, with that adapter or with the one given.
@@ -107,6 +112,14 @@ inline std::vector<Stored> merged(std::vector<Stored> weights, const Adapter& ad
     for (auto& [name, view] : adapter.tensors)
         if (!used.count(name)) die("%s: tensor '%s' fits no matrix of the model, or its other half is missing", adapter.path.c_str(), name.c_str());
     return weights;
+}
+
+// Gives a model's tensors what a file has, and its adapter: to tensors of the model's own, if it has a place for one, or else
+// merged with the weights.
+inline void load_adapted(const std::vector<Stored>& weights, const std::vector<Stored>& adapter, const ModelFile& file) {
+    const Adapter* a = file.adapter.get();
+    load_tensors(a && adapter.empty() ? merged(weights, *a) : weights, file.tensors, file.path);
+    if (a && !adapter.empty()) load_tensors(adapter, a->tensors, a->path);
 }
 
 // PEFT's description of an adapter for the model in `base`.

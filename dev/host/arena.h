@@ -8,7 +8,7 @@ struct Range { size_t at, n; };
 
 // Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units
 // like best. Of arrays that exist once per layer (BLOCK), those named one after the other stand together with the rest of
-// their layer, so a layer is one contiguous piece: array k of layer l begins at first[k] + l * stride[k].
+// their layer, so a layer is one contiguous piece: array k of layer l begins at place(k, l).
 struct Slots {
     std::vector<size_t> first, stride;
     size_t size = 0;                                         // of the arena, in elements
@@ -23,6 +23,7 @@ struct Slots {
             size += within * (arrays[k].first == BLOCK ? L : 1);
         }
     }
+    size_t place(size_t k, int l) const { return first[k] + l * stride[k]; }
 };
 
 // Zeroed memory for n numbers, first touched by the threads that will use it. Huge pages, where there are any, save a

@@ -164,6 +164,50 @@ struct Position {
         for (const Json& token : state["beginning"].items) beginning.push_back(token.number);
         if (const Json& l = state["lowest"]) lowest = l["val_loss"].number, lowest_step = l["step"].number;
     }
+    // Dies if the run in `out`, which is to end before window `end`, is beyond it.
+    void check_window(size_t end, size_t windows_now, double epochs, const std::string& out) const {
+        if (window > end)
+            die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(epochs).c_str(), out.c_str(),
+                      window, windows_now);
+    }
+    // Dies if the run in `out` cannot go on from here with what it is given now: to read, from `paths` by the name of the option,
+    // windows of an epoch, and steps in all.
+    void check(std::map<std::string, std::string> now, std::map<std::string, std::string> paths, size_t windows_now, long long steps,
+               const std::string& out) const {
+        const char* run = out.c_str();
+        for (auto& [name, was] : data)
+            if (now[name] != was)
+                die("--%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new run "
+                    "from its weights", name.c_str(), paths[name].c_str(), now[name].c_str(), run, was.c_str(), run);
+        if (windows && windows != windows_now)
+            die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", paths["train"].c_str(),
+                windows_now, run, windows);
+        if (step > steps) die_usage("--steps %lld: the run in %s has done %lld already", steps, run, step);
+    }
+};
+
+// What a run goes on from: its newest whole checkpoint or, before there is one, the options that its log began with.
+struct Past {
+    std::string checkpoint, where;           // "", if there is none; the file that has the options
+    Json options = {};                       // null, if no file has them
+    Position position = {};
+    bool data_known = false;                 // its identity
+
+    explicit Past(const std::string& run)
+        : checkpoint(newest_whole(run)), where(checkpoint.empty() ? run + "/log.jsonl" : checkpoint + "/state.json") {
+        if (checkpoint.empty()) {
+            const std::string log = exists(where) ? read_file(where) : "";
+            if (const size_t end = log.find('\n'); end != log.npos) options = parse_json(log.substr(0, end), where)["options"];
+        } else {
+            const Json state = verify_checkpoint(checkpoint);
+            options = state["options"], data_known = bool(state["data"]), position = Position(state, where);
+            auto of = [&](const char* name) { return strtod(options[name].string.c_str(), nullptr); };
+            if (!state["window"])                            // older ones; the last step of an epoch may be partial
+                position.window = std::min(position.step * std::floor(of("tokens_per_step") / of("context")),
+                    of("steps") ? INFINITY : std::round(std::max(1.0, of("epochs") * position.windows)));
+        }
+        if (options.kind != Json::OBJECT) options = {};
+    }
 };
 
 // What a program computes, some logits of a model that it draws, is kept in state.json. Another machine sums up in another

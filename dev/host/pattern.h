@@ -333,6 +333,12 @@ struct Guide {
     }
     // To be called between tokens, with the states of all texts: so the limit holds, however many there come to be.
     void tidy(std::vector<int>& held) { if (pattern.tidy(held)) known.clear(); }
+    // The same, and then those logits are `never` whose tokens may not follow in state held[i]; `end` is the end of text.
+    void rule_out(float* logits, std::vector<int>& held, size_t i, int end, float never) {
+        tidy(held);
+        const Allowed& a = allowed(held[i]);
+        for (int v = 0; v < (int)tokens.size(); v++) if (v == end ? !may_end(held[i]) : !a[v]) logits[v] = never;
+    }
 
 private:
     struct Token {

@@ -2,6 +2,7 @@
 #pragma once
 #include "runs.h"
 #include <numeric>
+#include <optional>
 
 // What to make rows of: files, and how they are read.
 struct Wanted {
@@ -61,6 +62,15 @@ struct Batch {
     size_t targets() const { return y.size() - std::count(y.begin(), y.end(), -1); }
 };
 
+// f(i, rows i, i + 1, ... as a batch) for all n rows, at most so many at a time, or every `ranks`th of these batches.
+template <typename RowAt, typename F> void each_batch(size_t n, size_t most, RowAt row_at, F f, int rank = 0, int ranks = 1) {
+    for (size_t i = rank * most; i < n; i += ranks * most) {
+        std::vector<Row> rows;
+        for (size_t k = i; k < std::min(n, i + most); k++) rows.push_back(row_at(k));
+        f(i, Batch(rows));
+    }
+}
+
 // Rows of whole examples, none of them cut.
 struct ExampleRows {
     const Examples examples;
@@ -94,6 +104,15 @@ struct ExampleRows {
     const std::vector<int>* example(size_t i) const { return examples.of(packs[i][0]); }
 };
 
+// What a text like the shard's begins with: an end of text; or, where a million tokens hold no other than at their start, as
+// in a book, the first ones, which a model of it has seen.
+inline std::vector<int> beginning_of(const Shard& shard, int eot, int T) {
+    for (size_t i = 1; i < std::min<size_t>(shard.count, 1 << 20); i++) if ((int)shard[i] == eot) return {eot};
+    std::vector<int> first;
+    for (size_t i = 0; i < std::min<size_t>(shard.count, std::clamp(T / 2, 1, 16)); i++) first.push_back(shard[i]);
+    return first;
+}
+
 // The files, checked, and what tells them from others.
 struct Source {
     std::vector<std::unique_ptr<Shard>> shards;
@@ -108,6 +127,24 @@ struct Source {
             }
             shards.push_back(std::make_unique<Shard>(path, w.raw)), shards.back()->check_tokens(w.V);
             identity.add(shards.back()->file);
+        }
+    }
+    // What a text like these begins with.
+    std::vector<int> beginning(int eot, int T) const {
+        if (!shards.empty()) return beginning_of(*shards[0], eot, T);
+        std::vector<int> first = {eot};
+        const std::vector<int>& prompt = examples[0]->example(0)[0];
+        first.insert(first.end(), prompt.begin(), prompt.end());
+        return first;
+    }
+    // For those who draw answers of so many tokens to the prompts, and may compare them with the files' own.
+    void check_prompts(long long answer, bool compared) const {
+        for (auto& rows : examples) {
+            if (compared) rows->examples.need("--reward exact", {2});
+            for (size_t i = 0; i < rows->packs.size(); i++)
+                if (const size_t n = rows->example(i)[0].size() + 1 + std::max(answer, 1LL); n > (size_t)rows->T)
+                    die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the context has %d",
+                        rows->examples.path.c_str(), rows->examples.number[i], n, rows->T);
         }
     }
 };
@@ -205,15 +242,6 @@ private:
     }
 };
 
-// What a text like the shard's begins with: an end of text; or, where a million tokens hold no other than at their start, as
-// in a book, the first ones, which a model of it has seen.
-inline std::vector<int> beginning_of(const Shard& shard, int eot, int T) {
-    for (size_t i = 1; i < std::min<size_t>(shard.count, 1 << 20); i++) if ((int)shard[i] == eot) return {eot};
-    std::vector<int> first;
-    for (size_t i = 0; i < std::min<size_t>(shard.count, std::clamp(T / 2, 1, 16)); i++) first.push_back(shard[i]);
-    return first;
-}
-
 /* Validation rows, in the order of the files.
    packed      consecutive windows that do not overlap; the last one may be shorter
    documents   one row a document: inputs end-of-text, d1..dn, targets d1..dn, end-of-text
@@ -273,3 +301,28 @@ inline void tell_shared(const std::string& train_files, const std::string& val_f
         for (const std::string& path : glob_files(val_files, "--val"))
             if (fs::equivalent(train, path)) warn("--val %s: is in --train, too", path.c_str());
 }
+
+// What a model is measured on, read and checked before there is a model: validation rows, at most `limit` if that is not 0,
+// multiple choice questions, and prompts with their answers. train: files that it should have no part in, or "".
+struct HeldOut {
+    std::optional<ValidationRows> val;
+    std::optional<Choices> choices;
+    std::optional<Examples> answers;
+    std::map<std::string, std::string> data = {};            // what tells it from other data
+    double floor = NAN;
+
+    HeldOut(const Wanted& w, size_t limit, const std::string& train, const std::string& questions, const std::string& answered) {
+        const bool documents = w.rows == "documents";
+        if (documents && w.eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
+        if (!answered.empty() && w.eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
+        if (!w.pattern.empty()) {
+            if (!train.empty()) tell_shared(train, w.pattern);
+            val.emplace(w, limit), data["val"] = val->identity.text();
+            if (documents) floor = known_floor(w.pattern);
+        }
+        if (!questions.empty()) choices.emplace(questions, w.V, w.T);
+        if (answered.empty()) return;
+        answers.emplace(answered, w.V, w.T), answers->need("--answers", {2, 3});
+        data["answers"] = Identity(answered).text();
+    }
+};

@@ -78,6 +78,17 @@ inline std::vector<std::string> glob_files(const std::string& pattern, const cha
     return paths;
 }
 
+// Where what belongs to data may lie: beside a model, if there is one, and beside the data.
+inline std::vector<std::string> directories_of(const std::string& model, const std::string& train, const std::string& val,
+                                               const std::string& answers) {
+    std::vector<std::string> directories;
+    if (!model.empty()) directories.push_back(model);
+    for (auto& [pattern, option] : {std::pair(train, "--train"), {val, "--val"}})
+        if (!pattern.empty()) for (auto& path : glob_files(pattern, option)) directories.push_back(directory_of(path));
+    if (!answers.empty()) directories.push_back(directory_of(answers));
+    return directories;
+}
+
 // The vocabulary where nothing tells it: GPT-2's, unless the tokens lie far below it, as those of characters do.
 inline int assumed_vocab(const std::string& train, const std::string& val, bool raw) {
     const int gpt2 = 50257;

@@ -1,6 +1,7 @@
 /* dev/host/texts.h -- prompts, and what becomes of the texts that a model draws to them: what ends one, which of several is
-   taken, how it is written. */
+   taken, how it is written; and completions among which it chooses. */
 #pragma once
+#include "reports.h"
 #include "rows.h"
 #include "tokenizer.h"
 #include <functional>
@@ -15,6 +16,18 @@ inline std::string show_tokens(const std::vector<int>& ids, const Tokenizer* tok
     return s;
 }
 
+// Of multiple choice questions, from the sum of the log-probabilities of each completion's tokens.
+inline ChoiceScores choice_scores(const ChoiceRows& rows, const std::vector<double>& sums, const Tokenizer* tokenizer) {
+    ChoiceScores scores;
+    for (size_t i = 0; i < sums.size(); i++) {
+        const auto& [example, k] = rows.of[i];
+        const auto& [label, context, completions] = rows.choices.examples[example];
+        const std::string text = tokenizer ? show_tokens(completions[k], tokenizer) : "";
+        scores.add(k, completions.size(), label, sums[i], completions[k].size(), text.size() - text.starts_with(' '));
+    }
+    return scores;
+}
+
 inline void write_out(const std::string& s) { fwrite(s.data(), 1, s.size(), stdout), fflush(stdout); }
 
 struct Prompt {
@@ -24,6 +37,21 @@ struct Prompt {
     std::string text = {};                   // as it is shown; ids are apart
     std::string shown(const Tokenizer* tokenizer) const { return text + (tokenizer || text.empty() ? "" : " "); }
 };
+// Of a shard's prompt, to be answered within a context of T.
+inline Prompt prompt_of(const std::vector<int>& ids, int eot, int T, long long most = LLONG_MAX, uint64_t stream = 0) {
+    Prompt p = {{eot}, std::min(most, T - 1 - (long long)ids.size()), stream};
+    p.tokens.insert(p.tokens.end(), ids.begin(), ids.end());
+    return p;
+}
+// The numbers of prompts in groups of at most n, the shortest prompts first: those of a group are about as long.
+inline std::vector<std::vector<int>> by_length(const std::vector<Prompt>& prompts, size_t n) {
+    std::vector<int> order(prompts.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return prompts[a].tokens.size() < prompts[b].tokens.size(); });
+    std::vector<std::vector<int>> groups;
+    for (size_t i = 0; i < order.size(); i += n) groups.emplace_back(&order[i], &order[i] + std::min(n, order.size() - i));
+    return groups;
+}
 using Adjust = std::function<void(int, float*)>;             // of a prompt's number, and the logits of its next token
 
 // Strings before whose first occurrence a text ends.
@@ -158,6 +186,24 @@ inline std::string json_line(const Text& t) {
            list("prompt_tokens", 0, n, id) + list("prompt_logprobs", 0, n, logprob) + "}\n";
 }
 
+// Writes texts to prompts, so many to each: as JSON Lines, or under headings, or as it grows if there is but one.
+struct TextWriter {
+    const Tokenizer* tokenizer;
+    const size_t prompts;
+    const bool json, grows;
+    size_t shown = 0;                        // bytes of the one that grows
+
+    TextWriter(const Tokenizer* tokenizer, const std::vector<Prompt>& all, size_t each, bool json)
+        : tokenizer(tokenizer), prompts(all.size()), json(json), grows(!json && prompts == 1 && each == 1) {
+        if (grows) write_out(all[0].shown(tokenizer));
+    }
+    void show(const Text& t) { if (grows) t.show(shown); }
+    void put(size_t k, const Text* t, size_t n) {            // n texts to prompt k
+        for (size_t i = 0; i < n; i++)
+            write_out(json ? json_line(t[i]) : grows ? "\n" : heading(k, prompts, i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
+    }
+};
+
 // f(line, its place) for the lines of a text that are not blank.
 template <typename F> void each_line(const std::string& path, std::string_view text, F f) {
     text = without_mark(text);
@@ -187,6 +233,12 @@ inline std::vector<std::string> read_prompts(const std::string& path) {
     });
     if (prompts.empty()) die("%s: holds no prompts", shown(path));
     return prompts;
+}
+
+// Of which at most one is given: a file of prompts, a file that is one, or the prompt itself.
+inline std::vector<std::string> given_prompts(const std::string& prompt, const std::string& prompt_file, const std::string& prompts) {
+    if (!prompts.empty()) return read_prompts(prompts);
+    return {prompt_file.empty() ? prompt : read_prompt(prompt_file)};
 }
 
 // Examples to stand before a prompt: JSON Lines of a prompt and a response, each then followed by a line break.
@@ -225,13 +277,11 @@ struct Prompter {
             prompt.insert(prompt.begin(), shots[n - 1].begin(), shots[n - 1].end());
         left_out = std::max(left_out, n);
     }
+    void put_examples(Examples& answers) {                   // before all their prompts
+        for (size_t i = 0; i < answers.size(); i++) put_examples(answers.tokens[answers.first[i]], T - answers.length(i));
+    }
     void tell() const {
         if (left_out) warn("--examples %s: the first %zu of %zu do not fit the context beside a prompt and its answer", examples.c_str(), left_out, shots.size());
-    }
-    Prompt after_eot(const std::vector<int>& ids) const {    // whose text is to fit the context
-        Prompt p = {{eot}, T - 1 - (long long)ids.size()};
-        p.tokens.insert(p.tokens.end(), ids.begin(), ids.end());
-        return p;
     }
     Prompt prompt(const std::string& text) {
         Prompt p = {{}, most, 0, text};
@@ -260,6 +310,11 @@ struct Answer {
     std::vector<int> tokens = {};
     bool ended = false;                      // by itself: the end of text is one of its targets
     double reward = 0;
+    bool add(int token, int eot) {           // whether it goes on
+        ended = token == eot;
+        if (!ended) tokens.push_back(token);
+        return !ended;
+    }
     Row row(int eot) const {
         Row r = turn_row(eot, example[0], tokens);
         if (!ended) r.y.back() = -1;

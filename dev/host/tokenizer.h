@@ -520,6 +520,11 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
     return found;
 }
 
+// The token between documents; without a tokenizer GPT-2's own vocabulary is known by its size, others have none (-1).
+inline int end_of_text(const Tokenizer* tokenizer, int vocab) {
+    return tokenizer ? tokenizer->eot() : vocab == 50257 ? vocab - 1 : -1;
+}
+
 // Text for readers that insist on UTF-8: every byte that belongs to no character becomes U+FFFD.
 inline std::string valid_utf8(const std::string& s) {
     std::string out;

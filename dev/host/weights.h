@@ -356,7 +356,7 @@ inline void read_config(const std::vector<Member>& members, const Json& j, const
             *std::get<double*>(m.value) = v.number;
         }
     }
-    const double hidden = 4 * j["n_embd"].number;
+    const double C = j["n_embd"].number, heads = j["n_head"].number, hidden = 4 * C;
     if (const Json& inner = j["n_inner"]; inner && inner.number != hidden)
         die("%s: n_inner %g is not computed here, only 4 x n_embd = %g", where, inner.number, hidden);
     auto says = [&](const char* name, bool fallback) {
@@ -366,6 +366,7 @@ inline void read_config(const std::vector<Member>& members, const Json& j, const
     };
     if (!says("scale_attn_weights", true) || says("scale_attn_by_inverse_layer_idx", false) || says("add_cross_attention", false))
         die("%s: attention without scaling, scaled by layer, or across sequences is not computed here", where);
+    if (heads > 0 && std::fmod(C, heads) != 0) die("%s: %g channels are not a multiple of %g heads", where, C, heads);
 }
 
 // eot: the end of text's token, or -1
