@@ -39,7 +39,6 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include "train_gpt.cpp"
-#include "dev/host/nccl.h"
 #ifndef SYNCHRONOUS                          // true by make DEBUG=1: the host waits for each kernel, to see its faults
 #define SYNCHRONOUS false
 #endif
@@ -1698,62 +1697,9 @@ inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const
                   n, s, (float)clip, squares, parts, outcome);
 }
 
-/* several ranks -- sums += own + what the others have sent, in the order of ranks: n numbers of each, at arrivals + rank n
-   cost     4 n (ranks + 3) bytes */
-__global__ void add_in_order_kernel(float* sums, const float* own, const float* arrivals, size_t n, int rank, int ranks) {
-    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    float sum = 0;
-    for (int r = 0; r < ranks; r++) sum += r == rank ? own[i] : arrivals[r * n + i];
-    sums[i] += sum;
-}
-// NCCL's link, as dev/host/comm.h describes it: a stream of its own.
-struct Link {
-    static inline std::optional<Nccl> nccl;
-    cudaEvent_t computed = nullptr;
-    std::vector<std::pair<cudaEvent_t, bool>> marks;         // of each slot, and whether it is to be waited for
-
-    Link() { if (nccl) CHECK(cudaEventCreateWithFlags(&computed, cudaEventDisableTiming)); }
-    Link(const Link&) = delete;
-    ~Link() {
-        if (!nccl) return;
-        cudaStreamSynchronize(nccl->stream), cudaEventDestroy(computed);
-        for (auto& [event, pending] : marks) cudaEventDestroy(event);
-    }
-    void behind() {
-        CHECK(cudaEventRecord(computed, device().stream));
-        CHECK(cudaStreamWaitEvent(nccl->stream, computed));
-    }
-    void exchange(const Moves& m) { nccl->exchange(world(), m); }
-    void add(float* sums, const float* own, const float* arrivals, size_t n) {
-        const cudaStream_t main = std::exchange(device().stream, nccl->stream);
-        if (n) launch(add_in_order_kernel, ceil_div(n, 256), 256, 0, sums, own, arrivals, n, world().rank, world().size);
-        device().stream = main;
-    }
-    void copy(float* to, const float* from, size_t n) {
-        if (n) CHECK(cudaMemcpyAsync(to, from, n * sizeof(float), cudaMemcpyDeviceToDevice, nccl->stream));
-    }
-    void clear(float* p, size_t n) { if (n) CHECK(cudaMemsetAsync(p, 0, n * sizeof(float), nccl->stream)); }
-    void then(auto) {}                       // arrived weights are as kernels read them
-    void mark(int slot) {
-        while ((int)marks.size() <= slot) CHECK(cudaEventCreateWithFlags(&marks.emplace_back().first, cudaEventDisableTiming));
-        CHECK(cudaEventRecord(marks[slot].first, nccl->stream));
-        marks[slot].second = true;
-    }
-    void await(int slot) {
-        if (slot < (int)marks.size() && std::exchange(marks[slot].second, false)) CHECK(cudaStreamWaitEvent(device().stream, marks[slot].first));
-    }
-};
-// What ranks tell each other before an update: the squares of their parts of the gradient, and their loss.
-__global__ void tell_kernel(Outcome* told, const double* squares, int parts, const Outcome* outcome) {
-    double sum = 0;
-    for (int i = 0; i < parts; i++) sum += squares[i];
-    *told = {outcome->loss, sum};
-}
-__global__ void agree_kernel(Outcome* outcome, double* squares, const Outcome* told, int ranks) {
-    outcome->loss = squares[0] = 0;
-    for (int r = 0; r < ranks; r++) outcome->loss += told[r].loss, squares[0] += told[r].norm;
-}
+}  // namespace gpu
+#include "dev/host/nccl.h"
+namespace gpu {
 
 // w (rows,cols) as products read it, of a matrix kept as int8 or nf4 (dev/host/packed.h). Cost: 3 or 2.5 bytes a number.
 __constant__ float levels[16] = {NF4_LEVELS};
@@ -2300,14 +2246,8 @@ template <typename T> T* allocate(size_t n) {
 }
 
 struct Model {
-    static void join(const Options& o) {
-        const Launched who = launched();
-        int gpus = 0;
-        if (who.size > 1 && cudaGetDeviceCount(&gpus) == cudaSuccess && gpus) CHECK(cudaSetDevice(who.local % gpus));
-        if (who.size > 1) Link::nccl.emplace(o.out + ".ranks", who);
-        join_world(who, o.zero);
-    }
-    static void leave() { if (Link::nccl) Link::nccl->leave(); }
+    static void join(const Options& o) { join_nccl(o.out, o.zero); }
+    static void leave() { if (nccl()) nccl()->leave(); }
 
     const Config c;
     const int max_B, max_T;                  // of a forward pass
@@ -2343,7 +2283,7 @@ struct Model {
         if (training) gradients = allocate<float>(ring.trained());
         if (training) for (float** p : {&moment1, &moment2}) *p = allocate<float>(shares.moments());
         if (shares.several()) {
-            sums = allocate<float>(shares.kept.back()), landing = allocate<float>(shares.landing), told = allocate<Outcome>(shares.comm.size);
+            sums = allocate<float>(shares.kept.back()), landing = allocate<float>(shares.landing);
             shares.gradients = gradients, shares.sums = sums, shares.arrivals = landing;
         }
         place_activations();
@@ -2365,9 +2305,9 @@ struct Model {
     Model(const Model&) = delete;
     ~Model() {
         cudaStreamSynchronize(device().stream);
-        if (shares.several()) cudaStreamSynchronize(Link::nccl->stream);
+        if (nccl()) cudaStreamSynchronize(nccl()->stream);
         for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2, sums, landing}) cudaFree(p);
-        cudaFree(rounded), cudaFree(packed), cudaFree(decays), cudaFree(told);
+        cudaFree(rounded), cudaFree(packed), cudaFree(decays);
         for (void* p : owned) cudaFree(p);
         for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
         for (cudaEvent_t e : ready) cudaEventDestroy(e);
@@ -2457,7 +2397,8 @@ struct Model {
         const AdamWStep s(o, step);
         floatX* const trained = rounded + layout.frozen;
         int parts = sum_of_squares(a.squares, shares.several() ? sums : gradients, shares.several() ? shares.kept.back() : layout.trained());
-        if (shares.several()) agree(parts), parts = 1;
+        if (shares.several()) shares.link.agree(a.outcome, a.squares, parts), parts = 1;
+        if (shares.several() && shares.comm.zero == 0) shares.gather_gradients();
         if (shares.comm.zero == 0)
             return adamw(weights, moment1, moment2, gradients, trained, decays, layout.trained(), s, clip, a.squares, parts, a.outcome);
         for (size_t p = 0; p < shares.pieces.size(); p++) {              // each rank updates its parts
@@ -2661,7 +2602,6 @@ struct Model {
 private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
     float *sums = nullptr, *landing = nullptr;               // several ranks: this one's part of their gradients; where others' arrive
-    Outcome* told = nullptr;                 // by each rank
     floatX* rounded = nullptr;               // the weights as kernels read them; `weights` are those that are trained
     uint8_t* packed = nullptr;               // frozen matrices in fewer bits
     unsigned char* decays = nullptr;
@@ -2700,18 +2640,6 @@ private:
     template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
         const bool of_parts = which == GRADIENT ? shares.several() : shares.comm.zero && (which != WEIGHT || BF16);
         if (arena(which) && t.present && t.trained) shares.places(arena(which), of_parts, t.offset - layout.frozen + from, n, f);
-    }
-    // Of gradients of several ranks: the squares of all parts, in squares[0], and the loss; with ZeRO 0 all sums, too.
-    void agree(int parts) {
-        const Activations a = activations(0);
-        const int rank = shares.comm.rank, ranks = shares.comm.size;
-        launch(tell_kernel, 1, 1, 0, told + rank, a.squares, parts, a.outcome);
-        Moves m;
-        for (int r = 0; r < ranks; r++) m.out.push_back(move(told + rank, r != rank)), m.in.push_back(move(told + r, r != rank));
-        shares.link.behind(), shares.link.exchange(m);
-        if (shares.comm.zero == 0) shares.gather_gradients();
-        shares.link.mark(shares.reduced), shares.link.await(shares.reduced);
-        launch(agree_kernel, 1, 1, 0, a.outcome, a.squares, told, ranks);
     }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.
     void place_activations() {

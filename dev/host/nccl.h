@@ -6,20 +6,21 @@
 #include <atomic>
 #include <random>
 #include <thread>
-#ifdef CUDART_VERSION                        // train_gpt.cu has included CUDA
+#ifdef CUDART_VERSION                        // it is a part of train_gpt.cu, from which it takes launch() and CHECK()
+#ifdef USE_NCCL
+#include <nccl.h>
+#endif
+namespace gpu {
+
 #ifndef USE_NCCL
 struct Nccl {
     cudaStream_t stream = nullptr;
     Nccl(const std::string&, const Launched& who) { die("started as one of %d processes, but built for one: make train_gpt_cuda NCCL=1", who.size); }
-    void exchange(Comm&, const Moves&) {}
+    void exchange(const Moves&) {}
     void leave() {}
 };
 #else
-#include <nccl.h>
-
-inline void must(cudaError_t e, const char* call) { if (e != cudaSuccess) die("%s: %s", call, cudaGetErrorString(e)); }
-inline void must(ncclResult_t e, const char* call) { if (e != ncclSuccess) die("%s: %s", call, ncclGetErrorString(e)); }
-#define MUST(call) must(call, #call)
+inline void check(ncclResult_t e, const char* call, int) { if (e != ncclSuccess) die("%s: %s", call, ncclGetErrorString(e)); }
 
 /* How ranks come by the id of a new communicator. Each other rank says hello with a number it has just drawn; the first answers
    with the id and all of these numbers, anew whenever one changes; who finds his own there takes the id and says so. So what
@@ -52,7 +53,7 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who) {
         }
         die("no word from rank 0 in %s for %g seconds", directory.c_str(), patience);
     }
-    MUST(ncclGetUniqueId(&id));
+    CHECK(ncclGetUniqueId(&id));
     const std::string text((const char*)&id, sizeof id);
     for (std::string said; seconds() - began < patience; usleep(20000)) {
         std::string hellos;
@@ -79,8 +80,8 @@ struct Nccl {
     std::thread watch;
 
     Nccl(const std::string& directory, const Launched& who) : who(who) {
-        MUST(ncclCommInitRank(&comm, who.size, meet(directory, who), who.rank));
-        MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        CHECK(ncclCommInitRank(&comm, who.size, meet(directory, who), who.rank));
+        CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
         world().gather = [this](const void* mine, void* all, size_t bytes) { gather(mine, all, bytes); };
         watch = std::thread([this] {                         // another rank that has died would be waited for without end
             for (ncclResult_t state = ncclSuccess; !ending; usleep(50000)) {
@@ -93,28 +94,114 @@ struct Nccl {
     ~Nccl() { if (watch.joinable()) ending = true, watch.join(); }
     void gather(const void* mine, void* all, size_t bytes) {
         if (bytes == 0) return;
-        if (bytes * who.size > room) cudaFree(memory), MUST(cudaMalloc(&memory, room = bytes * who.size));
+        if (bytes * who.size > room) cudaFree(memory), CHECK(cudaMalloc(&memory, room = bytes * who.size));
         char* const own = memory + bytes * who.rank;
-        MUST(cudaMemcpyAsync(own, mine, bytes, cudaMemcpyHostToDevice, stream));
-        MUST(ncclAllGather(own, memory, bytes, ncclInt8, comm, stream));
-        MUST(cudaMemcpyAsync(all, memory, bytes * who.size, cudaMemcpyDeviceToHost, stream));
-        MUST(cudaStreamSynchronize(stream));
+        CHECK(cudaMemcpyAsync(own, mine, bytes, cudaMemcpyHostToDevice, stream));
+        CHECK(ncclAllGather(own, memory, bytes, ncclInt8, comm, stream));
+        CHECK(cudaMemcpyAsync(all, memory, bytes * who.size, cudaMemcpyDeviceToHost, stream));
+        CHECK(cudaStreamSynchronize(stream));
     }
-    void exchange(Comm& world, const Moves& m) {
-        MUST(ncclGroupStart());
+    void exchange(const Moves& m) {
+        CHECK(ncclGroupStart());
         for (int r = 0; r < who.size; r++) {
-            world.sent += m.out[r].bytes;
-            if (m.out[r].bytes) MUST(ncclSend(m.out[r].p, m.out[r].bytes, ncclInt8, r, comm, stream));
-            if (m.in[r].bytes) MUST(ncclRecv(m.in[r].p, m.in[r].bytes, ncclInt8, r, comm, stream));
+            world().sent += m.out[r].bytes;
+            if (m.out[r].bytes) CHECK(ncclSend(m.out[r].p, m.out[r].bytes, ncclInt8, r, comm, stream));
+            if (m.in[r].bytes) CHECK(ncclRecv(m.in[r].p, m.in[r].bytes, ncclInt8, r, comm, stream));
         }
-        MUST(ncclGroupEnd());
+        CHECK(ncclGroupEnd());
     }
     void leave() {                           // when all do
         ending = true;
         world().barrier();
         watch.join();
-        MUST(ncclCommDestroy(comm));
+        CHECK(ncclCommDestroy(comm));
     }
 };
 #endif
+
+/* several ranks -- sums += own + what the others have sent, in the order of ranks: n numbers of each, at arrivals + rank n
+   cost     4 n (ranks + 3) bytes */
+__global__ void add_in_order_kernel(float* sums, const float* own, const float* arrivals, size_t n, int rank, int ranks) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    float sum = 0;
+    for (int r = 0; r < ranks; r++) sum += r == rank ? own[i] : arrivals[r * n + i];
+    sums[i] += sum;
+}
+// The other ranks, if there are any.
+inline std::optional<Nccl>& nccl() {
+    static std::optional<Nccl> others;
+    return others;
+}
+inline void join_nccl(const std::string& out, int zero) {
+    const Launched who = launched();
+    int gpus = 0;
+    if (who.size > 1 && cudaGetDeviceCount(&gpus) == cudaSuccess && gpus) CHECK(cudaSetDevice(who.local % gpus));
+    if (who.size > 1) nccl().emplace(out + ".ranks", who);
+    join_world(who, zero);
+}
+
+// What ranks tell each other before an update: the squares of their parts of the gradient, and their loss.
+__global__ void tell_kernel(Outcome* told, const double* squares, int parts, const Outcome* outcome) {
+    double sum = 0;
+    for (int i = 0; i < parts; i++) sum += squares[i];
+    *told = {outcome->loss, sum};
+}
+__global__ void agree_kernel(Outcome* outcome, double* squares, const Outcome* told, int ranks) {
+    outcome->loss = squares[0] = 0;
+    for (int r = 0; r < ranks; r++) outcome->loss += told[r].loss, squares[0] += told[r].norm;
+}
+
+// NCCL's link, as dev/host/comm.h describes it: a stream of its own.
+struct Link {
+    cudaEvent_t computed = nullptr;
+    std::vector<std::pair<cudaEvent_t, bool>> marks;         // of each slot, and whether it is to be waited for
+    Outcome* told = nullptr;                 // by each rank
+
+    Link() {
+        if (!nccl()) return;
+        CHECK(cudaEventCreateWithFlags(&computed, cudaEventDisableTiming));
+        CHECK(cudaMalloc(&told, world().size * sizeof(Outcome)));
+    }
+    Link(const Link&) = delete;
+    ~Link() {
+        if (!nccl()) return;
+        cudaStreamSynchronize(nccl()->stream), cudaEventDestroy(computed), cudaFree(told);
+        for (auto& [event, pending] : marks) cudaEventDestroy(event);
+    }
+    void behind() {
+        CHECK(cudaEventRecord(computed, device().stream));
+        CHECK(cudaStreamWaitEvent(nccl()->stream, computed));
+    }
+    void exchange(const Moves& m) { nccl()->exchange(m); }
+    void add(float* sums, const float* own, const float* arrivals, size_t n) {
+        const cudaStream_t main = std::exchange(device().stream, nccl()->stream);
+        if (n) launch(add_in_order_kernel, ceil_div(n, 256), 256, 0, sums, own, arrivals, n, world().rank, world().size);
+        device().stream = main;
+    }
+    void copy(float* to, const float* from, size_t n) {
+        if (n) CHECK(cudaMemcpyAsync(to, from, n * sizeof(float), cudaMemcpyDeviceToDevice, nccl()->stream));
+    }
+    void clear(float* p, size_t n) { if (n) CHECK(cudaMemsetAsync(p, 0, n * sizeof(float), nccl()->stream)); }
+    void then(auto) {}                       // arrived weights are as kernels read them
+    void mark(int slot) {
+        while ((int)marks.size() <= slot) CHECK(cudaEventCreateWithFlags(&marks.emplace_back().first, cudaEventDisableTiming));
+        CHECK(cudaEventRecord(marks[slot].first, nccl()->stream));
+        marks[slot].second = true;
+    }
+    void await(int slot) {
+        if (slot < (int)marks.size() && std::exchange(marks[slot].second, false)) CHECK(cudaStreamWaitEvent(device().stream, marks[slot].first));
+    }
+    // The squares of all ranks' parts of the gradient, in squares[0], and their loss.
+    void agree(Outcome* outcome, double* squares, int parts) {
+        const int rank = world().rank, size = world().size;
+        Moves m;
+        for (int r = 0; r < size; r++) m.out.push_back(move(told + rank, r != rank)), m.in.push_back(move(told + r, r != rank));
+        launch(tell_kernel, 1, 1, 0, told + rank, squares, parts, outcome);
+        behind(), exchange(m), mark(0), await(0);            // group 0 has arrived long ago
+        launch(agree_kernel, 1, 1, 0, outcome, squares, told, size);
+    }
+};
+
+}  // namespace gpu
 #endif
