@@ -143,7 +143,7 @@ assistant: train_gpt $(TOOLS)
 given:
 	@for file in "$(MERGES)" "$(TEXT)"; do test -z "$$file" || test -f "$$file" || { echo "error: $$file: no such file;" \
 	  "dev/data/download.sh gpt2 fetches data/vocab.bpe for MERGES, tinyshakespeare data/tinyshakespeare.txt for TEXT" >&2; exit 1; }; done
-programs: all $(TESTS) $(STUDY) $(EMULATED)
+programs: all $(TESTS) $(STUDY) $(EMULATED) $(if $(shell command -v $(MPICXX)),build/train_gpt_mpi)
 # What does not compile is one failure, and the rest is tested.
 test stress: given
 	@$(MAKE) -k --no-print-directory programs || :

@@ -1347,9 +1347,9 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
 template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
     const int N = B * T, C = m.c.C, H = m.c.hidden();
     auto residual = m.activations(0).embedded;
-    m.await_weights(0);
+    m.shares.await_weights(0);
     for (int l = 0; l < m.c.L; l++) {
-        m.await_weights(l + 1);
+        m.shares.await_weights(l + 1);
         const auto a = m.activations(l);
         const auto w = m.weights_of(l);
         const auto qkv = T == S ? a.qkv : a.fc;
@@ -1363,7 +1363,7 @@ template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
         m.linear_forward(a.residual, a.fc_gelu, w.fcproj, a.middle, nullptr, N, H, C);
         residual = a.residual;
     }
-    m.await_weights(m.c.L + 1);
+    m.shares.await_weights(m.c.L + 1);
     const auto a = m.activations(0);
     const auto w = m.weights_of(0);
     return m.norm_forward(a.lnf, a.lnf_stats, residual, w.lnf, N);
@@ -1405,11 +1405,11 @@ template <typename M> void network_backward(M& m, int B, int T) {
         m.attention_backward(a, g.qkv.b, B, T);
         m.linear_backward(a.dx, g.qkv, a.dwide, a.ln1, w.qkv, N, C, m.c.qkv());
         m.norm_backward(a.dresidual, true, g.ln1, input_db, a.dx, input, w.ln1.w, a.ln1_stats, N);
-        m.reduce_gradients(l + 1);           // while the layer below is computed
+        m.shares.reduce_gradients(l + 1);           // while the layer below is computed
     }
     m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
-    m.reduce_gradients(0), m.reduce_gradients(L + 1);
-    m.await_gradients();
+    m.shares.reduce_gradients(0), m.shares.reduce_gradients(L + 1);
+    m.shares.await_gradients();
 }
 
 namespace cpu {
@@ -1447,7 +1447,7 @@ struct Model {
     const Layout ring;                       // of gradients
     Sharing<MpiLink, real> shares;           // of what several ranks train
     Buffer<real> weights, gradients, moment1, moment2, acts;
-    Buffer<real> sums, landing;              // several ranks: this one's part of their gradients; where others' arrive
+    Buffer<real> sums, arrivals;             // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
     Buffer<uint8_t> packed;                  // matrices that are frozen, in fewer bits
     std::vector<real> logprob;
@@ -1467,8 +1467,8 @@ struct Model {
         weights = Buffer<real>(layout.slots.size), acts = Buffer<real>(slots.size), packed = Buffer<uint8_t>(16 * layout.packed.size);
         if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
         if (training) gradients = Buffer<real>(ring.trained()), moment1 = Buffer<real>(shares.moments()), moment2 = Buffer<real>(shares.moments());
-        if (training && shares.several()) sums = Buffer<real>(shares.kept.back()), landing = Buffer<real>(shares.landing);
-        shares.gradients = gradients.data(), shares.sums = sums.data(), shares.arrivals = landing.data();
+        if (training && shares.several()) sums = Buffer<real>(shares.kept.back()), arrivals = Buffer<real>(shares.landing);
+        shares.gradients = gradients.data(), shares.sums = (shares.several() ? sums : gradients).data(), shares.arrivals = arrivals.data();
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
     }
     std::string describe() {
@@ -1479,7 +1479,7 @@ struct Model {
             "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
             "moments %.2f, activations %.2f",
             omp_get_max_threads(), WITHOUT_OPENMP, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
-            weights.size * gb + frozen, (gradients.size + sums.size + landing.size) * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
+            weights.size * gb + frozen, (gradients.size + sums.size + arrivals.size) * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
     }
     Speed speed(double step_tokens, double seconds) {
         const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * step_tokens / seconds;
@@ -1535,17 +1535,17 @@ struct Model {
 
     void update(const AdamW& o, double clip, integer step) {
         const bool parts = shares.comm.zero > 0;             // each rank updates its own
-        double found[] = {sum_of_squares(of_all().data(), of_all().size), loss};
+        double found[] = {sum_of_squares(shares.sums, shares.kept.back()), loss};
         shares.comm.sum(found, 2), norm = std::sqrt(found[0]), loss = found[1];
         if (!std::isfinite(norm) || !std::isfinite(loss)) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
         if (shares.several() && !parts) shares.gather_gradients();
-        const Buffer<real>& g = parts ? sums : gradients;
+        real* const g = parts ? shares.sums : shares.gradients;
         for (const Tensor& t : layout.tensors) {
             if (!t.present || !t.trained) continue;
-            shares.places(g.data(), parts, t.offset - layout.frozen, t.count(), [&](real* at, size_t i, size_t n) {
-                const size_t own = at - g.data();
+            shares.places(g, parts, t.offset - layout.frozen, t.count(), [&](real* at, size_t i, size_t n) {
+                const size_t own = at - g;
                 adamw_update(weights.data() + t.offset + i, moment1.data() + own, moment2.data() + own, at, n, s, t.decays(), scale,
                              bf16 ? rounded.data() + t.offset + i : nullptr);
             });
@@ -1554,9 +1554,6 @@ struct Model {
         bfloat16* const its = bf16 ? rounded.data() + layout.frozen : nullptr;
         if (parts) shares.send_weights(trained, [=](size_t at, size_t n) { if (its) convert(its + at, trained + at, n); });
     }
-    void await_weights(int group) { shares.await_weights(group); }
-    void reduce_gradients(int group) { shares.reduce_gradients(group); }
-    void await_gradients() { shares.await_gradients(); }
 
     StepResult result() { return {std::exchange(loss, 0), norm}; }
 
@@ -1564,7 +1561,7 @@ struct Model {
     void get(Which which, size_t i, float* out, size_t from = 0, size_t n = SIZE_MAX) {
         const Tensor& t = layout.tensors[i];
         n = std::min(n, t.count() - from);
-        if (which == WEIGHT) for (int g = 0; g <= c.L + 1; g++) await_weights(g);
+        if (which == WEIGHT) for (int g = 0; g <= c.L + 1; g++) shares.await_weights(g);
         if (t.present && t.form != Form::FP32 && which == WEIGHT) return unpack(t.form, out, packed.data() + t.packed, t.rows, t.cols);
         std::fill_n(out, n, 0);
         each_place(which, t, from, n, [&](real* own, size_t at, size_t some) { convert(out + at, own, some); });
@@ -1670,10 +1667,10 @@ private:
     template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
         if (!t.present || (which != WEIGHT && !t.trained)) return;
         if (which == WEIGHT) return f(weights.data() + t.offset + from, 0, n);
-        const Buffer<real>& arena = which == GRADIENT ? of_all() : which == MOMENT1 ? moment1 : moment2;
-        shares.places(arena.data(), arena.size < layout.trained(), t.offset - layout.frozen + from, n, f);
+        real* const arenas[] = {nullptr, shares.sums, moment1.data(), moment2.data()};
+        const bool of_parts = which == GRADIENT ? shares.several() : shares.comm.zero;
+        shares.places(arenas[which], of_parts, t.offset - layout.frozen + from, n, f);
     }
-    const Buffer<real>& of_all() const { return shares.several() ? sums : gradients; }        // gradients of all ranks
     Place<real> table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     real* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }         // null: frozen
     // f<P>(the matrix w as products read it), P the type in which they multiply; what is packed in less than bf16 they

@@ -87,6 +87,7 @@ struct Device {
     cublasLtHandle_t cublas;
     void* workspace;
     size_t workspace_size = 32 << 20;
+    int number;                              // as CUDA counts
     int built_for, written_for;              // compute capabilities, times ten: of the machine code, and of what it was made of
 
     Device() {
@@ -95,7 +96,6 @@ struct Device {
         if (error != cudaSuccess || count == 0)
             die("no NVIDIA GPU, or no driver for CUDA %d.%d: %s; ./train_gpt runs without one", CUDART_VERSION / 1000,
                 CUDART_VERSION % 1000 / 10, error != cudaSuccess ? cudaGetErrorString(error) : "no device is visible");
-        int number;
         CHECK(cudaGetDevice(&number));
         CHECK(cudaGetDeviceProperties(&properties, number));
         cudaFuncAttributes kernel;
@@ -119,8 +119,6 @@ struct Device {
     }
     double bandwidth() const {               // of the memory, bytes/s: two transfers a clock
         int khz = 0, bits = 0;
-        int number;
-        CHECK(cudaGetDevice(&number));
         CHECK(cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, number));
         CHECK(cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, number));
         return 2e3 * khz * bits / 8;         // 0 where the driver does not say
@@ -2248,7 +2246,6 @@ template <typename T> T* allocate(size_t n) {
 struct Model {
     static void join(const Options& o) { join_nccl(o.out, o.zero); }
     static void leave() { if (nccl()) nccl()->leave(); }
-
     const Config c;
     const int max_B, max_T;                  // of a forward pass
     const bool training;
@@ -2280,12 +2277,9 @@ struct Model {
         }
         rounded = allocate<floatX>(n), packed = allocate<uint8_t>(16 * layout.packed.size);
         weights = !BF16 ? (float*)rounded + layout.frozen : training ? allocate<float>(shares.moments()) : nullptr;
-        if (training) gradients = allocate<float>(ring.trained());
+        if (training) gradients = shares.gradients = shares.sums = allocate<float>(ring.trained());
         if (training) for (float** p : {&moment1, &moment2}) *p = allocate<float>(shares.moments());
-        if (shares.several()) {
-            sums = allocate<float>(shares.kept.back()), landing = allocate<float>(shares.landing);
-            shares.gradients = gradients, shares.sums = sums, shares.arrivals = landing;
-        }
+        if (shares.several()) shares.sums = allocate<float>(shares.kept.back()), shares.arrivals = allocate<float>(shares.landing);
         place_activations();
         for (Staged& s : staged) {
             CHECK(cudaMallocHost(&s.memory, sizeof(int) * (8 * (size_t)B * T + 4)));         // forward()'s, at most
@@ -2306,7 +2300,7 @@ struct Model {
     ~Model() {
         cudaStreamSynchronize(device().stream);
         if (nccl()) cudaStreamSynchronize(nccl()->stream);
-        for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2, sums, landing}) cudaFree(p);
+        for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2, shares.several() ? shares.sums : nullptr, shares.arrivals}) cudaFree(p);
         cudaFree(rounded), cudaFree(packed), cudaFree(decays);
         for (void* p : owned) cudaFree(p);
         for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
@@ -2396,7 +2390,7 @@ struct Model {
         const Activations a = activations(0);
         const AdamWStep s(o, step);
         floatX* const trained = rounded + layout.frozen;
-        int parts = sum_of_squares(a.squares, shares.several() ? sums : gradients, shares.several() ? shares.kept.back() : layout.trained());
+        int parts = sum_of_squares(a.squares, shares.sums, shares.kept.back());
         if (shares.several()) shares.link.agree(a.outcome, a.squares, parts), parts = 1;
         if (shares.several() && shares.comm.zero == 0) shares.gather_gradients();
         if (shares.comm.zero == 0)
@@ -2404,14 +2398,11 @@ struct Model {
         for (size_t p = 0; p < shares.pieces.size(); p++) {              // each rank updates its parts
             const Range mine = shares.part(p, shares.comm.rank);
             const size_t own = shares.kept[p];
-            adamw(weights + (BF16 ? own : mine.at), moment1 + own, moment2 + own, sums + own, trained + mine.at, decays + mine.at / 128,
+            adamw(weights + (BF16 ? own : mine.at), moment1 + own, moment2 + own, shares.sums + own, trained + mine.at, decays + mine.at / 128,
                   mine.n, s, clip, a.squares, parts, a.outcome);
         }
         shares.send_weights(trained, [](auto...) {});
     }
-    void await_weights(int group) { shares.await_weights(group); }
-    void reduce_gradients(int group) { shares.reduce_gradients(group); }
-    void await_gradients() { shares.await_gradients(); }
 
     StepResult result() {
         Outcome out;
@@ -2601,7 +2592,6 @@ struct Model {
 
 private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
-    float *sums = nullptr, *landing = nullptr;               // several ranks: this one's part of their gradients; where others' arrive
     floatX* rounded = nullptr;               // the weights as kernels read them; `weights` are those that are trained
     uint8_t* packed = nullptr;               // frozen matrices in fewer bits
     unsigned char* decays = nullptr;
@@ -2636,7 +2626,7 @@ private:
 
     const floatX* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
     float* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
-    float* arena(Which which) const { return std::array{weights, shares.several() ? sums : gradients, moment1, moment2}[which]; }
+    float* arena(Which which) const { return std::array{weights, shares.sums, moment1, moment2}[which]; }
     template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
         const bool of_parts = which == GRADIENT ? shares.several() : shares.comm.zero && (which != WEIGHT || BF16);
         if (arena(which) && t.present && t.trained) shares.places(arena(which), of_parts, t.offset - layout.frozen + from, n, f);

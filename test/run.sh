@@ -86,6 +86,10 @@ built train_gpt && built build/shards && built build/corpus && run test/make.sh
 built train_gpt && built build/corpus && run test/forks.sh
 built train_gpt && built build/shards && run test/stages.sh ./train_gpt
 built train_gpt && built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run test/stages.sh build/train_gpt_emulated
+for ranks in train_gpt_mpi train_gpt_emulated_fp32; do      # processes that train together: with MPI, and with NCCL, emulated
+    if [ $ranks = train_gpt_mpi ] && ! command -v mpirun > /dev/null; then echo "skip ranks: no mpirun (Open MPI: openmpi-bin, libopenmpi-dev)" | tee -a $log
+    else built train_gpt && built build/shards && built build/$ranks && run test/ranks.sh build/$ranks; fi
+done
 try build/test_corpus
 try build/test_tokenizer
 if [ -n "$MERGES" ]; then try build/test_tokenizer "$MERGES" test/gpt2_cases.tsv; else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi

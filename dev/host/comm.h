@@ -173,7 +173,8 @@ template <typename E> Moves reduce_moves(const Shares& s, size_t p, E* piece, E*
      exchange(moves)   add(sums, own, arrivals, n)   copy(to, from, n)   clear(p, n)   then(f)   mark(slot)
    behind(): the next exchange begins behind all that was computed or asked for so far. await(slot): what is computed from now
    on waits for that mark, if it is still to come.
-   E is the type of gradients; `gradients` is the arena of a micro-batch, `sums` has this rank's parts of those of all. */
+   E is the type of gradients; `gradients` is the arena of a micro-batch, `sums` has this rank's parts of those of all; of one
+   rank they are the same. */
 template <typename Link, typename E> struct Sharing : Shares {
     Link link;
     E *gradients = nullptr, *sums = nullptr, *arrivals = nullptr;
