@@ -2387,8 +2387,11 @@ template <typename Model> struct Training : Run {
             if (std::isfinite(loss) && std::isfinite(norm)) continue;
             saver.finish();
             auto plain = [](double v) { return std::isnan(v) ? NAN : v; };               // not -nan
+            std::string bad = std::isfinite(loss) ? "" : "the loss";
+            if (bad.empty())
+                for (auto& its : world().texts(first_not_finite(stored(model, c.rank > 0, {{"gradient of ", GRADIENT}})))) if (bad.empty()) bad = its;
             die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss), plain(norm),
-                std::isfinite(loss) ? first_not_finite(stored(model, c.rank > 0, {{"gradient of ", GRADIENT}})).c_str() : "the loss",
+                bad.empty() ? "the norm, but no gradient," : bad.c_str(),
                 saver.saved.empty() ? "none" : saver.saved.c_str());
         }
         position.step = step, position.window += taken;

@@ -24,7 +24,7 @@ step() {                                     # NAME RANKS OPTIONS...
 }
 sent() { sed -n 's/.*"sent_bytes": \([0-9.e+]*\).*/\1/p' $out/$1/log.jsonl | tail -1; }
 row() { printf '| %s | %s | %s | %s | %s |\n' "$@"; }
-over() { awk -v a="$1" -v b="$2" -v by="${3:-1}" 'BEGIN { printf "%.2f", a / b * by }'; }
+over() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
 echo "$program, $(uname -n), $(nproc) cores, $(date +%F), commit $(git describe --always --dirty 2> /dev/null)"
 nvidia-smi --query-gpu=name --format=csv,noheader 2> /dev/null | sort | uniq -c
 nvidia-smi topo -m 2> /dev/null
@@ -39,7 +39,7 @@ for kind in strong weak; do
         micro=$((tokens / batch / context / n))
         p=$(sed -n 's/.*"parameters": \([0-9]*\).*/\1/p' $out/$kind.$n/log.jsonl)
         bytes=$(awk -v s="$(sent $kind.$n)" -v p=$p -v n=$n -v m=$micro -v w=$wide 'BEGIN { printf "%.3f, %.3f", s / 1e9, (4 * m + w) * p * (n - 1) / n / 1e9 }')
-        if [ $kind = strong ]; then row $kind $n $ms $(over $one $ms "$first/$n") "$bytes"; else row $kind $n $ms $(over $one $ms) "$bytes"; fi
+        if [ $kind = strong ]; then row $kind $n $ms $(over $((first * ${one%.*})) $((n * ${ms%.*}))) "$bytes"; else row $kind $n $ms $(over $one $ms) "$bytes"; fi
     done
 done
 for zero in 0 1 2; do row "ZeRO $zero" $largest $(step zero.$zero $largest --zero $zero --tokens-per-step $((batch * context * largest))) "" ""; done

@@ -50,6 +50,15 @@ for zero in 0 2; do
     expect "3 ranks, ZeRO $zero" start 3 $train --zero $zero --out $dir/3.$zero
     expect "3 ranks, ZeRO $zero: the bits of ZeRO 1" same 3 3.$zero
 done
+case $program in *emulated*)                 # transfers on a stream of their own, as early and as late as events allow
+    expect "2 ranks, a head of its own" start 2 $train --tied 0 --out $dir/2.head
+    for seed in 1 2 3; do
+        EMU_SEED=$seed expect "2 ranks, ZeRO $((seed - 1)), in order $seed" start 2 $train --zero $((seed - 1)) --out $dir/2.order.$seed
+        expect "2 ranks, ZeRO $((seed - 1)), in order $seed: the same bits" same 2 2.order.$seed
+        EMU_SEED=$seed expect "2 ranks, a head of its own, in order $seed" start 2 $train --tied 0 --out $dir/2.head.$seed
+        expect "2 ranks, a head of its own, in order $seed: the same bits" same 2.head 2.head.$seed
+    done ;;
+esac
 expect "2 ranks again" start 2 $train --out $dir/2.again
 expect "2 ranks: the same bits again" same 2 2.again
 stopped 2 2.resumed && expect "2 ranks: resumed" start 2 train --resume --out $dir/2.resumed
@@ -100,10 +109,17 @@ case $program in
     refused "a program built for one" 1 "built for one: make MPI=1" env OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 ./train_gpt $train --out $dir/none ;;
 esac
 
+case $program in *emulated*)
+    mkdir -p $dir/met.ranks && for file in id_0 hello_1 got_1; do head -c 200 $program > $dir/met.ranks/$file; done
+    expect "an id that an earlier run left is not read" start 2 $(echo $train | sed "s|--steps [0-9]*|--steps 1|") --out $dir/met
+    expect "and what was left is gone" [ ! -e $dir/met.ranks ] ;;
+esac
+
 # a rank is killed at any instant: nothing of it is left within 10 seconds, and the run goes on to the bits of 2 ranks
 for try in $([ -n "$STRESS" ] && seq 1 200 || seq 1 3); do
     rm -rf $dir/killed
     start 2 $train --out $dir/killed > $dir/killed.log 2>&1 & running=$!
+    case $program in *emulated*) while [ ! -e $dir/killed/log.jsonl ]; do sleep 0.1; done ;; esac      # before they meet a launcher would see to it
     sleep $(awk -v t=$try 'BEGIN { srand(t); print 0.2 + 1.3 * rand() }')
     pids=$(pgrep -f -- "--out $dir/killed" | while read pid; do grep -qx "$(basename $program)" /proc/$pid/comm 2>/dev/null && echo $pid; done)
     victim=$(echo "$pids" | awk -v t=$try '{ p[NR] = $1 } END { print p[t % NR + 1] }')

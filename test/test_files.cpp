@@ -581,7 +581,7 @@ static void broken() {
           "run/two tokenizers: %s", last_line().c_str());
 
     cpu::Model model(config_of(open_model(newest(DIR + "whole")), 0), 1, 4, true);
-    check(first_not_finite(stored(model, false, {{"gradient of ", GRADIENT}})) == "the norm, but no gradient,", "files/gradients that are finite");
+    check(first_not_finite(stored(model, false, {{"gradient of ", GRADIENT}})) == "", "files/gradients that are finite");
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {               // as backward leaves them: all before it are bad, too
         if (!model.layout.tensors[i].present) continue;
         std::vector<float> g(model.layout.tensors[i].count(), i % 2 ? INFINITY : NAN);

@@ -76,7 +76,7 @@ inline std::string first_not_finite(const std::vector<Stored>& gradients) {
         g.resize(t->count()), t->get(g.data(), 0, g.size());
         for (float f : g) if (!std::isfinite(f)) return t->name;
     }
-    return "the norm, but no gradient,";
+    return "";
 }
 
 // The head of a file of float32 safetensors; `at` becomes where in the file each tensor begins, and where the last one ends.
@@ -338,7 +338,7 @@ struct Saver {
         finish();
         c.begin(), world().barrier();
         // It leaves as much again to others: a process that takes more than there is would be killed, and the run with it.
-        const bool fits = c.bytes() <= available_memory() / 2;
+        const bool fits = c.bytes() <= available_memory() / 2 / world().here;
         if (fits) c.weights = copied(std::move(c.weights)), c.moments = copied(std::move(c.moments));
         step = c.position.step, best = c.position.lowest_step;
         writing = std::async(fits ? std::launch::async : std::launch::deferred, [c = std::move(c)] { return c.write(); });

@@ -38,19 +38,24 @@ struct Comm {
     bool decide(bool mine) const { return sum(first() && mine); }    // what rank 0 says
     bool any(bool mine) const { return sum(mine); }
 
+    std::vector<std::string> texts(const std::string& mine) const {      // of all ranks
+        if (size == 1) return {mine};
+        const double length = mine.size();
+        std::vector<double> lengths(size);
+        gather(&length, lengths.data(), sizeof length);
+        const size_t longest = *std::max_element(lengths.begin(), lengths.end());
+        std::string padded = mine, all(longest * size, '\0');
+        padded.resize(longest);
+        if (longest) gather(padded.data(), all.data(), longest);
+        std::vector<std::string> texts;
+        for (int r = 0; r < size; r++) texts.push_back(all.substr(r * longest, lengths[r]));
+        return texts;
+    }
     // Dies on a rank where one of these texts, by name, is another than on rank 0.
-    void same(const std::vector<std::pair<std::string, std::string>>& texts) const {
-        for (auto& [name, text] : texts) {
-            std::vector<double> sizes(size);
-            const double mine = text.size();
-            if (size > 1) gather(&mine, sizes.data(), sizeof mine);
-            const size_t most = size > 1 ? *std::max_element(sizes.begin(), sizes.end()) : 0;
-            std::string padded = text, all(most * size, '\0');
-            padded.resize(most);
-            if (most) gather(padded.data(), all.data(), most);
-            if (const std::string other = all.substr(0, most); size > 1 && other != padded)
-                die("%s: '%s' here, and on rank 0 '%s'", name.c_str(), text.c_str(), other.substr(0, sizes[0]).c_str());
-        }
+    void same(const std::vector<std::pair<std::string, std::string>>& named) const {
+        for (auto& [name, text] : named)
+            if (const std::string its = texts(text)[0]; its != text)
+                die("%s: '%s' here, and on rank 0 '%s'", name.c_str(), text.c_str(), its.c_str());
     }
 };
 inline Comm& world() {
@@ -64,7 +69,10 @@ inline Launched launched() {
     for (auto& [rank, size, local] : {std::array{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
                                       {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"}, {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"},
                                       {"RANK", "WORLD_SIZE", "LOCAL_RANK"}})
-        if (getenv(rank) && getenv(size)) return {atoi(getenv(rank)), atoi(getenv(size)), getenv(local) ? atoi(getenv(local)) : 0};
+        if (getenv(rank) && getenv(size)) {
+            const char* const place = getenv(local) ? getenv(local) : getenv("SLURM_LOCALID");
+            return {atoi(getenv(rank)), atoi(getenv(size)), place ? atoi(place) : 0};
+        }
     return {0, 1, 0};
 }
 // From here on rank 0 alone talks; what another dies of has its number, and what all die of is rank 0's to say.
@@ -194,10 +202,10 @@ template <typename Link, typename E> struct Sharing : Shares {
         link.await(reduced + (turn ^ 1));    // of the group before, whose place the next one may take
     }
     void await_gradients() { if (several()) link.await(reduced + turn); }
-    void gather_gradients() {                // ZeRO 0: the sums of all ranks' parts
+    void gather_gradients() {                // ZeRO 0: the sums of all ranks' parts, which nothing reads any more
         for (size_t p = 0; p < pieces.size(); p++) {
             const Range mine = part(p, comm.rank);
-            link.behind(), link.copy(gradients + mine.at, sums + kept[p], mine.n), link.clear(sums + kept[p], mine.n);
+            link.copy(gradients + mine.at, sums + kept[p], mine.n), link.clear(sums + kept[p], mine.n);
             link.behind(), link.exchange(gather_moves(*this, p, gradients));
         }
         link.mark(reduced), link.await(reduced);
