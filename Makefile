@@ -85,6 +85,10 @@ build/train_gpt_emulated build/train_gpt_emulated_fp32: train_gpt.cu train_gpt.c
 	$(call compile,2) $(EMULATE) $(FP32) $< -o $@ -ldl
 build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp $(LADDERS) $(wildcard test/emulation/*.h dev/*.cu) $(FILES)
 	$(call compile,1) $(EMULATE) -DGPU $(FP32) $(wildcard test/$(*:_fp32=).cpp test/test_$(*:_fp32=).cpp dev/$(*:_fp32=).cu) -o $@ -ldl
+# What a run needs and takes: it asks the CUDA program for its sizes.
+build/plan build/plan_mpi: dev/plan.cpp train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h) $(FILES)
+	$(call compile,1) $(EMULATE) $(if $(findstring mpi,$@),-DPLAN_MPI) $< -o $@ -ldl
+build/plan_mpi: CXX = mpicxx
 $(STUDY): build/study_%: dev/cpu/%.cpp $(LADDERS) train_gpt.cpp $(FILES)
 	$(call compile,3) $< -o $@ -ldl
 study: $(STUDY)
