@@ -44,7 +44,7 @@ WITH     := $(call quoted,$(GIVEN) $(OPTIMIZE) $(FLAGS))
 TOOLS := build/corpus build/shards
 TESTS := $(patsubst test/%.cpp,build/%,$(wildcard test/test_*.cpp))
 EMULATED := $(foreach test,golden kernels broken heuristics nccl,build/emulated_$(test)) build/emulated_golden_fp32 build/emulated_kernels_fp32 \
-  build/train_gpt_emulated build/train_gpt_emulated_fp32
+  build/train_gpt_emulated build/train_gpt_emulated_fp32 build/plan
 STUDY := $(patsubst dev/cpu/%.cpp,build/study_%,$(wildcard dev/cpu/*.cpp))
 BENCH := $(patsubst dev/%.cu,build/bench_%,$(wildcard dev/*.cu))
 LADDERS := dev/bench.h dev/bench.cuh test/check.h
@@ -68,7 +68,7 @@ build/train_gpt_mpi: train_gpt.cpp $(FILES)
 $(TOOLS): build/%: dev/data/%.cpp $(FILES)
 	$(call compile,3) $< -o $@
 $(TESTS): build/%: test/%.cpp test/check.h train_gpt.cpp $(wildcard dev/data/*.cpp) $(FILES)
-	$(call compile,1) $(if $(filter %test_layers,$@),-DREAL=double) $< -o $@
+	$(call compile,1) $(if $(filter %test_layers,$@),-DREAL=double) $(if $(filter %test_plan,$@),$(EMULATE)) $< -o $@ $(if $(filter %test_plan,$@),-ldl)
 # The CUDA program. Its kernels also run on the CPU, thread by thread, which needs no CUDA: test/emulation.
 CARD    = $(shell nvidia-smi --query-gpu=compute_cap --format=csv$(comma)noheader 2>/dev/null | head -1 | tr -d .)
 ARCH   ?= $(or $(CARD),90)
@@ -92,6 +92,10 @@ build/train_gpt_emulated build/train_gpt_emulated_fp32: train_gpt.cu train_gpt.c
 	$(call compile,2) $(EMULATE) -DUSE_NCCL $(FP32) $< -o $@ -ldl
 build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp $(LADDERS) $(wildcard test/emulation/*.h dev/*.cu) $(FILES)
 	$(call compile,1) $(EMULATE) -DGPU $(FP32) $(wildcard test/$(*:_fp32=).cpp test/test_$(*:_fp32=).cpp dev/$(*:_fp32=).cu) -o $@ -ldl
+# What a run needs and takes: it asks the CUDA program for its sizes.
+build/plan build/plan_mpi: dev/plan.cpp $(FILES)
+	$(call compile,1) $(EMULATE) $< -o $@ $(if $(findstring mpi,$@),$(MPI_FLAGS)) -ldl
+build/plan build/plan_mpi build/test_plan: dev/plan.cpp train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h)
 $(STUDY): build/study_%: dev/cpu/%.cpp $(LADDERS) train_gpt.cpp $(FILES)
 	$(call compile,3) $< -o $@ -ldl
 study: $(STUDY)

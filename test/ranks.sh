@@ -53,11 +53,13 @@ done
 case $program in *emulated*)                 # transfers on a stream of their own, as early and as late as events allow
     expect "2 ranks, a head of its own" start 2 $train --tied 0 --out $dir/2.head
     for seed in 1 2 3; do
-        EMU_SEED=$seed expect "2 ranks, ZeRO $((seed - 1)), in order $seed" start 2 $train --zero $((seed - 1)) --out $dir/2.order.$seed
+        export EMU_SEED=$seed
+        expect "2 ranks, ZeRO $((seed - 1)), in order $seed" start 2 $train --zero $((seed - 1)) --out $dir/2.order.$seed
         expect "2 ranks, ZeRO $((seed - 1)), in order $seed: the same bits" same 2 2.order.$seed
-        EMU_SEED=$seed expect "2 ranks, a head of its own, in order $seed" start 2 $train --tied 0 --out $dir/2.head.$seed
+        expect "2 ranks, a head of its own, in order $seed" start 2 $train --tied 0 --out $dir/2.head.$seed
         expect "2 ranks, a head of its own, in order $seed: the same bits" same 2.head 2.head.$seed
-    done ;;
+    done
+    unset EMU_SEED ;;
 esac
 expect "2 ranks again" start 2 $train --out $dir/2.again
 expect "2 ranks: the same bits again" same 2 2.again

@@ -75,6 +75,7 @@ ladders _fp32 ${STRESS:+1}2 ${STRESS:+large}
 try build/emulated_heuristics
 try build/emulated_nccl
 try build/emulated_broken
+try build/test_plan
 built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run test/gpu.sh build/train_gpt_emulated
 for script in sanitizers rung nvcc; do         # these compile all ladders
     if [ -x build/emulated_kernels ]; then run test/$script.sh; else echo "skip $script: build/emulated_kernels does not compile" | tee -a $log; fi
