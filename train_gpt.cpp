@@ -26,18 +26,18 @@
 #include <optional>
 #include <utility>
 #include "dev/host/adapters.h"
-#include "dev/host/amx.h"
 #include "dev/host/arena.h"
 #include "dev/host/chat.h"
 #include "dev/host/checkpoints.h"
 #include "dev/host/display.h"
 #include "dev/host/machine.h"
 #include "dev/host/options.h"
-#include "dev/host/packed.h"
 #include "dev/host/pattern.h"
 #include "dev/host/reports.h"
 #include "dev/host/rows.h"
 #include "dev/host/scorer.h"
+#include "dev/host/units.h"
+#include "dev/host/vectors.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table,
@@ -173,10 +173,6 @@ inline Options parse_options(const std::vector<std::string>& words) {
 // ---- 2. config and tensors ------------------------------------------------------------------------------------------
 // The shape of a model, and the table of everything it learns. A new weight is one row of TENSORS and its use in the
 // forward and backward pass; its place in memory, initialisation, decay, name in checkpoints and tests follow.
-#ifndef REAL
-#define REAL float              // tests build the program with double and differentiate it numerically
-#endif
-using real = REAL;
 
 //    type     field   default   name in config.json      largest
 #define CONFIG(X) \
@@ -591,15 +587,6 @@ namespace cpu {
    Numbers are multiplied as type P: real, or bfloat16, to which both inputs are then rounded; sums are real in either
    case. B may already lie there as bfloat16, which halves what is read of it. gemm() runs on all threads, gemm_tile() on
    the one that calls it. */
-template <typename E = real> struct Matrix { // element (i,j) is p[i * row + j * col]
-    const E* p;
-    long row, col;
-    Matrix t() const { return {p, col, row}; }
-    Matrix from(long i, long j) const { return {p + i * row + j * col, row, col}; }
-    E operator()(long i, long j) const { return p[i * row + j * col]; }
-    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + (i * row + j * col) * sizeof(E))); }
-};
-template <typename E> Matrix(E*, long, long) -> Matrix<std::remove_const_t<E>>;            // dev/host/packed.h has packed ones
 
 // The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
@@ -1009,15 +996,9 @@ inline void penalize(float* logits, const std::vector<int>& text, float penalty)
     +--+ +---------+            run along K; bfloat16 numbers are rounded while they are copied
 
    source   Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication, doi:10.1145/1356052.1356053 */
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, MR = 8, VECTORS = 3;
-#elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32, MR = 6, VECTORS = 2;
-#else
-constexpr int VECTOR_BYTES = 16, MR = 4, VECTORS = 2;
-#endif
-typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-constexpr int VL = VECTOR_BYTES / sizeof(real), NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
+constexpr int MR = VECTOR_BYTES == 64 ? 8 : VECTOR_BYTES == 32 ? 6 : 4, VECTORS = VECTOR_BYTES == 64 ? 3 : 2;
+constexpr int NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
+
 
 // One sum, or a vector of neighbours, to where it belongs.
 inline void put(Target to, real sum) {
@@ -1050,94 +1031,6 @@ void multiply_add(Target to, Matrix<> a, const real* b, int m, int n, int K) {
     real edge[MR][V * VL];
     for (int i = 0; i < MR; i++) for (int v = 0; v < V; v++) *(vec*)(edge[i] + v * VL) = sums[i][v];
     for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) put(to.from(i, j), edge[i][j]);
-}
-
-// VL neighbours at the upper left corner of a matrix, in the direction in which they are contiguous, rounded to P; bfloat16
-// where real is float only, nf4 at multiples of VL
-#if defined(__CUDACC__)                      // its front end does not know all that follows
-template <typename P, typename E> vec load(const Matrix<E>& m) {
-    vec v;
-    for (int l = 0; l < VL; l++) v[l] = P(m.col == 1 ? m(0, l) : m(l, 0));
-    return v;
-}
-#else
-typedef std::conditional_t<sizeof(real) == 4, uint32_t, uint64_t> word;
-typedef word words __attribute__((vector_size(VECTOR_BYTES)));
-typedef std::make_signed_t<word> integers __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint16_t halves __attribute__((vector_size(2 * VL), aligned(2), may_alias));
-typedef int16_t shorts __attribute__((vector_size(2 * VL)));
-typedef int8_t bytes __attribute__((vector_size(VL), aligned(1), may_alias));
-typedef real pairs __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));         // of bfloat16 numbers
-template <typename P> vec load(const Matrix<bfloat16>& m) {
-    return (vec)(__builtin_convertvector(*(const halves*)m.p, words) << 16);
-}
-template <typename P> vec load(const Matrix<real>& m) {
-    const vec x = *(const vec*)m.p;
-    if constexpr (std::is_same_v<P, real>) return x;
-    const words u = (words)x, nan = (words)(x != x) & 0x7fc00000;
-    return (vec)(((u + 0x7fff + (u >> 16 & 1)) & 0xffff0000) | nan);
-}
-template <typename P> vec load(const Matrix<int8_t>& m) {
-    const integers codes = __builtin_convertvector(__builtin_convertvector(*(const bytes*)m.p, shorts), integers);
-    return __builtin_convertvector(codes, vec) * *(const vec*)m.scale;
-}
-template <typename P> vec load(const Matrix<nf4>& m) {
-    vec v;
-    for (int l = 0; l < VL; l++) v[l] = LEVELS[nf4_code(m.codes, m.at + l)] * m.scale[m.at / NF4_BLOCK];
-    return v;
-}
-#if defined(__AVX512F__) && !defined(__clang__)              // a level is a lane of a register
-template <typename P> requires (VL == 16) vec load(const Matrix<nf4>& m) {
-    typedef uint64_t two __attribute__((vector_size(16)));
-    uint64_t eight;
-    memcpy(&eight, m.codes + m.at / 2, 8);
-    const halves codes = __builtin_convertvector((bytes)two{eight, eight >> 4} & 15, halves);
-    return __builtin_shuffle(*(const vec*)LEVELS, __builtin_convertvector(codes, words)) * m.scale[m.at / NF4_BLOCK];
-}
-#endif
-#endif
-
-// out (DEEP,VL) = b, whose columns are contiguous; rows of out are out_row apart. In round S every square of 2S x 2S swaps the
-// quarters off its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers. Numbers of type
-// bfloat16 are moved in pairs.
-template <typename E> constexpr int DEEP = std::is_same_v<E, bfloat16> ? 2 * VL : VL;
-#if defined(__CUDACC__)
-template <typename P, typename E> void transpose(real* out, long out_row, Matrix<E> b) {
-    for (int i = 0; i < VL; i++) for (int j = 0; j < DEEP<E>; j++) out[j * out_row + i] = P(b(j, i));
-}
-#else
-template <int S, int... J> inline void swap_quarters(vec* rows, std::integer_sequence<int, J...> lanes) {
-    for (int i = 0; i < VL; i++) {
-        if (i & S) continue;
-        const vec upper = rows[i], lower = rows[i + S];
-        rows[i] = __builtin_shufflevector(upper, lower, (J & S ? VL + J - S : J)...);
-        rows[i + S] = __builtin_shufflevector(upper, lower, (J & S ? VL + J : J + S)...);
-    }
-    if constexpr (2 * S < VL) swap_quarters<2 * S>(rows, lanes);
-}
-template <typename P, typename E> void transpose(real* out, long out_row, Matrix<E> b) {
-    vec rows[VL];
-    for (int i = 0; i < VL; i++)
-        if constexpr (DEEP<E> == VL) rows[i] = load<P>(b.from(0, i));
-        else rows[i] = *(const pairs*)b.from(0, i).p;
-    swap_quarters<1>(rows, std::make_integer_sequence<int, VL>());
-    for (int i = 0; i < VL; i++) {
-        if constexpr (DEEP<E> == VL) *(vec*)(out + i * out_row) = rows[i];
-        else {
-            *(vec*)(out + 2 * i * out_row) = (vec)((words)rows[i] << 16);
-            *(vec*)(out + (2 * i + 1) * out_row) = (vec)((words)rows[i] & 0xffff0000);
-        }
-    }
-}
-#endif
-
-// out (DEEP,VL) = the upper left corner of b, of which there are K rows and n columns; zeros beyond
-template <typename P, typename E> void copy_block(real* out, long out_row, Matrix<E> b, int K, int n) {
-    if (b.row == 1 && n >= VL && K >= DEEP<E>) return transpose<P>(out, out_row, b);
-    for (int k = 0; k < DEEP<E>; k++) {
-        if (b.col == 1 && n >= VL && k < K) *(vec*)(out + k * out_row) = load<P>(b.from(k, 0));
-        else for (int j = 0; j < VL; j++) out[k * out_row + j] = k < K && j < n ? P(b(k, j)) : P(0);
-    }
 }
 
 // panel (K,NR) = b; columns beyond n are of no account
@@ -1253,20 +1146,42 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
     return {copy, K, 1};
 }
 
-// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons; dev/host/amx.h has its loops.
-template <typename E> void gemm_amx(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    amx_product<real, VL, DEEP<E>, KC>(M, N, K, [=](real* square, int i, int k) { copy_block<bfloat16>(square, VL, a.from(i, k), M - i, K - k); },
-        [=](real* block, int k, int j, int end) { copy_block<bfloat16>(block, VL, b.from(k, j), K - k, end - j); },
-        [=](bool first, int i, int j, const real* sums, int n) {
-            const Target target = (first ? to : Target{to.c, to.ldc, to.c}).from(i, j);
-            for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
-            for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
-        });
+// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, or in dot products; dev/host/units.h has its loops.
+template <typename E> void gemm_unit(Unit unit, Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+    unit_product(unit, a, b, M, N, K, [=](bool first, int i, int j, const real* sums, int n) {
+        const Target target = (first ? to : Target{to.c, to.ldc, to.c}).from(i, j);
+        for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
+        for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
+    });
+}
+
+// Multiply-adds of all threads on numbers in registers (of a unit: in the level-1 cache), in FLOP/s: what gemm() can reach at
+// best.
+inline double measure_peak(Unit unit, int trials = 32) {
+    double best = 0;
+    for (int trial = 0; trial < trials; trial++) {           // the best one is the least disturbed
+        const double start = seconds(), flops = unit == Unit::NONE ? register_trial<vec, real, MR, VECTORS>() : unit_trial(unit);
+        best = std::max(best, flops / (seconds() - start));
+    }
+    return best;
+}
+
+// Where bfloat16 numbers are multiplied: in the fastest unit that the processor has, if that is faster by a margin than
+// vectors of floats. A run keeps its own (state.json), since each adds up in another order.
+inline Unit& unit() {
+    static Unit chosen = [] {
+        Unit best = Unit::NONE;
+        double most = 1.3 * measure_peak(best);
+        for (Unit u : {Unit::DOTS, Unit::AMX}) if (has(u))
+            if (const double rate = measure_peak(u); rate > most) best = u, most = rate;
+        return best;
+    }();
+    return chosen;
 }
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
-        if (sizeof(real) == 4 && amx()) return gemm_amx(to, a, b, M, N, K);
+        if (const Unit u = unit(); u != Unit::NONE) return gemm_unit(u, to, a, b, M, N, K);
         a = rounded(a, M, K);
     }
     int tile_m = TILE_M, tile_n = TILE_N;                    // halving tile_m packs B twice as often, tile_n at most A
@@ -1278,17 +1193,6 @@ template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, 
     for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m)
         gemm_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0),
                      std::min(tile_n, N - n0), K);
-}
-
-// Multiply-adds of all threads on numbers in registers (on AMX: in the level-1 cache), in FLOP/s: what gemm() can reach
-// at best.
-inline double measure_peak(bool bf16 = false, int trials = 32) {
-    double best = 0;
-    for (int trial = 0; trial < trials; trial++) {           // the best one is the least disturbed
-        const double start = seconds(), flops = bf16 && amx() ? amx_trial() : register_trial<vec, real, MR, VECTORS>();
-        best = std::max(best, flops / (seconds() - start));
-    }
-    return best;
 }
 
 }  // namespace cpu
@@ -1464,8 +1368,9 @@ struct Model {
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
     }
     std::string describe() {
-        peak = measure_peak(bf16);
-        const char* type = !bf16 ? "" : amx() ? ", bf16 on AMX" : ", bf16 rounded and multiplied in fp32 (no AMX here)";
+        peak = measure_peak(bf16 ? unit() : Unit::NONE);
+        const char* const types[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)", ", bf16 in dot products", ", bf16 on AMX"};
+        const char* type = bf16 ? types[(int)unit()] : "";
         const double gb = sizeof(real) / 1e9, frozen = rounded.size * sizeof(bfloat16) / 1e9 + packed.size / 1e9;
         return format(
             "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "

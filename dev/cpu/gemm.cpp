@@ -127,14 +127,14 @@ template <typename P> static void all_products(int M) {
         const cpu::Matrix<P> W = head ? cpu::Matrix<P>{weights.data(), 1, l.C} : cpu::Matrix<P>{weights.data(), l.OC, 1};
         printf("  %-10s", l.name);
         for (int kind = 0; kind < 3; kind++) {
-            std::vector<double> times, roofs = {cpu::measure_peak(bf16, 1)};
+            std::vector<double> times, roofs = {cpu::measure_peak(bf16 ? cpu::unit() : Unit::NONE, 1)};
             for (int r = 0; r < 7; r++) {
                 const double start = seconds();
                 if (kind == 0) cpu::gemm<P>({y.data(), l.OC}, X, W, M, l.OC, l.C);
                 if (kind == 1) cpu::gemm<P>({x.data(), l.C}, Y, W.t(), M, l.C, l.OC);
                 if (kind == 2 && !head) cpu::gemm<P>({w.data(), l.OC, w.data()}, X.t(), Y, l.C, l.OC, M);
                 if (kind == 2 && head) cpu::gemm<P>({w.data(), l.C, w.data()}, Y.t(), X, l.OC, l.C, M);
-                times.push_back(seconds() - start), roofs.push_back(cpu::measure_peak(bf16, 1));
+                times.push_back(seconds() - start), roofs.push_back(cpu::measure_peak(bf16 ? cpu::unit() : Unit::NONE, 1));
             }
             const double t = median(times), peak = median(roofs), flops = 2.0 * M * l.C * l.OC;
             printf(" %10.1f %6.1f%%", flops / t / 1e9, 100 * flops / t / peak);
