@@ -901,11 +901,13 @@ void readout_backward(real* dx, real* dw, const float* dout, const real* x, cons
    cost     32 bytes a weight: w, m, v and g are read and written; 34 with the copy */
 inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const AdamWStep& s, bool decays, real scale,
                          bfloat16* rounded = nullptr) {
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) {
-        adamw_step(w[i], m[i], v[i], scale * g[i], s, decays);
-        g[i] = 0;
-        if (rounded) rounded[i] = w[i];
+    #pragma omp parallel for schedule(static)
+    for (size_t i0 = 0; i0 < n; i0 += 1024) {
+        const AdamWStep step = s;            // which no store below can change
+        const size_t end = std::min(n, i0 + 1024);
+        #pragma omp simd
+        for (size_t i = i0; i < end; i++) adamw_step(w[i], m[i], v[i], scale * g[i], step, decays), g[i] = 0;
+        if (rounded) round_all(rounded + i0, w + i0, end - i0);
     }
 }
 

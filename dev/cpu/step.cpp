@@ -97,6 +97,6 @@ static void study() {
     Config small, d12;
     small.L = 2, small.NH = 3, small.C = 24, small.V = 101, small.T = 64;
     for (bool bf16 : {false, true}) if (!timed) step(small, 3, 13, bf16);
-    for (auto [B, T] : {std::pair(4, 64), {4, 256}, {2, 1024}}) for (bool bf16 : {false, true}) if (timed) step(d12, B, T, bf16);
+    for (auto [B, T] : {std::pair(4, 64), {4, 256}, {2, 1024}}) for (bool bf16 : {false, true}) if (timed && (!getenv("ST") || atoi(getenv("ST")) == T * 2 + bf16)) step(d12, B, T, bf16);
 }
 int main(int argc, char** argv) { return study_main(argc, argv, study); }

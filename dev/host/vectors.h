@@ -76,6 +76,15 @@ template <typename P> requires (VL == 16) vec load(const Matrix<nf4>& m) {
 #endif
 #endif
 
+// n numbers, rounded
+inline void round_all(bfloat16* to, const real* from, size_t n) {
+    size_t i = 0;
+#if !defined(__CUDACC__)
+    for (; i + VL <= n; i += VL) *(halves*)(to + i) = __builtin_convertvector((words)load<bfloat16>(Matrix{from + i, 1, 1}) >> 16, halves);
+#endif
+    for (; i < n; i++) to[i] = from[i];
+}
+
 // out (DEEP,VL) = b, whose columns are contiguous; rows of out are out_row apart. In round S every square of 2S x 2S swaps the
 // quarters off its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers. Numbers of type
 // bfloat16 are moved in pairs.
