@@ -10,8 +10,9 @@
    packed          the strip is first copied to where it is contiguous: cpu::gemm itself, which also turns B round in
                    registers where it must, and cuts C into tiles that the threads share
    OpenBLAS        cblas_sgemm, where the library is installed (libopenblas.so.0)
-   bf16            cpu::gemm on numbers rounded to bfloat16, B stored so: on AMX, the matrix unit of newer Xeons, whose
-                   tiles are then the roof; elsewhere the numbers are rounded and multiplied as floats
+   bf16 rounded    cpu::gemm on numbers rounded to bfloat16, B stored so: they are multiplied as floats
+   bf16 dots       in AVX-512's dot products of pairs, where the processor has them
+   bf16 AMX        on AMX, the matrix unit of newer Xeons; of these three the fastest is what ships, and its peak the roof
 
    Then cpu::gemm alone, on every product of GPT-2 124M, forward and backward. */
 #include "../bench.h"
@@ -102,9 +103,16 @@ static void ladder(int M, int N, int K, Sgemm sgemm) {
     const Work work = {2.0 * M * N * K, 4 * numbers}, work16 = {work.flops, work.bytes - 2.0 * K * N, BFLOAT16};
     climb("cpu gemm", shape, work, {result(c.data(), want, 4 * std::sqrt(K) * 0x1p-24)}, rungs);
     const std::vector<bfloat16> b16(b.begin(), b.end());     // each factor of a product errs by 2^-9 at most
-    climb(amx() ? "cpu gemm in bf16, on AMX" : "cpu gemm in bf16", shape, work16,
-          {result(c.data(), want, 0x1p-8)},
-          {{"bf16 (cpu::gemm)", [&] { cpu::gemm<bfloat16>({c.data(), N}, {a.data(), K, 1}, cpu::Matrix{b16.data(), N, 1}, M, N, K); }}});
+    std::vector<Rung> in_bf16;
+    const Unit chosen = cpu::unit();
+    auto rung = [&](const char* name, Unit unit) {
+        if (has(unit)) in_bf16.push_back({name, [&, unit] {
+            cpu::unit() = unit, cpu::gemm<bfloat16>({c.data(), N}, {a.data(), K, 1}, cpu::Matrix{b16.data(), N, 1}, M, N, K);
+        }});
+    };
+    rung("bf16 rounded", Unit::NONE), rung("bf16 dots", Unit::DOTS), rung("bf16 AMX", Unit::AMX);
+    climb("cpu gemm in bf16", shape, work16, {result(c.data(), want, 0x1p-8)}, in_bf16);
+    cpu::unit() = chosen;
 }
 
 // Every product of a 124M step on M tokens: X W, dY W^T, X^T dY; the head's logits are made from W^T.
