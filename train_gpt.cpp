@@ -4,7 +4,7 @@
    small models as state graphs, and reads and writes Hugging Face checkpoints. It is also the reference for faster
    kernels: train_gpt.cu includes this file and puts its own layers behind section 7's network.
    There is no dropout, and no architecture but GPT-2. Its speed comes from loop order, from vector types in the matrix
-   product and from the compiler; the only intrinsics are those of AMX, a matrix unit, in dev/host/amx.h.
+   product and from the compiler; the only intrinsics are those of units for bf16 products, in dev/host/units.h.
 
      make run                                              build, make a corpus, train on it, show what it learned
      ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --init d6 --out runs/a
@@ -85,7 +85,7 @@
     X(number,  eps,             1e-8,         "1e-30..1",                     "t",        "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",        "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",        "largest gradient norm; 0 = off") \
-    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
+    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32; bf16 on a CPU: on AMX or in dot products, whichever is faster, or rounded and multiplied in fp32") \
     X(text,    base_dtype,      DTYPE,        BASE_DTYPES,                    "tsecF",    "how matrices that are not trained are kept (train: with --lora-rank): int8, nf4: those of the blocks, and bf16 the others") \
     X(integer, threads,         0,            "1..4096",                      "tsecgR",   "threads [all, fewer for models too small for them]") \
     X(integer, seed,            1,            "0..9007199254740992",          "tsec",     "seed of weights, order and samples") \
@@ -586,7 +586,7 @@ namespace cpu {
 
    Numbers are multiplied as type P: real, or bfloat16, to which both inputs are then rounded; sums are real in either
    case. B may already lie there as bfloat16, which halves what is read of it. gemm() runs on all threads, gemm_tile() on
-   the one that calls it. */
+   the one that calls it, and takes bfloat16 where the processor has a unit for it alone. */
 
 // The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
@@ -752,7 +752,8 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
             arXiv:2307.08691, algorithm 1 */
 constexpr int QUERIES = 64, KEYS = 512;
 
-inline void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
+template <typename P = real>
+void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
     const int HS = C / NH;
     const long row = 3L * C;
     const real scale = 1 / std::sqrt(real(HS));
@@ -766,7 +767,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
         std::fill_n(maximum, queries, -INFINITY);
         for (int j0 = 0; j0 < keys; j0 += KEYS) {
             const int n = std::min(KEYS, keys - j0);
-            gemm_tile({scores.data(), n}, q.from(t0 + i0, 0), k.from(j0, 0).t(), queries, n, HS);
+            gemm_tile<P>({scores.data(), n}, q.from(t0 + i0, 0), k.from(j0, 0).t(), queries, n, HS);
             for (int i = 0; i < queries; i++) {
                 const int visible = std::clamp(t0 + i0 + i + 1 - j0, 0, n);
                 real *s = &scores[(size_t)i * n], *out_i = out_0 + (size_t)i * C, high = maximum[i], total = 0;
@@ -779,7 +780,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
                 if (j0) for (int c = 0; c < HS; c++) out_i[c] *= shrink;
                 sum[i] = sum[i] * shrink + total, maximum[i] = high;
             }
-            gemm_tile({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
+            gemm_tile<P>({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
         }
         for (int i = 0; i < queries; i++) {
             for (int c = 0; c < HS; c++) out_0[(size_t)i * C + c] /= sum[i];
@@ -794,7 +795,8 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
    shapes   dqkv (B,T,3C), written whole   dout, out (B,T,C)
    cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
    source   Dao 2023, algorithm 2 */
-inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
+template <typename P = real>
+void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
                                int T, int C, int NH) {
     const int HS = C / NH;
     const long row = 3L * C;
@@ -811,8 +813,8 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
             const int queries = std::min(QUERIES, T - i0), n = std::min(KEYS, i0 + queries - j0);
             const Matrix q_i = q.from(i0, 0), k_j = k.from(j0, 0), v_j = v.from(j0, 0);
             const Matrix dout_i = {dout + ((size_t)b * T + i0) * C + h * HS, C, 1};
-            gemm_tile({p.data(), n}, q_i, k_j.t(), queries, n, HS);
-            gemm_tile({ds.data(), n}, dout_i, v_j.t(), queries, n, HS);
+            gemm_tile<P>({p.data(), n}, q_i, k_j.t(), queries, n, HS);
+            gemm_tile<P>({ds.data(), n}, dout_i, v_j.t(), queries, n, HS);
             for (int i = 0; i < queries; i++) {
                 const size_t t = (size_t)b * T + i0 + i;
                 const real *dout_t = dout + t * C + h * HS, *out_t = out + t * C + h * HS, lse_t = lse[((size_t)b * NH + h) * T + i0 + i];
@@ -826,10 +828,10 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
                 }
                 std::fill(p_i + visible, p_i + n, real(0)), std::fill(ds_i + visible, ds_i + n, real(0));
             }
-            const Matrix P = {p.data(), n, 1}, dS = {ds.data(), n, 1};
-            gemm_tile(dq.from(i0, 0), dS, k_j, queries, HS, n);
-            gemm_tile(dk.from(j0, 0), dS.t(), q_i, n, HS, queries);
-            gemm_tile(dv.from(j0, 0), P.t(), dout_i, n, HS, queries);
+            const Matrix p_ij = {p.data(), n, 1}, dS = {ds.data(), n, 1};
+            gemm_tile<P>(dq.from(i0, 0), dS, k_j, queries, HS, n);
+            gemm_tile<P>(dk.from(j0, 0), dS.t(), q_i, n, HS, queries);
+            gemm_tile<P>(dv.from(j0, 0), p_ij.t(), dout_i, n, HS, queries);
         }
     }
 }
@@ -949,11 +951,18 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
             order.resize(s.top_k);
         }
         if (s.top_p) {
-            std::sort(order.begin(), order.end(), std::greater());
-            uint64_t sum = 0, kept = 0, n = 0;
+            uint64_t sum = 0, kept = 0;
             for (uint64_t place : order) sum += weigh(id(place));
             const uint64_t least = multiply_high(sum, s.top_p);
-            while (kept < least) kept += weigh(id(order[n++]));
+            size_t n = 0, sorted = 0;        // the likeliest: a few are enough as a rule, so that the rest is not sorted
+            while (kept < least) {
+                if (n == sorted) {
+                    sorted = std::min(order.size(), 4 * n + 64);
+                    std::nth_element(order.begin() + n, order.begin() + sorted, order.end(), std::greater());
+                    std::sort(order.begin() + n, order.begin() + sorted, std::greater());
+                }
+                kept += weigh(id(order[n++]));
+            }
             order.resize(n);
         }
         std::fill(weight.begin(), weight.end(), 0);
@@ -1109,7 +1118,7 @@ template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E
 }
 
 // One tile, on one thread. Unless M <= MR, A is rounded to P already.
-template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+template <typename P, typename E> void vector_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if (M <= MR) return gemm_rows<P>(to, a, b, M, N, K);
     static thread_local std::vector<real> a_panels, b_panel(KC * NR);
     const int in_place = a.col == 1 ? M / MR * MR : 0;       // rows of A that are read where they are
@@ -1148,13 +1157,13 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
     return {copy, K, 1};
 }
 
-// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, or in dot products; dev/host/units.h has its loops.
-template <typename E> void gemm_unit(Unit unit, Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    unit_product(unit, a, b, M, N, K, [=](bool first, int i, int j, const real* sums, int n) {
+// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, or in dot products: dev/host/units.h has its loops.
+inline auto put_from(Target to) {
+    return [=](bool first, int i, int j, const auto* sums, int n) {
         const Target target = (first ? to : Target{to.c, to.ldc, to.c}).from(i, j);
         for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
         for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
-    });
+    };
 }
 
 // Multiply-adds of all threads on numbers in registers (of a unit: in the level-1 cache), in FLOP/s: what gemm() can reach at
@@ -1180,10 +1189,17 @@ inline Unit& unit() {
     }();
     return chosen;
 }
+// The unit of a run: that of the checkpoint which it goes on from, if there is one and this machine has it.
+inline std::string keep_unit(const std::string& kept, const std::string& checkpoint) {
+    const Unit its = Unit(std::find(std::begin(UNITS), std::end(UNITS), kept) - std::begin(UNITS));
+    if (!checkpoint.empty() && has(its)) unit() = its;
+    else if (!checkpoint.empty()) warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another order", checkpoint.c_str(), kept.c_str());
+    return UNITS[(int)unit()];
+}
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
-        if (const Unit u = unit(); u != Unit::NONE) return gemm_unit(u, to, a, b, M, N, K);
+        if (const Unit u = unit(); u != Unit::NONE) return unit_product(u, a, b, M, N, K, put_from(to));
         a = rounded(a, M, K);
     }
     int tile_m = TILE_M, tile_n = TILE_N;                    // halving tile_m packs B twice as often, tile_n at most A
@@ -1193,8 +1209,11 @@ template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, 
     while (tiles() < enough && tile_m > 4 * MR) tile_m /= 2;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
     for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m)
-        gemm_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0),
-                     std::min(tile_n, N - n0), K);
+        vector_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
+}
+template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) return unit_tile(unit(), a, b, M, N, K, put_from(to));
+    vector_tile<real>(to, a, b, M, N, K);
 }
 
 }  // namespace cpu
@@ -1324,7 +1343,8 @@ namespace cpu {
 using act = real;
 using stat = real;
 inline int most_logits = 1 << 23;            // numbers at once; tests have fewer, so that they come in several chunks
-inline size_t head_rows(size_t N, int V) { return std::min<size_t>(N, std::clamp(most_logits / V, 64, 1024)); }
+// In a unit reading the table takes longer than multiplying with it, so there are four times as many at once.
+inline size_t head_rows(size_t N, int V, bool in_unit) { return std::min<size_t>(N, std::clamp(most_logits / V * (in_unit ? 4 : 1), 64, 1024)); }
 inline size_t padded(int V) { return V; }
 
 struct Activations {
@@ -1333,8 +1353,9 @@ struct Activations {
 #undef X
 };
 
-inline Slots activation_slots(const Config& c, size_t N, bool training) {
+inline Slots activation_slots(const Config& c, size_t N, bool training, bool in_unit) {
     const Per KEPT = training ? BLOCK : ONCE;
+    auto head_rows = [&](size_t n, int V) { return cpu::head_rows(n, V, in_unit); };
     std::vector<std::pair<Per, size_t>> v;
 #define X(type, field, per, count) v.push_back({per, count});
     ACTIVATIONS(X)
@@ -1345,7 +1366,7 @@ inline Slots activation_slots(const Config& c, size_t N, bool training) {
 struct Model {
     const Config c;
     const int max_B, max_T;                  // of a forward pass
-    const bool bf16;                         // products are made of numbers rounded to bfloat16
+    const bool bf16, in_unit;                // products are made of numbers rounded to bfloat16; in a unit of the processor
     const Layout layout;
     const Slots slots;
     Buffer<real> weights, gradients, moment1, moment2, acts;
@@ -1355,7 +1376,8 @@ struct Model {
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
-        : c(c), max_B(B), max_T(T), bf16(bf16), layout(c), slots(activation_slots(c, (size_t)B * T, training)) {
+        : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
+          slots(activation_slots(c, (size_t)B * T, training, in_unit)) {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
         size_t need = bytes(training), have = available_memory();
@@ -1506,16 +1528,16 @@ struct Model {
     void attention_forward(const Activations& a, const real* qkv, int B, int t0, int T, int S) {
         const size_t row = c.qkv();
         if (T != S) for (int b = 0; b < B; b++) std::copy_n(qkv + b * T * row, T * row, a.qkv + (b * S + t0) * row);
-        cpu::attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
+        (in_unit ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>)(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
     }
     void attention_backward(const Activations& a, real* db, int B, int T) {
-        cpu::attention_backward(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.C, c.NH);
+        (in_unit ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>)(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.C, c.NH);
         if (db) bias_backward(db, a.dwide, B * T, c.qkv());
     }
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
         if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C);
     }
-    int chunk() const { return head_rows((size_t)max_B * max_T, c.V); }
+    int chunk() const { return head_rows((size_t)max_B * max_T, c.V, in_unit); }
     // of `count` rows n0, n0 + step, ... of x
     void logits_forward(const real* x, int n0, int step, int count) {
         with_matrix(table(), c.C, [&]<typename P>(auto table) {
@@ -2027,8 +2049,9 @@ struct Run {
     integer steps;
     bool rescheduled = false;                // resumed with another end
 
-    explicit Run(const Options& given) : o(given) {
+    Run(const Options& given, bool on_cpu) : o(given) {
         if (o.resume) resume();
+        if (on_cpu && o.dtype == "bf16") position.unit = cpu::keep_unit(position.unit, from);
         open_start();
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         if (c.rank) base = fs::absolute(start->path.ends_with("/model.safetensors") ? directory_of(start->path) : start->path).string();
@@ -2165,7 +2188,7 @@ template <typename Model> struct Training : Run {
     std::unique_ptr<Model> frozen, rewarder;                 // rl: --init, for the divergence from it; --reward
     std::unique_ptr<Scorer> scorer;                          // --reward-command
 
-    explicit Training(const Options& given) : Run(given), model(c, o.batch, o.context, true, o.dtype == "bf16"),
+    explicit Training(const Options& given) : Run(given, std::is_same_v<Model, cpu::Model>), model(c, o.batch, o.context, true, o.dtype == "bf16"),
           schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false);
