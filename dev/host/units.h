@@ -111,7 +111,7 @@ template <typename E> inline void upper_halves(words16& to, const E* p) {
     for (int l = 0; l < 16; l += cpu::VL) *(cpu::vec*)((float*)&to + l) = cpu::load<bfloat16>(cpu::Matrix<E>{p + l, 1, 1});
 }
 inline void pairs_of(words16& to, const bfloat16* p) { memcpy(&to, p, sizeof to); }
-inline void pairs_of(words16& to, const float* p) {
+inline void pairs_of(words16& to, const real* p) {
     typedef uint16_t halves32 __attribute__((vector_size(64)));
     words16 x, y;
     upper_halves(x, p), upper_halves(y, p + 16);
