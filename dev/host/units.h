@@ -1,8 +1,8 @@
-/* dev/host/units.h -- what some processors have for products of bfloat16 numbers: the only intrinsics of the CPU program, and
-   the product by blocks that such units share.
-     AMX    the matrix unit of newer Xeons. A tile register holds 16 rows of 64 bytes; an instruction adds the product of (16,32)
-            and (32,16) numbers to (16,16) sums: those of even k and of odd k, each upwards, added up before they join the sum.
-            Four tiles hold (32,32) sums here, two of the others are of A and two of B.
+/* dev/host/units.h -- what some processors have for products of bfloat16 numbers: the only intrinsics of the CPU program,
+   and the product by blocks that such units share.
+     AMX    the matrix unit of newer Xeons. A tile register holds 16 rows of 64 bytes; an instruction adds the product of
+            (16,32) and (32,16) numbers to (16,16) sums: those of even k and of odd k, each upwards, added up before they
+            join the sum. Four tiles hold (32,32) sums here, two of the others are of A and two of B.
      dots   AVX-512's dot products of pairs: 16 sums at a time, each plus the product of the odd k, plus that of the even k
    Both multiply and add without a rounding between, and take subnormal numbers for 0.
    source   Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS and VDPBF16PS */
@@ -22,11 +22,11 @@ enum class Unit { NONE, DOTS, AMX };
 inline constexpr const char* UNITS[] = {"", "dots", "amx"};                    // in state.json
 typedef float floats16 __attribute__((vector_size(64), may_alias));
 typedef uint32_t words16 __attribute__((vector_size(64), may_alias));
-constexpr int TILE = 16 * 16, SQUARE = 32;                   // words of a tile; rows and columns of sums that are made at once
+constexpr int TILE = 16 * 16, SQUARE = 32;   // words of a tile; rows and columns of sums that are made at once
 
-/* sums (32,32) = a (32,K) b (K,32), or += if more. All are tiles of 16 x 16 words: four of sums, row by row; a has two rows of
-   K/32, b two columns, `row` words apart. A word of a or b is a pair of numbers, of an even k in its lower half and of the odd
-   k above it in the upper; a row of a tile is one row of A, or one such pair of k of B. */
+/* sums (32,32) = a (32,K) b (K,32), or += if more. All are tiles of 16 x 16 words: four of sums, row by row; a has two rows
+   of K/32, b two columns, `row` words apart. A word of a or b is a pair of numbers, of an even k in its lower half and of
+   the odd k above it in the upper; a row of a tile is one row of A, or one such pair of k of B. */
 #if (defined(__AMX_BF16__) || defined(EMULATED_AMX)) && !defined(__CUDACC__)
 inline bool has_amx() {                                      // Linux is asked for the tiles' place in a thread's state
 #if defined(EMULATED_AMX)
@@ -145,8 +145,8 @@ template <bool TURNED, typename E> void pack_tiles(uint32_t* to, int tile_rows, 
 }
 inline int squares(int n) { return (n + SQUARE - 1) / SQUARE; }
 
-/* C (M,N) = A (M,K) B (K,N), in blocks of squares, whose sums stay with their thread until all K have been taken in, PIECE tiles
-   at a time: as much of two columns of tiles as the level-1 cache keeps for all rows of a block.
+/* C (M,N) = A (M,K) B (K,N), in blocks of squares, whose sums stay with their thread until all K have been taken in, PIECE
+   tiles at a time: as much of two columns of tiles as the level-1 cache keeps for all rows of a block.
      put(i, j, sums, n)  n sums of row i, from column j on */
 constexpr int PIECE = 8, STRIP_K = 12 * PIECE * 32, STRIP = 1 << 22;         // STRIP: numbers
 template <typename Put> void unit_block(Unit unit, float* sums, const uint32_t* a, const uint32_t* b, int M, int N, int tiles, Put put) {
