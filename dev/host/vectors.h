@@ -105,7 +105,8 @@ template <int S, typename V, int... J> inline void swap_quarters(V* rows, std::i
     if constexpr (2 * S < n) swap_quarters<2 * S>(rows, lanes);
 }
 template <typename P, typename E> void transpose(real* out, long out_row, Matrix<E> b) {
-    alignas(VECTOR_BYTES) vec rows[VL];
+    typedef real aligned __attribute__((vector_size(VECTOR_BYTES)));
+    aligned rows[VL];
     for (int i = 0; i < VL; i++)
         if constexpr (DEEP<E> == VL) rows[i] = load<P>(b.from(0, i));
         else rows[i] = *(const pairs*)b.from(0, i).p;
