@@ -4,7 +4,7 @@
    small models as state graphs, and reads and writes Hugging Face checkpoints. It is also the reference for faster
    kernels: train_gpt.cu includes this file and puts its own layers behind section 7's network.
    There is no dropout, and no architecture but GPT-2. Its speed comes from loop order, from vector types in the matrix
-   product and from the compiler; the only intrinsics are those of AMX, a matrix unit, in dev/host/amx.h.
+   product and from the compiler; the only intrinsics are those of units for bf16 products, in dev/host/units.h.
 
      make run                                              build, make a corpus, train on it, show what it learned
      ./train_gpt train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --init d6 --out runs/a
@@ -25,7 +25,6 @@
 #include <optional>
 #include <utility>
 #include "dev/host/adapters.h"
-#include "dev/host/amx.h"
 #include "dev/host/arena.h"
 #include "dev/host/chat.h"
 #include "dev/host/checkpoints.h"
@@ -33,11 +32,12 @@
 #include "dev/host/display.h"
 #include "dev/host/machine.h"
 #include "dev/host/options.h"
-#include "dev/host/packed.h"
 #include "dev/host/pattern.h"
 #include "dev/host/reports.h"
 #include "dev/host/rows.h"
 #include "dev/host/scorer.h"
+#include "dev/host/units.h"
+#include "dev/host/vectors.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table,
@@ -85,7 +85,7 @@
     X(number,  eps,             1e-8,         "1e-30..1",                     "t",        "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",        "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",        "largest gradient norm; 0 = off") \
-    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32; bf16 on a CPU without AMX: rounded, then multiplied in fp32") \
+    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32; bf16 on a CPU: on AMX or in dot products, whichever is faster, or rounded and multiplied in fp32") \
     X(text,    base_dtype,      DTYPE,        BASE_DTYPES,                    "tsecF",    "how matrices that are not trained are kept (train: with --lora-rank): int8, nf4: those of the blocks, and bf16 the others") \
     X(integer, threads,         0,            "1..4096",                      "tsecgR",   "threads [all, fewer for models too small for them]") \
     X(integer, zero,            1,            "0..2",                         "tR",       "several processes: what each keeps only its part of: 1 moments, 2 gradients, too; 0 nothing") \
@@ -169,10 +169,6 @@ inline Options parse_options(const std::vector<std::string>& words) {
 // ---- 2. config and tensors ------------------------------------------------------------------------------------------
 // The shape of a model, and the table of everything it learns. A new weight is one row of TENSORS and its use in the
 // forward and backward pass; its place in memory, initialisation, decay, name in checkpoints and tests follow.
-#ifndef REAL
-#define REAL float              // tests build the program with double and differentiate it numerically
-#endif
-using real = REAL;
 
 //    type     field   default   name in config.json      largest
 #define CONFIG(X) \
@@ -583,16 +579,7 @@ namespace cpu {
 
    Numbers are multiplied as type P: real, or bfloat16, to which both inputs are then rounded; sums are real in either
    case. B may already lie there as bfloat16, which halves what is read of it. gemm() runs on all threads, gemm_tile() on
-   the one that calls it. */
-template <typename E = real> struct Matrix { // element (i,j) is p[i * row + j * col]
-    const E* p;
-    long row, col;
-    Matrix t() const { return {p, col, row}; }
-    Matrix from(long i, long j) const { return {p + i * row + j * col, row, col}; }
-    E operator()(long i, long j) const { return p[i * row + j * col]; }
-    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + (i * row + j * col) * sizeof(E))); }
-};
-template <typename E> Matrix(E*, long, long) -> Matrix<std::remove_const_t<E>>;            // dev/host/packed.h has packed ones
+   the one that calls it, and takes bfloat16 where the processor has a unit for it alone. */
 
 // The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
@@ -758,7 +745,8 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
             arXiv:2307.08691, algorithm 1 */
 constexpr int QUERIES = 64, KEYS = 512;
 
-inline void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
+template <typename P = real>
+void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int T, int S, int C, int NH) {
     const int HS = C / NH;
     const long row = 3L * C;
     const real scale = 1 / std::sqrt(real(HS));
@@ -772,7 +760,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
         std::fill_n(maximum, queries, -INFINITY);
         for (int j0 = 0; j0 < keys; j0 += KEYS) {
             const int n = std::min(KEYS, keys - j0);
-            gemm_tile({scores.data(), n}, q.from(t0 + i0, 0), k.from(j0, 0).t(), queries, n, HS);
+            gemm_tile<P>({scores.data(), n}, q.from(t0 + i0, 0), k.from(j0, 0).t(), queries, n, HS);
             for (int i = 0; i < queries; i++) {
                 const int visible = std::clamp(t0 + i0 + i + 1 - j0, 0, n);
                 real *s = &scores[(size_t)i * n], *out_i = out_0 + (size_t)i * C, high = maximum[i], total = 0;
@@ -785,7 +773,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
                 if (j0) for (int c = 0; c < HS; c++) out_i[c] *= shrink;
                 sum[i] = sum[i] * shrink + total, maximum[i] = high;
             }
-            gemm_tile({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
+            gemm_tile<P>({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
         }
         for (int i = 0; i < queries; i++) {
             for (int c = 0; c < HS; c++) out_0[(size_t)i * C + c] /= sum[i];
@@ -800,7 +788,8 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int B, int 
    shapes   dqkv (B,T,3C), written whole   dout, out (B,T,C)
    cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
    source   Dao 2023, algorithm 2 */
-inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
+template <typename P = real>
+void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
                                int T, int C, int NH) {
     const int HS = C / NH;
     const long row = 3L * C;
@@ -817,8 +806,8 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
             const int queries = std::min(QUERIES, T - i0), n = std::min(KEYS, i0 + queries - j0);
             const Matrix q_i = q.from(i0, 0), k_j = k.from(j0, 0), v_j = v.from(j0, 0);
             const Matrix dout_i = {dout + ((size_t)b * T + i0) * C + h * HS, C, 1};
-            gemm_tile({p.data(), n}, q_i, k_j.t(), queries, n, HS);
-            gemm_tile({ds.data(), n}, dout_i, v_j.t(), queries, n, HS);
+            gemm_tile<P>({p.data(), n}, q_i, k_j.t(), queries, n, HS);
+            gemm_tile<P>({ds.data(), n}, dout_i, v_j.t(), queries, n, HS);
             for (int i = 0; i < queries; i++) {
                 const size_t t = (size_t)b * T + i0 + i;
                 const real *dout_t = dout + t * C + h * HS, *out_t = out + t * C + h * HS, lse_t = lse[((size_t)b * NH + h) * T + i0 + i];
@@ -832,10 +821,10 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
                 }
                 std::fill(p_i + visible, p_i + n, real(0)), std::fill(ds_i + visible, ds_i + n, real(0));
             }
-            const Matrix P = {p.data(), n, 1}, dS = {ds.data(), n, 1};
-            gemm_tile(dq.from(i0, 0), dS, k_j, queries, HS, n);
-            gemm_tile(dk.from(j0, 0), dS.t(), q_i, n, HS, queries);
-            gemm_tile(dv.from(j0, 0), P.t(), dout_i, n, HS, queries);
+            const Matrix p_ij = {p.data(), n, 1}, dS = {ds.data(), n, 1};
+            gemm_tile<P>(dq.from(i0, 0), dS, k_j, queries, HS, n);
+            gemm_tile<P>(dk.from(j0, 0), dS.t(), q_i, n, HS, queries);
+            gemm_tile<P>(dv.from(j0, 0), p_ij.t(), dout_i, n, HS, queries);
         }
     }
 }
@@ -907,11 +896,13 @@ void readout_backward(real* dx, real* dw, const float* dout, const real* x, cons
    cost     32 bytes a weight: w, m, v and g are read and written; 34 with the copy */
 inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const AdamWStep& s, bool decays, real scale,
                          bfloat16* rounded = nullptr) {
-    #pragma omp parallel for simd schedule(static)
-    for (size_t i = 0; i < n; i++) {
-        adamw_step(w[i], m[i], v[i], scale * g[i], s, decays);
-        g[i] = 0;
-        if (rounded) rounded[i] = w[i];
+    #pragma omp parallel for schedule(static)
+    for (size_t i0 = 0; i0 < n; i0 += 1024) {
+        const AdamWStep step = s;            // which no store below can change
+        const size_t end = std::min(n, i0 + 1024);
+        #pragma omp simd
+        for (size_t i = i0; i < end; i++) adamw_step(w[i], m[i], v[i], scale * g[i], step, decays), g[i] = 0;
+        if (rounded) round_all(rounded + i0, w + i0, end - i0);
     }
 }
 
@@ -953,11 +944,18 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
             order.resize(s.top_k);
         }
         if (s.top_p) {
-            std::sort(order.begin(), order.end(), std::greater());
-            uint64_t sum = 0, kept = 0, n = 0;
+            uint64_t sum = 0, kept = 0;
             for (uint64_t place : order) sum += weigh(id(place));
             const uint64_t least = multiply_high(sum, s.top_p);
-            while (kept < least) kept += weigh(id(order[n++]));
+            size_t n = 0, sorted = 0;        // the likeliest: a few are enough as a rule, so that the rest is not sorted
+            while (kept < least) {
+                if (n == sorted) {
+                    sorted = std::min(order.size(), 4 * n + 64);
+                    std::nth_element(order.begin() + n, order.begin() + sorted, order.end(), std::greater());
+                    std::sort(order.begin() + n, order.begin() + sorted, std::greater());
+                }
+                kept += weigh(id(order[n++]));
+            }
             order.resize(n);
         }
         std::fill(weight.begin(), weight.end(), 0);
@@ -1002,15 +1000,9 @@ inline void penalize(float* logits, const std::vector<int>& text, float penalty)
     +--+ +---------+            run along K; bfloat16 numbers are rounded while they are copied
 
    source   Goto & van de Geijn 2008, Anatomy of high-performance matrix multiplication, doi:10.1145/1356052.1356053 */
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, MR = 8, VECTORS = 3;
-#elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32, MR = 6, VECTORS = 2;
-#else
-constexpr int VECTOR_BYTES = 16, MR = 4, VECTORS = 2;
-#endif
-typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-constexpr int VL = VECTOR_BYTES / sizeof(real), NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
+constexpr int MR = VECTOR_BYTES == 64 ? 8 : VECTOR_BYTES == 32 ? 6 : 4, VECTORS = VECTOR_BYTES == 64 ? 3 : 2;
+constexpr int NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
+
 
 // One sum, or a vector of neighbours, to where it belongs.
 inline void put(Target to, real sum) {
@@ -1043,94 +1035,6 @@ void multiply_add(Target to, Matrix<> a, const real* b, int m, int n, int K) {
     real edge[MR][V * VL];
     for (int i = 0; i < MR; i++) for (int v = 0; v < V; v++) *(vec*)(edge[i] + v * VL) = sums[i][v];
     for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) put(to.from(i, j), edge[i][j]);
-}
-
-// VL neighbours at the upper left corner of a matrix, in the direction in which they are contiguous, rounded to P; bfloat16
-// where real is float only, nf4 at multiples of VL
-#if defined(__CUDACC__)                      // its front end does not know all that follows
-template <typename P, typename E> vec load(const Matrix<E>& m) {
-    vec v;
-    for (int l = 0; l < VL; l++) v[l] = P(m.col == 1 ? m(0, l) : m(l, 0));
-    return v;
-}
-#else
-typedef std::conditional_t<sizeof(real) == 4, uint32_t, uint64_t> word;
-typedef word words __attribute__((vector_size(VECTOR_BYTES)));
-typedef std::make_signed_t<word> integers __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint16_t halves __attribute__((vector_size(2 * VL), aligned(2), may_alias));
-typedef int16_t shorts __attribute__((vector_size(2 * VL)));
-typedef int8_t bytes __attribute__((vector_size(VL), aligned(1), may_alias));
-typedef real pairs __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));         // of bfloat16 numbers
-template <typename P> vec load(const Matrix<bfloat16>& m) {
-    return (vec)(__builtin_convertvector(*(const halves*)m.p, words) << 16);
-}
-template <typename P> vec load(const Matrix<real>& m) {
-    const vec x = *(const vec*)m.p;
-    if constexpr (std::is_same_v<P, real>) return x;
-    const words u = (words)x, nan = (words)(x != x) & 0x7fc00000;
-    return (vec)(((u + 0x7fff + (u >> 16 & 1)) & 0xffff0000) | nan);
-}
-template <typename P> vec load(const Matrix<int8_t>& m) {
-    const integers codes = __builtin_convertvector(__builtin_convertvector(*(const bytes*)m.p, shorts), integers);
-    return __builtin_convertvector(codes, vec) * *(const vec*)m.scale;
-}
-template <typename P> vec load(const Matrix<nf4>& m) {
-    vec v;
-    for (int l = 0; l < VL; l++) v[l] = LEVELS[nf4_code(m.codes, m.at + l)] * m.scale[m.at / NF4_BLOCK];
-    return v;
-}
-#if defined(__AVX512F__) && !defined(__clang__)              // a level is a lane of a register
-template <typename P> requires (VL == 16) vec load(const Matrix<nf4>& m) {
-    typedef uint64_t two __attribute__((vector_size(16)));
-    uint64_t eight;
-    memcpy(&eight, m.codes + m.at / 2, 8);
-    const halves codes = __builtin_convertvector((bytes)two{eight, eight >> 4} & 15, halves);
-    return __builtin_shuffle(*(const vec*)LEVELS, __builtin_convertvector(codes, words)) * m.scale[m.at / NF4_BLOCK];
-}
-#endif
-#endif
-
-// out (DEEP,VL) = b, whose columns are contiguous; rows of out are out_row apart. In round S every square of 2S x 2S swaps the
-// quarters off its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers. Numbers of type
-// bfloat16 are moved in pairs.
-template <typename E> constexpr int DEEP = std::is_same_v<E, bfloat16> ? 2 * VL : VL;
-#if defined(__CUDACC__)
-template <typename P, typename E> void transpose(real* out, long out_row, Matrix<E> b) {
-    for (int i = 0; i < VL; i++) for (int j = 0; j < DEEP<E>; j++) out[j * out_row + i] = P(b(j, i));
-}
-#else
-template <int S, int... J> inline void swap_quarters(vec* rows, std::integer_sequence<int, J...> lanes) {
-    for (int i = 0; i < VL; i++) {
-        if (i & S) continue;
-        const vec upper = rows[i], lower = rows[i + S];
-        rows[i] = __builtin_shufflevector(upper, lower, (J & S ? VL + J - S : J)...);
-        rows[i + S] = __builtin_shufflevector(upper, lower, (J & S ? VL + J : J + S)...);
-    }
-    if constexpr (2 * S < VL) swap_quarters<2 * S>(rows, lanes);
-}
-template <typename P, typename E> void transpose(real* out, long out_row, Matrix<E> b) {
-    vec rows[VL];
-    for (int i = 0; i < VL; i++)
-        if constexpr (DEEP<E> == VL) rows[i] = load<P>(b.from(0, i));
-        else rows[i] = *(const pairs*)b.from(0, i).p;
-    swap_quarters<1>(rows, std::make_integer_sequence<int, VL>());
-    for (int i = 0; i < VL; i++) {
-        if constexpr (DEEP<E> == VL) *(vec*)(out + i * out_row) = rows[i];
-        else {
-            *(vec*)(out + 2 * i * out_row) = (vec)((words)rows[i] << 16);
-            *(vec*)(out + (2 * i + 1) * out_row) = (vec)((words)rows[i] & 0xffff0000);
-        }
-    }
-}
-#endif
-
-// out (DEEP,VL) = the upper left corner of b, of which there are K rows and n columns; zeros beyond
-template <typename P, typename E> void copy_block(real* out, long out_row, Matrix<E> b, int K, int n) {
-    if (b.row == 1 && n >= VL && K >= DEEP<E>) return transpose<P>(out, out_row, b);
-    for (int k = 0; k < DEEP<E>; k++) {
-        if (b.col == 1 && n >= VL && k < K) *(vec*)(out + k * out_row) = load<P>(b.from(k, 0));
-        else for (int j = 0; j < VL; j++) out[k * out_row + j] = k < K && j < n ? P(b(k, j)) : P(0);
-    }
 }
 
 // panel (K,NR) = b; columns beyond n are of no account
@@ -1207,7 +1111,7 @@ template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E
 }
 
 // One tile, on one thread. Unless M <= MR, A is rounded to P already.
-template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+template <typename P, typename E> void vector_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if (M <= MR) return gemm_rows<P>(to, a, b, M, N, K);
     static thread_local std::vector<real> a_panels, b_panel(KC * NR);
     const int in_place = a.col == 1 ? M / MR * MR : 0;       // rows of A that are read where they are
@@ -1246,20 +1150,49 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
     return {copy, K, 1};
 }
 
-// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons; dev/host/amx.h has its loops.
-template <typename E> void gemm_amx(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    amx_product<real, VL, DEEP<E>, KC>(M, N, K, [=](real* square, int i, int k) { copy_block<bfloat16>(square, VL, a.from(i, k), M - i, K - k); },
-        [=](real* block, int k, int j, int end) { copy_block<bfloat16>(block, VL, b.from(k, j), K - k, end - j); },
-        [=](bool first, int i, int j, const real* sums, int n) {
-            const Target target = (first ? to : Target{to.c, to.ldc, to.c}).from(i, j);
-            for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
-            for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
-        });
+// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, or in dot products: dev/host/units.h has its loops.
+inline auto put_from(Target to) {
+    return [=](bool first, int i, int j, const auto* sums, int n) {
+        const Target target = (first ? to : Target{to.c, to.ldc, to.c}).from(i, j);
+        for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
+        for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
+    };
+}
+
+// Multiply-adds of all threads on numbers in registers (of a unit: in the level-1 cache), in FLOP/s: what gemm() can reach at
+// best.
+inline double measure_peak(Unit unit, int trials = 32) {
+    double best = 0;
+    for (int trial = 0; trial < trials; trial++) {           // the best one is the least disturbed
+        const double start = seconds(), flops = unit == Unit::NONE ? register_trial<vec, real, MR, VECTORS>() : unit_trial(unit);
+        best = std::max(best, flops / (seconds() - start));
+    }
+    return best;
+}
+
+// Where bfloat16 numbers are multiplied: in the fastest unit that the processor has, if that is faster by a margin than
+// vectors of floats. A run keeps its own (state.json), since each adds up in another order.
+inline Unit& unit() {
+    static Unit chosen = [] {
+        Unit best = Unit::NONE;
+        double most = 1.3 * measure_peak(best);
+        for (Unit u : {Unit::DOTS, Unit::AMX}) if (has(u))
+            if (const double rate = measure_peak(u); rate > most) best = u, most = rate;
+        return best;
+    }();
+    return chosen;
+}
+// The unit of a run: that of the checkpoint which it goes on from, if there is one and this machine has it.
+inline std::string keep_unit(const std::string& kept, const std::string& checkpoint) {
+    const Unit its = Unit(std::find(std::begin(UNITS), std::end(UNITS), kept) - std::begin(UNITS));
+    if (!checkpoint.empty() && has(its)) unit() = its;
+    else if (!checkpoint.empty()) warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another order", checkpoint.c_str(), kept.c_str());
+    return UNITS[(int)unit()];
 }
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
-        if (sizeof(real) == 4 && amx()) return gemm_amx(to, a, b, M, N, K);
+        if (const Unit u = unit(); u != Unit::NONE) return unit_product(u, a, b, M, N, K, put_from(to));
         a = rounded(a, M, K);
     }
     int tile_m = TILE_M, tile_n = TILE_N;                    // halving tile_m packs B twice as often, tile_n at most A
@@ -1269,19 +1202,11 @@ template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, 
     while (tiles() < enough && tile_m > 4 * MR) tile_m /= 2;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
     for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m)
-        gemm_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0),
-                     std::min(tile_n, N - n0), K);
+        vector_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
 }
-
-// Multiply-adds of all threads on numbers in registers (on AMX: in the level-1 cache), in FLOP/s: what gemm() can reach
-// at best.
-inline double measure_peak(bool bf16 = false, int trials = 32) {
-    double best = 0;
-    for (int trial = 0; trial < trials; trial++) {           // the best one is the least disturbed
-        const double start = seconds(), flops = bf16 && amx() ? amx_trial() : register_trial<vec, real, MR, VECTORS>();
-        best = std::max(best, flops / (seconds() - start));
-    }
-    return best;
+template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) return unit_tile(unit(), a, b, M, N, K, put_from(to));
+    vector_tile<real>(to, a, b, M, N, K);
 }
 
 }  // namespace cpu
@@ -1417,7 +1342,8 @@ namespace cpu {
 using act = real;
 using stat = real;
 inline int most_logits = 1 << 23;            // numbers at once; tests have fewer, so that they come in several chunks
-inline size_t head_rows(size_t N, int V) { return std::min<size_t>(N, std::clamp(most_logits / V, 64, 1024)); }
+// In a unit reading the table takes longer than multiplying with it, so there are four times as many at once.
+inline size_t head_rows(size_t N, int V, bool in_unit) { return std::min<size_t>(N, std::clamp(most_logits / V * (in_unit ? 4 : 1), 64, 1024)); }
 inline size_t padded(int V) { return V; }
 
 struct Activations {
@@ -1426,8 +1352,9 @@ struct Activations {
 #undef X
 };
 
-inline Slots activation_slots(const Config& c, size_t N, bool training) {
+inline Slots activation_slots(const Config& c, size_t N, bool training, bool in_unit) {
     const Per KEPT = training ? BLOCK : ONCE;
+    auto head_rows = [&](size_t n, int V) { return cpu::head_rows(n, V, in_unit); };
     std::vector<std::pair<Per, size_t>> v;
 #define X(type, field, per, count) v.push_back({per, count});
     ACTIVATIONS(X)
@@ -1440,7 +1367,7 @@ struct Model {
     static void leave() { leave_mpi(); }
     const Config c;
     const int max_B, max_T;                  // of a forward pass
-    const bool bf16;                         // products are made of numbers rounded to bfloat16
+    const bool bf16, in_unit;                // products are made of numbers rounded to bfloat16; in a unit of the processor
     const Layout layout;
     const Slots slots;
     const Config turns;
@@ -1454,8 +1381,9 @@ struct Model {
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
-        : c(c), max_B(B), max_T(T), bf16(bf16), layout(c), slots(activation_slots(c, (size_t)B * T, training)),
-          turns(in_turns(c, training)), ring(turns), shares(layout.shares(training ? world() : Comm(), c.L, turns.L)) {
+        : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
+          slots(activation_slots(c, (size_t)B * T, training, in_unit)), turns(in_turns(c, training)), ring(turns),
+          shares(layout.shares(training ? world() : Comm(), c.L, turns.L)) {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
         size_t need = bytes(training), have = available_memory() / world().here;
@@ -1472,8 +1400,9 @@ struct Model {
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
     }
     std::string describe() {
-        peak = measure_peak(bf16);
-        const char* type = !bf16 ? "" : amx() ? ", bf16 on AMX" : ", bf16 rounded and multiplied in fp32 (no AMX here)";
+        peak = measure_peak(bf16 ? unit() : Unit::NONE);
+        const char* const types[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)", ", bf16 in dot products", ", bf16 on AMX"};
+        const char* type = bf16 ? types[(int)unit()] : "";
         const double gb = sizeof(real) / 1e9, frozen = rounded.size * sizeof(bfloat16) / 1e9 + packed.size / 1e9;
         return format(
             "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
@@ -1622,16 +1551,16 @@ struct Model {
     void attention_forward(const Activations& a, const real* qkv, int B, int t0, int T, int S) {
         const size_t row = c.qkv();
         if (T != S) for (int b = 0; b < B; b++) std::copy_n(qkv + b * T * row, T * row, a.qkv + (b * S + t0) * row);
-        cpu::attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
+        (in_unit ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>)(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
     }
     void attention_backward(const Activations& a, real* db, int B, int T) {
-        cpu::attention_backward(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.C, c.NH);
+        (in_unit ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>)(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.C, c.NH);
         if (db) bias_backward(db, a.dwide, B * T, c.qkv());
     }
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
         if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C);
     }
-    int chunk() const { return head_rows((size_t)max_B * max_T, c.V); }
+    int chunk() const { return head_rows((size_t)max_B * max_T, c.V, in_unit); }
     // of `count` rows n0, n0 + step, ... of x
     void logits_forward(const real* x, int n0, int step, int count) {
         with_matrix(table(), c.C, [&]<typename P>(auto table) {
@@ -2045,8 +1974,10 @@ struct Run {
     integer steps;
     bool rescheduled = false;                // resumed with another end
 
-    explicit Run(const Options& given) : o(given) {
+    Run(const Options& given, bool on_cpu) : o(given) {
         if (o.resume) resume();
+        if (on_cpu && o.dtype == "bf16") position.unit = cpu::keep_unit(position.unit, from);
+        if (on_cpu && o.dtype == "bf16" && world().size > 1) position.unit = cpu::keep_unit(world().texts(position.unit)[0], from);
         open_start();                        // of the directory that rank 0 has tidied
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         if (c.rank) base = fs::absolute(start->path.ends_with("/model.safetensors") ? directory_of(start->path) : start->path).string();
@@ -2063,7 +1994,7 @@ private:
         std::vector<std::pair<std::string, std::string>> texts = {{"program", Identity("/proc/self/exe").text()}};
         for (const Option& row : o.table()) if (!row.is('P') && strcmp(row.name, "threads")) texts.push_back({dashed(row.name), row.show()});
         for (auto& [name, identity] : position.data) texts.push_back({dashed(name.c_str()), identity});
-        texts.push_back({"tokenizer", tokenizer ? tokenizer->identity() : "none"}), texts.push_back({"checkpoint", from});
+        texts.push_back({"tokenizer", tokenizer ? tokenizer->identity() : "none"}), texts.push_back({"checkpoint", from}), texts.push_back({"unit", position.unit});
         world().same(texts);
     }
     void resume() {
@@ -2156,7 +2087,7 @@ template <typename Model> struct Training : Run {
     std::unique_ptr<Model> frozen, rewarder;                 // rl: --init, for the divergence from it; --reward
     std::unique_ptr<Scorer> scorer;                          // --reward-command
 
-    explicit Training(const Options& given) : Run(given), model(c, o.batch, o.context, true, o.dtype == "bf16"),
+    explicit Training(const Options& given) : Run(given, std::is_same_v<Model, cpu::Model>), model(c, o.batch, o.context, true, o.dtype == "bf16"),
           schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false, world().first());

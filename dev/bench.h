@@ -201,7 +201,7 @@ inline double bandwidth(Memory memory) {     // bytes/s
     return (memory == READ ? 1 : 2) * numbers.size * sizeof(real) / (seconds() - start);
 }
 inline double floor_of(const Work& work) {   // seconds
-    return std::max(work.flops ? work.flops / cpu::measure_peak(work.compute == BFLOAT16, 1) : 0,
+    return std::max(work.flops ? work.flops / cpu::measure_peak(work.compute == BFLOAT16 ? cpu::unit() : Unit::NONE, 1) : 0,
                     work.bytes ? work.bytes / bandwidth(work.memory) : 0);
 }
 inline int repeats() { return 1; }

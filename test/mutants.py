@@ -17,7 +17,9 @@ REGIONS = [
     ('train_gpt.cu', r'// ---- \d+\. layers', r'static constexpr double GB'),
     ('train_gpt.cu', r'    void forward\(const int', r'// ---- \d+\. main'),
     ('train_gpt.cpp', r'// ---- \d+\. layers', r'product of bfloat16 numbers on AMX'),
-    ('train_gpt.cpp', r'^template .* void gemm\(Target.*\{$', r'^// Multiply-adds of all threads'),
+    ('dev/host/vectors.h', r'^template <typename P> vec load', r'^\}  // namespace cpu'),
+    ('dev/host/units.h', r'^template .* void upper_halves', r'^#else'),
+    ('train_gpt.cpp', r'^template .* void gemm\(Target.*\{$', r'^\}  // namespace cpu'),
     ('train_gpt.cpp', r'^/\* The network, for both', r'    std::string describe\(\)'),
     ('train_gpt.cpp', r'    void forward\(const int', r'// ---- \d+\. model files')]
 # What tells people something, is told to the compiler alone, or is checked before anything runs.
@@ -63,6 +65,8 @@ GOLDEN = ' '.join(sorted('test/golden/' + d for d in os.listdir('test/golden') i
 
 # What a mutant goes through: (name, programs to build, command).
 def tests_of(file, enclosing):
+    if file in ('dev/host/vectors.h', 'dev/host/units.h'):
+        return [('test_gemm', 'build/test_gemm', 'build/test_gemm')]
     if file == 'train_gpt.cpp':
         return [('golden', 'build/test_golden', 'build/test_golden ' + GOLDEN),
                 ('test_layers', 'build/test_layers', 'build/test_layers'),

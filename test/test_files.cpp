@@ -185,13 +185,14 @@ template <typename F> static void each_event(const std::string& out, const char*
         if (Json j = parse_json(log.substr(begin, end - begin), "log"); j["event"].string == event) f(j);
 }
 static Json position_of(const std::string& out) { return verify_checkpoint(newest(out)); }
-// Takes lines out of the newest checkpoint's state.json, as if an older program had written it.
-static void edit_state(const std::string& out, const std::vector<std::string>& names) {
+// Takes lines out of the newest checkpoint's state.json, as if an older program had written it, and adds some.
+static void edit_state(const std::string& out, const std::vector<std::string>& names, const std::string& added = "") {
     const std::string path = newest(out) + "/state.json", text = read_file(path);
     std::string kept;
     for (size_t begin = 0, end; (end = text.find('\n', begin)) != text.npos && text.compare(begin, 12, "  \"checksum\""); begin = end + 1)
         if (std::none_of(names.begin(), names.end(), [&](auto& n) { return text.compare(begin, n.size() + 5, "  \"" + n + "\":") == 0; }))
             kept += text.substr(begin, end + 1 - begin);
+    kept += added;
     write_file(path, kept + checksum_line(kept));
 }
 
@@ -241,6 +242,19 @@ static void runs() {
         check(resumed == kills, "run/%s, killed at %d instants (%d had ended), %d resumed to the same bits%s", dtype.c_str(), kills, survived, resumed, resumed == kills ? "" : last_line().c_str());
     }
     check(!same_model(whole, whole_bf16), "run/bf16 is not fp32");
+    // A run goes on in the unit that it began in, or says that it cannot.
+    const char* const told[] = {"bf16 rounded and multiplied", "bf16 in dot products", "bf16 on AMX"};
+    const std::string own = position_of(whole_bf16)["unit"].string;
+    for (int u : {0, 1, 2, 3}) {
+        const std::string kept = u == 3 ? "abacus" : UNITS[u];
+        fs::remove_all(out), fs::copy(whole_bf16, out, fs::copy_options::recursive);
+        edit_state(out, {"unit"}, kept.empty() ? "" : "  \"unit\": \"" + kept + "\",\n");
+        code = execute(with(command(out, {"--dtype", "bf16", "--resume"}), "--steps", "26"));
+        const std::string output = read_file(DIR + "output"), now = position_of(out)["unit"].string;
+        const bool here = u < 3 && has(Unit(u)), warned = output.find("were made in a unit that is not here, '" + kept + "'") != output.npos;
+        check(code == 0 && now == (here ? kept : own) && warned == !here && (!here || output.find(told[u]) != output.npos),
+              "run/resumed with products in unit '%s': exit %d, in '%s'%s", kept.c_str(), code, now.c_str(), warned ? ", which it says" : "");
+    }
 
     for (int signal : {SIGINT, SIGTERM, SIGHUP}) {
         fs::remove_all(out);

@@ -1,7 +1,8 @@
 /* test/test_gemm.cpp -- the matrix product against sums in double: random sizes, all strides, edges untouched; in fp32, and
-   in bf16, whose inputs are rounded first and whose sums are as exact. AMX is emulated where the machine has none. */
+   in bf16, whose inputs are rounded first and whose sums are as exact, in every unit. Those that the machine has none of are
+   emulated, and those that it has agree with their emulation. */
 #define NO_CPU_MAIN
-#include "amx.h"
+#include "units.h"
 #include "../train_gpt.cpp"
 #include "check.h"
 
@@ -71,9 +72,11 @@ static void packed_products() {
     }
 }
 
-template <typename Type> static void products() {
-    const char* name = amx() ? "gemm, AMX" : "gemm";
+template <typename Type> static void products(Unit unit = Unit::NONE) {
     using P = typename Type::P;
+    const char* const names[] = {"gemm", "gemm, dots", "gemm, AMX"};
+    const char* name = names[(int)unit];
+    cpu::unit() = unit;
     for (int from = 0; from < 64; from += 8) {
         double worst = 0;
         for (int r = 0; r < 64; r++) keep_worst(worst, product<Type>(1 + rng.below(100), 1 + rng.below(100), 1 + rng.below(100), from + r % 8));
@@ -96,13 +99,13 @@ template <typename Type> static void products() {
         check(!memcmp(c.data(), first.data(), c.size() * sizeof c[0]), "%s/%s, %d threads: the same bits as 1", name, Type::name, threads);
     }
     // a row of C has the same bits whatever stands beside it: a sample does not depend on how many are made at once.
-    // On AMX the sums have another order than among a few rows.
+    // In a unit the sums have another order than among a few rows.
     for (bool transposed : {false, true}) {
         std::vector<float> whole((size_t)M * N), some((size_t)M * N);
         const cpu::Matrix A = {a.data(), K, 1}, B = transposed ? cpu::Matrix{b.data(), 1, K} : cpu::Matrix{b.data(), N, 1};
         cpu::gemm<P>({whole.data(), N}, A, B, M, N, K);
         for (int rows : {1, 3, 8, 9, 64}) {
-            if (amx() && rows <= cpu::MR) continue;
+            if (unit != Unit::NONE && rows <= cpu::MR) continue;
             cpu::gemm<P>({some.data(), N}, A.from(5, 0), B, rows, N, K);
             check(!memcmp(some.data(), &whole[5 * N], sizeof(float) * rows * N), "%s/%s, %d rows%s: the same bits as among %d", name, Type::name, rows, transposed ? " (B transposed)" : "", M);
         }
@@ -131,12 +134,69 @@ static void rounding() {
     check(!differ, "bfloat16/vectors round like numbers, %d differ", differ);
 }
 
+// A unit's sums of random numbers, some of them subnormal, are those of its emulation, bit for bit.
+static void squares(Unit unit) {
+    constexpr int most = 9;
+    alignas(64) static uint32_t a[2 * most * TILE], b[2 * most * TILE];
+    alignas(64) float got[4 * TILE];
+    float want[4 * TILE];
+    int differ = 0, runs = 0;
+    for (int tiles = 1; tiles <= most; tiles++) for (int scale : {0, -60, -63, -70}) for (bool more : {false, true}) {
+        for (uint32_t* words : {a, b}) for (int i = 0; i < 2 * most * TILE; i++) {
+            auto bits = [&] { return (uint32_t)bfloat16(std::ldexp((float)rng.normal(), scale)).bits; };
+            words[i] = bits() | bits() << 16;
+        }
+        for (int i = 0; i < 4 * TILE; i++) want[i] = got[i] = std::ldexp((float)rng.normal(), 2 * scale);
+        if (unit == Unit::AMX) amx_begin();
+        (unit == Unit::AMX ? amx_multiply : dots_multiply)(got, a, b, most * TILE, tiles, more);
+        if (unit == Unit::AMX) amx_end();
+        for (int q = 0; q < 4; q++) for (int t = 0; t < tiles; t++) {
+            float* const sums = want + q * TILE;
+            const uint32_t *a_t = a + (q / 2 * most + t) * TILE, *b_t = b + (q % 2 * most + t) * TILE;
+            if (!more && t == 0) std::fill_n(sums, TILE, 0.0f);
+            if (unit == Unit::AMX) { emulated_tiles(sums, a_t, b_t); continue; }
+            for (int i = 0; i < TILE; i++) for (int k = 0; k < 16; k++) sums[i] = emulated_dot(sums[i], a_t[i / 16 * 16 + k], b_t[16 * k + i % 16]);
+        }
+        runs++, differ += memcmp(want, got, sizeof got) != 0;
+    }
+    check(differ == 0, "unit/%s: %d of %d squares have other bits than emulated ones", UNITS[(int)unit], differ, runs);
+}
+
+// Attention with products in a unit is that of floats, but for the rounding of what is multiplied. The inputs of a product err
+// by 2^-9 of themselves each, at random: sqrt(2) 2^-9 of its norm; scores of about 1 err by as much, and so do probabilities.
+// Backward there are four products on the way to dq and dk.
+static void attention(Unit unit) {
+    cpu::unit() = unit;
+    const int B = 2, T = 150, C = 3 * 40, NH = 3;
+    const std::vector<float> qkv = random_numbers(B * T * 3 * C), dout = random_numbers(B * T * C);
+    std::vector<float> out[2], lse[2], dqkv[2];
+    for (int rounded : {0, 1}) {
+        out[rounded].assign(B * T * C, NAN), lse[rounded].assign(B * NH * T, NAN), dqkv[rounded].assign(B * T * 3 * C, NAN);
+        (rounded ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>)(out[rounded].data(), lse[rounded].data(), qkv.data(), B, 0, T, T, C, NH);
+        (rounded ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>)(dqkv[rounded].data(), dout.data(), qkv.data(), out[rounded].data(), lse[rounded].data(), B, T, C, NH);
+    }
+    auto error = [](const std::vector<float>* v) {
+        double difference = 0, size = 0;
+        for (size_t i = 0; i < v[0].size(); i++) difference += std::pow(v[1][i] - v[0][i], 2), size += std::pow(v[0][i], 2);
+        return std::sqrt(difference / size);
+    };
+    const double forward = error(out), backward = error(dqkv);
+    check(forward > 1e-4 && forward <= std::sqrt(4) * 0x1p-9 && backward > 1e-4 && backward <= std::sqrt(8) * 0x1p-9,
+          "attention/%s: relative error %.1e, of gradients %.1e", UNITS[(int)unit], forward, backward);
+}
+
 int main() {
     rounding();
     packed_products(), products<Fp32>(), products<Bf16>(), products<Bf16Stored>();
 #if defined(EMULATED_AMX)
     emulated_amx = true;
-    products<Bf16>(), products<Bf16Stored>();
 #endif
+#if defined(EMULATED_DOTS)
+    emulated_dots = true;
+#endif
+    for (Unit unit : {Unit::DOTS, Unit::AMX}) {
+        if (!has(unit)) { printf("skip unit/%s: compiled for it, but the processor or the system has none\n", UNITS[(int)unit]); continue; }
+        squares(unit), attention(unit), products<Bf16>(unit), products<Bf16Stored>(unit);
+    }
     return failed > 0;
 }

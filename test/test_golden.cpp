@@ -8,15 +8,16 @@
 using gpu::Model;
 static const char* const SUITE = "golden gpu";
 static std::vector<float> values_of(const gpu::floatX* p, size_t n) { return gpu::host_copy(p, n); }
-static const std::vector<bool> FORMATS = {gpu::BF16};
+static const std::vector<std::pair<bool, Unit>> FORMATS = {{gpu::BF16, Unit::NONE}};
 static const bool ROUNDS = gpu::BF16;        // weights that are not trained
 #else
 #define NO_CPU_MAIN
+#include "units.h"
 #include "../train_gpt.cpp"
 using cpu::Model;
 static const char* const SUITE = "golden";
 static std::vector<float> values_of(const real* p, size_t n) { return std::vector<float>(p, p + n); }
-static const std::vector<bool> FORMATS = {false, true};      // bf16?
+static const std::vector<std::pair<bool, Unit>> FORMATS = {{false, Unit::NONE}, {true, Unit::NONE}, {true, Unit::DOTS}, {true, Unit::AMX}};       // bf16? where?
 static const bool ROUNDS = false;
 #endif
 #include "check.h"
@@ -308,7 +309,16 @@ static void run_case(Case& k) {
 
 int main(int argc, char** argv) {
     if (argc < 2) return fprintf(stderr, "usage: test_golden CASE_DIR...\n"), 2;
-    for (int i = 1; i < argc; i++) for (bool bf16 : FORMATS) {
+#if defined(EMULATED_AMX)
+    emulated_amx = true;
+#endif
+#if defined(EMULATED_DOTS)
+    emulated_dots = true;
+#endif
+    for (int i = 1; i < argc; i++) for (auto [bf16, unit] : FORMATS) {
+        if (!has(unit)) continue;
+        cpu::unit() = unit;
+        const std::string format = !bf16 ? "" : unit == Unit::NONE ? ", bf16:" : ::format(", bf16 in %s:", UNITS[(int)unit]);
         Case k;
         k.dir = argv[i], k.bf16 = bf16;
         while (k.dir.size() > 1 && k.dir.back() == '/') k.dir.pop_back();
@@ -316,7 +326,7 @@ int main(int argc, char** argv) {
         try {
             run_case(k);
             check(k.failure.empty() && k.worst <= 1 && k.compared > 0, "%s/%s%s worst %.3f of its limit, at %s; %d compared%s%s",
-                  SUITE, name.c_str(), bf16 ? ", bf16:" : "", k.worst, k.worst_at.c_str(), k.compared, k.failure.empty() ? "" : "; ", k.failure.c_str());
+                  SUITE, name.c_str(), format.c_str(), k.worst, k.worst_at.c_str(), k.compared, k.failure.empty() ? "" : "; ", k.failure.c_str());
         } catch (const Error& e) {
             check(false, "%s/%s: %s", SUITE, name.c_str(), e.line.c_str());
         } catch (const std::exception& e) {

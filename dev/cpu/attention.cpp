@@ -6,6 +6,7 @@
                 vector code
    blocks       64 queries against up to 512 keys at a time, with a running softmax, so that scores and output are
                 matrix products: cpu::attention_forward itself
+   bf16         those products in the processor's unit for bfloat16 numbers, where it has one
 
    FLOPs are counted for causal attention: 2 B T^2 C. */
 #include "../bench.h"
@@ -56,6 +57,10 @@ static void ladder(int B, int T, int C, int NH) {
           {{"naive", [&] { rows<false>(out.data(), qkv.data(), B, T, C, NH); }},
            {"simd", [&] { rows<true>(out.data(), qkv.data(), B, T, C, NH); }},
            {"blocks (cpu::attention_forward)", [&] { cpu::attention_forward(out.data(), lse.data(), qkv.data(), B, 0, T, T, C, NH); }}});
+    // inputs and probabilities that err by 2^-9 each, at random
+    if (cpu::unit() != Unit::NONE)
+        climb("cpu attention in bf16", format("B=%d T=%d C=%d NH=%d", B, T, C, NH), {2.0 * B * T * T * C, 16.0 * B * T * C, BFLOAT16}, {result(out.data(), want, 2 * 0x1p-9)},
+              {{"bf16", [&] { cpu::attention_forward<bfloat16>(out.data(), lse.data(), qkv.data(), B, 0, T, T, C, NH); }}});
 }
 
 static void study() {

@@ -10,8 +10,9 @@
    packed          the strip is first copied to where it is contiguous: cpu::gemm itself, which also turns B round in
                    registers where it must, and cuts C into tiles that the threads share
    OpenBLAS        cblas_sgemm, where the library is installed (libopenblas.so.0)
-   bf16            cpu::gemm on numbers rounded to bfloat16, B stored so: on AMX, the matrix unit of newer Xeons, whose
-                   tiles are then the roof; elsewhere the numbers are rounded and multiplied as floats
+   bf16 rounded    cpu::gemm on numbers rounded to bfloat16, B stored so: they are multiplied as floats
+   bf16 dots       in AVX-512's dot products of pairs, where the processor has them
+   bf16 AMX        on AMX, the matrix unit of newer Xeons; of these three the fastest is what ships, and its peak the roof
 
    Then cpu::gemm alone, on every product of GPT-2 124M, forward and backward. */
 #include "../bench.h"
@@ -102,9 +103,16 @@ static void ladder(int M, int N, int K, Sgemm sgemm) {
     const Work work = {2.0 * M * N * K, 4 * numbers}, work16 = {work.flops, work.bytes - 2.0 * K * N, BFLOAT16};
     climb("cpu gemm", shape, work, {result(c.data(), want, 4 * std::sqrt(K) * 0x1p-24)}, rungs);
     const std::vector<bfloat16> b16(b.begin(), b.end());     // each factor of a product errs by 2^-9 at most
-    climb(amx() ? "cpu gemm in bf16, on AMX" : "cpu gemm in bf16", shape, work16,
-          {result(c.data(), want, 0x1p-8)},
-          {{"bf16 (cpu::gemm)", [&] { cpu::gemm<bfloat16>({c.data(), N}, {a.data(), K, 1}, cpu::Matrix{b16.data(), N, 1}, M, N, K); }}});
+    std::vector<Rung> in_bf16;
+    const Unit chosen = cpu::unit();
+    auto rung = [&](const char* name, Unit unit) {
+        if (has(unit)) in_bf16.push_back({name, [&, unit] {
+            cpu::unit() = unit, cpu::gemm<bfloat16>({c.data(), N}, {a.data(), K, 1}, cpu::Matrix{b16.data(), N, 1}, M, N, K);
+        }});
+    };
+    rung("bf16 rounded", Unit::NONE), rung("bf16 dots", Unit::DOTS), rung("bf16 AMX", Unit::AMX);
+    climb("cpu gemm in bf16", shape, work16, {result(c.data(), want, 0x1p-8)}, in_bf16);
+    cpu::unit() = chosen;
 }
 
 // Every product of a 124M step on M tokens: X W, dY W^T, X^T dY; the head's logits are made from W^T.
@@ -127,14 +135,14 @@ template <typename P> static void all_products(int M) {
         const cpu::Matrix<P> W = head ? cpu::Matrix<P>{weights.data(), 1, l.C} : cpu::Matrix<P>{weights.data(), l.OC, 1};
         printf("  %-10s", l.name);
         for (int kind = 0; kind < 3; kind++) {
-            std::vector<double> times, roofs = {cpu::measure_peak(bf16, 1)};
+            std::vector<double> times, roofs = {cpu::measure_peak(bf16 ? cpu::unit() : Unit::NONE, 1)};
             for (int r = 0; r < 7; r++) {
                 const double start = seconds();
                 if (kind == 0) cpu::gemm<P>({y.data(), l.OC}, X, W, M, l.OC, l.C);
                 if (kind == 1) cpu::gemm<P>({x.data(), l.C}, Y, W.t(), M, l.C, l.OC);
                 if (kind == 2 && !head) cpu::gemm<P>({w.data(), l.OC, w.data()}, X.t(), Y, l.C, l.OC, M);
                 if (kind == 2 && head) cpu::gemm<P>({w.data(), l.C, w.data()}, Y.t(), X, l.OC, l.C, M);
-                times.push_back(seconds() - start), roofs.push_back(cpu::measure_peak(bf16, 1));
+                times.push_back(seconds() - start), roofs.push_back(cpu::measure_peak(bf16 ? cpu::unit() : Unit::NONE, 1));
             }
             const double t = median(times), peak = median(roofs), flops = 2.0 * M * l.C * l.OC;
             printf(" %10.1f %6.1f%%", flops / t / 1e9, 100 * flops / t / peak);

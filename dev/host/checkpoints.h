@@ -145,6 +145,7 @@ struct Position {
     long long lowest_step = -1;              // and where it was
     std::map<std::string, std::string> data = {};            // what the run was given to read, by option
     std::vector<int> beginning = {};         // what a sample without a prompt continues
+    std::string unit = "";                   // of the processor, in which bf16 products are made; or none
 
     std::string json() const {
         std::string s = format("  \"step\": %lld,\n  \"window\": %zu,\n  \"windows\": %zu,\n", step, window, windows), list;
@@ -152,6 +153,7 @@ struct Position {
             s += format("  \"lowest\": {\"step\": %lld, \"val_loss\": %s},\n", lowest_step, show(lowest).c_str());
         for (int token : beginning) list += (list.empty() ? "" : ", ") + std::to_string(token);
         s += "  \"beginning\": [" + list + "],\n", list = "";
+        if (!unit.empty()) s += "  \"unit\": " + json_quote(unit) + ",\n";
         for (auto& [name, identity] : data) list += (list.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(identity);
         return s + "  \"data\": {" + list + "},\n";
     }
@@ -161,6 +163,7 @@ struct Position {
             die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
         step = state["step"].number, window = state["window"].number, windows = state["windows"].number;
         for (auto& [name, identity] : state["data"].members) data[name] = identity.string;
+        unit = state["unit"].string;
         for (const Json& token : state["beginning"].items) beginning.push_back(token.number);
         if (const Json& l = state["lowest"]) lowest = l["val_loss"].number, lowest_step = l["step"].number;
     }

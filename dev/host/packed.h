@@ -102,7 +102,7 @@ inline void unpack(Form form, float* to, const uint8_t* from, size_t rows, size_
     }
 }
 
-// Packed matrices as products read them, with what cpu::Matrix in train_gpt.cpp has: element (i,j), the matrix transposed or
+// Packed matrices as products read them, with what cpu::Matrix in vectors.h has: element (i,j), the matrix transposed or
 // from an element on.
 namespace cpu {
 template <typename E> struct Matrix;

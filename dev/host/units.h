@@ -1,0 +1,220 @@
+/* dev/host/units.h -- what some processors have for products of bfloat16 numbers: the only intrinsics of the CPU program,
+   and the product by blocks that such units share.
+     AMX    the matrix unit of newer Xeons. A tile register holds 16 rows of 64 bytes; an instruction adds the product of
+            (16,32) and (32,16) numbers to (16,16) sums: those of even k and of odd k, each upwards, added up before they
+            join the sum. Four tiles hold (32,32) sums here, two of the others are of A and two of B.
+     dots   AVX-512's dot products of pairs: 16 sums at a time, each plus the product of the odd k, plus that of the even k
+   Both multiply and add without a rounding between, and take subnormal numbers for 0.
+   source   Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS and VDPBF16PS */
+#pragma once
+#include "arena.h"
+#include "machine.h"
+#include "vectors.h"
+#if defined(__AMX_BF16__) || defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__)
+#include <asm/prctl.h>
+#include <sys/syscall.h>
+#endif
+
+enum class Unit { NONE, DOTS, AMX };
+inline constexpr const char* UNITS[] = {"", "dots", "amx"};                    // in state.json
+typedef float floats16 __attribute__((vector_size(64), may_alias));
+typedef uint32_t words16 __attribute__((vector_size(64), may_alias));
+constexpr int TILE = 16 * 16, SQUARE = 32;   // words of a tile; rows and columns of sums that are made at once
+
+/* sums (32,32) = a (32,K) b (K,32), or += if more. All are tiles of 16 x 16 words: four of sums, row by row; a has two rows
+   of K/32, b two columns, `row` words apart. A word of a or b is a pair of numbers, of an even k in its lower half and of
+   the odd k above it in the upper; a row of a tile is one row of A, or one such pair of k of B. */
+#if (defined(__AMX_BF16__) || defined(EMULATED_AMX)) && !defined(__CUDACC__)
+inline bool has_amx() {                                      // Linux is asked for the tiles' place in a thread's state
+#if defined(EMULATED_AMX)
+    return EMULATED_AMX;
+#else
+    static const bool granted = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, 18) == 0;
+    return granted && __builtin_cpu_supports("amx-bf16");
+#endif
+}
+inline void amx_begin() {                                    // all eight tiles have 16 rows of 64 bytes
+    struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {1, 0, {}, {}, {}};
+    for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = 16;
+    _tile_loadconfig(&config);
+}
+inline void amx_end() { _tile_release(); }
+__attribute__((noinline)) inline void amx_multiply(float* sums, const uint32_t* a, const uint32_t* b, long row, int tiles, bool more) {
+    asm volatile("" ::: "memory");           // not every compiler knows that tiles are loaded from what was written
+    if (more) { _tile_loadd(0, sums, 64); _tile_loadd(1, sums + TILE, 64); _tile_loadd(2, sums + 2 * TILE, 64); _tile_loadd(3, sums + 3 * TILE, 64); }
+    else { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
+    for (; tiles; tiles--, a += TILE, b += TILE) {
+        _tile_loadd(4, a, 64); _tile_loadd(6, b, 64); _tile_loadd(5, a + row, 64); _tile_loadd(7, b + row, 64);
+        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, 64); _tile_stored(1, sums + TILE, 64); _tile_stored(2, sums + 2 * TILE, 64); _tile_stored(3, sums + 3 * TILE, 64);
+    asm volatile("" ::: "memory");
+}
+#else
+constexpr bool has_amx() { return false; }
+inline void amx_begin() {}
+inline void amx_end() {}
+inline void amx_multiply(float*, const uint32_t*, const uint32_t*, long, int, bool) {}
+#endif
+
+#if (defined(__AVX512BF16__) || defined(EMULATED_DOTS)) && !defined(__CUDACC__)
+#if !defined(EMULATED_DOTS)
+inline bool has_dots() { return __builtin_cpu_supports("avx512bf16"); }
+inline void add_dots(floats16& sums, const words16& a, const words16& b) {
+    sums = (floats16)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+}
+#else
+inline bool has_dots() { return EMULATED_DOTS; }
+#endif
+inline void dots_multiply(float* sums, const uint32_t* a, const uint32_t* b, long row, int tiles, bool more) {
+    for (int i0 = 0; i0 < SQUARE; i0 += 8) {
+        const uint32_t* const a_i = a + i0 / 16 * row + i0 % 16 * 16;
+        float* const to = sums + i0 / 16 * 2 * TILE + i0 % 16 * 16;
+        floats16 s[8][2];
+        for (int i = 0; i < 8; i++) for (int v = 0; v < 2; v++) s[i][v] = more ? *(floats16*)(to + v * TILE + 16 * i) : floats16{};
+        for (int t = 0; t < tiles * TILE; t += TILE) for (int k = 0; k < 16; k++)
+            for (int i = 0; i < 8; i++) {
+                const words16 pair = words16{} + a_i[t + 16 * i + k];
+                for (int v = 0; v < 2; v++) add_dots(s[i][v], pair, *(const words16*)(b + v * row + t + 16 * k));
+            }
+        for (int i = 0; i < 8; i++) for (int v = 0; v < 2; v++) *(floats16*)(to + v * TILE + 16 * i) = s[i][v];
+    }
+}
+#else
+constexpr bool has_dots() { return false; }
+inline void dots_multiply(float*, const uint32_t*, const uint32_t*, long, int, bool) {}
+#endif
+inline bool has(Unit unit) {
+    return unit == Unit::NONE || (sizeof(real) == 4 && ((unit == Unit::AMX && has_amx()) || (unit == Unit::DOTS && has_dots())));
+}
+
+// Products of zeros in the level-1 cache, on all threads; how many FLOPs they were
+inline double unit_trial(Unit unit) {
+    constexpr int products = 200, tiles = 4;
+    #pragma omp parallel
+    {
+        alignas(64) float sums[4 * TILE] = {};
+        alignas(64) uint32_t a[2 * tiles * TILE] = {}, b[2 * tiles * TILE] = {};
+        if (unit == Unit::AMX) amx_begin();
+        for (int p = 0; p < products; p++) (unit == Unit::AMX ? amx_multiply : dots_multiply)(sums, a, b, tiles * TILE, tiles, true);
+        if (unit == Unit::AMX) amx_end();
+    }
+    return 2.0 * SQUARE * SQUARE * 32 * tiles * products * omp_get_max_threads();
+}
+
+// 16 neighbours, rounded to bfloat16, in the upper halves of words; and 32 as pairs
+#if !defined(__CUDACC__)
+template <typename E> inline void upper_halves(words16& to, const E* p) {
+    for (int l = 0; l < 16; l += cpu::VL) *(cpu::vec*)((float*)&to + l) = cpu::load<bfloat16>(cpu::Matrix<E>{p + l, 1, 1});
+}
+inline void pairs_of(words16& to, const bfloat16* p) { memcpy(&to, p, sizeof to); }
+inline void pairs_of(words16& to, const real* p) {
+    typedef uint16_t halves32 __attribute__((vector_size(64)));
+    words16 x, y;
+    upper_halves(x, p), upper_halves(y, p + 16);
+    to = (words16)__builtin_shufflevector((halves32)x, (halves32)y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                          33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63);
+}
+// A tile = the upper left corner of m (rows,K), rounded, and zeros beyond. TURNED: it is turned round, as B wants it.
+template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m, int rows, int K) {
+    words16 tile[16];
+    if (rows >= 16 && K >= 32 && (m.col == 1 || m.row == 1)) {
+        for (int i = 0; i < 16; i++) {
+            if (m.col == 1) { pairs_of(tile[i], m.from(i, 0).p); continue; }
+            words16 even, odd;
+            upper_halves(even, m.from(0, 2 * i).p), upper_halves(odd, m.from(0, 2 * i + 1).p);
+            tile[i] = even >> 16 | odd;
+        }
+        if ((m.col == 1) == TURNED) cpu::swap_quarters<1>(tile, std::make_integer_sequence<int, 16>());
+    } else {
+        auto bits = [&](int i, int k) -> uint32_t { return i < rows && k < K ? bfloat16(m(i, k)).bits : 0; };
+        for (int i = 0; i < 16; i++) for (int k = 0; k < 16; k++) tile[TURNED ? k : i][TURNED ? i : k] = bits(i, 2 * k) | bits(i, 2 * k + 1) << 16;
+    }
+    memcpy(to, tile, sizeof tile);
+}
+// The same for some rows of tiles, in the direction in which m lies in memory
+template <bool TURNED, typename E> void pack_tiles(uint32_t* to, int tile_rows, cpu::Matrix<E> m, int rows, int K) {
+    const int tiles = (K + 31) / 32;
+    for (int n = 0; n < tile_rows * tiles; n++) {
+        const int i = m.row == 1 ? n % tile_rows : n / tiles, k = m.row == 1 ? n / tile_rows : n % tiles;
+        pack_tile<TURNED>(to + (i * tiles + k) * TILE, m.from(16 * i, 32 * k), rows - 16 * i, K - 32 * k);
+    }
+}
+inline int squares(int n) { return (n + SQUARE - 1) / SQUARE; }
+
+/* C (M,N) = A (M,K) B (K,N), in blocks of squares, whose sums stay with their thread until all K have been taken in, PIECE
+   tiles at a time: as much of two columns of tiles as the level-1 cache keeps for all rows of a block.
+     put(i, j, sums, n)  n sums of row i, from column j on */
+constexpr int PIECE = 8, STRIP_K = 12 * PIECE * 32, STRIP = 1 << 22;         // STRIP: numbers
+template <typename Put> void unit_block(Unit unit, float* sums, const uint32_t* a, const uint32_t* b, int M, int N, int tiles, Put put) {
+    const long row = tiles * TILE;
+    const int height = squares(M);
+    for (int t = 0; t < tiles; t += PIECE) for (int j = 0; j < squares(N); j++) for (int i = 0; i < height; i++)
+        (unit == Unit::AMX ? amx_multiply : dots_multiply)(sums + (j * height + i) * 4 * TILE, a + 2 * i * row + t * TILE,
+                                                           b + 2 * j * row + t * TILE, row, std::min(PIECE, tiles - t), t > 0);
+    for (int i = 0; i < M; i++) for (int j = 0; j < N; j += 16) {
+        const float* square = sums + (j / SQUARE * height + i / SQUARE) * 4 * TILE;
+        put(i, j, square + (i / 16 % 2 * 2 + j / 16 % 2) * TILE + i % 16 * 16, std::min(16, N - j));
+    }
+}
+
+// On the thread that calls it
+template <typename E, typename Put> void unit_tile(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
+    static thread_local Buffer<uint32_t> A, B;
+    static thread_local Buffer<float> sums;
+    const int tiles = (K + 31) / 32;
+    const size_t row = (size_t)tiles * TILE, words[] = {2 * squares(M) * row, 2 * squares(N) * row, (size_t)squares(M) * squares(N) * 4 * TILE};
+    if (A.size < words[0]) A = Buffer<uint32_t>(words[0]);
+    if (B.size < words[1]) B = Buffer<uint32_t>(words[1]);
+    if (sums.size < words[2]) sums = Buffer<float>(words[2]);
+    pack_tiles<false>(A.data(), 2 * squares(M), a, M, K), pack_tiles<true>(B.data(), 2 * squares(N), b.t(), N, K);
+    if (unit == Unit::AMX) amx_begin();
+    unit_block(unit, sums.data(), A.data(), B.data(), M, N, tiles, [&](int i, int j, const float* s, int n) { put(true, i, j, s, n); });
+    if (unit == Unit::AMX) amx_end();
+}
+
+// On all threads. Strips of A and B are packed whole, each number once, and their tiles are read by all.
+//   put(first, i, j, sums, n)  the sums are over the first strip of K, or over a later one, and then to be added
+template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
+    static thread_local Buffer<uint32_t> memory;
+    const int most = std::min(K, STRIP_K), strip = std::max(STRIP / most / SQUARE, 8) * SQUARE, group = 4;       // rows of tiles
+    const size_t most_row = (size_t)(most + 31) / 32 * TILE, a_words = 2 * squares(std::min(M, strip)) * most_row;
+    const size_t words = a_words + 2 * squares(std::min(N, strip)) * most_row;
+    if (memory.size < words) memory = Buffer<uint32_t>(words);
+    uint32_t *const A = memory.data(), *const B = A + a_words;
+    for (int k0 = 0; k0 < K; k0 += STRIP_K) for (int n0 = 0; n0 < N; n0 += strip) for (int m0 = 0; m0 < M; m0 += strip) {
+        const int m = std::min(strip, M - m0), n = std::min(strip, N - n0), k = std::min(STRIP_K, K - k0), tiles = (k + 31) / 32;
+        const size_t row = (size_t)tiles * TILE;
+        int rows = 8 * SQUARE, cols = 8 * SQUARE;            // of a block
+        auto blocks = [&] { return ((m - 1) / rows + 1) * ((n - 1) / cols + 1); };
+        while (blocks() < 4 * omp_get_max_threads() && rows + cols > 2 * SQUARE) (rows > cols ? rows : cols) /= 2;
+        #pragma omp parallel if ((double)m * n * k > 32768)
+        {
+            if (n0 == 0 || M > strip) {
+                #pragma omp for schedule(static) nowait
+                for (int i = 0; i < 2 * squares(m); i += group)
+                    pack_tiles<false>(A + i * row, std::min(group, 2 * squares(m) - i), a.from(m0 + 16 * i, k0), m - 16 * i, k);
+            }
+            if (m0 == 0) {
+                #pragma omp for schedule(static) nowait
+                for (int j = 0; j < 2 * squares(n); j += group)
+                    pack_tiles<true>(B + j * row, std::min(group, 2 * squares(n) - j), b.from(k0, n0 + 16 * j).t(), n - 16 * j, k);
+            }
+            #pragma omp barrier
+            static thread_local Buffer<float> sums(8 * 8 * 4 * TILE);
+            if (unit == Unit::AMX) amx_begin();
+            #pragma omp for collapse(2) schedule(dynamic)
+            for (int j0 = 0; j0 < n; j0 += cols) for (int i0 = 0; i0 < m; i0 += rows)
+                unit_block(unit, sums.data(), A + i0 / 16 * row, B + j0 / 16 * row, std::min(rows, m - i0), std::min(cols, n - j0), tiles,
+                           [&](int i, int j, const float* s, int count) { put(k0 == 0, m0 + i0 + i, n0 + j0 + j, s, count); });
+            if (unit == Unit::AMX) amx_end();
+        }
+    }
+}
+#else
+template <typename... X> void unit_tile(X...) {}
+template <typename... X> void unit_product(X...) {}
+#endif
