@@ -1977,7 +1977,6 @@ struct Run {
     Run(const Options& given, bool on_cpu) : o(given) {
         if (o.resume) resume();
         if (on_cpu && o.dtype == "bf16") position.unit = cpu::keep_unit(position.unit, from);
-        if (on_cpu && o.dtype == "bf16" && world().size > 1) position.unit = cpu::keep_unit(world().texts(position.unit)[0], from);
         open_start();                        // of the directory that rank 0 has tidied
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         if (c.rank) base = fs::absolute(start->path.ends_with("/model.safetensors") ? directory_of(start->path) : start->path).string();
