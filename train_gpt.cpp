@@ -331,10 +331,9 @@ struct Layout {
         return values;
     }
     // How what is trained is shared out among ranks: its layers are one contiguous piece each.
-    Shares shares(Comm comm, int L, int ring) const {
+    Shares shares(const Comm& comm, int L, int ring) const {
         size_t k = 0;
         while (slots.stride[k] == 0 || slots.first[k] < frozen) k++;
-        if (frozen) comm.zero = 0;                           // an adapter is small
         return Shares(comm, slots.first[k] - frozen, slots.stride[k], L, ring, trained());
     }
     // In an arena of all weights or, from = frozen, of what is trained. What is not there is null.
@@ -368,7 +367,7 @@ private:
 // A model whose layers' gradients take turns in memory, as with ZeRO 2: a layer's are sent to the ranks that keep them while
 // the layer below is computed, which begins the bias sum of yet another.
 inline Config in_turns(Config c, bool training) {
-    if (training && world().zero == 2 && c.rank == 0) c.L = std::min(c.L, 3);
+    if (training && world().zero == 2) c.L = std::min(c.L, 3);
     return c;
 }
 
@@ -1979,6 +1978,7 @@ struct Run {
         if (on_cpu && o.dtype == "bf16") position.unit = cpu::keep_unit(position.unit, from);
         open_start();                        // of the directory that rank 0 has tidied
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
+        if (c.rank) world().zero = 0;                        // an adapter is small
         if (c.rank) base = fs::absolute(start->path.ends_with("/model.safetensors") ? directory_of(start->path) : start->path).string();
         eot = end_of_text(tokenizer.get(), c.V);
         if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(fingerprint(c), start->directory);

@@ -11,6 +11,7 @@
 #   learning     loss and norm beside those of transformers, from one checkpoint on one batch
 #   sampling     tokens/s of 1 and of 64 texts by 124M, and for how long a checkpoint holds up training
 #   torch        124M in PyTorch at other batches and with cuDNN's attention, and its functions one by one
+#   ranks        NCCL: several ranks, as test/ranks.sh has them, which share one GPU where there are no more
 #   kernels      all ladders timed: a table. LADDERS="attention matmul" does some of them again
 #   determinism  hashes of the checkpoints of 20 small runs, and of 3 of 124M
 #   memcheck racecheck initcheck synccheck       compute-sanitizer on --check and on all rungs at tiny shapes
@@ -24,7 +25,7 @@ set -u -o pipefail
 cd "$(dirname "$0")/.." || exit
 out=${REPORT:-build/report}
 mkdir -p "$out/logs"
-STAGES="build check peers train race race48 learning sampling torch kernels determinism memcheck racecheck initcheck synccheck report"
+STAGES="build check peers train race race48 learning sampling torch ranks kernels determinism memcheck racecheck initcheck synccheck report"
 all_ladders=$(ls dev/*.cu | sed 's|dev/||; s|\.cu||')
 ladders=${LADDERS:-$all_ladders}
 program=${PROGRAM:-./train_gpt_cuda} python=${PYTHON:-python3} LIMIT=${LIMIT:-240}
@@ -313,6 +314,10 @@ stage_determinism() {
     tokens $many 20000000
     same_hash 20 --init custom --layers 2 --heads 2 --channels 128 --context 128 --batch 4 --steps 20
     same_hash 3 $(shape "$D12") --batch $(((BATCH + 3) / 4)) --context "$CONTEXT" --steps 5
+}
+stage_ranks() {
+    try 200 1 make train_gpt train_gpt_cuda_fp32 build/shards NCCL=1
+    try "$LIMIT" 60 test/ranks.sh "${program}_fp32"
 }
 stage_memcheck() { sanitize memcheck; }
 stage_racecheck() { sanitize racecheck; }

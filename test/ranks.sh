@@ -1,19 +1,23 @@
 #!/bin/sh
-# test/ranks.sh PROGRAM -- training with several processes: the CPU's with MPI, or the CUDA program's with NCCL, emulated. The
-# same losses for any number of ranks, the same bits for any ZeRO and after a stop or a kill, what is refused. One line a
-# check. STRESS=1 kills 200 times.
+# test/ranks.sh PROGRAM -- training with several processes: the CPU's with MPI, or the CUDA program's with NCCL, emulated or on
+# the GPUs of this machine; for more ranks than there are, NCCL is told that each has a machine of its own. The same
+# losses for any number of ranks, the same bits for any ZeRO and after a stop or a kill, what is refused. One line a check.
+# STRESS=1 kills 200 times.
 program=$1
 dir=build/test_ranks/$(basename $program) failed=0
 rm -rf $dir && mkdir -p $dir/data
 suite=ranks && . test/check.sh
 export OMP_NUM_THREADS=1
 case $program in
-*emulated*)
+*emulated* | *cuda*)
     one=$program counts="2 3" steps=04 half=02 save=2 heads=1
     start() {                                # RANKS OPTIONS...: as torchrun would
         n=$1 pids="" code=0
         shift
-        for rank in $(seq 0 $((n - 1))); do RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$n timeout 100 $program "$@" & pids="$pids $!"; done
+        for rank in $(seq 0 $((n - 1))); do
+            case $program in *cuda*) export NCCL_HOSTID=$rank NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 NCCL_SOCKET_IFNAME=lo ;; esac
+            RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$n timeout 100 $program "$@" & pids="$pids $!"
+        done
         for pid in $pids; do wait $pid || code=$?; done
         return $code
     } ;;
@@ -111,7 +115,7 @@ case $program in
     refused "a program built for one" 1 "built for one: make MPI=1" env OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 ./train_gpt $train --out $dir/none ;;
 esac
 
-case $program in *emulated*)
+case $program in *emulated* | *cuda*)
     mkdir -p $dir/met.ranks && for file in id_0 hello_1 got_1; do head -c 200 $program > $dir/met.ranks/$file; done
     expect "an id that an earlier run left is not read" start 2 $(echo $train | sed "s|--steps [0-9]*|--steps 1|") --out $dir/met
     expect "and what was left is gone" [ ! -e $dir/met.ranks ] ;;
@@ -121,7 +125,7 @@ esac
 for try in $([ -n "$STRESS" ] && seq 1 200 || seq 1 3); do
     rm -rf $dir/killed
     start 2 $train --out $dir/killed > $dir/killed.log 2>&1 & running=$!
-    case $program in *emulated*) while [ ! -e $dir/killed/log.jsonl ]; do sleep 0.1; done ;; esac      # before they meet a launcher would see to it
+    case $program in *emulated* | *cuda*) while [ ! -e $dir/killed/log.jsonl ]; do sleep 0.1; done ;; esac      # before they meet a launcher would see to it
     sleep $(awk -v t=$try 'BEGIN { srand(t); print 0.2 + 1.3 * rand() }')
     pids=$(pgrep -f -- "--out $dir/killed" | while read pid; do grep -qx "$(basename $program)" /proc/$pid/comm 2>/dev/null && echo $pid; done)
     victim=$(echo "$pids" | awk -v t=$try '{ p[NR] = $1 } END { print p[t % NR + 1] }')

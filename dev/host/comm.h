@@ -35,8 +35,6 @@ struct Comm {
     }
     double sum(double value) const { return sum(&value, 1), value; }
     void barrier() const { sum(0); }
-    bool decide(bool mine) const { return sum(first() && mine); }    // what rank 0 says
-    bool any(bool mine) const { return sum(mine); }
 
     std::vector<std::string> texts(const std::string& mine) const {      // of all ranks
         if (size == 1) return {mine};
