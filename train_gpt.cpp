@@ -1371,7 +1371,7 @@ struct Model {
     const Slots slots;
     const Config turns;
     const Layout ring;                       // of gradients
-    Sharing<MpiLink, real> shares;           // of what several ranks train
+    mutable Sharing<MpiLink, real> shares;   // of what several ranks train
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<real> sums, arrivals;             // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
@@ -1486,7 +1486,7 @@ struct Model {
     StepResult result() { return {std::exchange(loss, 0), norm}; }
 
     // Of several ranks, each has a part of gradients and moments; zeros stand for the others'.
-    void get(Which which, size_t i, float* out, size_t from = 0, size_t n = SIZE_MAX) {
+    void get(Which which, size_t i, float* out, size_t from = 0, size_t n = SIZE_MAX) const {
         const Tensor& t = layout.tensors[i];
         n = std::min(n, t.count() - from);
         if (which == WEIGHT) for (int g = 0; g <= c.L + 1; g++) shares.await_weights(g);
@@ -2037,6 +2037,8 @@ private:
         rows_of_window = rl ? o.group : o.stage == "reward" ? 2 : 1;
         const integer row_tokens = std::lcm(o.batch, (integer)rows_of_window) * o.context;
         if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens * world().size;
+        if (o.tokens_per_step % (row_tokens * world().size))
+            warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others", o.tokens_per_step, world().size);
         if (o.tokens_per_step % row_tokens)
             die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
                       rl ? " and --group" : rows_of_window == 2 ? ", of pairs," : "", row_tokens);
@@ -2445,7 +2447,7 @@ template <typename Model> void run_verb(Options o) {
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.
 template <typename Model> int run_program(int argc, char** argv) {
-    spin_briefly(argv);
+    spin_briefly(argv), name_speaker();
     const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
     if (words.empty()) return fputs(TRAIN_GPT.usage, stderr), 2;
     return run_main([&] {

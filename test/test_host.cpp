@@ -206,7 +206,7 @@ static std::vector<Stored> stored(List& list) {
     std::vector<Stored> tensors;
     for (auto& [name, numbers] : list) {
         Numbers* t = &numbers;
-        Stored s{name, t->shape, [t](float* out) { std::copy(t->v.begin(), t->v.end(), out); }, [t](const float* in) { std::copy_n(in, t->v.size(), t->v.begin()); }};
+        Stored s{name, t->shape, [t](float* out, size_t from, size_t n) { std::copy_n(t->v.begin() + from, n, out); }, [t](const float* in) { std::copy_n(in, t->v.size(), t->v.begin()); }};
         if (name == "absent" || name == "twin") s.present = false;
         if (name == "twin") s.same_as = "w";
         tensors.push_back(s);
@@ -374,7 +374,7 @@ static void checkpoints() {
         check(error.find(".partial/") != error.npos && error.ends_with(": cannot write: File too large") && listed(run) == "step_00000001", "host/checkpoint/no file above %d bytes: %s", (int)bytes, error.c_str());
     }
     Checkpoint c = checkpoint(list, 2);
-    c.moments.back().same_as = "", c.moments.back().get = [](float*) { die("lost"); };
+    c.moments.back().same_as = "", c.moments.back().get = [](float*, size_t, size_t) { die("lost"); };
     dies("checkpoint/numbers that cannot be had", "1 lost", [&] { c.write(); });
     same("checkpoint/and nothing is left", listed(run), "step_00000001");
 
@@ -399,9 +399,9 @@ static void checkpoints() {
     c = checkpoint(list, 4);
     for (auto* tensors : {&c.weights, &c.moments})
         for (Stored& t : *tensors) if (t.present)
-            t.get = [get = t.get, moved, self](float* out) {
+            t.get = [get = t.get, moved, self](float* out, size_t from, size_t n) {
                 if (std::this_thread::get_id() != self) moved.wait();
-                get(out);
+                get(out, from, n);
             };
     saver.save(c);
     list[0].second.v[0] = 4, list[1].second.v[0] = 4, gone_on.set_value();

@@ -29,7 +29,7 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"train --train TRAIN --out OUT --init d7", "--init d7: no such file or directory, and no size of a model: those are d6, d12, d24, d36, d48, custom"},
     {"train --", "--: unknown option; train_gpt --help lists them"},
     {"train --=3", "--: unknown option; train_gpt --help lists them"},
-    {"train --verb train", "--verb: unknown option; train_gpt --help lists them"},
+    {"train --verb train", "--verb: unknown option, nearest is --zero; train_gpt --help lists them"},
     {"train --steps", "--steps: needs a value"},
     {"train --steps=", "--steps: needs a value"},
     {"train --out", "--out: needs a value"},

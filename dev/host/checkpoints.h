@@ -254,7 +254,7 @@ struct Checkpoint {
     std::string moments_path() const { return partial() + "/optimizer.safetensors"; }
     std::string done_path(int rank) const { return partial() + format("/rank_%d.done", rank); }
 
-    // The first process creates the directory, before any writes there.
+    // Of several processes the first creates the directory, before any writes there.
     void begin() const {
         std::error_code error;
         if (!world().first()) return;
@@ -268,6 +268,7 @@ struct Checkpoint {
         const std::string dir = this->dir(), partial = this->partial();
         std::error_code error;
         try {
+            if (world().size == 1) begin();
             fill_tensors(weights_path(), weights), fill_tensors(moments_path(), moments);
             if (!world().first()) return write_file(done_path(world().rank), ""), dir;
             for (int rank = 1; rank < world().size; rank++) {
@@ -339,7 +340,7 @@ struct Saver {
     void save(Checkpoint c) {
         const double start = seconds();
         finish();
-        c.begin(), world().barrier();
+        if (world().size > 1) c.begin(), world().barrier();
         // It leaves as much again to others: a process that takes more than there is would be killed, and the run with it.
         const bool fits = c.bytes() <= available_memory() / 2 / world().here;
         if (fits) c.weights = copied(std::move(c.weights)), c.moments = copied(std::move(c.moments));

@@ -73,7 +73,11 @@ inline Launched launched() {
         }
     return {0, 1, 0};
 }
-// From here on rank 0 alone talks; what another dies of has its number, and what all die of is rank 0's to say.
+// What another rank than 0 dies of has its number; what all die of is rank 0's to say.
+inline void name_speaker() {
+    if (const Launched who = launched(); who.rank) speaker() = format("rank %d: ", who.rank);
+}
+// From here on rank 0 alone talks.
 inline void join_world(const Launched& who, int zero) {
     Comm& comm = world();
     comm.rank = who.rank, comm.size = who.size, comm.zero = who.size > 1 ? zero : 0;
@@ -85,9 +89,7 @@ inline void join_world(const Launched& who, int zero) {
     comm.here = std::count(hosts.begin(), hosts.end(), host);
     const int cores = omp_get_num_procs();                   // those that the launcher gave to this rank, or all
     if (cores == sysconf(_SC_NPROCESSORS_ONLN) && !getenv("OMP_NUM_THREADS")) omp_set_num_threads(std::max(1, cores / comm.here));
-    if (comm.first()) return;
-    speaker() = format("rank %d: ", comm.rank);
-    if (!freopen("/dev/null", "w", stdout)) die("/dev/null: cannot open: %s", strerror(errno));
+    if (!comm.first() && !freopen("/dev/null", "w", stdout)) die("/dev/null: cannot open: %s", strerror(errno));
 }
 
 // How what is trained, an arena of `size` numbers in which `layers` pieces of `stride` numbers begin at `first`, is shared out
