@@ -384,9 +384,9 @@ struct Stage {
     std::vector<int> kinds;                  // Examples: 0 dialogues, 1 prompts, 2 responses, 3 preferences; {}: tokens
     bool side_by_side = false;               // several examples packed into a row
 };
-inline const std::map<text, Stage> STAGES = {{"pretrain", {}}, {"sft", {{0, 2}, true}}, {"reward", {{3}}}, {"rl", {{1, 2}}}};
+inline const std::pair<const char*, Stage> STAGES[] = {{"pretrain", {}}, {"sft", {{0, 2}, true}}, {"reward", {{3}}}, {"rl", {{1, 2}}}};
 inline Wanted wanted(const Options& o, const char* option, const text& pattern, int V, int T, int eot) {
-    const Stage& s = STAGES.at(o.stage);
+    const Stage& s = std::find_if(std::begin(STAGES), std::end(STAGES), [&](auto& row) { return o.stage == row.first; })->second;
     return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
             .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
 }
@@ -2037,11 +2037,11 @@ private:
         rows_of_window = rl ? o.group : o.stage == "reward" ? 2 : 1;
         const integer row_tokens = std::lcm(o.batch, (integer)rows_of_window) * o.context;
         if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens * world().size;
-        if (o.tokens_per_step % (row_tokens * world().size))
-            warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others", o.tokens_per_step, world().size);
         if (o.tokens_per_step % row_tokens)
             die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
                       rl ? " and --group" : rows_of_window == 2 ? ", of pairs," : "", row_tokens);
+        if (o.tokens_per_step % (row_tokens * world().size))
+            warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others", o.tokens_per_step, world().size);
         if (o.stage == "reward" && o.batch % 2) die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
         if (!o.steps && o.epochs == 0) o.epochs = 1;
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);

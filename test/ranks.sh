@@ -133,6 +133,7 @@ for try in $([ -n "$STRESS" ] && seq 1 200 || seq 1 3); do
     for tenth in $(seq 1 100); do pgrep -f -- "--out $dir/killed" > /dev/null || break; sleep 0.1; done
     expect "killed $try: no process is left after $tenth tenths of a second" [ -z "$(pgrep -f -- "--out $dir/killed")" ]
     wait $running
+    case $program in *mpi*) [ -z "$victim" ] || expect "killed $try: the launcher names the rank" grep -q 'rank [01] with PID' $dir/killed.log ;; esac
     ls $dir/killed/step_*/state.json > /dev/null 2>&1 || [ -s $dir/killed/log.jsonl ] || { rm -rf $dir/killed; fresh=1; }
     if [ -d $dir/killed ]; then start 2 train --resume --out $dir/killed; else start 2 $train --out $dir/killed; fi > $dir/killed.log 2>&1
     expect "killed $try: the same bits in the end" same 2 killed
