@@ -62,7 +62,7 @@ done
 [ -z "$program" ] || [ -c $program ] || { echo 'echo "ok $0"' > $program && chmod +x $program; }
 end
 chmod +x cxx
-for f in forks gpu make nvcc rung sanitizers stages; do echo 'echo "ok $0"' > test/$f.sh; done
+for f in forks gpu make nvcc ranks rung sanitizers stages; do echo 'echo "ok $0"' > test/$f.sh; done
 fake() { make --no-print-directory CXX=./cxx NVCC=./cxx "$@"; }
 everything='programs train_gpt_cuda build/bench_gelu build/gpu_golden'
 commands() { fake -n "$@" $everything | grep -c ' -o '; }

@@ -125,7 +125,7 @@ esac
 for try in $([ -n "$STRESS" ] && seq 1 200 || seq 1 3); do
     rm -rf $dir/killed
     start 2 $train --out $dir/killed > $dir/killed.log 2>&1 & running=$!
-    case $program in *emulated* | *cuda*) while [ ! -e $dir/killed/log.jsonl ]; do sleep 0.1; done ;; esac      # before they meet a launcher would see to it
+    case $program in *emulated* | *cuda*) for i in $(seq 1 300); do [ ! -e $dir/killed/log.jsonl ] || break; sleep 0.1; done ;; esac      # before they meet a launcher would see to it
     sleep $(awk -v t=$try 'BEGIN { srand(t); print 0.2 + 1.3 * rand() }')
     pids=$(pgrep -f -- "--out $dir/killed" | while read pid; do grep -qx "$(basename $program)" /proc/$pid/comm 2>/dev/null && echo $pid; done)
     victim=$(echo "$pids" | awk -v t=$try '{ p[NR] = $1 } END { print p[t % NR + 1] }')
