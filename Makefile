@@ -62,7 +62,7 @@ MPI_FLAGS = -DUSE_MPI -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX $(or $(wordlist 2,9
 build/mpi: $(shell echo '$(MPI)' | cmp -s - build/mpi || echo FORCE)
 	@mkdir -p build && echo '$(MPI)' > $@
 train_gpt: train_gpt.cpp $(FILES) build/mpi
-	$(call compile,3) $< -o $@ $(if $(MPI),$(MPI_FLAGS))
+	$(call compile,3) $< -o $@$(if $(MPI), $(MPI_FLAGS))
 build/train_gpt_mpi: train_gpt.cpp $(FILES)
 	$(call compile,1) $< -o $@ $(MPI_FLAGS)
 $(TOOLS): build/%: dev/data/%.cpp $(FILES)
