@@ -366,8 +366,8 @@ private:
 
 // A model whose layers' gradients take turns in memory, as with ZeRO 2: a layer's are sent to the ranks that keep them while
 // the layer below is computed, which begins the bias sum of yet another.
-inline Config in_turns(Config c, bool training) {
-    if (training && world().zero == 2) c.L = std::min(c.L, 3);
+inline Config in_turns(Config c, int zero) {
+    if (zero == 2) c.L = std::min(c.L, 3);
     return c;
 }
 
@@ -1002,7 +1002,6 @@ inline void penalize(float* logits, const std::vector<int>& text, float penalty)
 constexpr int MR = VECTOR_BYTES == 64 ? 8 : VECTOR_BYTES == 32 ? 6 : 4, VECTORS = VECTOR_BYTES == 64 ? 3 : 2;
 constexpr int NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
 
-
 // One sum, or a vector of neighbours, to where it belongs.
 inline void put(Target to, real sum) {
     if (to.bias) sum += *to.bias;
@@ -1329,7 +1328,7 @@ template <typename M> void network_backward(M& m, int B, int T) {
         m.attention_backward(a, g.qkv.b, B, T);
         m.linear_backward(a.dx, g.qkv, a.dwide, a.ln1, w.qkv, N, C, m.c.qkv());
         m.norm_backward(a.dresidual, true, g.ln1, input_db, a.dx, input, w.ln1.w, a.ln1_stats, N);
-        m.shares.reduce_gradients(l + 1);           // while the layer below is computed
+        m.shares.reduce_gradients(l + 1);    // while the layer below is computed
     }
     m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
     m.shares.reduce_gradients(0), m.shares.reduce_gradients(L + 1);
@@ -1369,8 +1368,8 @@ struct Model {
     const bool bf16, in_unit;                // products are made of numbers rounded to bfloat16; in a unit of the processor
     const Layout layout;
     const Slots slots;
-    const Config turns;
-    const Layout ring;                       // of gradients
+    const Config turns;                      // as many layers as their gradients have room for,
+    const Layout ring;                       // and how these lie
     mutable Sharing<MpiLink, real> shares;   // of what several ranks train
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<real> sums, arrivals;             // several ranks: this one's part of their gradients; where others' arrive
@@ -1381,7 +1380,7 @@ struct Model {
 
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
         : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
-          slots(activation_slots(c, (size_t)B * T, training, in_unit)), turns(in_turns(c, training)), ring(turns),
+          slots(activation_slots(c, (size_t)B * T, training, in_unit)), turns(in_turns(c, training ? world().zero : 0)), ring(turns),
           shares(layout.shares(training ? world() : Comm(), c.L, turns.L)) {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
@@ -2115,7 +2114,7 @@ template <typename Model> struct Training : Run {
         if (position.step == 0)
             directory->put("run", 0, {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
                                       {"floor", json_number(floor)}, {"options", options_json(o.table(), 't')}});
-        if (world().first() && saver.best == position.step && from != o.out + "/best") make_best(o.out, from);      // a kill may have come between
+        if (world().first() && saver.best == position.step && from != o.out + "/best") make_best(o.out, from);  // a kill came between
     }
 
     void evaluate() {

@@ -2250,14 +2250,14 @@ struct Model {
     const int max_B, max_T;                  // of a forward pass
     const bool training;
     const Layout layout;
-    const Config turns;
-    const Layout ring;                       // of gradients
+    const Config turns;                      // as many layers as their gradients have room for,
+    const Layout ring;                       // and how these lie
     Sharing<Link, float> shares;             // of what several ranks train
     std::vector<float> logprob;
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool = false)
-        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16), turns(in_turns(c, training)),
+        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16), turns(in_turns(c, training ? world().zero : 0)),
           ring(turns, VOCABULARY_TILE, BF16), shares(layout.shares(training ? world() : Comm(), c.L, turns.L)) {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);

@@ -101,15 +101,18 @@ struct Memory {
 };
 /* bytes of one GPU
    here     kept is what layers leave for their backward pass; scratch all else that a step computes, with cuBLASLt's
-            workspace. Replicas have beside the gradients a shard of their sums and a place where the others' parts of a piece
-            arrive, a layer or 2^22 numbers. In stage 2 three layers' gradients take turns; those outside of layers, which
-            the head begins and the embedding ends, are whole. For t > 1 the padding of arenas is taken as it is for 1 */
+            workspace. What replicas keep of weights, gradients and moments is asked of the program's Shares, for the rank
+            that has most; for t > 1 it is in proportion to the numbers of a GPU, as if its padding were that of t = 1 */
 inline Memory memory(const Plan& p) {
     auto& card = gpu::device().properties;                   // what depends on the card: ask for one, of all plans
     card.multiProcessorCount = p.gpu.sms, card.major = p.gpu.capability / 10, card.minor = p.gpu.capability % 10;
     const Parameters n = parameters(p.c, p.tensor);
-    const double numbers = (double)Layout(p.c, gpu::VOCABULARY_TILE, gpu::BF16).slots.size;
-    const double own = numbers * (n.layer * p.c.L + n.outside) / n.all, shard = own / p.replicas();
+    Comm comm;
+    comm.size = p.replicas(), comm.rank = comm.size - 1, comm.zero = comm.size > 1 ? p.zero : 0;
+    const Config turns = in_turns(p.c, comm.zero);
+    const Layout layout(p.c, gpu::VOCABULARY_TILE, gpu::BF16), ring(turns, gpu::VOCABULARY_TILE, gpu::BF16);
+    const Shares shares = layout.shares(comm, p.c.L, turns.L);
+    const double own = (n.layer * p.c.L + n.outside) / n.all;                // of the model's numbers
     auto arrays = gpu::activation_arrays(p.c, p.batch, p.c.T, true);
     double kept = 0;
     size_t k = 0;
@@ -118,10 +121,8 @@ inline Memory memory(const Plan& p) {
 #undef X
     for (auto& [per, units] : arrays) if (per == BLOCK) kept += 16.0 * p.c.L * ((units + 127) / 128 * 128);
     const double all = 16.0 * Slots(arrays, p.c.L).size + gpu::device().workspace_size;
-    const bool several = p.replicas() > 1;
-    const double sharded = p.zero > 0 ? shard : own, whole = p.zero > 1 && several ? std::min(3, p.c.L) * n.layer + n.outside : own;
-    const double sums = several ? shard + std::max(n.layer, std::min(n.outside, 0x1p22)) : 0;
-    return {sizeof(gpu::floatX) * own, 4 * sharded, 4 * (whole + sums), 8 * sharded, kept, all - kept};
+    const double moments = 4 * own * shares.moments();
+    return {sizeof(gpu::floatX) * own * layout.slots.size, moments, 4 * own * (ring.trained() + shares.exchanged()), 2 * moments, kept, all - kept};
 }
 
 // ---- time -----------------------------------------------------------------------------------------------------------
@@ -487,51 +488,42 @@ inline void print_plan(const Arguments& a) {
 }
 
 #ifdef USE_MPI
-/* exchange() beside this machine: an all-reduce, as a reduce-scatter and an all-gather over a ring of processes. Its terms are
+/* exchange() beside this machine: the program's own all-reduce, of gradients as with ZeRO 0, between processes. Its terms are
    fitted to the smallest and the largest size; those between are predicted. One process exchanges nothing. */
 inline void measure() {
-    int rank, n;
-    MPI_Init(nullptr, nullptr);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &n);
-    const int next = (rank + 1) % n, last = (rank + n - 1) % n;
+    join_mpi(0);
+    const int n = world().size;
     std::vector<std::pair<double, double>> measured;         // bytes, seconds: the least of 101
-    for (int bytes = 1 << 10; bytes <= 4 << 20; bytes *= 4) {
-        const int count = bytes / 4 / n;     // numbers of a shard
-        std::vector<float> x(count * n, 1.0f), arrived(count);
-        std::vector<double> times(101);
-        auto pass = [&](int send, float* to) {
-            MPI_Sendrecv(&x[send * count], count, MPI_FLOAT, next, 0, to, count, MPI_FLOAT, last, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-        };
-        for (double& seconds : times) {
-            MPI_Barrier(MPI_COMM_WORLD);
-            const double start = MPI_Wtime();
-            for (int hop = 1; hop < n; hop++) {              // ends with shard `next` summed up
-                float* const sum = &x[(rank - hop + n) % n * count];
-                pass((rank - hop + 1 + n) % n, arrived.data());
-                for (int i = 0; i < count; i++) sum[i] += arrived[i];
-            }
-            for (int hop = 0; hop < n - 1; hop++) pass((next - hop + n) % n, &x[(rank - hop + n) % n * count]);
-            seconds = MPI_Wtime() - start;
-            std::fill(x.begin(), x.end(), 1.0f);
+    for (size_t bytes = 1 << 10; bytes <= 4 << 20; bytes *= 4) {
+        const size_t numbers = bytes / 4;
+        Sharing<MpiLink, float> shares(Shares(world(), 0, numbers, 1, 1, numbers));
+        std::vector<float> gradients(numbers, 1.0f), sums(shares.kept.back()), arrivals(shares.landing);
+        shares.gradients = gradients.data(), shares.sums = sums.data(), shares.arrivals = arrivals.data();
+        double least = INFINITY;
+        for (int time = 0; time < 101; time++) {
+            world().barrier();
+            const double start = seconds();
+            if (n > 1) shares.reduce_gradients(1), shares.await_gradients(), shares.gather_gradients();
+            least = std::min(least, seconds() - start);
         }
-        measured.push_back({4.0 * x.size(), *std::min_element(times.begin(), times.end())});
+        measured.push_back({(double)bytes, least});
     }
     const auto [least, short_time] = measured[0];
     const auto [most, long_time] = measured.back();
     const double share = 2 * (n - 1.0) / n, bandwidth = share * (most - least) / (long_time - short_time);
     const Link link = {0, (short_time - share * least / bandwidth) / (2 * (n - 1.0)), bandwidth};
-    if (rank == 0 && n > 1) printf("%d processes: %.1f us a hop, %.2f GB/s\n", n, 1e6 * link.hop, bandwidth / 1e9);
-    if (rank == 0) printf("%12s %14s %14s\n", "bytes", "measured, us", "predicted, us");
+    if (n > 1) printf("%d processes: %.1f us a hop, %.2f GB/s\n", n, 1e6 * link.hop, bandwidth / 1e9);
+    printf("%12s %14s %14s\n", "bytes", "measured, us", "predicted, us");
     for (auto [bytes, seconds] : measured)
-        if (rank == 0) printf("%12.0f %14.1f %14.1f\n", bytes, 1e6 * seconds, 2e6 * exchange(n, n, bytes, link, link, true).seconds());
-    MPI_Finalize();
+        printf("%12.0f %14.1f %14.1f\n", bytes, 1e6 * seconds, 2e6 * exchange(n, n, bytes, link, link, true).seconds());
+    leave_mpi();
 }
 #endif
 
 }  // namespace plan
 
 #ifdef USE_MPI
-int main() { return plan::measure(), 0; }
+int main() { return run_main(plan::measure); }
 #elif !defined NO_PLAN_MAIN
 int main(int argc, char** argv) {
     const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);

@@ -77,13 +77,13 @@ void memory_is_what_a_run_says() {
 void memory_is_divided() {
     Plan p = small({4, 8, 512, 1024, 256}, 2);
     const Memory one = memory(p);
-    p.gpus = 8;
+    p.gpus = 4;                              // into which all pieces divide, in units of 128
     const Parameters n = parameters(p.c, 1);
     const double whole = one.weights / sizeof(gpu::floatX);
     const Memory zero[3] = {memory(p), (p.zero = 1, memory(p)), (p.zero = 2, memory(p))};
-    const double sums = 4 * (whole / 8 + std::max(n.layer, n.outside)), three = 4 * (3 * n.layer + n.outside);
-    check(near(zero[0].all(), one.all() + sums) && zero[1].weights == one.weights && near(zero[1].master, one.master / 8) &&
-          near(zero[1].moments, one.moments / 8) && near(zero[1].gradients, one.gradients + sums),
+    const double sums = 4 * (whole / 4 + std::max(n.layer, n.outside)), three = 4 * (3 * n.layer + n.outside);
+    check(near(zero[0].all(), one.all() + sums) && zero[1].weights == one.weights && near(zero[1].master, one.master / 4) &&
+          near(zero[1].moments, one.moments / 4) && near(zero[1].gradients, one.gradients + sums),
           "ZeRO 0, 1: %.0f, %.0f bytes, of one GPU %.0f", zero[0].all(), zero[1].all(), one.all());
     check(near(zero[2].gradients, three + sums) && zero[2].moments == zero[1].moments && zero[2].kept == one.kept,
           "ZeRO 2: gradients %.0f of %.0f bytes", zero[2].gradients, zero[1].gradients);
@@ -97,6 +97,23 @@ void memory_is_divided() {
     // whole: ln1, middle, ln2, residual; split: qkv, att, fc and its gelu
     auto kept = [&](int t) { return 4 * (2 * (4 + 12.0 / t) * N * C + stats + lse / t); };
     check(near(one.kept, kept(1)) && near(m.kept, kept(4)), "tensor parallel 4: activations %.0f, of one GPU %.0f", m.kept, one.kept);
+}
+
+// The last of three ranks allocates what is planned, the rest of a division that leaves one included.
+void memory_is_what_ranks_allocate() {
+    for (Shape shape : {Shape{5, 1, 64, 4001, 128}, {2, 2, 128, 512, 96}}) for (int zero : {0, 1, 2}) {
+        Plan p = small(shape);
+        p.gpus = 3, p.zero = zero;
+        Comm& comm = world();
+        comm.size = 3, comm.rank = 2, comm.zero = zero;
+        {
+            const gpu::Model model(p.c, 1, p.c.T, true);
+            const Memory m = memory(p);
+            check(m.weights + m.master == model.weight_bytes() && m.gradients == model.gradient_bytes() && m.moments == model.moment_bytes() &&
+                  m.all() == model.bytes(1), "ZeRO %d, %d layers: %.0f bytes; allocated %.0f", zero, shape.L, m.all(), model.bytes(1));
+        }
+        comm = Comm();
+    }
 }
 
 // The same FLOPs and bytes as a step line's SOL, where tiles come out even: an infinite bandwidth leaves products their FLOPs.
@@ -279,6 +296,7 @@ int main() {
         plan::memory_is_what_is_allocated();
         plan::memory_is_what_a_run_says();
         plan::memory_is_divided();
+        plan::memory_is_what_ranks_allocate();
         plan::floor_is_that_of_a_step_line();
         plan::times_by_hand();
         plan::choices();
