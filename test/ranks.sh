@@ -105,37 +105,51 @@ case $program in
     differs() {                              # OPTION VALUE OTHER
         rest="$(echo $train | sed "s|$1 [^ ]*||") --out $dir/differs"
         $mpi -n 1 $program $rest $1 $2 : -n 1 $program $rest $1 $3 > $dir/said 2>&1
-        code=$?
         rm -rf $dir/differs
-        [ $code != 0 ]
     }
-    differs --lr 2e-3 1e-3 && expect "another option: rank 1 says so" grep -q "rank 1: error: --lr: '0.001' here, and on rank 0 '0.002'" $dir/said
+    differs --lr 2e-3 1e-3
+    expect "another option: rank 1 says so" grep -q "rank 1: error: --lr: '0.001' here, and on rank 0 '0.002'" $dir/said
     cp $dir/train.u16 $dir/other.u16 && printf '\1\0' >> $dir/other.u16
-    differs --train $dir/train.u16 $dir/other.u16 && expect "other data: rank 1 says so" grep -q "rank 1: error: --train: '8002 bytes.*here, and on rank 0 '8000 bytes" $dir/said
+    differs --train $dir/train.u16 $dir/other.u16
+    expect "other data: rank 1 says so" grep -q "rank 1: error: --train: '8002 bytes.*here, and on rank 0 '8000 bytes" $dir/said
     refused "a program built for one" 1 "built for one: make MPI=1" env OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 ./train_gpt $train --out $dir/none ;;
 esac
 
 case $program in *emulated* | *cuda*)
     mkdir -p $dir/met.ranks && for file in id_0 hello_1 got_1; do head -c 200 $program > $dir/met.ranks/$file; done
-    expect "an id that an earlier run left is not read" start 2 $(echo $train | sed "s|--steps [0-9]*|--steps 1|") --out $dir/met
-    expect "and what was left is gone" [ ! -e $dir/met.ranks ] ;;
+    expect "an id that an earlier run left is not read" start 2 $(echo $train | sed "s|--steps [0-9]*|--steps 1|") --out $dir/met/
+    expect "and what was left is gone" [ ! -e $dir/met.ranks ]
+    alone() { RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 timeout 2 $program $train --out $dir/alone > /dev/null 2> $dir/said; grep -q "no word from rank 1" $dir/said; }
+    expect "one that waits for others can be stopped" alone
+    expect "and leaves nothing" [ ! -e $dir/alone.ranks ] ;;
 esac
 
 # a rank is killed at any instant: nothing of it is left within 10 seconds, and the run goes on to the bits of 2 ranks
+kills=0
 for try in $([ -n "$STRESS" ] && seq 1 200 || seq 1 3); do
     rm -rf $dir/killed
     start 2 $train --out $dir/killed > $dir/killed.log 2>&1 & running=$!
     case $program in *emulated* | *cuda*) for i in $(seq 1 300); do [ ! -e $dir/killed/log.jsonl ] || break; sleep 0.1; done ;; esac      # before they meet a launcher would see to it
     sleep $(awk -v t=$try 'BEGIN { srand(t); print 0.2 + 1.3 * rand() }')
-    pids=$(pgrep -f -- "--out $dir/killed" | while read pid; do grep -qx "$(basename $program)" /proc/$pid/comm 2>/dev/null && echo $pid; done)
+    pids=$(pgrep -f -- "--out $dir/killed" | while read pid; do grep -qx "$(basename $program | cut -c1-15)" /proc/$pid/comm 2>/dev/null && echo $pid; done)
     victim=$(echo "$pids" | awk -v t=$try '{ p[NR] = $1 } END { print p[t % NR + 1] }')
-    [ -n "$victim" ] && kill -9 $victim 2>/dev/null
+    [ -n "$victim" ] && kill -9 $victim 2>/dev/null && kills=$((kills + 1))
     for tenth in $(seq 1 100); do pgrep -f -- "--out $dir/killed" > /dev/null || break; sleep 0.1; done
     expect "killed $try: no process is left after $tenth tenths of a second" [ -z "$(pgrep -f -- "--out $dir/killed")" ]
     wait $running
     case $program in *mpi*) [ -z "$victim" ] || expect "killed $try: the launcher names the rank" grep -q 'rank [01] with PID' $dir/killed.log ;; esac
-    ls $dir/killed/step_*/state.json > /dev/null 2>&1 || [ -s $dir/killed/log.jsonl ] || { rm -rf $dir/killed; fresh=1; }
+    ls $dir/killed/step_*/state.json > /dev/null 2>&1 || [ -s $dir/killed/log.jsonl ] || rm -rf $dir/killed
     if [ -d $dir/killed ]; then start 2 train --resume --out $dir/killed; else start 2 $train --out $dir/killed; fi > $dir/killed.log 2>&1
     expect "killed $try: the same bits in the end" same 2 killed
 done
+expect "ranks that were killed: $kills" [ $kills -gt 0 ]
+
+# asked to stop, all of them do, behind the same step
+case $program in *mpi*)
+    start 2 $(echo $train | sed "s|--steps [0-9]*|--steps 1000000|; s|--save-every [0-9]*||") --out $dir/stopped > $dir/stopped.log 2>&1 & running=$!
+    for tenth in $(seq 1 100); do grep -q '^step 3/' $dir/stopped.log 2> /dev/null && break; sleep 0.1; done
+    pkill -TERM -f -- "^mpirun .*--out $dir/stopped"
+    wait $running
+    expect "stopped: a checkpoint of the last step" [ -e $dir/stopped/$(sed -n 's/^stopped after step \([0-9]*\);.*/\1/p' $dir/stopped.log | awk '{ printf "step_%08d", $1 }')/state.json ] ;;
+esac
 exit $failed

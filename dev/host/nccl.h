@@ -27,6 +27,7 @@ inline void check(ncclResult_t e, const char* call, int) { if (e != ncclSuccess)
    an earlier run left is never taken for an answer. */
 inline ncclUniqueId meet(const std::string& directory, const Launched& who) {
     const double began = seconds(), patience = 300;
+    auto waits = [&] { return seconds() - began < patience && !stop_signal; };
     auto path = [&](const char* what, int rank) { return directory + format("/%s_%d", what, rank); };
     auto say = [&](const std::string& path, std::string_view text) {
         std::error_code error;
@@ -42,7 +43,7 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who) {
     ncclUniqueId id = {};
     if (who.rank) {
         const std::string mine = format("%08x%08x;", random(), random());
-        for (std::string answer; seconds() - began < patience; usleep(20000)) {
+        for (std::string answer; waits(); usleep(20000)) {
             fs::create_directories(directory, error);
             if (heard(path("hello", who.rank)) != mine) say(path("hello", who.rank), mine);
             answer = heard(path("id", 0));
@@ -51,11 +52,11 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who) {
             say(path("got", who.rank), mine + answer.substr(0, sizeof id));
             return id;
         }
-        die("no word from rank 0 in %s for %g seconds", directory.c_str(), patience);
+        die("no word from rank 0 in %s for %.0f seconds", directory.c_str(), seconds() - began);
     }
     CHECK(ncclGetUniqueId(&id));
     const std::string text((const char*)&id, sizeof id);
-    for (std::string said; seconds() - began < patience; usleep(20000)) {
+    for (std::string said; waits(); usleep(20000)) {
         std::string hellos;
         int got = 0;
         for (int rank = 1; rank < who.size; rank++) {
@@ -67,7 +68,8 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who) {
     }
     std::string missing;
     for (int rank = 1; rank < who.size; rank++) if (heard(path("got", rank)).empty()) missing += format(" %d", rank);
-    die("no word from rank%s in %s for %g seconds", missing.c_str(), directory.c_str(), patience);
+    fs::remove_all(directory, error);
+    die("no word from rank%s in %s for %.0f seconds", missing.c_str(), directory.c_str(), seconds() - began);
 }
 
 struct Nccl {
@@ -128,13 +130,15 @@ __global__ void add_in_order_kernel(float* sums, const float* own, const float* 
     for (int r = 0; r < ranks; r++) sum += r == rank ? own[i] : arrivals[r * n + i];
     sums[i] += sum;
 }
+
 // The other ranks, if there are any.
 inline std::optional<Nccl>& nccl() {
     static std::optional<Nccl> others;
     return others;
 }
-inline void join_nccl(const std::string& out, int zero) {
+inline void join_nccl(std::string out, int zero) {
     const Launched who = launched();
+    while (out.ends_with('/')) out.pop_back();               // what follows is a name beside it, not in it
     int gpus = 0;
     if (who.size > 1 && cudaGetDeviceCount(&gpus) == cudaSuccess && gpus) CHECK(cudaSetDevice(who.local % gpus));
     if (who.size > 1) nccl().emplace(out + ".ranks", who);
