@@ -34,7 +34,7 @@ for kind in strong weak; do
     one=""
     for n in $ranks; do
         tokens=$((batch * context * $([ $kind = weak ] && echo $n || echo $largest)))
-        ms=$(step $kind.$n $n --tokens-per-step $tokens)
+        ms=$(step $kind.$n $n --tokens-per-step $tokens) || exit
         [ -n "$one" ] || one=$ms first=$n
         micro=$((tokens / batch / context / n))
         p=$(sed -n 's/.*"parameters": \([0-9]*\).*/\1/p' $out/$kind.$n/log.jsonl)

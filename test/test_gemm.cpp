@@ -188,12 +188,7 @@ static void attention(Unit unit) {
 int main() {
     rounding();
     packed_products(), products<Fp32>(), products<Bf16>(), products<Bf16Stored>();
-#if defined(EMULATED_AMX)
-    emulated_amx = true;
-#endif
-#if defined(EMULATED_DOTS)
-    emulated_dots = true;
-#endif
+    emulate_units();
     for (Unit unit : {Unit::DOTS, Unit::AMX}) {
         if (!has(unit)) { printf("skip unit/%s: compiled for it, but the processor or the system has none\n", UNITS[(int)unit]); continue; }
         squares(unit), attention(unit), products<Bf16>(unit), products<Bf16Stored>(unit);

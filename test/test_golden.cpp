@@ -309,12 +309,7 @@ static void run_case(Case& k) {
 
 int main(int argc, char** argv) {
     if (argc < 2) return fprintf(stderr, "usage: test_golden CASE_DIR...\n"), 2;
-#if defined(EMULATED_AMX)
-    emulated_amx = true;
-#endif
-#if defined(EMULATED_DOTS)
-    emulated_dots = true;
-#endif
+    emulate_units();
     for (int i = 1; i < argc; i++) for (auto [bf16, unit] : FORMATS) {
         if (!has(unit)) continue;
         cpu::unit() = unit;

@@ -68,3 +68,13 @@ template <typename Sums, typename Words> void add_dots(Sums& sums, const Words& 
     for (int l = 0; l < 16; l++) sums[l] = emulated_dot(sums[l], a[l], b[l]);
 }
 #endif
+
+// From here on products may use the loops, where they stand for a unit that the processor lacks.
+inline void emulate_units() {
+#if defined(EMULATED_AMX)
+    emulated_amx = true;
+#endif
+#if defined(EMULATED_DOTS)
+    emulated_dots = true;
+#endif
+}
