@@ -1184,7 +1184,9 @@ inline Unit& unit() {
 inline std::string keep_unit(const std::string& kept, const std::string& checkpoint) {
     const Unit its = Unit(std::find(std::begin(UNITS), std::end(UNITS), kept) - std::begin(UNITS));
     if (!checkpoint.empty() && has(its)) unit() = its;
-    else if (!checkpoint.empty()) warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another order", checkpoint.c_str(), kept.c_str());
+    else if (!checkpoint.empty())
+        warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another order",
+             checkpoint.c_str(), kept.c_str());
     return UNITS[(int)unit()];
 }
 
@@ -1341,7 +1343,9 @@ using act = real;
 using stat = real;
 inline int most_logits = 1 << 23;            // numbers at once; tests have fewer, so that they come in several chunks
 // In a unit reading the table takes longer than multiplying with it, so there are four times as many at once.
-inline size_t head_rows(size_t N, int V, bool in_unit) { return std::min<size_t>(N, std::clamp(most_logits / V * (in_unit ? 4 : 1), 64, 1024)); }
+inline size_t head_rows(size_t N, int V, bool in_unit) {
+    return std::min<size_t>(N, std::clamp(most_logits / V * (in_unit ? 4 : 1), 64, 1024));
+}
 inline size_t padded(int V) { return V; }
 
 struct Activations {
@@ -1392,21 +1396,25 @@ struct Model {
                 training * trained_numbers() * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
         weights = Buffer<real>(layout.slots.size), acts = Buffer<real>(slots.size), packed = Buffer<uint8_t>(16 * layout.packed.size);
         if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
-        if (training) gradients = Buffer<real>(ring.trained()), moment1 = Buffer<real>(shares.moments()), moment2 = Buffer<real>(shares.moments());
+        if (training) gradients = Buffer<real>(ring.trained());
+        if (training) for (Buffer<real>* b : {&moment1, &moment2}) *b = Buffer<real>(shares.moments());
         if (training && shares.several()) sums = Buffer<real>(shares.kept.back()), arrivals = Buffer<real>(shares.landing);
-        shares.gradients = gradients.data(), shares.sums = (shares.several() ? sums : gradients).data(), shares.arrivals = arrivals.data();
+        shares.gradients = gradients.data(), shares.arrivals = arrivals.data();
+        shares.sums = (shares.several() ? sums : gradients).data();
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
     }
     std::string describe() {
         peak = measure_peak(bf16 ? unit() : Unit::NONE);
-        const char* const types[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)", ", bf16 in dot products", ", bf16 on AMX"};
+        const char* const types[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)", ", bf16 in dot products",
+                                     ", bf16 on AMX"};
         const char* type = bf16 ? types[(int)unit()] : "";
         const double gb = sizeof(real) / 1e9, frozen = rounded.size * sizeof(bfloat16) / 1e9 + packed.size / 1e9;
+        const size_t of_gradients = gradients.size + sums.size + arrivals.size;
         return format(
             "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
             "moments %.2f, activations %.2f",
             omp_get_max_threads(), WITHOUT_OPENMP, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
-            weights.size * gb + frozen, (gradients.size + sums.size + arrivals.size) * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
+            weights.size * gb + frozen, of_gradients * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
     }
     Speed speed(double step_tokens, double seconds) {
         const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * step_tokens / seconds;
@@ -1989,10 +1997,12 @@ struct Run {
 private:
     // That all ranks are to do the same, and with the same: waits for all, too.
     void check_alike() {
-        std::vector<std::pair<std::string, std::string>> texts = {{"program", Identity("/proc/self/exe").text()}};
-        for (const Option& row : o.table()) if (!row.is('P') && strcmp(row.name, "threads")) texts.push_back({dashed(row.name), row.show()});
+        std::vector<std::pair<std::string, std::string>> texts = {
+            {"program", Identity("/proc/self/exe").text()}, {"tokenizer", tokenizer ? tokenizer->identity() : "none"},
+            {"checkpoint", from}, {"unit", position.unit}};
+        for (const Option& row : o.table())
+            if (!row.is('P') && strcmp(row.name, "threads")) texts.push_back({dashed(row.name), row.show()});
         for (auto& [name, identity] : position.data) texts.push_back({dashed(name.c_str()), identity});
-        texts.push_back({"tokenizer", tokenizer ? tokenizer->identity() : "none"}), texts.push_back({"checkpoint", from}), texts.push_back({"unit", position.unit});
         world().same(texts);
     }
     void resume() {
@@ -2040,7 +2050,8 @@ private:
             die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
                       rl ? " and --group" : rows_of_window == 2 ? ", of pairs," : "", row_tokens);
         if (o.tokens_per_step % (row_tokens * world().size))
-            warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others", o.tokens_per_step, world().size);
+            warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others", o.tokens_per_step,
+                 world().size);
         if (o.stage == "reward" && o.batch % 2) die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
         if (!o.steps && o.epochs == 0) o.epochs = 1;
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
@@ -2087,7 +2098,8 @@ template <typename Model> struct Training : Run {
     std::unique_ptr<Model> frozen, rewarder;                 // rl: --init, for the divergence from it; --reward
     std::unique_ptr<Scorer> scorer;                          // --reward-command
 
-    explicit Training(const Options& given) : Run(given, std::is_same_v<Model, cpu::Model>), model(c, o.batch, o.context, true, o.dtype == "bf16"),
+    explicit Training(const Options& given)
+        : Run(given, std::is_same_v<Model, cpu::Model>), model(c, o.batch, o.context, true, o.dtype == "bf16"),
           schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false, world().first());
@@ -2319,8 +2331,9 @@ template <typename Model> struct Training : Run {
             saver.finish();
             auto plain = [](double v) { return std::isnan(v) ? NAN : v; };               // not -nan
             std::string bad = std::isfinite(loss) ? "" : "the loss";
+            const Kinds of_gradients = {{"gradient of ", GRADIENT}};
             if (bad.empty())
-                for (auto& its : world().texts(first_not_finite(stored(model, c.rank > 0, {{"gradient of ", GRADIENT}})))) if (bad.empty()) bad = its;
+                for (auto& its : world().texts(first_not_finite(stored(model, c.rank > 0, of_gradients)))) bad = bad.empty() ? its : bad;
             die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss), plain(norm),
                 bad.empty() ? "the norm, but no gradient," : bad.c_str(),
                 saver.saved.empty() ? "none" : saver.saved.c_str());
@@ -2440,7 +2453,8 @@ template <typename Model> void run_verb(Options o) {
     auto show = [&](int, const Text& t) { return writer.show(t), true; };
     draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), show, [&](size_t k, const Text* t, size_t n) {
         writer.put(k, t, n);
-        if (o.vote && !answer_in(t->response, o.vote_after)) warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
+        if (o.vote && !answer_in(t->response, o.vote_after))
+            warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
     });
 }
 
@@ -2453,7 +2467,8 @@ template <typename Model> int run_program(int argc, char** argv) {
         if (answer(TRAIN_GPT, Options().table(), words)) return;
         Options o = parse_options(words);
         if (o.verb == "train") watch_signals(), Model::join(o);
-        else if (launched().size > 1) die_usage("%s: runs as one process, but was started as one of %d", o.verb.c_str(), launched().size);
+        else if (const int n = launched().size; n > 1)
+            die_usage("%s: runs as one process, but was started as one of %d", o.verb.c_str(), n);
         if (o.threads) omp_set_num_threads(o.threads);
         run_verb<Model>(o);
         if (o.verb == "train") Model::leave();
