@@ -4,6 +4,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>           // which has the names below, too, on processors with some other unit
+#endif
 
 // The lower or upper number of a pair; subnormal ones count as 0, in what is read and in what is written.
 inline float flushed(float f) { return f < 0x1p-126f && f > -0x1p-126f ? f * 0 : f; }
@@ -35,7 +38,7 @@ inline bool emulated_amx = false;
 // A tile is 16 rows of 64 bytes. It is of no use until it is configured.
 inline thread_local struct { bool configured = false; uint32_t words[16 * 16]; } tiles[8];
 
-inline void _tile_loadconfig(const void* config) {
+inline void emulated_loadconfig(const void* config) {
     const uint8_t* bytes = (const uint8_t*)config;
     for (int t = 0; t < 8; t++) {
         uint16_t row_bytes;
@@ -43,22 +46,34 @@ inline void _tile_loadconfig(const void* config) {
         tiles[t].configured = bytes[0] == 1 && bytes[1] == 0 && row_bytes == 64 && bytes[48 + t] == 16;
     }
 }
-inline void _tile_release() { for (auto& t : tiles) t.configured = false; }
+inline void emulated_release() { for (auto& t : tiles) t.configured = false; }
 inline uint32_t* tile(int t) {
     if (!tiles[t].configured) __builtin_trap();
     return tiles[t].words;
 }
-inline void _tile_zero(int t) { memset(tile(t), 0, sizeof tiles[t].words); }
-inline void _tile_loadd(int t, const void* from, long stride) {
+inline void emulated_zero(int t) { memset(tile(t), 0, sizeof tiles[t].words); }
+inline void emulated_loadd(int t, const void* from, long stride) {
     for (int r = 0; r < 16; r++) memcpy(tile(t) + 16 * r, (const char*)from + r * stride, 64);
 }
-inline void _tile_stored(int t, void* to, long stride) {
+inline void emulated_stored(int t, void* to, long stride) {
     for (int r = 0; r < 16; r++) memcpy((char*)to + r * stride, tile(t) + 16 * r, 64);
 }
-inline void _tile_dpbf16ps(int c, int a, int b) {
+inline void emulated_dpbf16ps(int c, int a, int b) {
     float sums[16 * 16];
     memcpy(sums, tile(c), sizeof sums), emulated_tiles(sums, tile(a), tile(b)), memcpy(tile(c), sums, sizeof sums);
 }
+#undef _tile_loadconfig
+#define _tile_loadconfig emulated_loadconfig
+#undef _tile_release
+#define _tile_release emulated_release
+#undef _tile_zero
+#define _tile_zero emulated_zero
+#undef _tile_loadd
+#define _tile_loadd emulated_loadd
+#undef _tile_stored
+#define _tile_stored emulated_stored
+#undef _tile_dpbf16ps
+#define _tile_dpbf16ps emulated_dpbf16ps
 #endif
 
 #if !defined(__AVX512BF16__)
