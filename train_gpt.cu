@@ -60,6 +60,7 @@ namespace gpu {
 #define ASM(...)
 #endif
 #define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")             // the loop after it, so that arrays that it indexes lie in registers
 
 #ifdef TRAIN_FP32
 using floatX = float;
@@ -441,8 +442,7 @@ __global__ void __launch_bounds__(256, 2) layernorm_forward_kernel(
         } else load(v, row + c);
     };
     auto each = [&](bool first, auto f) {    // f(W neighbours, where they begin)
-        #pragma unroll
-        for (int k = 0; k < K; k++)
+        UNROLL for (int k = 0; k < K; k++)
             if (const int c = (k * 32 + lane) * W; c < C) {
                 if (first) begin(v[k], c);
                 f(v[k], c);
@@ -929,8 +929,7 @@ inline CUtensorMap boxes(const floatX* x, int B, int T, int S, int columns, int 
 // d (64,64) times scale, of each of a lane's two rows, as bf16: this warp's 16 rows to shared memory, as TMA expects them
 DEVICE void stage_rows(unsigned to, const float (&d)[32], float scale_0, float scale_1) {
     const int row = threadIdx.x % 16, right = threadIdx.x / 16 % 2;      // of the 8 x 8 numbers whose row this lane names
-    #pragma unroll
-    for (int k = 0; k < 4; k++) {
+    UNROLL for (int k = 0; k < 4; k++) {
         const unsigned f[4] = {pair(d[8 * k] * scale_0, d[8 * k + 1] * scale_0),
                                pair(d[8 * k + 2] * scale_1, d[8 * k + 3] * scale_1),
                                pair(d[8 * k + 4] * scale_0, d[8 * k + 5] * scale_0),
@@ -990,8 +989,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         float s[32];
         mbarrier_wait(full + j % RING * 8, j / RING & 1);
         wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < HS / 16; k++)
+        UNROLL for (int k = 0; k < HS / 16; k++)
             multiply_shared(s, own.after(columns_16(k, 64)), keys.after(columns_16(k, 64)), k > 0);
         wgmma_commit();
         wgmma_wait<0>();                                  // also for o
@@ -999,44 +997,35 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         if (in_block == 0 && j >= 2 && j - 2 + RING < steps && elected())        // by now the others will have left it
             mbarrier_wait(empty + (j - 2) % RING * 8, (j - 2) / RING & 1), fetch(j - 2 + RING);
         if (j == mine - 1) {
-            #pragma unroll
-            for (int n = 0; n < 8; n++)
-                #pragma unroll
-                for (int e = 0; e < 4; e++)
+            UNROLL for (int n = 0; n < 8; n++)
+                UNROLL for (int e = 0; e < 4; e++)
                     if (n * 8 + lane % 4 * 2 + e % 2 > row - warpgroup * 64 + e / 2 * 8) s[4 * n + e] = -INFINITY;
         }
         unsigned p[STEP / 16][4];
         float shrink[2];
-        #pragma unroll
-        for (int i = 0; i < 2; i++) {
+        UNROLL for (int i = 0; i < 2; i++) {
             float high = maximum[i];
-            #pragma unroll
-            for (int n = 0; n < 8; n++) high = fmaxf(high, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
+            UNROLL for (int n = 0; n < 8; n++) high = fmaxf(high, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
             high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
             const float shift = high * c;
             shrink[i] = power_of_2((maximum[i] - high) * c), maximum[i] = high, sum[i] *= shrink[i];
-            #pragma unroll
-            for (int n = 0; n < 8; n++) {
+            UNROLL for (int n = 0; n < 8; n++) {
                 const float p0 = power_of_2(s[4 * n + 2 * i] * c - shift), p1 = power_of_2(s[4 * n + 2 * i + 1] * c - shift);
                 sum[i] += p0 + p1;
                 p[n / 2][n % 2 * 2 + i] = pair(p0, p1);
             }
         }
         if (j > 0) {
-            #pragma unroll
-            for (int e = 0; e < S::PANELS * 32; e++) o[e / 32][e % 32] *= shrink[e / 2 % 2];
+            UNROLL for (int e = 0; e < S::PANELS * 32; e++) o[e / 32][e % 32] *= shrink[e / 2 % 2];
         }
         wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < STEP / 16; k++)
-            #pragma unroll
-            for (int n = 0; n < S::PANELS; n++)
+        UNROLL for (int k = 0; k < STEP / 16; k++)
+            UNROLL for (int n = 0; n < S::PANELS; n++)
                 multiply_registers<true>(o[n], p[k], values.after(n * PANEL + k * 16 * PANEL_ROW), j > 0 || k > 0);
         wgmma_commit();
     }
     wgmma_wait<0>();
-    #pragma unroll
-    for (int i = 0; i < 2; i++) {
+    UNROLL for (int i = 0; i < 2; i++) {
         sum[i] += __shfl_xor_sync(WARP, sum[i], 1), sum[i] += __shfl_xor_sync(WARP, sum[i], 2);
         const int t = block * S::QUERIES + row + 8 * i;
         if (lane % 4 == 0 && t < T) lse[((size_t)b * gridDim.y + h) * T + t] = maximum[i] * scale + logf(sum[i]);
@@ -1044,8 +1033,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     // o is staged where this warpgroup's queries were
     warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : barrier<3>(128);
     const unsigned room = queries + warpgroup * BYTES + in_block % 4 * 16 * PANEL_ROW;
-    #pragma unroll
-    for (int n = 0; n < S::PANELS; n++) stage_rows(room + n * PANEL, o[n], 1 / sum[0], 1 / sum[1]);
+    UNROLL for (int n = 0; n < S::PANELS; n++) stage_rows(room + n * PANEL, o[n], 1 / sum[0], 1 / sum[1]);
     stores_visible();
     __syncwarp();
     if (!elected()) return;
@@ -1106,16 +1094,14 @@ __global__ void __launch_bounds__(256) attention_rows_kernel(float* rows, const 
     const size_t head = (size_t)b * NH + h;
     rows += (head * gridDim.y + tile) * 2 * QUERIES;
     float sum[QUERIES / AT_ONCE] = {};
-    #pragma unroll
-    for (int u = 0; u < QUERIES / AT_ONCE; u++) {
+    UNROLL for (int u = 0; u < QUERIES / AT_ONCE; u++) {
         const int t = tile * QUERIES + u * AT_ONCE + query;
         const size_t i = (((size_t)b * T + t) * NH + h) * HS + threadIdx.x % LANES * 8;
         float x[8] = {}, y[8] = {};
         if (t < T) load(x, dout + i), load(y, out + i);
         for (int k = 0; k < 8; k++) sum[u] += x[k] * y[k];
     }
-    #pragma unroll
-    for (int u = 0; u < QUERIES / AT_ONCE; u++) {
+    UNROLL for (int u = 0; u < QUERIES / AT_ONCE; u++) {
         for (int o = LANES / 2; o; o >>= 1) sum[u] += __shfl_xor_sync(WARP, sum[u], o);
         if (threadIdx.x % LANES == 0) rows[QUERIES + u * AT_ONCE + query] = sum[u];
     }
@@ -1126,15 +1112,11 @@ __global__ void __launch_bounds__(256) attention_rows_kernel(float* rows, const 
 // columns, in three halving steps, which leaves columns 2 l and 2 l + 1 in lane l.
 DEVICE void sum_rows(float* to, const float (&d)[32], float scale) {
     float v[8][2];
-    #pragma unroll
-    for (int n = 0; n < 8; n++) v[n][0] = d[4 * n] + d[4 * n + 2], v[n][1] = d[4 * n + 1] + d[4 * n + 3];
-    #pragma unroll
-    for (int half = 4; half; half /= 2) {
+    UNROLL for (int n = 0; n < 8; n++) v[n][0] = d[4 * n] + d[4 * n + 2], v[n][1] = d[4 * n + 1] + d[4 * n + 3];
+    UNROLL for (int half = 4; half; half /= 2) {
         const bool upper = threadIdx.x % 32 / 4 & half;
-        #pragma unroll
-        for (int n = 0; n < half; n++)
-            #pragma unroll
-            for (int j = 0; j < 2; j++) {
+        UNROLL for (int n = 0; n < half; n++)
+            UNROLL for (int j = 0; j < 2; j++) {
                 const float keep = upper ? v[n + half][j] : v[n][j], give = upper ? v[n][j] : v[n + half][j];
                 v[n][j] = keep + __shfl_xor_sync(WARP, give, 4 * half);
             }
@@ -1216,8 +1198,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     auto store_keys = [&](unsigned dk_room, unsigned dv_room) {
         const int column = at.h * HS, row = at.key * KEYS + in_block * 16;
         const size_t group = (size_t)at.b * tiles / S::EACH * KEYS / 16 + row / 16;
-        #pragma unroll
-        for (int n = 0; n < PANELS; n++) {
+        UNROLL for (int n = 0; n < PANELS; n++) {
             stage_rows(dk_room + n * S::KEYS_PANEL, dk[n], scale, scale);
             stage_rows(dv_room + n * S::KEYS_PANEL, dv[n], 1, 1);
             if (sums_16 && at.head >= 0) {
@@ -1247,10 +1228,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         float* const sum = sums + ((size_t(blockIdx.x) * tiles + at.query) * 8 + in_block) * 1024;
         const bool add_sum = complete && at.key > 0;
         wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++)
-            #pragma unroll
-            for (int n = 0; n < PANELS; n++)
+        UNROLL for (int k = 0; k < QUERIES / 16; k++)
+            UNROLL for (int n = 0; n < PANELS; n++)
                 multiply_registers<true>(dk[n], ds[k], queries.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
                                          !first || k > 0);
         wgmma_commit();
@@ -1267,14 +1246,12 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         if (add_sum) {
             if (first && elected()) bulk_wait();             // what the keys before have added is there
             __syncwarp();
-            #pragma unroll
-            for (int n = 0; n < 8; n++) copy_16(room(n), sum + (n * 32 + lane) * 4, true);
+            UNROLL for (int n = 0; n < 8; n++) copy_16(room(n), sum + (n * 32 + lane) * 4, true);
         }
         copies_commit();
         float dq[32];
         wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < KEYS / 16; k++)
+        UNROLL for (int k = 0; k < KEYS / 16; k++)
             multiply_shared<true, true>(dq, ds_queries.after(k * QUERIES / 4 * PANEL_ROW), keys.after(k * 16 * PANEL_ROW),
                                         k > 0);
         wgmma_commit();
@@ -1301,14 +1278,12 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         const Operand douts(queries_0 + (stage * 2 + 1) * S::QUERIES_BYTES);
         float s[QUERIES / 2], dp[QUERIES / 2];
         wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < HS / 16; k++)
+        UNROLL for (int k = 0; k < HS / 16; k++)
             multiply_shared(s, keys_after.after(columns_16(k, KEYS)), queries_after.after(columns_16(k, QUERIES)), k > 0);
         wgmma_commit();
         wgmma_wait<1>();                                  // for dk and dq
         wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < HS / 16; k++)
+        UNROLL for (int k = 0; k < HS / 16; k++)
             multiply_shared(dp, values_after.after(columns_16(k, KEYS)), douts.after(columns_16(k, QUERIES)), k > 0);
         wgmma_commit();
 
@@ -1317,10 +1292,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         const int dq_row = at.query * QUERIES + (ROOMY ? in_block : in_block % 4) * 16;
         if (add_sum) {
             copies_wait<0>();
-            #pragma unroll
-            for (int n = 0; n < 8; n++)
-                #pragma unroll
-                for (int e = 0; e < 4; e++) dq[4 * n + e] += at_address(room(n))[e];
+            UNROLL for (int n = 0; n < 8; n++)
+                UNROLL for (int e = 0; e < 4; e++) dq[4 * n + e] += at_address(room(n))[e];
             __syncwarp();
         }
         if (complete) {
@@ -1330,8 +1303,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
                 sum_rows(sums_16 + group * 3 * C + dq_column, dq, scale);
             }
         } else {
-            #pragma unroll
-            for (int n = 0; n < 8; n++)
+            UNROLL for (int n = 0; n < 8; n++)
                 *(float4*)at_address(room(n)) = {dq[4 * n], dq[4 * n + 1], dq[4 * n + 2], dq[4 * n + 3]};
         }
         if (ROOMY && last) store_keys(dk_room, dv_room);
@@ -1352,43 +1324,34 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         wgmma_wait<1>();                                  // for s
         if (after.diagonal()) {
             const int ahead = (after.query - after.key * S::EACH) * QUERIES;             // of the first key
-            #pragma unroll
-            for (int n = 0; n < QUERIES / 8; n++)
-                #pragma unroll
-                for (int e = 0; e < 4; e++)
+            UNROLL for (int n = 0; n < QUERIES / 8; n++)
+                UNROLL for (int e = 0; e < 4; e++)
                     if (ahead + n * 8 + lane % 4 * 2 + e % 2 < in_block * 16 + lane / 4 + e / 2 * 8)
                         s[4 * n + e] = -INFINITY;
         }
-        #pragma unroll
-        for (int n = 0; n < QUERIES / 8; n++) {
+        UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float l[2];
             load(l, row_lse + n * 8 + lane % 4 * 2);
-            #pragma unroll
-            for (int e = 0; e < 4; e++) s[4 * n + e] = power_of_2(s[4 * n + e] * c - l[e % 2]);
+            UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] = power_of_2(s[4 * n + e] * c - l[e % 2]);
             p[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), p[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
         }
         wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++)
-            #pragma unroll
-            for (int n = 0; n < PANELS; n++)
+        UNROLL for (int k = 0; k < QUERIES / 16; k++)
+            UNROLL for (int n = 0; n < PANELS; n++)
                 multiply_registers<true>(dv[n], p[k], douts.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
                                          !after.first() || k > 0);
         wgmma_commit();
         wgmma_wait<1>();                                  // for dp
-        #pragma unroll
-        for (int n = 0; n < QUERIES / 8; n++) {
+        UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float d[2];
             load(d, row_D + n * 8 + lane % 4 * 2);
-            #pragma unroll
-            for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];        // scale comes with dk and dq
+            UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];    // scale comes with dk and dq
             ds[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), ds[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
         }
         if (elected()) bulk_wait_read();                     // what left has been read
         __syncwarp();
         // (8 warps, QUERIES / 64, 16 keys, 64 queries): row and piece of the 8 x 8 numbers whose row this lane names
-        #pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++) {
+        UNROLL for (int k = 0; k < QUERIES / 16; k++) {
             const int row = (in_block * (QUERIES / 64) + k / 4) * 16 + lane % 16, piece = k % 4 * 2 + lane / 16;
             store_fragments(ds_0 + odd * S::DS_BYTES + row * PANEL_ROW + (piece ^ row % 8) * 16, ds[k]);
         }
@@ -1929,8 +1892,7 @@ __global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, 
         for (int c = threadIdx.x * WIDE; c < C; c += blockDim.x * WIDE) copy_16(shared_address(to + c), from + c, true);
     };
     next_kernel_may_begin();
-    #pragma unroll
-    for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
+    UNROLL for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
     if (x.w) copy(ws, x.w), copy(bs, x.b);
     float total = ends && b ? float(b[column]) : 0;
     kernel_ahead_wait();
@@ -1957,8 +1919,7 @@ __global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, 
     }
     float sum[WIDE] = {};
     for (int k0 = first; k0 < end; k0 += AHEAD * step)
-        #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
+        UNROLL for (int i = 0; i < AHEAD; i++) {
             const int k = k0 + i * step;
             if (k >= end) break;
             float row[WIDE];
@@ -2137,8 +2098,7 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
         for (int v = from; v < to; v += step) {
             float x[WIDE];
             load(x, z + v);
-            #pragma unroll
-            for (int i = 0; i < WIDE; i++) if (v + i < to) f(v + i, x[i]);
+            UNROLL for (int i = 0; i < WIDE; i++) if (v + i < to) f(v + i, x[i]);
         }
     };
     auto each = [&](auto f) { walk(from, to, WIDE, f); };    // in order
