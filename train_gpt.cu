@@ -206,7 +206,9 @@ template <typename X> DEVICE X block_sum(X x) { return over_block(x, Plus(), X(0
 DEVICE float block_max(float x) { return over_block(x, Greater(), -INFINITY); }
 
 // ---- 2. instructions ------------------------------------------------------------------------------------------------
-// One function for each PTX instruction that C++ cannot express; ASM holds the name under which the PTX ISA has it.
+// One function for each PTX instruction that C++ cannot express: what the emulator does instead, and the instruction, under
+// whose name the PTX ISA explains it, with its operands.
+#define INSTRUCTION(function, emulated, ...) DEVICE void function { EMU(emulated;) ASM(__VA_ARGS__ : "memory"); }
 constexpr float LOG2E = 1.4426950408889634f;
 DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 DEVICE float power_of_2(float x) {           // 2 ulp; 0 for what would be subnormal
@@ -228,57 +230,40 @@ DEVICE bool elected() {                      // true in one lane of a warp, alwa
     ASM("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(yes));
     return yes;
 }
-template <int NUMBER> DEVICE void barrier(int threads) {     // __syncthreads() is number 0
-    EMU(emu::bar_sync(NUMBER, threads);)
-    ASM("bar.sync %0, %1;" ::"n"(NUMBER), "r"(threads) : "memory");
-}
+template <int NUMBER>                        // __syncthreads() is number 0
+INSTRUCTION(barrier(int threads), emu::bar_sync(NUMBER, threads), "bar.sync %0, %1;" ::"n"(NUMBER), "r"(threads))
 
 // cp.async: copies from global to shared memory that bypass the registers. The thread that issued them sees them after
 // copies_wait(), other threads after a barrier that follows it.
-DEVICE void copy_16(unsigned to, const void* from, bool present) {       // zeros if not present
-    [[maybe_unused]] const int bytes = present ? 16 : 0;
-    EMU(emu::cp_async(to, from, 16, bytes, "cp.async");)
-    ASM("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-DEVICE void copies_commit() {
-    EMU(emu::cp_async_commit();)
-    ASM("cp.async.commit_group;" ::: "memory");
-}
-template <int LEFT> DEVICE void copies_wait() {              // until all groups but the last LEFT are there
-    EMU(emu::cp_async_wait(LEFT);)
-    ASM("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
+INSTRUCTION(copy_16(unsigned to, const void* from, bool present),        // zeros if not present
+            emu::cp_async(to, from, 16, present ? 16 : 0, "cp.async"),
+            "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(present ? 16 : 0))
+INSTRUCTION(copies_commit(), emu::cp_async_commit(), "cp.async.commit_group;" ::)
+template <int LEFT>                          // until all groups but the last LEFT are there
+INSTRUCTION(copies_wait(), emu::cp_async_wait(LEFT), "cp.async.wait_group %0;" ::"n"(LEFT))
 
 // Programmatic dependent launch (sm_90): from when all blocks have called next_kernel_may_begin(), the next kernel may, if
 // it is launched early; what the kernel ahead has written, and those before it, is there after kernel_ahead_wait().
 #if defined(CUDA_EMU) || __CUDA_ARCH__ >= 900
-#define DEPENDENT(...) __VA_ARGS__
+INSTRUCTION(next_kernel_may_begin(), emu::griddep_launch(), "griddepcontrol.launch_dependents;" ::)
+INSTRUCTION(kernel_ahead_wait(), emu::griddep_wait(), "griddepcontrol.wait;" ::)
 #else
-#define DEPENDENT(...)
+DEVICE void next_kernel_may_begin() {}
+DEVICE void kernel_ahead_wait() {}
 #endif
-DEVICE void next_kernel_may_begin() {
-    DEPENDENT(EMU(emu::griddep_launch();) ASM("griddepcontrol.launch_dependents;" ::: "memory");)
-}
-DEVICE void kernel_ahead_wait() { DEPENDENT(EMU(emu::griddep_wait();) ASM("griddepcontrol.wait;" ::: "memory");) }
 
 // Tensor cores, as a warp uses them: it multiplies A (16,16) by B (16,8) and adds to C (16,8). Lane l holds of C the
 // numbers (l / 4 + 8 i, l % 4 * 2 + j) in c[2 i + j], and of A and B pairs of bf16 numbers in registers, which ldmatrix
 // fetches from shared memory, 8 x 8 numbers at a time. ("Matrix Fragments for mma.m16n8k16")
-DEVICE void load_fragments(unsigned (&r)[4], unsigned from) {
-    EMU(emu::ldmatrix<4, false>(r, from);)
-    ASM("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-DEVICE void load_transposed(unsigned (&r)[4], unsigned from) {
-    EMU(emu::ldmatrix<4, true>(r, from);)
-    ASM("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-DEVICE void store_fragments(unsigned to, const unsigned (&r)[4]) {       // the reverse of load_fragments
-    EMU(emu::stmatrix<4, false>(to, r);)
-    ASM("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
-        ::"r"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
-}
+INSTRUCTION(load_fragments(unsigned (&r)[4], unsigned from), (emu::ldmatrix<4, false>(r, from)),
+            "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+            : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from))
+INSTRUCTION(load_transposed(unsigned (&r)[4], unsigned from), (emu::ldmatrix<4, true>(r, from)),
+            "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+            : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from))
+INSTRUCTION(store_fragments(unsigned to, const unsigned (&r)[4]), (emu::stmatrix<4, false>(to, r)),      // the reverse
+            "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+            ::"r"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]))
 DEVICE void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     EMU(unsigned b[2] = {b0, b1}; emu::mma_m16n8k16_bf16(c, a, b);)
     ASM("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
@@ -292,53 +277,35 @@ DEVICE void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
 #if defined(CUDA_EMU) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define SM90A 1                              // else kernels that need it are empty, and nobody launches them
 #endif
-DEVICE void mbarrier_init(unsigned b, unsigned count) {
-    EMU(emu::mbarrier_init(b, count); emu::fence_mbarrier_init();)
-    ASM("mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(b), "r"(count) : "memory");
-}
-DEVICE void mbarrier_arrive(unsigned b) {
-    EMU(emu::mbarrier_arrive(b);)
-    ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory");
-}
-DEVICE void mbarrier_expect(unsigned b, int bytes) {         // arrives, and announces bytes
-    EMU(emu::mbarrier_arrive_expect_tx(b, bytes);)
-    ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
-}
-DEVICE void mbarrier_wait(unsigned b, unsigned parity) {
-    EMU(emu::mbarrier_wait(b, parity);)
-    ASM("{\n.reg .pred p;\nL_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra L_%=;\n}"
-        ::"r"(b), "r"(parity) : "memory");
-}
+INSTRUCTION(mbarrier_init(unsigned b, unsigned count), emu::mbarrier_init(b, count); emu::fence_mbarrier_init(),
+            "mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(b), "r"(count))
+INSTRUCTION(mbarrier_arrive(unsigned b), emu::mbarrier_arrive(b), "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b))
+INSTRUCTION(mbarrier_expect(unsigned b, int bytes), emu::mbarrier_arrive_expect_tx(b, bytes),    // arrives, announces
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes))
+INSTRUCTION(mbarrier_wait(unsigned b, unsigned parity), emu::mbarrier_wait(b, parity),
+            "{\n.reg .pred p;\nL_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra L_%=;\n}"
+            ::"r"(b), "r"(parity))
 // The box of the tensor (batches,rows,columns) at (b,row,column), from memory; outside of the tensor are zeros.
-DEVICE void load_box(unsigned to, const CUtensorMap* map, unsigned mbarrier, int column, int row, int b) {
-    EMU(emu::tma_load<3>(to, map, mbarrier, {column, row, b});)
-    ASM("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
-        ::"r"(to), "l"(map), "r"(mbarrier), "r"(column), "r"(row), "r"(b) : "memory");
-}
+INSTRUCTION(load_box(unsigned to, const CUtensorMap* map, unsigned mbarrier, int column, int row, int b),
+            emu::tma_load<3>(to, map, mbarrier, {column, row, b}),
+            "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3,%4,%5}], [%2];"
+            ::"r"(to), "l"(map), "r"(mbarrier), "r"(column), "r"(row), "r"(b))
 // From shared to global memory, in bulk groups that the issuing thread waits for: a box, clipped to its tensor; bytes;
 // fp32 numbers, added to those there. Groups complete in any order unless one is waited for before the next is issued.
-DEVICE void store_box(const CUtensorMap* map, unsigned from, int column, int row, int b) {
-    EMU(emu::tma_store<3>(map, from, {column, row, b});)
-    ASM("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];"
-        ::"l"(map), "r"(from), "r"(column), "r"(row), "r"(b) : "memory");
-}
-DEVICE void bulk_store(float* to, unsigned from, int bytes) {
-    EMU(emu::bulk_store(to, from, bytes);)
-    ASM("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
-}
-DEVICE void bulk_add(float* to, unsigned from, int bytes) {
-    EMU(emu::bulk_add(to, from, bytes);)
-    ASM("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
-        ::"l"(to), "r"(from), "r"(bytes) : "memory");
-}
-DEVICE void bulk_commit() { EMU(emu::bulk_commit();) ASM("cp.async.bulk.commit_group;" ::: "memory"); }
-DEVICE void bulk_wait() { EMU(emu::bulk_wait<0>();) ASM("cp.async.bulk.wait_group 0;" ::: "memory"); }   // all is written
-DEVICE void bulk_wait_read() {               // until all is read
-    EMU(emu::bulk_wait_read();)
-    ASM("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
+INSTRUCTION(store_box(const CUtensorMap* map, unsigned from, int column, int row, int b),
+            emu::tma_store<3>(map, from, {column, row, b}),
+            "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2,%3,%4}], [%1];"
+            ::"l"(map), "r"(from), "r"(column), "r"(row), "r"(b))
+INSTRUCTION(bulk_store(float* to, unsigned from, int bytes), emu::bulk_store(to, from, bytes),
+            "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes))
+INSTRUCTION(bulk_add(float* to, unsigned from, int bytes), emu::bulk_add(to, from, bytes),
+            "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
+            ::"l"(to), "r"(from), "r"(bytes))
+INSTRUCTION(bulk_commit(), emu::bulk_commit(), "cp.async.bulk.commit_group;" ::)
+INSTRUCTION(bulk_wait(), emu::bulk_wait<0>(), "cp.async.bulk.wait_group 0;" ::)                  // until all is written
+INSTRUCTION(bulk_wait_read(), emu::bulk_wait_read(), "cp.async.bulk.wait_group.read 0;" ::)      // until all is read
 // Makes this thread's stores to shared memory visible to TMA and wgmma; all threads' stores, with a barrier after it.
-DEVICE void stores_visible() { EMU(emu::fence_proxy_async();) ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
+INSTRUCTION(stores_visible(), emu::fence_proxy_async(), "fence.proxy.async.shared::cta;" ::)
 
 /* Tensor cores, as the four warps of a warpgroup use them (wgmma): d (64,N) = a (64,16) b (16,N), or d += a b, while the
    warps go on. Lane l of warp w holds of d the number (16 w + l / 4 + 8 i, 8 n + l % 4 * 2 + j) in d[4 n + 2 i + j].
@@ -355,12 +322,10 @@ struct Operand {                             // the lower half of the hardware's
 // where the k-th 16 columns of a tile begin: panels of `rows` rows, one after the other
 constexpr DEVICE int columns_16(int k, int rows) { return k / 4 * rows * PANEL_ROW + k % 4 * 32; }
 // Orders the wgmmas that follow after all other accesses to their registers.
-DEVICE void wgmma_fence() { EMU(emu::wgmma_fence();) ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void wgmma_commit() { EMU(emu::wgmma_commit();) ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LEFT> DEVICE void wgmma_wait() {            // until all groups but the last LEFT are done
-    EMU(emu::wgmma_wait<LEFT>();)
-    ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
-}
+INSTRUCTION(wgmma_fence(), emu::wgmma_fence(), "wgmma.fence.sync.aligned;" ::)
+INSTRUCTION(wgmma_commit(), emu::wgmma_commit(), "wgmma.commit_group.sync.aligned;" ::)
+template <int LEFT>                          // until all groups but the last LEFT are done
+INSTRUCTION(wgmma_wait(), emu::wgmma_wait<LEFT>(), "wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT))
 #define NUMBERS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
     "+f"(d[i + 6]), "+f"(d[i + 7])
 #define NUMBERS_32(d, i) NUMBERS_8(d, i), NUMBERS_8(d, i + 8), NUMBERS_8(d, i + 16), NUMBERS_8(d, i + 24)
