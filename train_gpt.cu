@@ -354,6 +354,22 @@ DEVICE void multiply_registers(float (&d)[32], const unsigned (&a)[4], uint64_t 
         "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
         : NUMBERS_32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"((int)B_TRANSPOSED));
 }
+// d (64,N) = a b^T, of tiles of HS columns; a is a part of one of ROWS rows
+template <int HS, int ROWS, int N> DEVICE void multiply_transposed(float (&d)[N], Operand a, Operand b) {
+    wgmma_fence();
+    UNROLL for (int k = 0; k < HS / 16; k++)
+        multiply_shared(d, a.after(columns_16(k, ROWS)), b.after(columns_16(k, 2 * N)), k > 0);
+    wgmma_commit();
+}
+// d (64, 64 PANELS) = a b, or d += a b; of a (64, 16 K) in registers, and all rows of a tile b
+template <int PANELS, int K>
+DEVICE void multiply_results(float (&d)[PANELS][32], const unsigned (&a)[K][4], Operand b, bool add) {
+    wgmma_fence();
+    UNROLL for (int k = 0; k < K; k++)
+        UNROLL for (int n = 0; n < PANELS; n++)
+            multiply_registers<true>(d[n], a[k], b.after((n * K + k) * 16 * PANEL_ROW), add || k > 0);
+    wgmma_commit();
+}
 
 // ---- 3. layers ------------------------------------------------------------------------------------------------------
 /* Column sums take two kernels, so that their order is fixed: each block sums up its share of the rows and writes one
@@ -953,10 +969,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         const Operand keys(ring + j % RING * 2 * BYTES), values(ring + (j % RING * 2 + 1) * BYTES);
         float s[32];
         mbarrier_wait(full + j % RING * 8, j / RING & 1);
-        wgmma_fence();
-        UNROLL for (int k = 0; k < HS / 16; k++)
-            multiply_shared(s, own.after(columns_16(k, 64)), keys.after(columns_16(k, 64)), k > 0);
-        wgmma_commit();
+        multiply_transposed<HS, 64>(s, own, keys);
         wgmma_wait<0>();                                  // also for o
         if (j > 0 && elected()) mbarrier_arrive(empty + (j - 1) % RING * 8);
         if (in_block == 0 && j >= 2 && j - 2 + RING < steps && elected())        // by now the others will have left it
@@ -983,11 +996,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         if (j > 0) {
             UNROLL for (int e = 0; e < S::PANELS * 32; e++) o[e / 32][e % 32] *= shrink[e / 2 % 2];
         }
-        wgmma_fence();
-        UNROLL for (int k = 0; k < STEP / 16; k++)
-            UNROLL for (int n = 0; n < S::PANELS; n++)
-                multiply_registers<true>(o[n], p[k], values.after(n * PANEL + k * 16 * PANEL_ROW), j > 0 || k > 0);
-        wgmma_commit();
+        multiply_results(o, p, values, j > 0);
     }
     wgmma_wait<0>();
     UNROLL for (int i = 0; i < 2; i++) {
@@ -1192,12 +1201,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         auto room = [&](int n) { return dq_room + (n * 32 + lane) * 16; };
         float* const sum = sums + ((size_t(blockIdx.x) * tiles + at.query) * 8 + in_block) * 1024;
         const bool add_sum = complete && at.key > 0;
-        wgmma_fence();
-        UNROLL for (int k = 0; k < QUERIES / 16; k++)
-            UNROLL for (int n = 0; n < PANELS; n++)
-                multiply_registers<true>(dk[n], ds[k], queries.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
-                                         !first || k > 0);
-        wgmma_commit();
+        multiply_results(dk, ds, queries, !first);
         __syncthreads();                                     // ds is there; and both are done with the tile before
         Walk second = after;
         second.next(tiles, NH);
@@ -1242,15 +1246,9 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         const Operand queries_after(queries_0 + stage * 2 * S::QUERIES_BYTES);
         const Operand douts(queries_0 + (stage * 2 + 1) * S::QUERIES_BYTES);
         float s[QUERIES / 2], dp[QUERIES / 2];
-        wgmma_fence();
-        UNROLL for (int k = 0; k < HS / 16; k++)
-            multiply_shared(s, keys_after.after(columns_16(k, KEYS)), queries_after.after(columns_16(k, QUERIES)), k > 0);
-        wgmma_commit();
+        multiply_transposed<HS, KEYS>(s, keys_after, queries_after);
         wgmma_wait<1>();                                  // for dk and dq
-        wgmma_fence();
-        UNROLL for (int k = 0; k < HS / 16; k++)
-            multiply_shared(dp, values_after.after(columns_16(k, KEYS)), douts.after(columns_16(k, QUERIES)), k > 0);
-        wgmma_commit();
+        multiply_transposed<HS, KEYS>(dp, values_after, douts);
 
         // dq, dk and dv leave
         const int dq_column = at.h * HS + (ROOMY ? 0 : warpgroup * 64);
@@ -1300,12 +1298,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] = power_of_2(s[4 * n + e] * c - l[e % 2]);
             p[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), p[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
         }
-        wgmma_fence();
-        UNROLL for (int k = 0; k < QUERIES / 16; k++)
-            UNROLL for (int n = 0; n < PANELS; n++)
-                multiply_registers<true>(dv[n], p[k], douts.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
-                                         !after.first() || k > 0);
-        wgmma_commit();
+        multiply_results(dv, p, douts, !after.first());
         wgmma_wait<1>();                                  // for dp
         UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float d[2];
