@@ -167,6 +167,11 @@ template <int W, typename T> DEVICE void load(float (&x)[W], const T* p) {
     const Pack<T, W> pack = fetch<W>(p);
     for (int i = 0; i < W; i++) x[i] = float(pack.v[i]);
 }
+template <int W, typename T> DEVICE void add(float (&sum)[W], const T* p) {
+    float x[W];
+    load(x, p);
+    for (int i = 0; i < W; i++) sum[i] += x[i];
+}
 template <int W, typename T> DEVICE void store(T* p, const float (&x)[W]) {
     EMU(emu::aligned<sizeof(T) * W>(p);)
     Pack<T, W> pack;
@@ -803,10 +808,7 @@ __global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, floa
         total += __shfl_xor_sync(WARP, total, 1), total += __shfl_xor_sync(WARP, total, 2);
         if (i >= T) continue;
         floatX* to = out + ((size_t)b * T + i) * C + h * HS + lane % 4 * 2;
-        for (int n = 0; n < HS / 8; n++) {
-            const float two[2] = {o[n][2 * r] / total, o[n][2 * r + 1] / total};
-            store(to + n * 8, two);
-        }
+        for (int n = 0; n < HS / 8; n++) store(to + n * 8, {o[n][2 * r] / total, o[n][2 * r + 1] / total});
         if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);
     }
 }
@@ -864,12 +866,8 @@ __global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
         if (t >= T) continue;
         floatX* to = dqkv + base + (size_t)t * 3 * C + (KEYS ? C : 0) + lane % 4 * 2;
         for (int n = 0; n < HS / 8; n++) {
-            const float two[2] = {sum[n][2 * r], sum[n][2 * r + 1]};
-            store(to + n * 8, two);
-            if constexpr (KEYS) {
-                const float two_2[2] = {dv[n][2 * r], dv[n][2 * r + 1]};
-                store(to + C + n * 8, two_2);
-            }
+            store(to + n * 8, {sum[n][2 * r], sum[n][2 * r + 1]});
+            if constexpr (KEYS) store(to + C + n * 8, {dv[n][2 * r], dv[n][2 * r + 1]});
         }
     }
 }
@@ -1095,8 +1093,7 @@ DEVICE void sum_rows(float* to, const float (&d)[32], float scale) {
                 v[n][j] = keep + __shfl_xor_sync(WARP, give, 4 * half);
             }
     }
-    const float two[2] = {v[0][0] * scale, v[0][1] * scale};
-    store(to + threadIdx.x % 32 * 2, two);
+    store(to + threadIdx.x % 32 * 2, {v[0][0] * scale, v[0][1] * scale});
 }
 template <int EACH> struct Walk {            // over the tiles of all heads of a block: key counts 128 keys, query a tile
     int head, b, h, key, query;
@@ -1518,53 +1515,36 @@ inline SortedTokens sort_tokens(const int* x, int N, int V) {            // a co
     for (int n = 0; n < N; n++) s.order[count[x[n]]++] = n;
     return s;
 }
-template <int W> __global__ void embedding_backward_pieces_kernel(float* partial, const floatX* dout, Occurrences o, int C) {
-    const int pieces = o.first[*o.tokens];
-    for (int p = blockIdx.x; p < pieces; p += gridDim.x)
+// PIECES: rows of dout to rows of partial; else those to the rows of dwte
+template <int W, bool PIECES, typename T>
+__global__ void embedding_backward_kernel(float* sums, const T* rows, const int* x, Occurrences o, int C) {
+    const int *const begin = PIECES ? o.start : o.first, n = PIECES ? o.first[*o.tokens] : *o.tokens;
+    for (int p = blockIdx.x; p < n; p += gridDim.x) {
+        const int from = begin[p], to = begin[p + 1];
+        float* const row = sums + (size_t)(PIECES ? p : x[o.order[o.start[from]]]) * C;
         for (int c = threadIdx.x * W; c < C; c += blockDim.x * W) {
-            float sum[W] = {}, v[W];
-            for (int i = o.start[p]; i < o.start[p + 1]; i++) {
-                load(v, dout + (size_t)o.order[i] * C + c);
-                for (int k = 0; k < W; k++) sum[k] += v[k];
-            }
-            store(partial + (size_t)p * C + c, sum);
+            float sum[W] = {};
+            for (int i = from; i < to; i++) add(sum, rows + (size_t)(PIECES ? o.order[i] : i) * C + c);
+            if (!PIECES) add(sum, row + c);
+            store(row + c, sum);
         }
-}
-template <int W>
-__global__ void embedding_backward_wte_kernel(float* dwte, const float* partial, const int* x, Occurrences o, int C) {
-    const size_t packs = C / W, n = *o.tokens * packs;
-    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
-        const int from = o.first[i / packs], to = o.first[i / packs + 1], c = i % packs * W;
-        float* const row = dwte + (size_t)x[o.order[o.start[from]]] * C + c;
-        float sum[W] = {}, v[W];
-        for (int p = from; p < to; p++) {
-            load(v, partial + (size_t)p * C + c);
-            for (int k = 0; k < W; k++) sum[k] += v[k];
-        }
-        load(v, row);
-        for (int k = 0; k < W; k++) v[k] += sum[k];
-        store(row, v);
     }
 }
 template <int W> __global__ void embedding_backward_wpe_kernel(float* dwpe, const floatX* dout, int B, int TC) {
     const int i = (blockIdx.x * blockDim.x + threadIdx.x) * W;
     if (i >= TC) return;
-    float sum[W] = {}, v[W];
-    for (int b = 0; b < B; b++) {
-        load(v, dout + (size_t)b * TC + i);
-        for (int k = 0; k < W; k++) sum[k] += v[k];
-    }
-    load(v, dwpe + i);
-    for (int k = 0; k < W; k++) v[k] += sum[k];
-    store(dwpe + i, v);
+    float sum[W] = {};
+    for (int b = 0; b < B; b++) add(sum, dout + (size_t)b * TC + i);
+    add(sum, dwpe + i);
+    store(dwpe + i, sum);
 }
 inline void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout, const int* x, Occurrences o,
                                int B, int T, int C) {
-    const int W = C % WIDE ? 1 : WIDE, P = device().sms();
-    launch(WIDTH(C, embedding_backward_pieces_kernel), std::min(B * T, 32 * P), threads_for(C / W, 128), 0, partial, dout,
-           o, C);
-    launch(WIDTH(C, embedding_backward_wte_kernel), std::min(ceil_div((size_t)B * T * C, 128 * W), 32 * P), 128, 0, dwte,
-           partial, x, o, C);
+    const int W = C % WIDE ? 1 : WIDE, blocks = std::min(B * T, 32 * device().sms()), threads = threads_for(C / W, 128);
+    launch(C % WIDE ? embedding_backward_kernel<1, true, floatX> : embedding_backward_kernel<WIDE, true, floatX>, blocks,
+           threads, 0, partial, dout, x, o, C);
+    launch(C % WIDE ? embedding_backward_kernel<1, false, float> : embedding_backward_kernel<WIDE, false, float>, blocks,
+           threads, 0, dwte, partial, x, o, C);
     launch(WIDTH(C, embedding_backward_wpe_kernel), ceil_div((size_t)T * C, 128 * W), 128, 0, dwpe, dout, B, T * C);
 }
 
