@@ -62,12 +62,8 @@ namespace gpu {
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")             // the loop after it, so that arrays that it indexes lie in registers
 
-#ifdef TRAIN_FP32
-using floatX = float;
-#else
-using floatX = __nv_bfloat16;
-#endif
-constexpr bool BF16 = !std::is_same_v<floatX, float>;
+constexpr bool BF16 = std::string_view(DTYPE) == "bf16";
+using floatX = std::conditional_t<BF16, __nv_bfloat16, float>;
 using std::max, std::min;                    // on the host; kernels call CUDA's ::min
 
 // Calls of the CUDA runtime and of cuBLASLt: anything but success ends the program.
@@ -204,11 +200,9 @@ template <typename X, typename F> DEVICE X over_block(X x, F f, X none) {
     __syncthreads();
     return over_warp(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : none, f);
 }
-struct Plus { template <typename X> DEVICE X operator()(X x, X y) const { return x + y; } };
-struct Greater { DEVICE float operator()(float x, float y) const { return fmaxf(x, y); } };
-DEVICE float warp_sum(float x) { return over_warp(x, Plus()); }
-template <typename X> DEVICE X block_sum(X x) { return over_block(x, Plus(), X(0)); }
-DEVICE float block_max(float x) { return over_block(x, Greater(), -INFINITY); }
+DEVICE float warp_sum(float x) { return over_warp(x, [](float x, float y) { return x + y; }); }
+template <typename X> DEVICE X block_sum(X x) { return over_block(x, [](X x, X y) { return x + y; }, X(0)); }
+DEVICE float block_max(float x) { return over_block(x, [](float x, float y) { return fmaxf(x, y); }, -INFINITY); }
 
 // ---- 2. instructions ------------------------------------------------------------------------------------------------
 // One function for each PTX instruction that C++ cannot express: what the emulator does instead, and the instruction, under
@@ -704,7 +698,6 @@ __global__ void attention_backward_plain(floatX* dqkv, const floatX* dout, const
     }
 }
 
-#ifndef TRAIN_FP32
 // A tile of ROWS rows of HS numbers in shared memory. 16-byte pieces of a row are permuted by the row's number, so that
 // the 8 rows which ldmatrix reads at once lie in different banks.
 template <int HS, int ROWS> struct Tile {
@@ -764,8 +757,8 @@ DEVICE void multiply_results(float (&c)[HS / 8][4], const float (&a)[K][4], Tile
 constexpr int TILE = 64;                     // queries or keys of a block of 4 warps: 16 for each
 
 template <int HS>
-__global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int T, int S,
-                                                               int C, float scale) {
+__global__ void __launch_bounds__(128) attention_forward_tiles_kernel(floatX* out, float* lse, const floatX* qkv, int T,
+                                                                      int S, int C, float scale) {
     SHARED_DYNAMIC(shared);
     using Rows = Tile<HS, TILE>;
     const Rows q{shared_address(shared)};
@@ -811,6 +804,10 @@ __global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, floa
         for (int n = 0; n < HS / 8; n++) store(to + n * 8, {o[n][2 * r] / total, o[n][2 * r + 1] / total});
         if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);
     }
+}
+template <int HS> void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
+    launch(attention_forward_tiles_kernel<HS>, dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse,
+           qkv, T, S, NH * HS, 1 / sqrtf(HS));
 }
 
 // KEYS: dk and dv of 64 keys, from all queries; else dq of 64 queries, from all keys. `own` are the 64 rows, which lie
@@ -871,16 +868,13 @@ __global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
         }
     }
 }
-inline void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse, const float* D,
-                                     int B, int T, int C, int NH) {
-    const int HS = C / NH, step = HS > 64 ? 32 : 64;
-    const dim3 grid(ceil_div(T, TILE), NH, B);
-    const size_t shared = 2 * (TILE + step) * HS * sizeof(floatX) + 2 * TILE * sizeof(float);
-    for (auto kernel : {HS == 64 ? attention_backward_tiles_kernel<64, true> : attention_backward_tiles_kernel<128, true>,
-                        HS == 64 ? attention_backward_tiles_kernel<64, false> : attention_backward_tiles_kernel<128, false>})
-        launch(kernel, grid, 128, shared, dqkv, dout, qkv, lse, D, T, C, 1 / sqrtf(HS));
+template <int HS> void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse,
+                                                const float* D, int B, int T, int NH) {
+    const size_t shared = 2 * (TILE + (HS > 64 ? 32 : 64)) * HS * sizeof(floatX) + 2 * TILE * sizeof(float);
+    for (auto kernel : {attention_backward_tiles_kernel<HS, true>, attention_backward_tiles_kernel<HS, false>})
+        launch(kernel, dim3(ceil_div(T, TILE), NH, B), 128, shared, dqkv, dout, qkv, lse, D, T, NH * HS, 1 / sqrtf(HS));
 }
-inline bool tiles_fit(int HS) { return HS == 64 || HS == 128; }
+inline bool tiles_fit(int HS) { return BF16 && (HS == 64 || HS == 128); }
 
 /* The same with wgmma and TMA, for heads of 64 and 128 on sm_90a, any T: behind the last token TMA puts zeros, and the
    causal mask does the rest. What overlaps with what is as in Shah et al. 2024, arXiv:2407.08608, but without warps that
@@ -1331,23 +1325,18 @@ template <int HS> void attention_backward_wgmma(floatX* dqkv, float* dqkv_b, flo
     if (dqkv_b) column_sums(sums_16, dqkv_b, partial, S::groups(B, T), 3 * C);
 }
 // Whether this GPU has the instructions, and the program was built for them: else the kernels are empty, a few registers.
+template <int HS> bool wgmma_built() {
+    cudaFuncAttributes kernel;
+    CHECK(cudaFuncGetAttributes(&kernel, attention_backward_wgmma_kernel<HS>));
+    return device().capability() == 90 && kernel.numRegs > 64;
+}
 inline bool wgmma_fits(int HS) {
-    static const bool built = [] {
-        cudaFuncAttributes kernel;
-        CHECK(cudaFuncGetAttributes(&kernel, attention_backward_wgmma_kernel<64>));
-        return device().capability() == 90 && kernel.numRegs > 64;
-    }();
+    static const bool built = [] { if constexpr (BF16) return wgmma_built<64>(); else return false; }();
     return built && tiles_fit(HS);
 }
-#endif
 
 // Which of these a head size gets, where more than one query stands against no cache.
-inline const char* attention_kernels([[maybe_unused]] int HS) {
-#ifndef TRAIN_FP32
-    if (tiles_fit(HS)) return wgmma_fits(HS) ? "wgmma" : "tiles";
-#endif
-    return "plain";
-}
+inline const char* attention_kernels(int HS) { return wgmma_fits(HS) ? "wgmma" : tiles_fit(HS) ? "tiles" : "plain"; }
 inline size_t scores_size(int n) {           // bytes of n scores in shared memory
     const size_t bytes = (sizeof(float) * n + 15) / 16 * 16, limit = device().properties.sharedMemPerBlockOptin - 1024;
     if (bytes > limit) die("a row of %d attention scores does not fit the GPU's shared memory; lower --context", n);
@@ -1356,22 +1345,15 @@ inline size_t scores_size(int n) {           // bytes of n scores in shared memo
 inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B, int t0, int T, int S, int C, int NH) {
     const int HS = C / NH;
     const float scale = 1 / sqrtf(HS);
-#ifndef TRAIN_FP32
-    const bool all = t0 == 0 && T > 1;
-    if (all && wgmma_fits(HS))
-        return (HS == 64 ? attention_forward_wgmma<64> : attention_forward_wgmma<128>)(out, lse, qkv, B, T, S, NH);
-    if (all && tiles_fit(HS))
-        return launch(HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>,
-                      dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C,
-                      scale);
-#endif
+    if constexpr (BF16) if (t0 == 0 && T > 1 && tiles_fit(HS))
+        return (wgmma_fits(HS) ? (HS == 64 ? attention_forward_wgmma<64> : attention_forward_wgmma<128>)
+                               : (HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>))(
+            out, lse, qkv, B, T, S, NH);
     launch(attention_forward_plain, dim3(T, NH, B), threads_for(t0 + T, 128), scores_size(t0 + T), out, lse, qkv, t0, T,
            S, C, HS, scale);
 }
-inline size_t attention_scratch(int B, int T, int NH, [[maybe_unused]] int HS) {         // numbers; backward's
-#ifndef TRAIN_FP32
+inline size_t attention_scratch(int B, int T, int NH, int HS) {     // numbers; backward's
     if (wgmma_fits(HS)) return (HS == 64 ? BackwardShape<64>::scratch : BackwardShape<128>::scratch)(B, T, NH);
-#endif
     return (size_t)B * NH * T;               // of attention_dot_kernel()'s D
 }
 // dqkv; and its column sums are added to dqkv_b, unless that is null
@@ -1379,17 +1361,15 @@ inline void attention_backward(floatX* dqkv, float* dqkv_b, float* scratch, floa
                                const floatX* qkv, const floatX* out, const float* lse, int B, int T, int C, int NH) {
     const int HS = C / NH, n = B * T * NH;
     const float scale = 1 / sqrtf(HS);
-#ifndef TRAIN_FP32
-    if (wgmma_fits(HS))
+    if constexpr (BF16) if (wgmma_fits(HS))
         return (HS == 64 ? attention_backward_wgmma<64> : attention_backward_wgmma<128>)(
             dqkv, dqkv_b, scratch, partial, dout, qkv, out, lse, B, T, NH);
-#endif
     launch(attention_dot_kernel, ceil_div(n, 8), 256, 0, scratch, dout, out, n, T, NH, HS);
-#ifndef TRAIN_FP32
-    if (tiles_fit(HS)) attention_backward_tiles(dqkv, dout, qkv, lse, scratch, B, T, C, NH);
-    else
-#endif
-    for (auto kernel : {attention_backward_plain<true>, attention_backward_plain<false>})
+    if constexpr (BF16) if (tiles_fit(HS)) {
+        const auto tiles = HS == 64 ? attention_backward_tiles<64> : attention_backward_tiles<128>;
+        tiles(dqkv, dout, qkv, lse, scratch, B, T, NH);
+    }
+    if (!tiles_fit(HS)) for (auto kernel : {attention_backward_plain<true>, attention_backward_plain<false>})
         launch(kernel, dim3(T, NH, B), threads_for(T, 128), scores_size(2 * T), dqkv, dout, qkv, lse, scratch, T, C, HS,
                scale);
     if (dqkv_b) column_sums(dqkv, dqkv_b, partial, B * T, 3 * C);

@@ -312,8 +312,7 @@ static void forward(int B, int t0, int T, int S, int NH, int HS) {
     if (matrix.n && HS == 64)
         rungs.push_back({"tensor_cores", [&] { launch(tensor_cores, grid, 128, 0, out, lse, qkv, T, C, scale); }});
     if (t0 == 0 && T > 1 && gpu::tiles_fit(HS)) rungs.push_back({"tiles", [&] {
-        launch(HS == 64 ? gpu::attention_forward_tiles<64> : gpu::attention_forward_tiles<128>, grid, 128,
-               5 * gpu::TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C, scale);
+        (HS == 64 ? gpu::attention_forward_tiles<64> : gpu::attention_forward_tiles<128>)(out, lse, qkv, B, T, S, NH);
     }});
 #endif
     rungs.push_back({"shipped", [&] { gpu::attention_forward(out, lse, qkv, B, t0, T, S, C, NH); }});
@@ -352,7 +351,10 @@ static void backward(int B, int T, int NH, int HS) {
         }}};
 #ifndef TRAIN_FP32
     if (gpu::tiles_fit(HS)) rungs.push_back({"tiles", [&] {
-        dots(), gpu::attention_backward_tiles(dqkv, dout, qkv, lse, D, B, T, C, NH), bias();
+        dots();
+        const auto tiles = HS == 64 ? gpu::attention_backward_tiles<64> : gpu::attention_backward_tiles<128>;
+        tiles(dqkv, dout, qkv, lse, D, B, T, NH);
+        bias();
     }});
     if (HS == 64 && gpu::wgmma_fits(HS)) rungs.push_back({"unpipelined", [&] {
         launch(gpu::attention_rows_kernel<64>, dim3(NH, Shape::tiles(T), B), 256, 0, scratch, dout, out, lse, T, NH);
