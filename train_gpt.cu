@@ -903,10 +903,9 @@ inline CUtensorMap boxes(const floatX* x, int B, int T, int S, int columns, int 
 DEVICE void stage_rows(unsigned to, const float (&d)[32], float scale_0, float scale_1) {
     const int row = threadIdx.x % 16, right = threadIdx.x / 16 % 2;      // of the 8 x 8 numbers whose row this lane names
     UNROLL for (int k = 0; k < 4; k++) {
-        const unsigned f[4] = {pair(d[8 * k] * scale_0, d[8 * k + 1] * scale_0),
-                               pair(d[8 * k + 2] * scale_1, d[8 * k + 3] * scale_1),
-                               pair(d[8 * k + 4] * scale_0, d[8 * k + 5] * scale_0),
-                               pair(d[8 * k + 6] * scale_1, d[8 * k + 7] * scale_1)};
+        const float* const x = &d[8 * k];
+        const unsigned f[4] = {pair(x[0] * scale_0, x[1] * scale_0), pair(x[2] * scale_1, x[3] * scale_1),
+                               pair(x[4] * scale_0, x[5] * scale_0), pair(x[6] * scale_1, x[7] * scale_1)};
         store_fragments(to + row * PANEL_ROW + ((k * 2 + right) ^ row % 8) * 16, f);
     }
 }
