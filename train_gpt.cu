@@ -60,13 +60,10 @@ namespace gpu {
 #define ASM(...)
 #endif
 #define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")             // the loop after it, so that arrays that it indexes lie in registers
 
-#ifdef TRAIN_FP32
-using floatX = float;
-#else
-using floatX = __nv_bfloat16;
-#endif
-constexpr bool BF16 = !std::is_same_v<floatX, float>;
+constexpr bool BF16 = std::string_view(DTYPE) == "bf16";
+using floatX = std::conditional_t<BF16, __nv_bfloat16, float>;
 using std::max, std::min;                    // on the host; kernels call CUDA's ::min
 
 // Calls of the CUDA runtime and of cuBLASLt: anything but success ends the program.
@@ -166,6 +163,11 @@ template <int W, typename T> DEVICE void load(float (&x)[W], const T* p) {
     const Pack<T, W> pack = fetch<W>(p);
     for (int i = 0; i < W; i++) x[i] = float(pack.v[i]);
 }
+template <int W, typename T> DEVICE void add(float (&sum)[W], const T* p) {
+    float x[W];
+    load(x, p);
+    for (int i = 0; i < W; i++) sum[i] += x[i];
+}
 template <int W, typename T> DEVICE void store(T* p, const float (&x)[W]) {
     EMU(emu::aligned<sizeof(T) * W>(p);)
     Pack<T, W> pack;
@@ -198,14 +200,14 @@ template <typename X, typename F> DEVICE X over_block(X x, F f, X none) {
     __syncthreads();
     return over_warp(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : none, f);
 }
-struct Plus { template <typename X> DEVICE X operator()(X x, X y) const { return x + y; } };
-struct Greater { DEVICE float operator()(float x, float y) const { return fmaxf(x, y); } };
-DEVICE float warp_sum(float x) { return over_warp(x, Plus()); }
-template <typename X> DEVICE X block_sum(X x) { return over_block(x, Plus(), X(0)); }
-DEVICE float block_max(float x) { return over_block(x, Greater(), -INFINITY); }
+DEVICE float warp_sum(float x) { return over_warp(x, [](float x, float y) { return x + y; }); }
+template <typename X> DEVICE X block_sum(X x) { return over_block(x, [](X x, X y) { return x + y; }, X(0)); }
+DEVICE float block_max(float x) { return over_block(x, [](float x, float y) { return fmaxf(x, y); }, -INFINITY); }
 
 // ---- 2. instructions ------------------------------------------------------------------------------------------------
-// One function for each PTX instruction that C++ cannot express; ASM holds the name under which the PTX ISA has it.
+// One function for each PTX instruction that C++ cannot express: what the emulator does instead, and the instruction, under
+// whose name the PTX ISA explains it, with its operands.
+#define INSTRUCTION(function, emulated, ...) DEVICE void function { EMU(emulated;) ASM(__VA_ARGS__ : "memory"); }
 constexpr float LOG2E = 1.4426950408889634f;
 DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 DEVICE float power_of_2(float x) {           // 2 ulp; 0 for what would be subnormal
@@ -227,57 +229,40 @@ DEVICE bool elected() {                      // true in one lane of a warp, alwa
     ASM("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(yes));
     return yes;
 }
-template <int NUMBER> DEVICE void barrier(int threads) {     // __syncthreads() is number 0
-    EMU(emu::bar_sync(NUMBER, threads);)
-    ASM("bar.sync %0, %1;" ::"n"(NUMBER), "r"(threads) : "memory");
-}
+template <int NUMBER>                        // __syncthreads() is number 0
+INSTRUCTION(barrier(int threads), emu::bar_sync(NUMBER, threads), "bar.sync %0, %1;" ::"n"(NUMBER), "r"(threads))
 
 // cp.async: copies from global to shared memory that bypass the registers. The thread that issued them sees them after
 // copies_wait(), other threads after a barrier that follows it.
-DEVICE void copy_16(unsigned to, const void* from, bool present) {       // zeros if not present
-    [[maybe_unused]] const int bytes = present ? 16 : 0;
-    EMU(emu::cp_async(to, from, 16, bytes, "cp.async");)
-    ASM("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-DEVICE void copies_commit() {
-    EMU(emu::cp_async_commit();)
-    ASM("cp.async.commit_group;" ::: "memory");
-}
-template <int LEFT> DEVICE void copies_wait() {              // until all groups but the last LEFT are there
-    EMU(emu::cp_async_wait(LEFT);)
-    ASM("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
+INSTRUCTION(copy_16(unsigned to, const void* from, bool present),        // zeros if not present
+            emu::cp_async(to, from, 16, present ? 16 : 0, "cp.async"),
+            "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(present ? 16 : 0))
+INSTRUCTION(copies_commit(), emu::cp_async_commit(), "cp.async.commit_group;" ::)
+template <int LEFT>                          // until all groups but the last LEFT are there
+INSTRUCTION(copies_wait(), emu::cp_async_wait(LEFT), "cp.async.wait_group %0;" ::"n"(LEFT))
 
 // Programmatic dependent launch (sm_90): from when all blocks have called next_kernel_may_begin(), the next kernel may, if
 // it is launched early; what the kernel ahead has written, and those before it, is there after kernel_ahead_wait().
 #if defined(CUDA_EMU) || __CUDA_ARCH__ >= 900
-#define DEPENDENT(...) __VA_ARGS__
+INSTRUCTION(next_kernel_may_begin(), emu::griddep_launch(), "griddepcontrol.launch_dependents;" ::)
+INSTRUCTION(kernel_ahead_wait(), emu::griddep_wait(), "griddepcontrol.wait;" ::)
 #else
-#define DEPENDENT(...)
+DEVICE void next_kernel_may_begin() {}
+DEVICE void kernel_ahead_wait() {}
 #endif
-DEVICE void next_kernel_may_begin() {
-    DEPENDENT(EMU(emu::griddep_launch();) ASM("griddepcontrol.launch_dependents;" ::: "memory");)
-}
-DEVICE void kernel_ahead_wait() { DEPENDENT(EMU(emu::griddep_wait();) ASM("griddepcontrol.wait;" ::: "memory");) }
 
 // Tensor cores, as a warp uses them: it multiplies A (16,16) by B (16,8) and adds to C (16,8). Lane l holds of C the
 // numbers (l / 4 + 8 i, l % 4 * 2 + j) in c[2 i + j], and of A and B pairs of bf16 numbers in registers, which ldmatrix
 // fetches from shared memory, 8 x 8 numbers at a time. ("Matrix Fragments for mma.m16n8k16")
-DEVICE void load_fragments(unsigned (&r)[4], unsigned from) {
-    EMU(emu::ldmatrix<4, false>(r, from);)
-    ASM("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-DEVICE void load_transposed(unsigned (&r)[4], unsigned from) {
-    EMU(emu::ldmatrix<4, true>(r, from);)
-    ASM("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-DEVICE void store_fragments(unsigned to, const unsigned (&r)[4]) {       // the reverse of load_fragments
-    EMU(emu::stmatrix<4, false>(to, r);)
-    ASM("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
-        ::"r"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
-}
+INSTRUCTION(load_fragments(unsigned (&r)[4], unsigned from), (emu::ldmatrix<4, false>(r, from)),
+            "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+            : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from))
+INSTRUCTION(load_transposed(unsigned (&r)[4], unsigned from), (emu::ldmatrix<4, true>(r, from)),
+            "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+            : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from))
+INSTRUCTION(store_fragments(unsigned to, const unsigned (&r)[4]), (emu::stmatrix<4, false>(to, r)),      // the reverse
+            "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+            ::"r"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]))
 DEVICE void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     EMU(unsigned b[2] = {b0, b1}; emu::mma_m16n8k16_bf16(c, a, b);)
     ASM("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
@@ -291,53 +276,35 @@ DEVICE void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
 #if defined(CUDA_EMU) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define SM90A 1                              // else kernels that need it are empty, and nobody launches them
 #endif
-DEVICE void mbarrier_init(unsigned b, unsigned count) {
-    EMU(emu::mbarrier_init(b, count); emu::fence_mbarrier_init();)
-    ASM("mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(b), "r"(count) : "memory");
-}
-DEVICE void mbarrier_arrive(unsigned b) {
-    EMU(emu::mbarrier_arrive(b);)
-    ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory");
-}
-DEVICE void mbarrier_expect(unsigned b, int bytes) {         // arrives, and announces bytes
-    EMU(emu::mbarrier_arrive_expect_tx(b, bytes);)
-    ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
-}
-DEVICE void mbarrier_wait(unsigned b, unsigned parity) {
-    EMU(emu::mbarrier_wait(b, parity);)
-    ASM("{\n.reg .pred p;\nL_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra L_%=;\n}"
-        ::"r"(b), "r"(parity) : "memory");
-}
+INSTRUCTION(mbarrier_init(unsigned b, unsigned count), emu::mbarrier_init(b, count); emu::fence_mbarrier_init(),
+            "mbarrier.init.shared::cta.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(b), "r"(count))
+INSTRUCTION(mbarrier_arrive(unsigned b), emu::mbarrier_arrive(b), "mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b))
+INSTRUCTION(mbarrier_expect(unsigned b, int bytes), emu::mbarrier_arrive_expect_tx(b, bytes),    // arrives, announces
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes))
+INSTRUCTION(mbarrier_wait(unsigned b, unsigned parity), emu::mbarrier_wait(b, parity),
+            "{\n.reg .pred p;\nL_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra L_%=;\n}"
+            ::"r"(b), "r"(parity))
 // The box of the tensor (batches,rows,columns) at (b,row,column), from memory; outside of the tensor are zeros.
-DEVICE void load_box(unsigned to, const CUtensorMap* map, unsigned mbarrier, int column, int row, int b) {
-    EMU(emu::tma_load<3>(to, map, mbarrier, {column, row, b});)
-    ASM("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
-        ::"r"(to), "l"(map), "r"(mbarrier), "r"(column), "r"(row), "r"(b) : "memory");
-}
+INSTRUCTION(load_box(unsigned to, const CUtensorMap* map, unsigned mbarrier, int column, int row, int b),
+            emu::tma_load<3>(to, map, mbarrier, {column, row, b}),
+            "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3,%4,%5}], [%2];"
+            ::"r"(to), "l"(map), "r"(mbarrier), "r"(column), "r"(row), "r"(b))
 // From shared to global memory, in bulk groups that the issuing thread waits for: a box, clipped to its tensor; bytes;
 // fp32 numbers, added to those there. Groups complete in any order unless one is waited for before the next is issued.
-DEVICE void store_box(const CUtensorMap* map, unsigned from, int column, int row, int b) {
-    EMU(emu::tma_store<3>(map, from, {column, row, b});)
-    ASM("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];"
-        ::"l"(map), "r"(from), "r"(column), "r"(row), "r"(b) : "memory");
-}
-DEVICE void bulk_store(float* to, unsigned from, int bytes) {
-    EMU(emu::bulk_store(to, from, bytes);)
-    ASM("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
-}
-DEVICE void bulk_add(float* to, unsigned from, int bytes) {
-    EMU(emu::bulk_add(to, from, bytes);)
-    ASM("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
-        ::"l"(to), "r"(from), "r"(bytes) : "memory");
-}
-DEVICE void bulk_commit() { EMU(emu::bulk_commit();) ASM("cp.async.bulk.commit_group;" ::: "memory"); }
-DEVICE void bulk_wait() { EMU(emu::bulk_wait<0>();) ASM("cp.async.bulk.wait_group 0;" ::: "memory"); }   // all is written
-DEVICE void bulk_wait_read() {               // until all is read
-    EMU(emu::bulk_wait_read();)
-    ASM("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
+INSTRUCTION(store_box(const CUtensorMap* map, unsigned from, int column, int row, int b),
+            emu::tma_store<3>(map, from, {column, row, b}),
+            "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2,%3,%4}], [%1];"
+            ::"l"(map), "r"(from), "r"(column), "r"(row), "r"(b))
+INSTRUCTION(bulk_store(float* to, unsigned from, int bytes), emu::bulk_store(to, from, bytes),
+            "cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes))
+INSTRUCTION(bulk_add(float* to, unsigned from, int bytes), emu::bulk_add(to, from, bytes),
+            "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
+            ::"l"(to), "r"(from), "r"(bytes))
+INSTRUCTION(bulk_commit(), emu::bulk_commit(), "cp.async.bulk.commit_group;" ::)
+INSTRUCTION(bulk_wait(), emu::bulk_wait<0>(), "cp.async.bulk.wait_group 0;" ::)                  // until all is written
+INSTRUCTION(bulk_wait_read(), emu::bulk_wait_read(), "cp.async.bulk.wait_group.read 0;" ::)      // until all is read
 // Makes this thread's stores to shared memory visible to TMA and wgmma; all threads' stores, with a barrier after it.
-DEVICE void stores_visible() { EMU(emu::fence_proxy_async();) ASM("fence.proxy.async.shared::cta;" ::: "memory"); }
+INSTRUCTION(stores_visible(), emu::fence_proxy_async(), "fence.proxy.async.shared::cta;" ::)
 
 /* Tensor cores, as the four warps of a warpgroup use them (wgmma): d (64,N) = a (64,16) b (16,N), or d += a b, while the
    warps go on. Lane l of warp w holds of d the number (16 w + l / 4 + 8 i, 8 n + l % 4 * 2 + j) in d[4 n + 2 i + j].
@@ -354,12 +321,10 @@ struct Operand {                             // the lower half of the hardware's
 // where the k-th 16 columns of a tile begin: panels of `rows` rows, one after the other
 constexpr DEVICE int columns_16(int k, int rows) { return k / 4 * rows * PANEL_ROW + k % 4 * 32; }
 // Orders the wgmmas that follow after all other accesses to their registers.
-DEVICE void wgmma_fence() { EMU(emu::wgmma_fence();) ASM("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void wgmma_commit() { EMU(emu::wgmma_commit();) ASM("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LEFT> DEVICE void wgmma_wait() {            // until all groups but the last LEFT are done
-    EMU(emu::wgmma_wait<LEFT>();)
-    ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
-}
+INSTRUCTION(wgmma_fence(), emu::wgmma_fence(), "wgmma.fence.sync.aligned;" ::)
+INSTRUCTION(wgmma_commit(), emu::wgmma_commit(), "wgmma.commit_group.sync.aligned;" ::)
+template <int LEFT>                          // until all groups but the last LEFT are done
+INSTRUCTION(wgmma_wait(), emu::wgmma_wait<LEFT>(), "wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT))
 #define NUMBERS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
     "+f"(d[i + 6]), "+f"(d[i + 7])
 #define NUMBERS_32(d, i) NUMBERS_8(d, i), NUMBERS_8(d, i + 8), NUMBERS_8(d, i + 16), NUMBERS_8(d, i + 24)
@@ -387,6 +352,22 @@ DEVICE void multiply_registers(float (&d)[32], const unsigned (&a)[4], uint64_t 
     ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_0_31
         "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
         : NUMBERS_32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"((int)B_TRANSPOSED));
+}
+// d (64,N) = a b^T, of tiles of HS columns; a is a part of one of ROWS rows
+template <int HS, int ROWS, int N> DEVICE void multiply_transposed(float (&d)[N], Operand a, Operand b) {
+    wgmma_fence();
+    UNROLL for (int k = 0; k < HS / 16; k++)
+        multiply_shared(d, a.after(columns_16(k, ROWS)), b.after(columns_16(k, 2 * N)), k > 0);
+    wgmma_commit();
+}
+// d (64, 64 PANELS) = a b, or d += a b; of a (64, 16 K) in registers, and all rows of a tile b
+template <int PANELS, int K>
+DEVICE void multiply_results(float (&d)[PANELS][32], const unsigned (&a)[K][4], Operand b, bool add) {
+    wgmma_fence();
+    UNROLL for (int k = 0; k < K; k++)
+        UNROLL for (int n = 0; n < PANELS; n++)
+            multiply_registers<true>(d[n], a[k], b.after((n * K + k) * 16 * PANEL_ROW), add || k > 0);
+    wgmma_commit();
 }
 
 // ---- 3. layers ------------------------------------------------------------------------------------------------------
@@ -441,8 +422,7 @@ __global__ void __launch_bounds__(256, 2) layernorm_forward_kernel(
         } else load(v, row + c);
     };
     auto each = [&](bool first, auto f) {    // f(W neighbours, where they begin)
-        #pragma unroll
-        for (int k = 0; k < K; k++)
+        UNROLL for (int k = 0; k < K; k++)
             if (const int c = (k * 32 + lane) * W; c < C) {
                 if (first) begin(v[k], c);
                 f(v[k], c);
@@ -718,7 +698,6 @@ __global__ void attention_backward_plain(floatX* dqkv, const floatX* dout, const
     }
 }
 
-#ifndef TRAIN_FP32
 // A tile of ROWS rows of HS numbers in shared memory. 16-byte pieces of a row are permuted by the row's number, so that
 // the 8 rows which ldmatrix reads at once lie in different banks.
 template <int HS, int ROWS> struct Tile {
@@ -778,8 +757,8 @@ DEVICE void multiply_results(float (&c)[HS / 8][4], const float (&a)[K][4], Tile
 constexpr int TILE = 64;                     // queries or keys of a block of 4 warps: 16 for each
 
 template <int HS>
-__global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int T, int S,
-                                                               int C, float scale) {
+__global__ void __launch_bounds__(128) attention_forward_tiles_kernel(floatX* out, float* lse, const floatX* qkv, int T,
+                                                                      int S, int C, float scale) {
     SHARED_DYNAMIC(shared);
     using Rows = Tile<HS, TILE>;
     const Rows q{shared_address(shared)};
@@ -822,12 +801,13 @@ __global__ void __launch_bounds__(128) attention_forward_tiles(floatX* out, floa
         total += __shfl_xor_sync(WARP, total, 1), total += __shfl_xor_sync(WARP, total, 2);
         if (i >= T) continue;
         floatX* to = out + ((size_t)b * T + i) * C + h * HS + lane % 4 * 2;
-        for (int n = 0; n < HS / 8; n++) {
-            const float two[2] = {o[n][2 * r] / total, o[n][2 * r + 1] / total};
-            store(to + n * 8, two);
-        }
+        for (int n = 0; n < HS / 8; n++) store(to + n * 8, {o[n][2 * r] / total, o[n][2 * r + 1] / total});
         if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);
     }
+}
+template <int HS> void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
+    launch(attention_forward_tiles_kernel<HS>, dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse,
+           qkv, T, S, NH * HS, 1 / sqrtf(HS));
 }
 
 // KEYS: dk and dv of 64 keys, from all queries; else dq of 64 queries, from all keys. `own` are the 64 rows, which lie
@@ -883,25 +863,18 @@ __global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
         if (t >= T) continue;
         floatX* to = dqkv + base + (size_t)t * 3 * C + (KEYS ? C : 0) + lane % 4 * 2;
         for (int n = 0; n < HS / 8; n++) {
-            const float two[2] = {sum[n][2 * r], sum[n][2 * r + 1]};
-            store(to + n * 8, two);
-            if constexpr (KEYS) {
-                const float two_2[2] = {dv[n][2 * r], dv[n][2 * r + 1]};
-                store(to + C + n * 8, two_2);
-            }
+            store(to + n * 8, {sum[n][2 * r], sum[n][2 * r + 1]});
+            if constexpr (KEYS) store(to + C + n * 8, {dv[n][2 * r], dv[n][2 * r + 1]});
         }
     }
 }
-inline void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse, const float* D,
-                                     int B, int T, int C, int NH) {
-    const int HS = C / NH, step = HS > 64 ? 32 : 64;
-    const dim3 grid(ceil_div(T, TILE), NH, B);
-    const size_t shared = 2 * (TILE + step) * HS * sizeof(floatX) + 2 * TILE * sizeof(float);
-    for (auto kernel : {HS == 64 ? attention_backward_tiles_kernel<64, true> : attention_backward_tiles_kernel<128, true>,
-                        HS == 64 ? attention_backward_tiles_kernel<64, false> : attention_backward_tiles_kernel<128, false>})
-        launch(kernel, grid, 128, shared, dqkv, dout, qkv, lse, D, T, C, 1 / sqrtf(HS));
+template <int HS> void attention_backward_tiles(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse,
+                                                const float* D, int B, int T, int NH) {
+    const size_t shared = 2 * (TILE + (HS > 64 ? 32 : 64)) * HS * sizeof(floatX) + 2 * TILE * sizeof(float);
+    for (auto kernel : {attention_backward_tiles_kernel<HS, true>, attention_backward_tiles_kernel<HS, false>})
+        launch(kernel, dim3(ceil_div(T, TILE), NH, B), 128, shared, dqkv, dout, qkv, lse, D, T, NH * HS, 1 / sqrtf(HS));
 }
-inline bool tiles_fit(int HS) { return HS == 64 || HS == 128; }
+inline bool tiles_fit(int HS) { return BF16 && (HS == 64 || HS == 128); }
 
 /* The same with wgmma and TMA, for heads of 64 and 128 on sm_90a, any T: behind the last token TMA puts zeros, and the
    causal mask does the rest. What overlaps with what is as in Shah et al. 2024, arXiv:2407.08608, but without warps that
@@ -929,12 +902,10 @@ inline CUtensorMap boxes(const floatX* x, int B, int T, int S, int columns, int 
 // d (64,64) times scale, of each of a lane's two rows, as bf16: this warp's 16 rows to shared memory, as TMA expects them
 DEVICE void stage_rows(unsigned to, const float (&d)[32], float scale_0, float scale_1) {
     const int row = threadIdx.x % 16, right = threadIdx.x / 16 % 2;      // of the 8 x 8 numbers whose row this lane names
-    #pragma unroll
-    for (int k = 0; k < 4; k++) {
-        const unsigned f[4] = {pair(d[8 * k] * scale_0, d[8 * k + 1] * scale_0),
-                               pair(d[8 * k + 2] * scale_1, d[8 * k + 3] * scale_1),
-                               pair(d[8 * k + 4] * scale_0, d[8 * k + 5] * scale_0),
-                               pair(d[8 * k + 6] * scale_1, d[8 * k + 7] * scale_1)};
+    UNROLL for (int k = 0; k < 4; k++) {
+        const float* const x = &d[8 * k];
+        const unsigned f[4] = {pair(x[0] * scale_0, x[1] * scale_0), pair(x[2] * scale_1, x[3] * scale_1),
+                               pair(x[4] * scale_0, x[5] * scale_0), pair(x[6] * scale_1, x[7] * scale_1)};
         store_fragments(to + row * PANEL_ROW + ((k * 2 + right) ^ row % 8) * 16, f);
     }
 }
@@ -989,54 +960,37 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         const Operand keys(ring + j % RING * 2 * BYTES), values(ring + (j % RING * 2 + 1) * BYTES);
         float s[32];
         mbarrier_wait(full + j % RING * 8, j / RING & 1);
-        wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < HS / 16; k++)
-            multiply_shared(s, own.after(columns_16(k, 64)), keys.after(columns_16(k, 64)), k > 0);
-        wgmma_commit();
+        multiply_transposed<HS, 64>(s, own, keys);
         wgmma_wait<0>();                                  // also for o
         if (j > 0 && elected()) mbarrier_arrive(empty + (j - 1) % RING * 8);
         if (in_block == 0 && j >= 2 && j - 2 + RING < steps && elected())        // by now the others will have left it
             mbarrier_wait(empty + (j - 2) % RING * 8, (j - 2) / RING & 1), fetch(j - 2 + RING);
         if (j == mine - 1) {
-            #pragma unroll
-            for (int n = 0; n < 8; n++)
-                #pragma unroll
-                for (int e = 0; e < 4; e++)
+            UNROLL for (int n = 0; n < 8; n++)
+                UNROLL for (int e = 0; e < 4; e++)
                     if (n * 8 + lane % 4 * 2 + e % 2 > row - warpgroup * 64 + e / 2 * 8) s[4 * n + e] = -INFINITY;
         }
         unsigned p[STEP / 16][4];
         float shrink[2];
-        #pragma unroll
-        for (int i = 0; i < 2; i++) {
+        UNROLL for (int i = 0; i < 2; i++) {
             float high = maximum[i];
-            #pragma unroll
-            for (int n = 0; n < 8; n++) high = fmaxf(high, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
+            UNROLL for (int n = 0; n < 8; n++) high = fmaxf(high, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
             high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
             const float shift = high * c;
             shrink[i] = power_of_2((maximum[i] - high) * c), maximum[i] = high, sum[i] *= shrink[i];
-            #pragma unroll
-            for (int n = 0; n < 8; n++) {
+            UNROLL for (int n = 0; n < 8; n++) {
                 const float p0 = power_of_2(s[4 * n + 2 * i] * c - shift), p1 = power_of_2(s[4 * n + 2 * i + 1] * c - shift);
                 sum[i] += p0 + p1;
                 p[n / 2][n % 2 * 2 + i] = pair(p0, p1);
             }
         }
         if (j > 0) {
-            #pragma unroll
-            for (int e = 0; e < S::PANELS * 32; e++) o[e / 32][e % 32] *= shrink[e / 2 % 2];
+            UNROLL for (int e = 0; e < S::PANELS * 32; e++) o[e / 32][e % 32] *= shrink[e / 2 % 2];
         }
-        wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < STEP / 16; k++)
-            #pragma unroll
-            for (int n = 0; n < S::PANELS; n++)
-                multiply_registers<true>(o[n], p[k], values.after(n * PANEL + k * 16 * PANEL_ROW), j > 0 || k > 0);
-        wgmma_commit();
+        multiply_results(o, p, values, j > 0);
     }
     wgmma_wait<0>();
-    #pragma unroll
-    for (int i = 0; i < 2; i++) {
+    UNROLL for (int i = 0; i < 2; i++) {
         sum[i] += __shfl_xor_sync(WARP, sum[i], 1), sum[i] += __shfl_xor_sync(WARP, sum[i], 2);
         const int t = block * S::QUERIES + row + 8 * i;
         if (lane % 4 == 0 && t < T) lse[((size_t)b * gridDim.y + h) * T + t] = maximum[i] * scale + logf(sum[i]);
@@ -1044,8 +998,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     // o is staged where this warpgroup's queries were
     warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : barrier<3>(128);
     const unsigned room = queries + warpgroup * BYTES + in_block % 4 * 16 * PANEL_ROW;
-    #pragma unroll
-    for (int n = 0; n < S::PANELS; n++) stage_rows(room + n * PANEL, o[n], 1 / sum[0], 1 / sum[1]);
+    UNROLL for (int n = 0; n < S::PANELS; n++) stage_rows(room + n * PANEL, o[n], 1 / sum[0], 1 / sum[1]);
     stores_visible();
     __syncwarp();
     if (!elected()) return;
@@ -1106,16 +1059,14 @@ __global__ void __launch_bounds__(256) attention_rows_kernel(float* rows, const 
     const size_t head = (size_t)b * NH + h;
     rows += (head * gridDim.y + tile) * 2 * QUERIES;
     float sum[QUERIES / AT_ONCE] = {};
-    #pragma unroll
-    for (int u = 0; u < QUERIES / AT_ONCE; u++) {
+    UNROLL for (int u = 0; u < QUERIES / AT_ONCE; u++) {
         const int t = tile * QUERIES + u * AT_ONCE + query;
         const size_t i = (((size_t)b * T + t) * NH + h) * HS + threadIdx.x % LANES * 8;
         float x[8] = {}, y[8] = {};
         if (t < T) load(x, dout + i), load(y, out + i);
         for (int k = 0; k < 8; k++) sum[u] += x[k] * y[k];
     }
-    #pragma unroll
-    for (int u = 0; u < QUERIES / AT_ONCE; u++) {
+    UNROLL for (int u = 0; u < QUERIES / AT_ONCE; u++) {
         for (int o = LANES / 2; o; o >>= 1) sum[u] += __shfl_xor_sync(WARP, sum[u], o);
         if (threadIdx.x % LANES == 0) rows[QUERIES + u * AT_ONCE + query] = sum[u];
     }
@@ -1126,21 +1077,16 @@ __global__ void __launch_bounds__(256) attention_rows_kernel(float* rows, const 
 // columns, in three halving steps, which leaves columns 2 l and 2 l + 1 in lane l.
 DEVICE void sum_rows(float* to, const float (&d)[32], float scale) {
     float v[8][2];
-    #pragma unroll
-    for (int n = 0; n < 8; n++) v[n][0] = d[4 * n] + d[4 * n + 2], v[n][1] = d[4 * n + 1] + d[4 * n + 3];
-    #pragma unroll
-    for (int half = 4; half; half /= 2) {
+    UNROLL for (int n = 0; n < 8; n++) v[n][0] = d[4 * n] + d[4 * n + 2], v[n][1] = d[4 * n + 1] + d[4 * n + 3];
+    UNROLL for (int half = 4; half; half /= 2) {
         const bool upper = threadIdx.x % 32 / 4 & half;
-        #pragma unroll
-        for (int n = 0; n < half; n++)
-            #pragma unroll
-            for (int j = 0; j < 2; j++) {
+        UNROLL for (int n = 0; n < half; n++)
+            UNROLL for (int j = 0; j < 2; j++) {
                 const float keep = upper ? v[n + half][j] : v[n][j], give = upper ? v[n][j] : v[n + half][j];
                 v[n][j] = keep + __shfl_xor_sync(WARP, give, 4 * half);
             }
     }
-    const float two[2] = {v[0][0] * scale, v[0][1] * scale};
-    store(to + threadIdx.x % 32 * 2, two);
+    store(to + threadIdx.x % 32 * 2, {v[0][0] * scale, v[0][1] * scale});
 }
 template <int EACH> struct Walk {            // over the tiles of all heads of a block: key counts 128 keys, query a tile
     int head, b, h, key, query;
@@ -1216,8 +1162,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     auto store_keys = [&](unsigned dk_room, unsigned dv_room) {
         const int column = at.h * HS, row = at.key * KEYS + in_block * 16;
         const size_t group = (size_t)at.b * tiles / S::EACH * KEYS / 16 + row / 16;
-        #pragma unroll
-        for (int n = 0; n < PANELS; n++) {
+        UNROLL for (int n = 0; n < PANELS; n++) {
             stage_rows(dk_room + n * S::KEYS_PANEL, dk[n], scale, scale);
             stage_rows(dv_room + n * S::KEYS_PANEL, dv[n], 1, 1);
             if (sums_16 && at.head >= 0) {
@@ -1246,14 +1191,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         auto room = [&](int n) { return dq_room + (n * 32 + lane) * 16; };
         float* const sum = sums + ((size_t(blockIdx.x) * tiles + at.query) * 8 + in_block) * 1024;
         const bool add_sum = complete && at.key > 0;
-        wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++)
-            #pragma unroll
-            for (int n = 0; n < PANELS; n++)
-                multiply_registers<true>(dk[n], ds[k], queries.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
-                                         !first || k > 0);
-        wgmma_commit();
+        multiply_results(dk, ds, queries, !first);
         __syncthreads();                                     // ds is there; and both are done with the tile before
         Walk second = after;
         second.next(tiles, NH);
@@ -1267,14 +1205,12 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         if (add_sum) {
             if (first && elected()) bulk_wait();             // what the keys before have added is there
             __syncwarp();
-            #pragma unroll
-            for (int n = 0; n < 8; n++) copy_16(room(n), sum + (n * 32 + lane) * 4, true);
+            UNROLL for (int n = 0; n < 8; n++) copy_16(room(n), sum + (n * 32 + lane) * 4, true);
         }
         copies_commit();
         float dq[32];
         wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < KEYS / 16; k++)
+        UNROLL for (int k = 0; k < KEYS / 16; k++)
             multiply_shared<true, true>(dq, ds_queries.after(k * QUERIES / 4 * PANEL_ROW), keys.after(k * 16 * PANEL_ROW),
                                         k > 0);
         wgmma_commit();
@@ -1300,27 +1236,17 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         const Operand queries_after(queries_0 + stage * 2 * S::QUERIES_BYTES);
         const Operand douts(queries_0 + (stage * 2 + 1) * S::QUERIES_BYTES);
         float s[QUERIES / 2], dp[QUERIES / 2];
-        wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < HS / 16; k++)
-            multiply_shared(s, keys_after.after(columns_16(k, KEYS)), queries_after.after(columns_16(k, QUERIES)), k > 0);
-        wgmma_commit();
+        multiply_transposed<HS, KEYS>(s, keys_after, queries_after);
         wgmma_wait<1>();                                  // for dk and dq
-        wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < HS / 16; k++)
-            multiply_shared(dp, values_after.after(columns_16(k, KEYS)), douts.after(columns_16(k, QUERIES)), k > 0);
-        wgmma_commit();
+        multiply_transposed<HS, KEYS>(dp, values_after, douts);
 
         // dq, dk and dv leave
         const int dq_column = at.h * HS + (ROOMY ? 0 : warpgroup * 64);
         const int dq_row = at.query * QUERIES + (ROOMY ? in_block : in_block % 4) * 16;
         if (add_sum) {
             copies_wait<0>();
-            #pragma unroll
-            for (int n = 0; n < 8; n++)
-                #pragma unroll
-                for (int e = 0; e < 4; e++) dq[4 * n + e] += at_address(room(n))[e];
+            UNROLL for (int n = 0; n < 8; n++)
+                UNROLL for (int e = 0; e < 4; e++) dq[4 * n + e] += at_address(room(n))[e];
             __syncwarp();
         }
         if (complete) {
@@ -1330,8 +1256,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
                 sum_rows(sums_16 + group * 3 * C + dq_column, dq, scale);
             }
         } else {
-            #pragma unroll
-            for (int n = 0; n < 8; n++)
+            UNROLL for (int n = 0; n < 8; n++)
                 *(float4*)at_address(room(n)) = {dq[4 * n], dq[4 * n + 1], dq[4 * n + 2], dq[4 * n + 3]};
         }
         if (ROOMY && last) store_keys(dk_room, dv_room);
@@ -1352,43 +1277,29 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         wgmma_wait<1>();                                  // for s
         if (after.diagonal()) {
             const int ahead = (after.query - after.key * S::EACH) * QUERIES;             // of the first key
-            #pragma unroll
-            for (int n = 0; n < QUERIES / 8; n++)
-                #pragma unroll
-                for (int e = 0; e < 4; e++)
+            UNROLL for (int n = 0; n < QUERIES / 8; n++)
+                UNROLL for (int e = 0; e < 4; e++)
                     if (ahead + n * 8 + lane % 4 * 2 + e % 2 < in_block * 16 + lane / 4 + e / 2 * 8)
                         s[4 * n + e] = -INFINITY;
         }
-        #pragma unroll
-        for (int n = 0; n < QUERIES / 8; n++) {
+        UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float l[2];
             load(l, row_lse + n * 8 + lane % 4 * 2);
-            #pragma unroll
-            for (int e = 0; e < 4; e++) s[4 * n + e] = power_of_2(s[4 * n + e] * c - l[e % 2]);
+            UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] = power_of_2(s[4 * n + e] * c - l[e % 2]);
             p[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), p[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
         }
-        wgmma_fence();
-        #pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++)
-            #pragma unroll
-            for (int n = 0; n < PANELS; n++)
-                multiply_registers<true>(dv[n], p[k], douts.after(n * S::QUERIES_PANEL + k * 16 * PANEL_ROW),
-                                         !after.first() || k > 0);
-        wgmma_commit();
+        multiply_results(dv, p, douts, !after.first());
         wgmma_wait<1>();                                  // for dp
-        #pragma unroll
-        for (int n = 0; n < QUERIES / 8; n++) {
+        UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float d[2];
             load(d, row_D + n * 8 + lane % 4 * 2);
-            #pragma unroll
-            for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];        // scale comes with dk and dq
+            UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];    // scale comes with dk and dq
             ds[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), ds[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
         }
         if (elected()) bulk_wait_read();                     // what left has been read
         __syncwarp();
         // (8 warps, QUERIES / 64, 16 keys, 64 queries): row and piece of the 8 x 8 numbers whose row this lane names
-        #pragma unroll
-        for (int k = 0; k < QUERIES / 16; k++) {
+        UNROLL for (int k = 0; k < QUERIES / 16; k++) {
             const int row = (in_block * (QUERIES / 64) + k / 4) * 16 + lane % 16, piece = k % 4 * 2 + lane / 16;
             store_fragments(ds_0 + odd * S::DS_BYTES + row * PANEL_ROW + (piece ^ row % 8) * 16, ds[k]);
         }
@@ -1413,23 +1324,18 @@ template <int HS> void attention_backward_wgmma(floatX* dqkv, float* dqkv_b, flo
     if (dqkv_b) column_sums(sums_16, dqkv_b, partial, S::groups(B, T), 3 * C);
 }
 // Whether this GPU has the instructions, and the program was built for them: else the kernels are empty, a few registers.
+template <int HS> bool wgmma_built() {
+    cudaFuncAttributes kernel;
+    CHECK(cudaFuncGetAttributes(&kernel, attention_backward_wgmma_kernel<HS>));
+    return device().capability() == 90 && kernel.numRegs > 64;
+}
 inline bool wgmma_fits(int HS) {
-    static const bool built = [] {
-        cudaFuncAttributes kernel;
-        CHECK(cudaFuncGetAttributes(&kernel, attention_backward_wgmma_kernel<64>));
-        return device().capability() == 90 && kernel.numRegs > 64;
-    }();
+    static const bool built = [] { if constexpr (BF16) return wgmma_built<64>(); else return false; }();
     return built && tiles_fit(HS);
 }
-#endif
 
 // Which of these a head size gets, where more than one query stands against no cache.
-inline const char* attention_kernels([[maybe_unused]] int HS) {
-#ifndef TRAIN_FP32
-    if (tiles_fit(HS)) return wgmma_fits(HS) ? "wgmma" : "tiles";
-#endif
-    return "plain";
-}
+inline const char* attention_kernels(int HS) { return wgmma_fits(HS) ? "wgmma" : tiles_fit(HS) ? "tiles" : "plain"; }
 inline size_t scores_size(int n) {           // bytes of n scores in shared memory
     const size_t bytes = (sizeof(float) * n + 15) / 16 * 16, limit = device().properties.sharedMemPerBlockOptin - 1024;
     if (bytes > limit) die("a row of %d attention scores does not fit the GPU's shared memory; lower --context", n);
@@ -1438,22 +1344,15 @@ inline size_t scores_size(int n) {           // bytes of n scores in shared memo
 inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B, int t0, int T, int S, int C, int NH) {
     const int HS = C / NH;
     const float scale = 1 / sqrtf(HS);
-#ifndef TRAIN_FP32
-    const bool all = t0 == 0 && T > 1;
-    if (all && wgmma_fits(HS))
-        return (HS == 64 ? attention_forward_wgmma<64> : attention_forward_wgmma<128>)(out, lse, qkv, B, T, S, NH);
-    if (all && tiles_fit(HS))
-        return launch(HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>,
-                      dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C,
-                      scale);
-#endif
+    if constexpr (BF16) if (t0 == 0 && T > 1 && tiles_fit(HS))
+        return (wgmma_fits(HS) ? (HS == 64 ? attention_forward_wgmma<64> : attention_forward_wgmma<128>)
+                               : (HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>))(
+            out, lse, qkv, B, T, S, NH);
     launch(attention_forward_plain, dim3(T, NH, B), threads_for(t0 + T, 128), scores_size(t0 + T), out, lse, qkv, t0, T,
            S, C, HS, scale);
 }
-inline size_t attention_scratch(int B, int T, int NH, [[maybe_unused]] int HS) {         // numbers; backward's
-#ifndef TRAIN_FP32
+inline size_t attention_scratch(int B, int T, int NH, int HS) {     // numbers; backward's
     if (wgmma_fits(HS)) return (HS == 64 ? BackwardShape<64>::scratch : BackwardShape<128>::scratch)(B, T, NH);
-#endif
     return (size_t)B * NH * T;               // of attention_dot_kernel()'s D
 }
 // dqkv; and its column sums are added to dqkv_b, unless that is null
@@ -1461,17 +1360,15 @@ inline void attention_backward(floatX* dqkv, float* dqkv_b, float* scratch, floa
                                const floatX* qkv, const floatX* out, const float* lse, int B, int T, int C, int NH) {
     const int HS = C / NH, n = B * T * NH;
     const float scale = 1 / sqrtf(HS);
-#ifndef TRAIN_FP32
-    if (wgmma_fits(HS))
+    if constexpr (BF16) if (wgmma_fits(HS))
         return (HS == 64 ? attention_backward_wgmma<64> : attention_backward_wgmma<128>)(
             dqkv, dqkv_b, scratch, partial, dout, qkv, out, lse, B, T, NH);
-#endif
     launch(attention_dot_kernel, ceil_div(n, 8), 256, 0, scratch, dout, out, n, T, NH, HS);
-#ifndef TRAIN_FP32
-    if (tiles_fit(HS)) attention_backward_tiles(dqkv, dout, qkv, lse, scratch, B, T, C, NH);
-    else
-#endif
-    for (auto kernel : {attention_backward_plain<true>, attention_backward_plain<false>})
+    if constexpr (BF16) if (tiles_fit(HS)) {
+        const auto tiles = HS == 64 ? attention_backward_tiles<64> : attention_backward_tiles<128>;
+        tiles(dqkv, dout, qkv, lse, scratch, B, T, NH);
+    }
+    if (!tiles_fit(HS)) for (auto kernel : {attention_backward_plain<true>, attention_backward_plain<false>})
         launch(kernel, dim3(T, NH, B), threads_for(T, 128), scores_size(2 * T), dqkv, dout, qkv, lse, scratch, T, C, HS,
                scale);
     if (dqkv_b) column_sums(dqkv, dqkv_b, partial, B * T, 3 * C);
@@ -1597,53 +1494,36 @@ inline SortedTokens sort_tokens(const int* x, int N, int V) {            // a co
     for (int n = 0; n < N; n++) s.order[count[x[n]]++] = n;
     return s;
 }
-template <int W> __global__ void embedding_backward_pieces_kernel(float* partial, const floatX* dout, Occurrences o, int C) {
-    const int pieces = o.first[*o.tokens];
-    for (int p = blockIdx.x; p < pieces; p += gridDim.x)
+// PIECES: rows of dout to rows of partial; else those to the rows of dwte
+template <int W, bool PIECES, typename T>
+__global__ void embedding_backward_kernel(float* sums, const T* rows, const int* x, Occurrences o, int C) {
+    const int *const begin = PIECES ? o.start : o.first, n = PIECES ? o.first[*o.tokens] : *o.tokens;
+    for (int p = blockIdx.x; p < n; p += gridDim.x) {
+        const int from = begin[p], to = begin[p + 1];
+        float* const row = sums + (size_t)(PIECES ? p : x[o.order[o.start[from]]]) * C;
         for (int c = threadIdx.x * W; c < C; c += blockDim.x * W) {
-            float sum[W] = {}, v[W];
-            for (int i = o.start[p]; i < o.start[p + 1]; i++) {
-                load(v, dout + (size_t)o.order[i] * C + c);
-                for (int k = 0; k < W; k++) sum[k] += v[k];
-            }
-            store(partial + (size_t)p * C + c, sum);
+            float sum[W] = {};
+            for (int i = from; i < to; i++) add(sum, rows + (size_t)(PIECES ? o.order[i] : i) * C + c);
+            if (!PIECES) add(sum, row + c);
+            store(row + c, sum);
         }
-}
-template <int W>
-__global__ void embedding_backward_wte_kernel(float* dwte, const float* partial, const int* x, Occurrences o, int C) {
-    const size_t packs = C / W, n = *o.tokens * packs;
-    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
-        const int from = o.first[i / packs], to = o.first[i / packs + 1], c = i % packs * W;
-        float* const row = dwte + (size_t)x[o.order[o.start[from]]] * C + c;
-        float sum[W] = {}, v[W];
-        for (int p = from; p < to; p++) {
-            load(v, partial + (size_t)p * C + c);
-            for (int k = 0; k < W; k++) sum[k] += v[k];
-        }
-        load(v, row);
-        for (int k = 0; k < W; k++) v[k] += sum[k];
-        store(row, v);
     }
 }
 template <int W> __global__ void embedding_backward_wpe_kernel(float* dwpe, const floatX* dout, int B, int TC) {
     const int i = (blockIdx.x * blockDim.x + threadIdx.x) * W;
     if (i >= TC) return;
-    float sum[W] = {}, v[W];
-    for (int b = 0; b < B; b++) {
-        load(v, dout + (size_t)b * TC + i);
-        for (int k = 0; k < W; k++) sum[k] += v[k];
-    }
-    load(v, dwpe + i);
-    for (int k = 0; k < W; k++) v[k] += sum[k];
-    store(dwpe + i, v);
+    float sum[W] = {};
+    for (int b = 0; b < B; b++) add(sum, dout + (size_t)b * TC + i);
+    add(sum, dwpe + i);
+    store(dwpe + i, sum);
 }
 inline void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout, const int* x, Occurrences o,
                                int B, int T, int C) {
-    const int W = C % WIDE ? 1 : WIDE, P = device().sms();
-    launch(WIDTH(C, embedding_backward_pieces_kernel), std::min(B * T, 32 * P), threads_for(C / W, 128), 0, partial, dout,
-           o, C);
-    launch(WIDTH(C, embedding_backward_wte_kernel), std::min(ceil_div((size_t)B * T * C, 128 * W), 32 * P), 128, 0, dwte,
-           partial, x, o, C);
+    const int W = C % WIDE ? 1 : WIDE, blocks = std::min(B * T, 32 * device().sms()), threads = threads_for(C / W, 128);
+    launch(C % WIDE ? embedding_backward_kernel<1, true, floatX> : embedding_backward_kernel<WIDE, true, floatX>, blocks,
+           threads, 0, partial, dout, x, o, C);
+    launch(C % WIDE ? embedding_backward_kernel<1, false, float> : embedding_backward_kernel<WIDE, false, float>, blocks,
+           threads, 0, dwte, partial, x, o, C);
     launch(WIDTH(C, embedding_backward_wpe_kernel), ceil_div((size_t)T * C, 128 * W), 128, 0, dwpe, dout, B, T * C);
 }
 
@@ -1929,8 +1809,7 @@ __global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, 
         for (int c = threadIdx.x * WIDE; c < C; c += blockDim.x * WIDE) copy_16(shared_address(to + c), from + c, true);
     };
     next_kernel_may_begin();
-    #pragma unroll
-    for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
+    UNROLL for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
     if (x.w) copy(ws, x.w), copy(bs, x.b);
     float total = ends && b ? float(b[column]) : 0;
     kernel_ahead_wait();
@@ -1957,8 +1836,7 @@ __global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, 
     }
     float sum[WIDE] = {};
     for (int k0 = first; k0 < end; k0 += AHEAD * step)
-        #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
+        UNROLL for (int i = 0; i < AHEAD; i++) {
             const int k = k0 + i * step;
             if (k >= end) break;
             float row[WIDE];
@@ -2137,8 +2015,7 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
         for (int v = from; v < to; v += step) {
             float x[WIDE];
             load(x, z + v);
-            #pragma unroll
-            for (int i = 0; i < WIDE; i++) if (v + i < to) f(v + i, x[i]);
+            UNROLL for (int i = 0; i < WIDE; i++) if (v + i < to) f(v + i, x[i]);
         }
     };
     auto each = [&](auto f) { walk(from, to, WIDE, f); };    // in order

@@ -62,8 +62,7 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
     const int i = blockIdx.x * 64 + threadIdx.x, h = blockIdx.y, b = blockIdx.z;
     const floatX* row = qkv + (size_t)b * T * 3 * C + h * HS;
     float q[HS], o[HS], maximum = -INFINITY, sum = 0;
-    #pragma unroll
-    for (int c = 0; c < HS; c++) q[c] = i < T ? float(row[(size_t)i * 3 * C + c]) : 0, o[c] = 0;
+    UNROLL for (int c = 0; c < HS; c++) q[c] = i < T ? float(row[(size_t)i * 3 * C + c]) : 0, o[c] = 0;
     for (int j0 = 0; j0 < T && j0 < int(blockIdx.x + 1) * 64; j0 += 32) {
         __syncthreads();
         for (int n = threadIdx.x; n < 32 * HS; n += 64) {
@@ -74,18 +73,15 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
         __syncthreads();
         for (int j = 0; j < 32 && j0 + j <= i && i < T; j++) {
             float s = 0;
-            #pragma unroll
-            for (int c = 0; c < HS; c++) s += q[c] * k[j][c];
+            UNROLL for (int c = 0; c < HS; c++) s += q[c] * k[j][c];
             s *= scale;
             const float high = fmaxf(maximum, s), shrink = expf(maximum - high), p = expf(s - high);
             maximum = high, sum = sum * shrink + p;
-            #pragma unroll
-            for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * v[j][c];
+            UNROLL for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * v[j][c];
         }
     }
     if (i >= T) return;
-    #pragma unroll
-    for (int c = 0; c < HS; c++) out[((size_t)b * T + i) * C + h * HS + c] = floatX(o[c] / sum);
+    UNROLL for (int c = 0; c < HS; c++) out[((size_t)b * T + i) * C + h * HS + c] = floatX(o[c] / sum);
     lse[((size_t)b * gridDim.y + h) * T + i] = maximum + logf(sum);
 }
 
@@ -206,34 +202,28 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
             __syncthreads();
             float s[64], dp[64];                             // (64 keys, 128 queries)
             wgmma_fence();
-            #pragma unroll
-            for (int k = 0; k < 4; k++) {
+            UNROLL for (int k = 0; k < 4; k++) {
                 multiply_shared(s, own_keys.after(k * 32), queries.after(k * 32), k > 0);
                 multiply_shared(dp, own_values.after(k * 32), douts.after(k * 32), k > 0);
             }
             wgmma_commit(), wgmma_wait<0>();
             unsigned p[8][4], ds[8][4];
-            #pragma unroll
-            for (int n = 0; n < 16; n++) {
+            UNROLL for (int n = 0; n < 16; n++) {
                 float l[2];
                 load(l, row + n * 8 + lane % 4 * 2);
-                #pragma unroll
-                for (int e = 0; e < 4; e++) {
+                UNROLL for (int e = 0; e < 4; e++) {
                     const bool hidden = diagonal && n * 8 + lane % 4 * 2 + e % 2 < in_block * 16 + lane / 4 + e / 2 * 8;
                     s[4 * n + e] = hidden ? 0 : power_of_2(s[4 * n + e] * scale * LOG2E - l[e % 2]);
                 }
                 for (int i = 0; i < 2; i++) p[n / 2][n % 2 * 2 + i] = pair(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]);
             }
-            #pragma unroll
-            for (int n = 0; n < 16; n++) {
+            UNROLL for (int n = 0; n < 16; n++) {
                 float D[2];
                 load(D, row + SIDE_2 + n * 8 + lane % 4 * 2);
-                #pragma unroll
-                for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - D[e % 2];
+                UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - D[e % 2];
                 for (int i = 0; i < 2; i++) ds[n / 2][n % 2 * 2 + i] = pair(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]);
             }
-            #pragma unroll
-            for (int k = 0; k < 8; k++) {                    // two tiles (128 keys, 64 queries)
+            UNROLL for (int k = 0; k < 8; k++) {                    // two tiles (128 keys, 64 queries)
                 const int at = in_block * 16 + lane % 16, piece = k % 4 * 2 + lane / 16;
                 store_fragments(ds_at + k / 4 * TILE_BYTES + at * ROW + (piece ^ at % 8) * 16, ds[k]);
             }
@@ -241,16 +231,14 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
             __syncthreads();
             float dq[32];
             wgmma_fence();
-            #pragma unroll
-            for (int k = 0; k < 8; k++) {
+            UNROLL for (int k = 0; k < 8; k++) {
                 multiply_registers<true>(dv, p[k], douts.after(k * 16 * ROW), !diagonal || k > 0);
                 multiply_registers<true>(dk, ds[k], queries.after(k * 16 * ROW), !diagonal || k > 0);
                 multiply_shared<true, true>(dq, own_ds.after(k * 16 * ROW), keys.after(k * 16 * ROW), k > 0);
             }
             wgmma_commit(), wgmma_wait<0>();
             float* const sum = sums + (size_t(blockIdx.x) * tiles + query) * 8192 + threadIdx.x * 4;
-            #pragma unroll
-            for (int n = 0; n < 8; n++) {
+            UNROLL for (int n = 0; n < 8; n++) {
                 float so_far[4] = {}, all[4];
                 if (key > 0) load(so_far, sum + n * 1024);
                 for (int e = 0; e < 4; e++) all[e] = dq[4 * n + e] += so_far[e];
@@ -324,8 +312,7 @@ static void forward(int B, int t0, int T, int S, int NH, int HS) {
     if (matrix.n && HS == 64)
         rungs.push_back({"tensor_cores", [&] { launch(tensor_cores, grid, 128, 0, out, lse, qkv, T, C, scale); }});
     if (t0 == 0 && T > 1 && gpu::tiles_fit(HS)) rungs.push_back({"tiles", [&] {
-        launch(HS == 64 ? gpu::attention_forward_tiles<64> : gpu::attention_forward_tiles<128>, grid, 128,
-               5 * gpu::TILE * HS * sizeof(floatX), out, lse, qkv, T, S, C, scale);
+        (HS == 64 ? gpu::attention_forward_tiles<64> : gpu::attention_forward_tiles<128>)(out, lse, qkv, B, T, S, NH);
     }});
 #endif
     rungs.push_back({"shipped", [&] { gpu::attention_forward(out, lse, qkv, B, t0, T, S, C, NH); }});
@@ -364,7 +351,10 @@ static void backward(int B, int T, int NH, int HS) {
         }}};
 #ifndef TRAIN_FP32
     if (gpu::tiles_fit(HS)) rungs.push_back({"tiles", [&] {
-        dots(), gpu::attention_backward_tiles(dqkv, dout, qkv, lse, D, B, T, C, NH), bias();
+        dots();
+        const auto tiles = HS == 64 ? gpu::attention_backward_tiles<64> : gpu::attention_backward_tiles<128>;
+        tiles(dqkv, dout, qkv, lse, D, B, T, NH);
+        bias();
     }});
     if (HS == 64 && gpu::wgmma_fits(HS)) rungs.push_back({"unpipelined", [&] {
         launch(gpu::attention_rows_kernel<64>, dim3(NH, Shape::tiles(T), B), 256, 0, scratch, dout, out, lse, T, NH);
