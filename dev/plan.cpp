@@ -491,7 +491,7 @@ inline void print_plan(const Arguments& a) {
 /* exchange() beside this machine: the program's own all-reduce, of gradients as with ZeRO 0, between processes. Its terms are
    fitted to the smallest and the largest size; those between are predicted. One process exchanges nothing. */
 inline void measure() {
-    join_mpi(0);
+    join_mpi();
     const int n = world().size;
     std::vector<std::pair<double, double>> measured;         // bytes, seconds: the least of 101
     for (size_t bytes = 1 << 10; bytes <= 4 << 20; bytes *= 4) {
