@@ -2346,7 +2346,8 @@ struct Model {
        memory's bandwidth, with the bytes of the kernels' comments: norms forward 3X + 4X a layer, backward 4X each,
        embedding backward about 4X. The activation and the biases' sums are not counted: they could be part of products. */
     Speed speed(double tokens, double seconds) const {
-        const double matrices = c.C * (12.0 * c.L * c.C + c.V), attention = 6.0 * c.L * c.C * max_T;
+        const Config w = c.whole();
+        const double matrices = c.C * (c.L * (w.qkv() + c.C + 2.0 * w.hidden()) + c.V), attention = 6.0 * c.L * c.C * max_T;
         const double X = tokens * c.tp * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
         const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits
                            + 38.0 * (layout.parameters - layout.frozen_parameters);
