@@ -89,6 +89,7 @@
     X(text,    base_dtype,      DTYPE,        BASE_DTYPES,                    "tsecF",    "how matrices that are not trained are kept (train: with --lora-rank): int8, nf4: those of the blocks, and bf16 the others") \
     X(integer, threads,         0,            "1..4096",                      "tsecgR",   "threads [all, fewer for models too small for them]") \
     X(integer, zero,            1,            "0..2",                         "tR",       "several processes: what each keeps only its part of: 1 moments, 2 gradients, too; 0 nothing") \
+    X(integer, tensor_parallel, 1,            "1..1024",                      "tR",       "several processes: so many consecutive ones share each layer, and train on the same rows") \
     X(integer, seed,            1,            "0..9007199254740992",          "tsec",     "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",       "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",       "rows of a validation; 0 = all [64; eval: all]") \
@@ -192,9 +193,19 @@ struct Config {
 
     bool adapts(const char* target) const { return rank && targets.count(target); }
     double lora_scale() const { return lora_alpha / rank; }
+    // Where `tp` ranks share each layer, this one has the part at `place`, and of a token that many numbers:
+    int tp = 1, place = 0;
+    Config whole() const {
+        Config c = *this;
+        return c.tp = 1, c.place = 0, c;
+    }
+    int heads() const { return NH / tp; }
     int head_size() const { return C / NH; }
-    int qkv() const { return 3 * C; }                        // numbers of a token: queries, keys and values of all heads,
-    int hidden() const { return 4 * C; }                     // and between the two products of an MLP
+    int att() const { return heads() * head_size(); }        // what attention gives,
+    int qkv() const { return 3 * att(); }                    // queries, keys and values of all its heads,
+    int hidden() const { return 4 * C / tp; }                // those between the two products of an MLP,
+    int first_token() const { return integer(V) * place / tp; }
+    int vocab() const { return integer(V) * (place + 1) / tp - first_token(); }          // and logits, from that one on
 
     // floating point operations of training on one token: 2 forward and 4 backward for every parameter, and causal
     // attention counted once (6 P + 6 L C T, the convention of llm.c); for one that is frozen 2 forward and 2 backward.
@@ -218,13 +229,13 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
 //    the variance of the residual stream does not grow with L (Radford et al. 2019, section 2.3). Products are X W, so
 //    weights stand (in, out), as in Hugging Face's GPT-2. LoRA's A and B come last: what is trained is one piece of memory.
 #define TENSORS(X) \
-    X(wte,      ONCE,    c.V,     c.C,     0.02f,    true,            "transformer.wte.weight") \
+    X(wte,      ONCE,    c.vocab(), c.C,   0.02f,    true,            "transformer.wte.weight") \
     X(wpe,      ONCE,    c.T,     c.C,     0.02f,    true,            "transformer.wpe.weight") \
     X(ln1.w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_1.weight") \
     X(ln1.b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_1.bias") \
     X(qkv.w,    BLOCK,   c.C,     c.qkv(), 0.02f,    true,            "transformer.h.%d.attn.c_attn.weight") \
     X(qkv.b,    BLOCK,   0,       c.qkv(), 0,        c.bias,          "transformer.h.%d.attn.c_attn.bias") \
-    X(proj.w,   BLOCK,   c.C,     c.C,     RESID,    true,            "transformer.h.%d.attn.c_proj.weight") \
+    X(proj.w,   BLOCK,   c.att(), c.C,     RESID,    true,            "transformer.h.%d.attn.c_proj.weight") \
     X(proj.b,   BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.attn.c_proj.bias") \
     X(ln2.w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_2.weight") \
     X(ln2.b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_2.bias") \
@@ -234,10 +245,10 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
     X(fcproj.b, BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.mlp.c_proj.bias") \
     X(lnf.w,    ONCE,    0,       c.C,     ONES,     true,            "transformer.ln_f.weight") \
     X(lnf.b,    ONCE,    0,       c.C,     0,        true,            "transformer.ln_f.bias") \
-    X(head_w,   ONCE,    c.V,     c.C,     0.02f,    !c.tied,         "lm_head.weight") \
+    X(head_w,   ONCE,    c.vocab(), c.C,   0.02f,    !c.tied,         "lm_head.weight") \
     X(qkv.A,    BLOCK,   c.C,     c.rank,  FROM_C,   c.adapts("qkv"), "transformer.h.%d.attn.c_attn.lora_A") \
     X(qkv.B,    BLOCK,   c.rank,  c.qkv(), 0,        c.adapts("qkv"), "transformer.h.%d.attn.c_attn.lora_B") \
-    X(proj.A,   BLOCK,   c.C,     c.rank,  FROM_C,   c.adapts("proj"), "transformer.h.%d.attn.c_proj.lora_A") \
+    X(proj.A,   BLOCK,   c.att(), c.rank,  FROM_C,   c.adapts("proj"), "transformer.h.%d.attn.c_proj.lora_A") \
     X(proj.B,   BLOCK,   c.rank,  c.C,     0,        c.adapts("proj"), "transformer.h.%d.attn.c_proj.lora_B") \
     X(fc.A,     BLOCK,   c.C,     c.rank,  FROM_C,   c.adapts("fc"),  "transformer.h.%d.mlp.c_fc.lora_A") \
     X(fc.B,     BLOCK,   c.rank,  c.hidden(), 0,     c.adapts("fc"),  "transformer.h.%d.mlp.c_fc.lora_B") \
@@ -253,8 +264,10 @@ struct Tensor {
     bool trained = true;
     Form form = Form::FP32;      // if it is another,
     size_t packed = 0;           // it stands there, in bytes
+    std::vector<size_t> shape = {};                          // of the whole tensor,
+    Slice slice = {};                                        // and what this rank has of it
     size_t count() const { return (size_t)std::max(rows, 1) * cols; }
-    std::vector<size_t> shape() const { return rows ? std::vector<size_t>{(size_t)rows, (size_t)cols} : std::vector{(size_t)cols}; }
+    size_t whole() const { return shape[0] * (rows ? shape[1] : 1); }
     bool decays() const { return rows > 0; }
     bool adapter() const { return name.find(".lora_") < name.size(); }
 };
@@ -286,8 +299,13 @@ template <typename T> using Layer = Linear<T, Place<T>>;
 inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c, bool native) {
     const float RESID = 0.02f / std::sqrt(2.0f * c.L);
     const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as PEFT begins
-    std::vector<std::pair<Per, Tensor>> list = {TENSORS(AS_TENSOR)};
-    for (auto& [per, t] : list) {
+    auto rows_of = [&](const Config& c) { return std::vector<std::pair<Per, Tensor>>{TENSORS(AS_TENSOR)}; };
+    std::vector<std::pair<Per, Tensor>> list = rows_of(c), whole = rows_of(c.whole());
+    for (size_t k = 0; auto& [per, t] : list) {
+        const size_t rows = whole[k].second.rows, cols = whole[k].second.cols, parts = t.cols == c.qkv() ? 3 : 1;
+        t.shape = rows ? std::vector{rows, cols} : std::vector{cols}, k++;
+        if (t.rows != (int)rows) t.slice = {rows * c.place / c.tp * cols, t.count()};
+        if (t.cols != (int)cols) t.slice = {cols / parts / c.tp * c.place, t.cols / parts, cols / parts};
         const Form form = per == BLOCK || c.form == Form::FP32 ? c.form : Form::BF16;
         if (t.rows > 0 && !t.adapter() && !(native && form == Form::BF16)) t.form = form;
         t.trained = t.form == Form::FP32 && (t.adapter() || !c.rank);
@@ -313,7 +331,7 @@ struct Layout {
                 Tensor& added = tensors.emplace_back(t);
                 if (per == BLOCK) added.name.replace(t.name.find("%d"), 2, std::to_string(l));
                 added.offset = slots.place(k, l), added.packed = 16 * packed.place(k, l);
-                parameters += t.present ? t.count() : 0;
+                parameters += t.present ? t.whole() : 0;
             }
         }
         std::stable_sort(tensors.begin(), tensors.end(), [](auto& a, auto& b) { return a.offset < b.offset; });
@@ -325,7 +343,7 @@ struct Layout {
         #pragma omp parallel for schedule(static)
         for (size_t k = 0; k < values.size(); k++) {
             Rng rng(seed, i + 1);
-            rng.state += 2 * k * 0x9E3779B97F4A7C15ull;                  // normal() takes two numbers
+            rng.state += 2 * t.slice.place(k) * 0x9E3779B97F4A7C15ull;   // normal() takes two numbers
             values[k] = t.init == ONES ? 1 : t.init == 0 ? 0 : float(t.init * rng.normal());
         }
         return values;
@@ -356,7 +374,7 @@ private:
     std::vector<std::pair<Per, size_t>> arrays(const Config& c, int tile, bool in_fewer_bits) const {
         std::vector<std::pair<Per, size_t>> v;
         for (auto& [per, t] : rows) {
-            const size_t height = t.rows + (t.rows == c.V ? (tile - c.V % tile) % tile : 0);
+            const size_t height = t.rows + (t.rows == c.vocab() ? (tile - t.rows % tile) % tile : 0);
             const size_t numbers = t.form == Form::FP32 ? std::max<size_t>(height, 1) * t.cols : 0;
             v.push_back({per, !t.present ? 0 : in_fewer_bits ? (packed_bytes(t.form, height, t.cols) + 15) / 16 : numbers});
         }
@@ -647,24 +665,33 @@ inline void lora_backward(real* dx, const Linear<real>& g, real* u, real* du, co
 
 /* embedding -- what the token is plus where it stands
    math     out[b,t] = wte[x[b,t]] + wpe[t0 + t]
-   shapes   x (B,T)   wte (V,C)   wpe (positions,C)   out (B,T,C) */
-template <typename E> void embedding_forward(real* out, const int* x, const E* wte, const E* wpe, int B, int t0, int T, int C) {
+   shapes   x (B,T)   wte (V,C)   wpe (positions,C)   out (B,T,C)
+   Ranks that share the vocabulary have its rows first .. first + V - 1; others count as zero, and positions once. */
+template <typename E> void embedding_forward(real* out, const int* x, const E* wte, const E* wpe, int B, int t0, int T, int C,
+                                             int first = 0, int V = INT_MAX) {
+    const std::vector<E> nothing(C);
     #pragma omp parallel for collapse(2) schedule(static)
     for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
         size_t n = (size_t)b * T + t;
-        const E *token = wte + (size_t)x[n] * C, *position = wpe + (size_t)(t0 + t) * C;
+        const bool here = (unsigned)(x[n] - first) < (unsigned)V;
+        const E* const token = here ? wte + (size_t)(x[n] - first) * C : nothing.data();
+        const E* const position = first == 0 ? wpe + (size_t)(t0 + t) * C : nothing.data();
         for (int c = 0; c < C; c++) out[n * C + c] = real(token[c]) + real(position[c]);
     }
 }
 
 // Tokens repeat, so threads own columns, not rows.
-inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int* x, int B, int T, int C) {
+inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int* x, int B, int T, int C, int first = 0,
+                               int V = INT_MAX) {
     #pragma omp parallel for schedule(static)
     for (int c0 = 0; c0 < C; c0 += 16) {
         int width = std::min(16, C - c0);
+        real elsewhere[16] = {};
         for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
             size_t n = (size_t)b * T + t;
-            real *dtoken = dwte + (size_t)x[n] * C + c0, *dposition = dwpe + (size_t)t * C + c0;
+            const bool here = (unsigned)(x[n] - first) < (unsigned)V;
+            real *dtoken = here ? dwte + (size_t)(x[n] - first) * C + c0 : elsewhere;
+            real *dposition = dwpe + (size_t)t * C + c0;
             for (int c = 0; c < width; c++) {
                 dtoken[c] += dout[n * C + c0 + c];
                 dposition[c] += dout[n * C + c0 + c];
@@ -843,30 +870,48 @@ inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
    math     logprob_n = logits_n[y_n] - log sum_v e^(logits_n[v])
             dlogits_n = weight_n (softmax(logits_n) - onehot(y_n)),   weight_n = -dloss_n/dlogprob_n
    shapes   logits (N,V)   y (N); y_n = -1 counts nowhere   terms (N)   logprob (N), best (N): the likeliest token, or -1
-            where y_n is */
+            where y_n is
+   Ranks that share the vocabulary have V columns each, from `first` on, and tell each other what they have found. */
+struct Found { real maximum, sum, target; int best; };       // sum: of e^(logit - maximum), which the logits become
+inline Found softmax_parts(real* z, int y, int V) {          // y may be no column of these
+    real maximum = z[0], sum = 0;
+    #pragma omp simd reduction(max : maximum)
+    for (int v = 0; v < V; v++) maximum = z[v] > maximum ? z[v] : maximum;
+    const int best = int(std::find(z, z + V, maximum) - z);
+    const real target = (unsigned)y < (unsigned)V ? z[y] : 0;
+    #pragma omp simd reduction(+ : sum)
+    for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - maximum);
+    return {maximum, sum, target, best};
+}
 inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, const TokenTerms<double>& terms, int N, int V,
-                          bool gradients) {
-    #pragma omp parallel for schedule(dynamic, 8)
-    for (int n = 0; n < N; n++) {
-        real *z = logits + (size_t)n * V, maximum = z[0], sum = 0;
-        logprob[n] = 0, best[n] = -1;
-        if (y[n] < 0) {
-            if (gradients) std::fill(z, z + V, real(0));
-            continue;
-        }
-        #pragma omp simd reduction(max : maximum)
-        for (int v = 0; v < V; v++) maximum = z[v] > maximum ? z[v] : maximum;
-        best[n] = int(std::find(z, z + V, maximum) - z);
-        const real target = z[y[n]] - maximum;
-        #pragma omp simd reduction(+ : sum)
-        for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - maximum);
-        logprob[n] = target - std::log(sum);
-        if (!gradients) continue;
-        const real weight = terms.loss(n, logprob[n]).weight, scale = weight / sum;
+                          bool gradients, int first = 0, Group<MpiLink, real> group = {}) {
+    const int rank = group.comm.rank, ranks = group.comm.size;
+    std::vector<Found> all((size_t)ranks * N);               // by rank, of each row
+    auto finish = [&](int n) {
+        real *z = logits + (size_t)n * V, sum = 0, target = 0;
+        Found most = all[n];
+        for (int r = 1; r < ranks; r++) if (all[r * N + n].maximum > most.maximum) most = all[r * N + n];
+        auto shrink = [&](int r) { return fast_exp(all[r * N + n].maximum - most.maximum); };
+        for (int r = 0; r < ranks; r++) sum += all[r * N + n].sum * shrink(r), target += all[r * N + n].target;
+        best[n] = most.best, logprob[n] = target - most.maximum - std::log(sum);
+        if (!gradients) return;
+        const real weight = terms.loss(n, logprob[n]).weight, scale = weight * shrink(rank) / sum;
         #pragma omp simd
         for (int v = 0; v < V; v++) z[v] *= scale;
-        z[y[n]] -= weight;
+        if ((unsigned)(y[n] - first) < (unsigned)V) z[y[n] - first] -= weight;
+    };
+    #pragma omp parallel for schedule(dynamic, 8)
+    for (int n = 0; n < N; n++) {
+        logprob[n] = 0, best[n] = -1;
+        if (y[n] < 0 && gradients) std::fill_n(logits + (size_t)n * V, V, real(0));
+        if (y[n] < 0) continue;
+        all[rank * N + n] = softmax_parts(logits + (size_t)n * V, y[n] - first, V), all[rank * N + n].best += first;
+        if (ranks == 1) finish(n);
     }
+    if (ranks == 1) return;
+    group.gather(all.data(), N);
+    #pragma omp parallel for schedule(dynamic, 8)
+    for (int n = 0; n < N; n++) if (y[n] >= 0) finish(n);
 }
 
 /* readout -- one logit of one token of each row of a batch: what a reward model says
@@ -1257,17 +1302,35 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
     X(act,  embedded,  ONCE,   N * c.C)         /* the residual stream before the first block */ \
     X(act,  ln1,       KEPT,   N * c.C)         X(stat, ln1_stats, KEPT, 2 * N)   /* mean and rstd */ \
     X(act,  qkv,       BLOCK,  N * c.qkv())     /* when sampling, the KV cache (and the queries) */ \
-    X(act,  att,       KEPT,   N * c.C)         X(stat, lse, KEPT, N * c.NH) \
+    X(act,  att,       KEPT,   N * c.att())     X(stat, lse, KEPT, N * c.heads()) \
     X(act,  middle,    KEPT,   N * c.C)         /* the residual stream after attention */ \
     X(act,  ln2,       KEPT,   N * c.C)         X(stat, ln2_stats, KEPT, 2 * N)   /* mean and rstd */ \
     X(act,  fc,        KEPT,   N * c.hidden())  X(act, fc_gelu, KEPT, N * c.hidden()) \
     X(act,  residual,  KEPT,   N * c.C)         /* the residual stream after the block */ \
     X(act,  lnf,       ONCE,   N * c.C)         X(stat, lnf_stats, ONCE, 2 * N)   /* mean and rstd */ \
-    X(act,  logits,    ONCE,   head_rows(N, c.V) * padded(c.V)) \
+    X(act,  logits,    ONCE,   head_rows(N, c.V / c.tp) * padded(c.vocab())) \
     X(act,  dresidual, ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
     X(act,  dx,        ONCE,   training ? N * c.C : 0)       /* of what is C wide within a branch */ \
-    X(act,  dwide,     ONCE,   training ? N * std::max(c.qkv(), c.hidden()) : 0)     /* of qkv or fc */ \
-    X(act,  lora,      ONCE,   2 * N * c.rank)              /* x A, and its gradient */
+    X(act,  dwide,     ONCE,   training ? N * std::max({c.qkv(), c.hidden(), 2 * c.C}) : 0)     /* of qkv or fc; sums of the embedding */ \
+    X(act,  lora,      ONCE,   2 * N * c.rank)              /* x A, and its gradient */ \
+    X(act,  arrivals,  ONCE,   c.tp > 1 ? N * c.C + c.tp : 0)            /* from ranks that share the layers */
+
+// Rows of logits of which each rank has some columns (count,vocab), made whole in place: all ranks do so at once.
+inline void join_logits(float* logits, size_t count, Config c) {
+    if (c.tp == 1) return;
+    const size_t most = count * (c.V / c.tp + 1), first = world().rank - c.place;
+    std::vector<float> mine(logits, logits + count * c.vocab()), all(most * world().size);
+    mine.resize(most), world().gather(mine.data(), all.data(), most * sizeof(float));
+    for (c.place = 0; c.place < c.tp; c.place++) for (size_t n = 0; n < count; n++)
+        std::copy_n(&all[(first + c.place) * most + n * c.vocab()], c.vocab(), logits + n * c.V + c.first_token());
+}
+
+// A branch joins the residual stream, by a product of whose rows ranks may have some each: what is added counts once.
+template <typename M> void join(M& m, auto out, auto x, auto layer, decltype(out) plus, int N, int width) {
+    if (!m.group.first()) layer.b = nullptr, plus = nullptr;
+    m.linear_forward(out, x, layer, plus, nullptr, N, width, m.c.C);
+    m.group.sum(out, (size_t)N * m.c.C);
+}
 
 // Tokens t0 .. t0+T-1 of each of B rows, through all blocks and the last layernorm, whose output it returns. a.qkv, the
 // KV cache, has S tokens a row; with T < S new ones are computed contiguously, in fc, and then copied into it.
@@ -1284,10 +1347,10 @@ template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
                                 : m.norm_forward(a.ln1, a.ln1_stats, residual, w.ln1, N);
         m.linear_forward(qkv, ln1, w.qkv, nullptr, nullptr, N, C, m.c.qkv());
         m.attention_forward(a, qkv, B, t0, T, S);
-        m.linear_forward(a.middle, a.att, w.proj, residual, nullptr, N, C, C);
+        join(m, a.middle, a.att, w.proj, residual, N, m.c.att());
         const auto ln2 = m.norm_forward(a.ln2, a.ln2_stats, a.middle, w.ln2, N);
         m.linear_forward(a.fc_gelu, ln2, w.fc, nullptr, a.fc, N, C, H);
-        m.linear_forward(a.residual, a.fc_gelu, w.fcproj, a.middle, nullptr, N, H, C);
+        join(m, a.residual, a.fc_gelu, w.fcproj, a.middle, N, H);
         residual = a.residual;
     }
     m.shares.await_weights(m.c.L + 1);
@@ -1314,6 +1377,7 @@ template <typename M, typename X> void network_head(M& m, X x, int N, bool gradi
 template <typename M> void network_backward(M& m, int B, int T) {
     const int N = B * T, C = m.c.C, H = m.c.hidden(), L = m.c.L;
     const auto end = m.activations(L - 1);
+    m.group.sum(end.dx, (size_t)N * C);
     m.norm_backward(end.dresidual, false, m.gradients_of(0).lnf, m.gradients_of(L - 1).fcproj.b, end.dx, end.residual,
                     m.weights_of(0).lnf.w, end.lnf_stats, N);
     for (int l = L - 1; l >= 0; l--) {
@@ -1326,11 +1390,13 @@ template <typename M> void network_backward(M& m, int B, int T) {
         m.linear_backward(a.dwide, g.fcproj, a.dresidual, a.fc_gelu, w.fcproj, N, H, C);
         m.gelu_backward(a.dwide, g.fc.b, a.fc, N, H);
         m.linear_backward(a.dx, g.fc, a.dwide, a.ln2, w.fc, N, C, H);
+        m.group.sum(a.dx, (size_t)N * C);
         m.norm_backward(a.dresidual, true, g.ln2, g.proj.b, a.dx, a.middle, w.ln2.w, a.ln2_stats, N);
         // forward: middle = input + attention(norm(input) qkv) proj
-        m.linear_backward(a.dx, g.proj, a.dresidual, a.att, w.proj, N, C, C);
+        m.linear_backward(a.dx, g.proj, a.dresidual, a.att, w.proj, N, m.c.att(), C);
         m.attention_backward(a, g.qkv.b, B, T);
         m.linear_backward(a.dx, g.qkv, a.dwide, a.ln1, w.qkv, N, C, m.c.qkv());
+        m.group.sum(a.dx, (size_t)N * C);
         m.norm_backward(a.dresidual, true, g.ln1, input_db, a.dx, input, w.ln1.w, a.ln1_stats, N);
         m.shares.reduce_gradients(l + 1);    // while the layer below is computed
     }
@@ -1367,7 +1433,7 @@ inline Slots activation_slots(const Config& c, size_t N, bool training, bool in_
 }
 
 struct Model {
-    static void join(const Options& o) { join_mpi(o.zero); } // the other ranks, if there are any
+    static void join(const Options&) { join_mpi(); }         // the other ranks, if there are any
     static void leave() { leave_mpi(); }
     const Config c;
     const int max_B, max_T;                  // of a forward pass
@@ -1377,6 +1443,7 @@ struct Model {
     const Config turns;                      // as many layers as their gradients have room for,
     const Layout ring;                       // and how these lie
     mutable Sharing<MpiLink, real> shares;   // of what several ranks train
+    Group<MpiLink, real> group;              // those that share each layer
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<real> sums, arrivals;             // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
@@ -1387,7 +1454,7 @@ struct Model {
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
         : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
           slots(activation_slots(c, (size_t)B * T, training, in_unit)), turns(in_turns(c, training ? world().zero : 0)), ring(turns),
-          shares(layout.shares(training ? world() : Comm(), c.L, turns.L)) {
+          shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
         size_t need = bytes(training), have = available_memory() / world().here;
@@ -1402,7 +1469,7 @@ struct Model {
         if (training) for (Buffer<real>* b : {&moment1, &moment2}) *b = Buffer<real>(shares.moments());
         if (training && shares.several()) sums = Buffer<real>(shares.kept.back()), arrivals = Buffer<real>(shares.landing);
         shares.gradients = gradients.data(), shares.arrivals = arrivals.data();
-        shares.sums = (shares.several() ? sums : gradients).data();
+        shares.sums = (shares.several() ? sums : gradients).data(), group.arrivals = activations(0).arrivals;
         logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
     }
     std::string describe() {
@@ -1461,8 +1528,9 @@ struct Model {
         for (int i = 0; i < count; i += chunk()) {
             const int some = std::min(chunk(), count - i);
             logits_forward(a.lnf, n + i * step, step, some);
-            std::copy_n(a.logits, (size_t)some * c.V, out + (size_t)i * c.V);
+            std::copy_n(a.logits, (size_t)some * c.vocab(), out + (size_t)i * c.vocab());
         }
+        join_logits(out, count, c);
     }
     void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token, bool) {
         std::vector<float> z((size_t)B * c.V);
@@ -1472,8 +1540,11 @@ struct Model {
 
     void update(const AdamW& o, double clip, integer step) {
         const bool parts = shares.comm.zero > 0;             // each rank updates its own
-        double found[] = {sum_of_squares(shares.sums, shares.kept.back()), loss};
-        shares.comm.sum(found, 2), norm = std::sqrt(found[0]), loss = found[1];
+        double found[] = {c.place ? 0 : sum_of_squares(shares.sums, shares.kept.back()), c.place ? 0 : loss};
+        for (const Tensor& t : layout.tensors)               // what the first of the group does not have
+            if (c.place && !t.slice.all())
+                each_place(GRADIENT, t, 0, t.count(), [&](real* own, auto, size_t n) { found[0] += sum_of_squares(own, n); });
+        world().sum(found, 2), norm = std::sqrt(found[0]), loss = found[1];
         if (!std::isfinite(norm) || !std::isfinite(loss)) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
@@ -1526,9 +1597,12 @@ struct Model {
     Parameters weights_of(int l) const { return layout.at<Parameters>(weights.data(), l, 0, packed.data()); }
     Weights<real> gradients_of(int l) const { return ring.at<Weights<real>>(gradients.data(), l % turns.L, ring.frozen); }
     const real* embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
-        auto embed = [&](auto* wte, auto* wpe) { embedding_forward(a.embedded, tokens.data(), wte, wpe, B, t0, T, c.C); };
+        auto embed = [&](auto* wte, auto* wpe) {
+            embedding_forward(a.embedded, tokens.data(), wte, wpe, B, t0, T, c.C, c.first_token(), c.vocab());
+        };
         if (w.wte.packed) embed((const bfloat16*)w.wte.packed, (const bfloat16*)w.wpe.packed);
         else embed(w.wte.p, w.wpe.p);
+        group.sum(a.embedded, (size_t)B * T * c.C);
         return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B * T);
     }
     const real* norm_forward(real* out, real* stats, const real* x, const Norm<real>& norm, int N) {
@@ -1559,31 +1633,34 @@ struct Model {
     void attention_forward(const Activations& a, const real* qkv, int B, int t0, int T, int S) {
         const size_t row = c.qkv();
         if (T != S) for (int b = 0; b < B; b++) std::copy_n(qkv + b * T * row, T * row, a.qkv + (b * S + t0) * row);
-        (in_unit ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>)(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
+        (in_unit ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>)(a.att, a.lse, a.qkv, B, t0, T, S, c.att(), c.heads());
     }
     void attention_backward(const Activations& a, real* db, int B, int T) {
-        (in_unit ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>)(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.C, c.NH);
+        (in_unit ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>)(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.att(), c.heads());
         if (db) bias_backward(db, a.dwide, B * T, c.qkv());
     }
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
-        if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C);
+        if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C, c.first_token(), c.vocab());
     }
-    int chunk() const { return head_rows((size_t)max_B * max_T, c.V, in_unit); }
+    int chunk() const { return head_rows((size_t)max_B * max_T, c.V / c.tp, in_unit); }
     // of `count` rows n0, n0 + step, ... of x
     void logits_forward(const real* x, int n0, int step, int count) {
+        const int V = c.vocab();
         with_matrix(table(), c.C, [&]<typename P>(auto table) {
-            gemm<P>({activations(0).logits, c.V}, {x + (size_t)n0 * c.C, (long)step * c.C, 1}, table.t(), count, c.V, c.C);
+            gemm<P>({activations(0).logits, V}, {x + (size_t)n0 * c.C, (long)step * c.C, 1}, table.t(), count, V, c.C);
         });
     }
     void cross_entropy(int n0, int count, bool backward) {
-        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], terms.from(n0), count, c.V, backward);
+        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], terms.from(n0), count, c.vocab(),
+                           backward, c.first_token(), group);
     }
     void logits_backward(const real* x, int n0, int count) {
         const Activations a = activations(0);
-        const Matrix<> d = {a.logits, c.V, 1};
+        const int V = c.vocab();
+        const Matrix<> d = {a.logits, V, 1};
         with_matrix(table(), c.C, [&]<typename P>(auto table) {
-            gemm<P>({a.dx + (size_t)n0 * c.C, c.C}, d, table, count, c.C, c.V);
-            if (dtable()) gemm<P>({dtable(), c.C, dtable()}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, c.V, c.C, count);
+            gemm<P>({a.dx + (size_t)n0 * c.C, c.C}, d, table, count, c.C, V);
+            if (dtable()) gemm<P>({dtable(), c.C, dtable()}, d.t(), {x + (size_t)n0 * c.C, c.C, 1}, V, c.C, count);
         });
     }
     void add_loss(int N) {
@@ -1655,9 +1732,16 @@ template <typename Model> std::vector<Stored> stored(Model& model, bool adapter 
             const Tensor& t = model.layout.tensors[i];
             if (t.adapter() != adapter) continue;
             auto get = [&model, which = which, i](float* out, size_t from, size_t n) { model.get(which, i, out, from, n); };
-            auto set = [&model, which = which, i](const float* in) { model.set(which, i, in); };
+            auto set = [&model, which = which, i, &t](const float* in) {
+                std::vector<float> own(t.slice.all() ? 0 : t.count());
+                t.slice.each({0, own.size()}, [&](size_t k, size_t place, size_t n) { std::copy_n(in + place, n, &own[k]); });
+                model.set(which, i, own.empty() ? in : own.data());
+            };
             const bool twin = !t.present && t.name == "lm_head.weight";
-            list.push_back({prefix + t.name, t.shape(), get, set, t.present, twin ? prefix + "transformer.wte.weight" : "", model.mine(i)});
+            auto mine = model.mine(i);
+            if (model.c.tp > 1 && !mine) mine = {{0, t.count()}};
+            if (model.c.place && t.slice.all()) mine->clear();           // the first of the group writes it
+            list.push_back({prefix + t.name, t.shape, get, set, t.present, twin ? prefix + "transformer.wte.weight" : "", mine, t.slice});
         }
     return list;
 }
@@ -1667,7 +1751,7 @@ template <typename Model> std::vector<Stored> stored(Model& model, bool adapter 
    computes another function of the same tensors must not go on with them as if they were its own. */
 inline std::vector<float> fingerprint(Config c) {
     const int HS = std::min(c.head_size(), 64);
-    c.rank = 0, c.form = Form::FP32, c.L = std::min(c.L, 2), c.NH = std::min(c.NH, 2), c.C = HS * c.NH, c.V = std::min(c.V, 64), c.T = std::min(c.T, 128);
+    c = c.whole(), c.rank = 0, c.form = Form::FP32, c.L = std::min(c.L, 2), c.NH = std::min(c.NH, 2), c.C = HS * c.NH, c.V = std::min(c.V, 64), c.T = std::min(c.T, 128);
     cpu::Model model(c, 1, c.T, false);
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {
         std::vector<float> values = model.layout.initial_values(i, 1);
@@ -1698,7 +1782,7 @@ void score(auto& model, int batch, size_t n, auto row_at, auto each) {
             if (!std::isfinite(logprob)) die("row %zu: a log-probability is %g; are the weights finite?", row, logprob);
             each(row, b.y[k], logprob, model.best[k]);
         }
-    }, world().rank, world().size);
+    }, world().replica(), world().replicas());
 }
 
 Validation validate(auto& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
@@ -1707,7 +1791,8 @@ Validation validate(auto& model, int batch, const ValidationRows& rows, const To
         v.nats -= logprob, v.tokens++;
         if (tokenizer && !tokenizer->is_added(target)) v.bytes += tokenizer->decode(target).size();
     });
-    return {world().sum(v.nats), (size_t)world().sum(v.tokens), (size_t)world().sum(v.bytes)};
+    auto sum = [](double value) { return world().sum_of_groups(value); };
+    return {sum(v.nats), (size_t)sum(v.tokens), (size_t)sum(v.bytes)};
 }
 
 // What a reward model says of n rows that end in an answer: the logit of end of text behind it.
@@ -1734,7 +1819,7 @@ size_t right_answers(auto& model, int batch, const Examples& e, int eot) {
     std::vector<bool> wrong(e.size());
     score(model, batch, e.size(), [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); },
           [&](size_t i, int target, double, int best) { if (target != best) wrong[i] = true; });
-    return e.size() - world().sum(std::count(wrong.begin(), wrong.end(), true));
+    return e.size() - world().sum_of_groups(std::count(wrong.begin(), wrong.end(), true));
 }
 
 ChoiceScores multiple_choice(auto& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
@@ -1777,12 +1862,12 @@ void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::v
             const int length = rows[0].size();
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + past, row.end());
-            if (!adjust) model.draw(x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(), at >= longest);
+            if (!adjust && model.c.tp == 1) model.draw(x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(), at >= longest);
             else {                                                           // as draw() would, but for what is adjusted
                 std::vector<float> logits((size_t)B * model.c.V);
                 model.extend(x.data(), B, past, length - past), model.logits(length - past - 1, length - past, B, logits.data());
                 cpu::pick_rows(tokens.data(), logits.data(), B, model.c.V, sampling, hidden, rng.data(),
-                    [&](int b, float* z) { if (at >= prompts[number[b]].tokens.size() && left[b] > 0) adjust(number[b], z); });
+                    [&](int b, float* z) { if (adjust && at >= prompts[number[b]].tokens.size() && left[b] > 0) adjust(number[b], z); });
             }
             for (int b = 0; b < B; b++) {
                 const Prompt& p = prompts[number[b]];
@@ -1987,7 +2072,7 @@ struct Run {
         if (on_cpu && o.dtype == "bf16") position.unit = cpu::keep_unit(position.unit, from);
         open_start();                        // of the directory that rank 0 has tidied
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
-        if (c.rank) world().zero = 0;                        // an adapter is small
+        share_layers();
         if (c.rank) base = fs::absolute(start->path.ends_with("/model.safetensors") ? directory_of(start->path) : start->path).string();
         eot = end_of_text(tokenizer.get(), c.V);
         if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(fingerprint(c), start->directory);
@@ -1997,6 +2082,15 @@ struct Run {
     }
 
 private:
+    // A resumed run has groups as before, if it has ranks for them.
+    void share_layers() {
+        if (!o.has("tensor_parallel") && world().size % o.tensor_parallel) o.tensor_parallel = 1;
+        if (o.tensor_parallel > 1 && (c.rank || o.stage == "reward" || o.stage == "rl"))
+            die_usage("--tensor-parallel %lld: is for --stage pretrain and sft, without --lora-rank; --zero 2 saves memory, too",
+                      o.tensor_parallel);
+        world().share_layers(o.tensor_parallel, c.rank ? 0 : o.zero, c.NH, c.V);         // ZeRO 0: an adapter is small
+        c.tp = world().tensor, c.place = world().place();
+    }
     // That all ranks are to do the same, and with the same: waits for all, too.
     void check_alike() {
         std::vector<std::pair<std::string, std::string>> texts = {
@@ -2047,13 +2141,13 @@ private:
             die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
         rows_of_window = rl ? o.group : o.stage == "reward" ? 2 : 1;
         const integer row_tokens = std::lcm(o.batch, (integer)rows_of_window) * o.context;
-        if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens * world().size;
+        if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens * world().replicas();
         if (o.tokens_per_step % row_tokens)
             die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
                       rl ? " and --group" : rows_of_window == 2 ? ", of pairs," : "", row_tokens);
-        if (o.tokens_per_step % (row_tokens * world().size))
+        if (o.tokens_per_step % (row_tokens * world().replicas()))
             warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others", o.tokens_per_step,
-                 world().size);
+                 world().replicas());
         if (o.stage == "reward" && o.batch % 2) die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
         if (!o.steps && o.epochs == 0) o.epochs = 1;
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
@@ -2184,8 +2278,8 @@ template <typename Model> struct Training : Run {
         if (o.stage == "rl") return drawn_at(g);
         std::vector<Batch> batches;
         const size_t last = g + windows_at(g), each = o.batch / rows_of_window;
-        for (; g < last; g += each * world().size) {                                     // every rank has as many
-            const size_t first = g + each * world().rank;
+        for (; g < last; g += each * world().replicas()) {                               // every rank has as many
+            const size_t first = g + each * world().replica();
             std::vector<Row> rows;
             for (int answer = 1; answer <= rows_of_window; answer++)                     // of a pair; else 1
                 for (size_t k = first; k < std::min(first + each, last); k++) rows.push_back(windows->row(k, answer));
@@ -2299,11 +2393,12 @@ template <typename Model> struct Training : Run {
     void agree(const std::vector<Batch>& batches, double& loss, bool noted) {
         const double since = seconds() - saver.last;
         const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * saver.stood_ms / 1e3;
-        std::vector<double> sums = {0, 0, loss, (double)stop_signal, (double)(by_time && world().first())};
-        for (const Batch& b : batches) sums[0] += o.stage == "reward" ? b.B / 2 : b.targets(), sums[1] += b.x.size();
+        std::vector<double> sums = {(double)stop_signal, 0, 0, loss, (double)(by_time && world().first())};
+        for (const Batch& b : batches) sums[1] += o.stage == "reward" ? b.B / 2 : b.targets(), sums[2] += b.x.size();
         if (noted) for (auto& [name, value] : notes) sums.push_back(value);
+        if (c.place) std::fill(sums.begin() + 1, sums.end(), 0);         // what the first of its group says for all
         world().sum(sums.data(), sums.size());
-        count = sums[0], tokens = sums[1], loss = sums[2], stop = sums[3] > 0, save_now = sums[4] > 0;
+        stop = sums[0] > 0, count = sums[1], tokens = sums[2], loss = sums[3], save_now = sums[4] > 0;
         for (size_t i = 5; i < sums.size(); i++) notes[i - 5].second = sums[i];
     }
 

@@ -1534,11 +1534,12 @@ inline void embedding_backward(float* dwte, float* dwpe, float* partial, const f
    shapes   w, m, v, g, rounded (n), n a multiple of 128   decays (n / 128): whether weight decay applies
    cost     4 bytes a weight for the norm; 34 for the update: w, m, v and g are read and written, rounded is written */
 constexpr int NORM_BLOCKS = 512;
-__global__ void squares_kernel(double* squares, const float* g, size_t n) {
+__global__ void squares_kernel(double* squares, const float* g, size_t n, const unsigned char* counts) {
     double sum = 0;
     float v[4];
     const size_t all = size_t(gridDim.x) * blockDim.x * 4;
     for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4; i < n; i += all) {
+        if (counts && !counts[i / 128]) continue;
         load(v, g + i);
         for (int k = 0; k < 4; k++) sum += double(v[k]) * v[k];
     }
@@ -1564,9 +1565,9 @@ __global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rou
     store(w + i, w4), store(m + i, m4), store(v + i, v4), store(g + i, g4);
     if (rounded) store(rounded + i, w4);
 }
-inline int sum_of_squares(double* squares, const float* g, size_t n) {       // in so many parts
+inline int sum_of_squares(double* squares, const float* g, size_t n, const unsigned char* counts = nullptr) {    // in so many parts
     const int parts = std::min(NORM_BLOCKS, ceil_div(n, 4096));
-    launch(squares_kernel, parts, 256, 0, squares, g, n);
+    launch(squares_kernel, parts, 256, 0, squares, g, n, counts);
     return parts;
 }
 inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
@@ -2078,12 +2079,13 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
 // What a step computes on a GPU beside ACTIVATIONS.
 #define GPU_ACTIVATIONS(X) \
     ACTIVATIONS(X) \
-    X(float,  scratch,  ONCE,  training ? attention_scratch(B, T, c.NH, c.head_size()) : 0) \
+    X(float,  scratch,  ONCE,  training ? attention_scratch(B, T, c.heads(), c.head_size()) : 0) \
     X(float,  partial,  ONCE,  training ? partial_size(c.C) : 0) \
     X(int,    token,    ONCE,  N)            X(int, target, ONCE, N)       X(float, weight, ONCE, N) \
     X(float,  old,      ONCE,  training ? N : 0)             X(float, ref, ONCE, training ? N : 0) \
     X(float,  kl,       ONCE,  1)            X(int, read_at, ONCE, B)      X(float, read, ONCE, B)     /* a readout's */ \
     X(float,  logprob,  ONCE,  N)            X(int, best, ONCE, N) \
+    X(cpu::Found, found, ONCE, c.tp > 1 ? c.tp * head_rows(N, c.V / c.tp) : 0)               /* for cross_entropy() */ \
     X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
     X(int,    first,    ONCE,  training ? N + 1 : 0)         /* these three: for embedding_backward() */ \
     X(int,    tokens,   ONCE,  1)            X(double, squares, ONCE, NORM_BLOCKS) \
@@ -2121,7 +2123,7 @@ template <typename T> T* allocate(size_t n) {
 }
 
 struct Model {
-    static void join(const Options& o) { join_nccl(o.out, o.zero); }
+    static void join(const Options& o) { join_nccl(o.out); }
     static void leave() { if (nccl()) nccl()->leave(); }
     const Config c;
     const int max_B, max_T;                  // of a forward pass
@@ -2130,12 +2132,13 @@ struct Model {
     const Config turns;                      // as many layers as their gradients have room for,
     const Layout ring;                       // and how these lie
     Sharing<Link, float> shares;             // of what several ranks train
+    Group<Link, floatX> group;               // those that share each layer
     std::vector<float> logprob;
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool = false)
         : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16), turns(in_turns(c, training ? world().zero : 0)),
-          ring(turns, VOCABULARY_TILE, BF16), shares(layout.shares(training ? world() : Comm(), c.L, turns.L)) {
+          ring(turns, VOCABULARY_TILE, BF16), shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
@@ -2158,6 +2161,7 @@ struct Model {
         if (training) for (float** p : {&moment1, &moment2}) *p = allocate<float>(shares.moments());
         if (shares.several()) shares.sums = allocate<float>(shares.kept.back()), shares.arrivals = allocate<float>(shares.landing);
         place_activations();
+        group.arrivals = activations(0).arrivals;
         for (Staged& s : staged) {
             CHECK(cudaMallocHost(&s.memory, sizeof(int) * (8 * (size_t)B * T + 4)));         // forward()'s, at most
             CHECK(cudaEventCreateWithFlags(&s.copied, cudaEventDisableTiming));
@@ -2171,6 +2175,11 @@ struct Model {
                 std::fill_n(&flags[(t.offset - layout.frozen) / 128], (t.count() + 127) / 128, 1);
         decays = allocate<unsigned char>(flags.size());
         upload(decays, flags.data(), flags.size());
+        if (c.place) counts = allocate<unsigned char>(shares.kept.back() / 128);
+        for (const Tensor& t : layout.tensors)               // what the first of the group does not have
+            if (c.place && !t.slice.all()) each_place(GRADIENT, t, 0, t.count(), [&](float* own, auto, size_t n) {
+                CHECK(cudaMemsetAsync(counts + (own - shares.sums) / 128, 1, ceil_div(n, 128), device().stream));
+            });
         CHECK(cudaStreamSynchronize(device().stream));
     }
     Model(const Model&) = delete;
@@ -2178,7 +2187,7 @@ struct Model {
         cudaStreamSynchronize(device().stream);
         if (nccl()) cudaStreamSynchronize(nccl()->stream);
         for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2, shares.several() ? shares.sums : nullptr, shares.arrivals}) cudaFree(p);
-        cudaFree(rounded), cudaFree(packed), cudaFree(decays);
+        cudaFree(rounded), cudaFree(packed), cudaFree(decays), cudaFree(counts);
         for (void* p : owned) cudaFree(p);
         for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
         for (cudaEvent_t e : ready) cudaEventDestroy(e);
@@ -2214,8 +2223,9 @@ struct Model {
        memory's bandwidth, with the bytes of the kernels' comments: norms forward 3X + 4X a layer, backward 4X each,
        embedding backward about 4X. The activation and the biases' sums are not counted: they could be part of products. */
     Speed speed(double tokens, double seconds) const {
-        const double matrices = c.C * (c.L * (c.qkv() + c.C + 2.0 * c.hidden()) + c.V), attention = 6.0 * c.L * c.C * max_T;
-        const double X = tokens * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
+        const Config w = c.whole();
+        const double matrices = c.C * (c.L * (w.qkv() + c.C + 2.0 * w.hidden()) + c.V), attention = 6.0 * c.L * c.C * max_T;
+        const double X = tokens * c.tp * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
         const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits
                            + 38.0 * (layout.parameters - layout.frozen_parameters);
         const double flops = tokens * ((c.rank ? 4 : 6) * matrices + attention), peak = device().peak();
@@ -2232,7 +2242,8 @@ struct Model {
         const Activations a = activations(0);
         Pinned pinned(*this);
         for (int n = 0; n < N; n++) token_weight[n] = (o.weight ? o.weight[n] : 1.0) / denominator;
-        pinned.send(a.token, x, N), pinned.send(a.target, y, N), pinned.send(a.weight, token_weight.data(), N);
+        const std::vector<int> tokens = in_table(x, N);
+        pinned.send(a.token, tokens.data(), N), pinned.send(a.target, y, N), pinned.send(a.weight, token_weight.data(), N);
         terms = {a.weight, a.kl, o.old ? a.old : nullptr, o.ref ? a.ref : nullptr, (float)o.clip};
         const float kl = o.kl / denominator;
         if (o.old) pinned.send(a.old, o.old, N);
@@ -2241,7 +2252,7 @@ struct Model {
         auto kernels = [&] { network_head(*this, network_forward(*this, B, 0, T, T), N, backward); };
         if (!backward) return kernels();
         play(o.old ? FORWARD_LATER : o.ref ? FORWARD_FIRST : FORWARD, B, T, kernels);
-        send_sorted(pinned, x, N);
+        send_sorted(pinned, tokens.data(), N);
     }
     void readout(const int* x, const int* at, int token, int B, int T, float* out) {
         const Activations a = activations(0);
@@ -2267,8 +2278,8 @@ struct Model {
         const Activations a = activations(0);
         const AdamWStep s(o, step);
         floatX* const trained = rounded + layout.frozen;
-        int parts = sum_of_squares(a.squares, shares.sums, shares.kept.back());
-        if (shares.several()) shares.link.agree(a.outcome, a.squares, parts), parts = 1;
+        int parts = sum_of_squares(a.squares, shares.sums, shares.kept.back(), counts);
+        if (shares.several() || group.several()) shares.link.agree(a.outcome, a.squares, parts), parts = 1;
         if (shares.several() && shares.comm.zero == 0) shares.gather_gradients();
         if (shares.comm.zero == 0)
             return adamw(weights, moment1, moment2, gradients, trained, decays, layout.trained(), s, clip, a.squares, parts, a.outcome);
@@ -2292,21 +2303,22 @@ struct Model {
     }
 
     void extend(const int* x, int B, int t0, int T) {
-        upload(activations(0).token, x, B * T);
+        upload(activations(0).token, in_table(x, B * T).data(), B * T);
         network_forward(*this, B, t0, T, max_T);
     }
     void logits(int n, int step, int count, float* out) {
         const Activations a = activations(0);
-        const int row = padded(c.V), chunk = this->chunk();
+        const int V = c.vocab(), row = padded(V), chunk = this->chunk();
         std::vector<floatX> z;
         for (int i = 0; i < count; i += chunk) {
             const int some = std::min(chunk, count - i);
             logits_forward(a.lnf, n + i * step, step, some);
             z.resize((size_t)some * row);
-            download(z.data(), a.logits, z.size() - (row - c.V));
+            download(z.data(), a.logits, z.size() - (row - V));
             CHECK(cudaStreamSynchronize(device().stream));
-            for (int r = 0; r < some; r++) std::copy_n(&z[(size_t)r * row], c.V, out + (size_t)(i + r) * c.V);
+            for (int r = 0; r < some; r++) std::copy_n(&z[(size_t)r * row], V, out + (size_t)(i + r) * V);
         }
+        join_logits(out, count, c);
     }
 
     // The device runs up to DRAWN - 1 tokens ahead of the host; what it draws behind an end of text is discarded.
@@ -2394,6 +2406,11 @@ struct Model {
             launch_early(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
             return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B);
         }
+        if (group.several()) {
+            launch(embedding_part_kernel, B * T, threads_for(c.C, 256), 0, a.embedded, a.token, w.wte, w.wpe, t0, T, c.C, c.vocab(), group.first());
+            group.sum(a.embedded, (size_t)B * T * c.C);
+            return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B * T);
+        }
         layernorm_forward(a.ln1, a.ln1_stats, a.ln1_stats + B * T, a.embedded, w.ln1.w, w.ln1.b, B * T, c.C, c.eps,
                           {a.embedded, a.token, w.wte, w.wpe, t0, T});
         return a.ln1;
@@ -2426,15 +2443,15 @@ struct Model {
         gpu::gelu_backward(d, db, activations(0).partial, x, N, C);
     }
     void attention_forward(const Activations& a, const floatX* qkv, int B, int t0, int T, int S) {
-        if (decoding) return attention_step(a.att, a.qkv, qkv, a.position, B, S, c.C, c.NH);
+        if (decoding) return attention_step(a.att, a.qkv, qkv, a.position, B, S, c.att(), c.heads());
         const size_t row = c.qkv() * sizeof(floatX);
         if (T != S)
             CHECK(cudaMemcpy2DAsync(a.qkv + (size_t)t0 * c.qkv(), S * row, qkv, T * row, T * row, B,
                                     cudaMemcpyDeviceToDevice, device().stream));
-        gpu::attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, c.C, c.NH);
+        gpu::attention_forward(a.att, a.lse, a.qkv, B, t0, T, S, c.att(), c.heads());
     }
     void attention_backward(const Activations& a, float* db, int B, int T) {
-        gpu::attention_backward(a.dwide, db, a.scratch, a.partial, a.dx, a.qkv, a.att, a.lse, B, T, c.C, c.NH);
+        gpu::attention_backward(a.dwide, db, a.scratch, a.partial, a.dx, a.qkv, a.att, a.lse, B, T, c.att(), c.heads());
     }
     void embedding_backward(const Weights<float>& g, const floatX* dout, int B, int T) {
         const Activations a = activations(0);
@@ -2442,22 +2459,25 @@ struct Model {
                                 c.C);
     }
 
-    int chunk() const { return (int)head_rows((size_t)max_B * max_T, c.V); }
+    int chunk() const { return (int)head_rows((size_t)max_B * max_T, c.V / c.tp); }
     // Logits of rows n0, n0 + step, ... of x, which is normalized first if norm_forward() has left that.
     void logits_forward(const Normed& x, int n0, int step, int rows) {
         const Activations a = activations(0);
-        const int V = padded(c.V);
+        const int V = padded(c.vocab());
         if (x.w) layernorm_forward(a.lnf, a.lnf_stats, a.lnf_stats + rows, x.x, x.w, x.b, rows, c.C, x.eps);
         const floatX* some = (x.w ? a.lnf : x.x) + (size_t)n0 * c.C;
         matmul(a.logits, table(), some, {.m = V, .n = rows, .k = c.C, .a_transposed = true, .ldb = (long)step * c.C});
     }
     void cross_entropy(int n0, int rows, bool gradients) {
         const Activations a = activations(0);
-        gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, terms.from(n0), rows, c.V, padded(c.V), gradients);
+        const int V = c.vocab();
+        if (group.several()) gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, terms.from(n0), a.found, group, rows,
+                                                c.first_token(), V, padded(V), gradients);
+        else gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, terms.from(n0), rows, V, padded(V), gradients);
     }
     void logits_backward(const Normed& x, int n0, int rows) {
         const Activations a = activations(0);
-        const int V = padded(c.V);
+        const int V = padded(c.vocab());
         matmul(a.dx + (size_t)n0 * c.C, table(), a.logits, {.m = c.C, .n = rows, .k = V});
         if (dtable()) matmul(dtable(), x.x + (size_t)n0 * c.C, a.logits,
                {.m = c.C, .n = V, .k = rows, .b_transposed = true, .plus = true, .fp32 = true});
@@ -2471,7 +2491,7 @@ private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
     floatX* rounded = nullptr;               // the weights as kernels read them; `weights` are those that are trained
     uint8_t* packed = nullptr;               // frozen matrices in fewer bits
-    unsigned char* decays = nullptr;
+    unsigned char *decays = nullptr, *counts = nullptr;      // whether weights decay; whether the norm counts gradients, null: all
     std::vector<char*> places;               // of array k of GPU_ACTIVATIONS in layer l: places[k L + l]
     std::vector<void*> owned;                // the memory they lie in
     std::vector<float> token_weight;
@@ -2491,10 +2511,16 @@ private:
             place += n;
         }
     };
+    // Where tokens stand in this rank's part of the table; those of others behind its end.
+    std::vector<int> in_table(const int* x, int N) const {
+        std::vector<int> rows(x, x + N);
+        for (int& v : rows) v = std::min<unsigned>(v - c.first_token(), c.vocab());
+        return rows;
+    }
     void send_sorted(Pinned& pinned, const int* x, int N) {  // while the device is at work
         const Activations a = activations(0);
-        const SortedTokens sorted = sort_tokens(x, N, c.V);
-        const int tokens = (int)sorted.first.size() - 1;
+        const SortedTokens sorted = sort_tokens(x, N, c.vocab() + 1);
+        const int tokens = (int)sorted.first.size() - 1 - (std::find(x, x + N, c.vocab()) < x + N);
         pinned.send(a.order, sorted.order.data(), N), pinned.send(a.start, sorted.start.data(), sorted.start.size());
         pinned.send(a.first, sorted.first.data(), tokens + 1), pinned.send(a.tokens, &tokens, 1);
     }
@@ -2532,7 +2558,7 @@ private:
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
         auto [it, first] = graphs.try_emplace({sequence, B, T}, nullptr);
-        if (first || SYNCHRONOUS || (shares.several() && sequence != STEP)) return enqueue();   // which other ranks take part in
+        if (first || SYNCHRONOUS || ((shares.several() || group.several()) && sequence != STEP)) return enqueue();   // which other ranks take part in
         if (!it->second) {
             cudaGraph_t graph;
             CHECK(cudaStreamBeginCapture(device().stream, cudaStreamCaptureModeThreadLocal));

@@ -87,7 +87,7 @@ static void ladder(size_t n, double clip, Step kind) {
             ok(cudaStreamSynchronize(stream()));
         }, true},
         {"device", [&] {
-            launch(gpu::squares_kernel, parts, 256, 0, squares, g, n);
+            launch(gpu::squares_kernel, parts, 256, 0, squares, g, n, nullptr);
             launch(update_on_device, blocks, 256, 0, w, m, v, g, copy, decays, n, s, (float)clip, squares, parts, outcome);
         }}};
     if (kind != FINE || (!timed && n > 1 << 20)) rungs.clear();           // only what ships looks, or is soon emulated

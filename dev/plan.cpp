@@ -73,20 +73,19 @@ struct Plan {
 };
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
-// What tensor parallelism splits: the matrices and what stands between the two of a branch, the vocabulary (section 3).
-inline bool is_split(const Tensor& t) {
-    auto ends = [&](const char* with) { return t.name.ends_with(with); };
-    return t.rows ? !ends("wpe.weight") : ends("attn.c_attn.bias") || ends("mlp.c_fc.bias");
+// The rank of a tensor group that has most: the last has the larger part of an uneven vocabulary.
+inline Config part_of(Config c, int tensor) {
+    c.tp = tensor, c.place = tensor - 1;
+    return c;
 }
-inline const std::set<std::string> SPLIT = {"qkv", "att", "lse", "fc", "fc_gelu", "logits", "dwide", "scratch"};
 
 struct Parameters { double all = 0, layer = 0, outside = 0; };               // of the model; of a GPU: a layer's, the others
 inline Parameters parameters(const Config& c, int tensor) {
     Parameters n;
-    for (auto& [per, t] : tensor_rows(c, gpu::BF16)) {
+    for (auto& [per, t] : tensor_rows(part_of(c, tensor), gpu::BF16)) {
         if (!t.present) continue;
-        n.all += t.count() * double(per == BLOCK ? c.L : 1);
-        (per == BLOCK ? n.layer : n.outside) += double(t.count()) / (is_split(t) ? tensor : 1);
+        n.all += t.whole() * double(per == BLOCK ? c.L : 1);
+        (per == BLOCK ? n.layer : n.outside) += t.count();
     }
     return n;
 }
@@ -102,27 +101,22 @@ struct Memory {
 /* bytes of one GPU
    here     kept is what layers leave for their backward pass; scratch all else that a step computes, with cuBLASLt's
             workspace. What replicas keep of weights, gradients and moments is asked of the program's Shares, for the rank
-            that has most; for t > 1 it is in proportion to the numbers of a GPU, as if its padding were that of t = 1 */
+            that has most */
 inline Memory memory(const Plan& p) {
     auto& card = gpu::device().properties;                   // what depends on the card: ask for one, of all plans
     card.multiProcessorCount = p.gpu.sms, card.major = p.gpu.capability / 10, card.minor = p.gpu.capability % 10;
-    const Parameters n = parameters(p.c, p.tensor);
+    const Config c = part_of(p.c, p.tensor);
     Comm comm;
     comm.size = p.replicas(), comm.rank = comm.size - 1, comm.zero = comm.size > 1 ? p.zero : 0;
-    const Config turns = in_turns(p.c, comm.zero);
-    const Layout layout(p.c, gpu::VOCABULARY_TILE, gpu::BF16), ring(turns, gpu::VOCABULARY_TILE, gpu::BF16);
+    const Config turns = in_turns(c, comm.zero);
+    const Layout layout(c, gpu::VOCABULARY_TILE, gpu::BF16), ring(turns, gpu::VOCABULARY_TILE, gpu::BF16);
     const Shares shares = layout.shares(comm, p.c.L, turns.L);
-    const double own = (n.layer * p.c.L + n.outside) / n.all;                // of the model's numbers
-    auto arrays = gpu::activation_arrays(p.c, p.batch, p.c.T, true);
+    const auto arrays = gpu::activation_arrays(c, p.batch, c.T, true);
     double kept = 0;
-    size_t k = 0;
-#define X(type, field, ...) if (SPLIT.count(#field)) arrays[k].second = gpu::ceil_div(arrays[k].second, (size_t)p.tensor); k++;
-    GPU_ACTIVATIONS(X)
-#undef X
     for (auto& [per, units] : arrays) if (per == BLOCK) kept += 16.0 * p.c.L * ((units + 127) / 128 * 128);
     const double all = 16.0 * Slots(arrays, p.c.L).size + gpu::device().workspace_size;
-    const double moments = 4 * own * shares.moments();
-    return {sizeof(gpu::floatX) * own * layout.slots.size, moments, 4 * own * (ring.trained() + shares.exchanged()), 2 * moments, kept, all - kept};
+    const double moments = 4.0 * shares.moments();
+    return {sizeof(gpu::floatX) * double(layout.slots.size), moments, 4.0 * (ring.trained() + shares.exchanged()), 2 * moments, kept, all - kept};
 }
 
 // ---- time -----------------------------------------------------------------------------------------------------------
@@ -491,7 +485,7 @@ inline void print_plan(const Arguments& a) {
 /* exchange() beside this machine: the program's own all-reduce, of gradients as with ZeRO 0, between processes. Its terms are
    fitted to the smallest and the largest size; those between are predicted. One process exchanges nothing. */
 inline void measure() {
-    join_mpi(0);
+    join_mpi();
     const int n = world().size;
     std::vector<std::pair<double, double>> measured;         // bytes, seconds: the least of 101
     for (size_t bytes = 1 << 10; bytes <= 4 << 20; bytes *= 4) {

@@ -51,7 +51,7 @@ relu2|layers check||train_gpt.cpp|s/: 2 \* x;/: x;/|layers|gradient/gelu
 schedule|layers|--schedule rsqrt|train_gpt.cpp|s/(s.warmup + 1.0)/s.warmup/|layers|scalar/lr_at rsqrt
 label_smoothing|layers check|--label-smoothing 0.1|train_gpt.cu|s,- weight \* all;,;,|check|gradient
 rmsnorm|layers check||train_gpt.cpp|s/- x_n\[c\] \* r \* dot/+ x_n[c] * r * dot/|layers|gradient/rmsnorm dx
-rope|layers check||train_gpt.cu|s/T, T, c.C, c.NH, -1/T, T, c.C, c.NH, 1/|check|gradient.*c_attn
+rope|layers check||train_gpt.cu|s/T, T, c.att(), c.heads(), -1/T, T, c.att(), c.heads(), 1/|check|gradient.*c_attn
 numpy_shards|host||dev/host/shards.h|s/, token_bytes = bytes;/;/|host|a NumPy vector
 fused_dot|attention check||train_gpt.cu|s/dot = block_sum(dot);/;/|attention|attention backward
 swiglu|layers check||train_gpt.cpp|s/gate \* (1 - s))/gate * s)/|layers|gradient/swiglu

@@ -30,10 +30,10 @@ awk 'BEGIN { for (i = 0; i < 4000; i++) printf "%c%c", i * i % 47 + 1, 0 }' > $d
 train="train --train $dir/train.u16 --val $dir/train.u16 --raw u16 --init custom --layers 5 --heads $heads --channels 64 --vocab 50 --context 16
   --batch 1 --tokens-per-step 192 --steps ${steps#0} --save-every $save --keep 99 --eval-every ${half#0} --eval-rows 7 --sample-every 0 --lr 2e-3"
 losses() { sed -n 's/.*"event": "\(step\|eval\)".*'$what'": \([-0-9.e]*\).*/\2/p' $dir/$1/log.jsonl; }
-what=loss
-alike() {                                    # RUN RUN: all losses, to a relative difference of 1e-6
+what=loss most=1e-6
+alike() {                                    # RUN RUN: all losses, to a relative difference of `most`
     losses $1 > $dir/a && losses $2 > $dir/b || return
-    paste $dir/a $dir/b | awk -v most=1e-6 '{ d = ($1 - $2) / $2; if (d < 0) d = -d; if (!(d <= most)) bad = 1 } END { print NR; exit !(NR >= 3 && !bad) }'
+    paste $dir/a $dir/b | awk -v most=$most '{ d = ($1 - $2) / $2; if (d < 0) d = -d; if (!(d <= most)) bad = 1 } END { print NR; exit !(NR >= 3 && !bad) }'
 }
 same() { for f in $dir/$1/step_000000$steps/*.safetensors; do cmp $f $dir/$2/step_000000$steps/$(basename $f) || return; done; }
 stopped() {                                  # RUN AS: as if it had been stopped in the middle
@@ -78,6 +78,41 @@ expect "one process goes on: the losses of one" alike 3.on.1 1
 val() { $1 eval --model $2 --val $dir/train.u16 --raw u16 --rows packed | sed -n 's/^val loss \([0-9.]*\).*/\1/p'; }
 expect "the CPU program evaluates it" [ "$(val ./train_gpt $dir/3 | cut -c1-5)" = "$(val $one $dir/1 | cut -c1-5)" ]
 
+# ranks that share each layer, its four heads evenly and 53 tokens not: losses and norms of one process, and its texts
+shares="$(echo $train | sed "s|--layers 5 --heads $heads|--layers 2 --heads 4|; s|--vocab 50|--vocab 53|; s|--sample-every 0|--sample-every ${half#0}|")"
+texts() { sed -n 's/.*"event": "sample".*"text": \(.*\)/\1/p' $dir/$1/log.jsonl; }
+shared() {                                   # RUN AS RANKS OPTIONS...
+    run=$1 as=$2 n=$3
+    shift 3
+    expect "$run" start $n $shares "$@" --out $dir/$run
+    for what in loss norm; do expect "$run: each $what of one process" alike $run $as; done
+    what=loss
+}
+most=1e-5
+expect "one process with four heads" $one $shares --out $dir/whole
+shared tensor2 whole 2 --tensor-parallel 2
+expect "tensor2: the texts of one process" [ "$(texts tensor2)" = "$(texts whole)" ]
+case $program in *mpi*)
+    shared tensor4 whole 4 --tensor-parallel 4
+    shared tensor2x2 whole 4 --tensor-parallel 2
+    for zero in 0 2; do
+        expect "tensor2x2, ZeRO $zero" start 4 $shares --tensor-parallel 2 --zero $zero --out $dir/tensor2x2.$zero
+        expect "tensor2x2, ZeRO $zero: the bits of ZeRO 1" same tensor2x2 tensor2x2.$zero
+    done
+    stopped tensor2x2 2x2.resumed && expect "tensor2x2: resumed" start 4 train --resume --out $dir/2x2.resumed
+    expect "tensor2x2: the same bits after a stop" same tensor2x2 2x2.resumed
+    stopped tensor2x2 2x2.on.4 && expect "four ranks that share each layer go on" start 4 train --resume --tensor-parallel 4 --out $dir/2x2.on.4
+    stopped tensor2x2 2x2.on.1 && expect "one process goes on with what four shared" $one train --resume --out $dir/2x2.on.1
+    for run in 2x2.on.4 2x2.on.1; do expect "$run: the losses of one process" alike $run whole; done
+    shares="$shares --tied 0 --bias 0"
+    expect "one process with a head of its own, without biases" $one $shares --out $dir/whole.head
+    shared tensor2x2.head whole.head 4 --tensor-parallel 2 --zero 2
+    told() { text=$1; shift; ! "$@" > $dir/said 2>&1 && grep -q "$text" $dir/said; }
+    expect "three ranks in groups of two" told "^error: --tensor-parallel 2: must divide the 3 ranks and the model's 4 heads: take one of 1$" start 3 $shares --tensor-parallel 2 --out $dir/none
+    expect "a stage that knows no groups" told "^error: --tensor-parallel 2: is for --stage pretrain and sft" start 2 $shares --stage reward --tensor-parallel 2 --out $dir/none ;;
+esac
+most=1e-6
+
 # the other stages: whichever of two digits is larger
 awk -v d=$dir 'BEGIN { for (a = 0; a < 5; a++) for (b = 0; b < 5; b++) {
     p = "{\"prompt\": \"" a "?" b "=\""; c = a > b ? a : b
@@ -93,6 +128,13 @@ stage() {                                    # NAME OPTIONS...: 3 ranks, of whic
     expect "$run: 3 ranks: the losses of one" alike $run.3 $run
 }
 stage sft --stage sft --train $dir/data/sft.bin --val $dir/data/sft.bin --batch 1 --tokens-per-step 64
+case $program in *mpi*)
+    most=1e-5
+    expect "sft: 4 ranks, two share each layer" start 4 train $digits --stage sft --train $dir/data/sft.bin --val $dir/data/sft.bin --batch 1 --tokens-per-step 64 \
+        --answers $dir/data/sft.bin --tensor-parallel 2 --out $dir/sft.2x2
+    expect "sft: 4 ranks, two share each layer: the losses of one" alike sft.2x2 sft
+    most=1e-6 ;;
+esac
 stage reward --stage reward --train $dir/data/ranked.bin --val $dir/data/ranked.bin --batch 2 --tokens-per-step 64
 digits="${digits#*16} --init $dir/sft"
 what=entropy                                 # the loss is almost 0

@@ -6,6 +6,18 @@
 enum Per { ONCE, BLOCK };
 struct Range { size_t at, n; };
 
+// What one of several ranks has of an array, and where it stands in the whole: runs of n numbers, one every `stride` from
+// `first` on; or all.
+struct Slice {
+    size_t first = 0, n = SIZE_MAX, stride = 0;
+    bool all() const { return n == SIZE_MAX; }
+    size_t place(size_t i) const { return first + i / n * stride + i % n; }      // in the whole, of number i
+    // f(i, place, n) for some of its numbers, run by run
+    template <typename F> void each(Range some, F f) const {
+        for (size_t i = some.at, end = some.at + some.n, m; i < end; i += m) m = std::min(n - i % n, end - i), f(i, place(i), m);
+    }
+};
+
 // Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units
 // like best. Of arrays that exist once per layer (BLOCK), those named one after the other stand together with the rest of
 // their layer, so a layer is one contiguous piece: array k of layer l begins at place(k, l).

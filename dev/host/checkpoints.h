@@ -10,7 +10,8 @@
 #include <optional>
 #include <set>
 
-// A tensor as files hold it. Of get(out, from, n) this process may have some ranges only: those it writes.
+// A tensor as files hold it. Of get(out, from, n) this process may have some ranges only: those it writes; of a tensor that a
+// group of ranks shares they count what is this rank's. set(in) takes all of it.
 struct Stored {
     std::string name;
     std::vector<size_t> shape;
@@ -19,6 +20,7 @@ struct Stored {
     bool present = true;                     // an absent one need not be in a file; it is zero there, and written so,
     std::string same_as = "";                // or it is another tensor again, and not written
     std::optional<std::vector<Range>> mine = {};             // what this process writes, if not all
+    Slice slice = {};                        // where that stands
     std::vector<Range> ranges() const { return mine ? *mine : std::vector<Range>{{0, count()}}; }
     size_t count() const {
         size_t n = 1;
@@ -73,7 +75,7 @@ inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std:
 inline std::string first_not_finite(const std::vector<Stored>& gradients) {
     std::vector<float> g;
     for (auto t = gradients.rbegin(); t != gradients.rend(); t++) {
-        g.resize(t->count()), t->get(g.data(), 0, g.size());
+        g.assign(t->count(), 0), t->get(g.data(), 0, g.size());
         for (float f : g) if (!std::isfinite(f)) return t->name;
     }
     return "";
@@ -113,7 +115,9 @@ inline void fill_tensors(const std::string& path, const std::vector<Stored>& ten
         for (const Range& mine : tensors[i].ranges()) {
             values.resize(mine.n);
             tensors[i].get(values.data(), mine.at, mine.n);
-            w.seek(at[i] + 4 * mine.at), w.put(values.data(), 4 * mine.n);
+            tensors[i].slice.each(mine, [&](size_t k, size_t place, size_t n) {
+                w.seek(at[i] + 4 * place), w.put(&values[k - mine.at], 4 * n);
+            });
         }
     }
     w.finish();

@@ -1,11 +1,13 @@
 /* dev/host/comm.h -- several processes (ranks) that train one model: who they are, sums that all of them agree on, what each
-   keeps of an arena (ZeRO), and how gradients and weights travel while others are computed. Built with MPI=1 the CPU
-   program starts MPI; the CUDA program's NCCL is in dev/host/nccl.h. One process needs neither and moves nothing.
+   keeps of an arena (ZeRO), how gradients and weights travel while others are computed, and sums of activations where ranks
+   share each layer. Built with MPI=1 the CPU program starts MPI; the CUDA program's NCCL is in dev/host/nccl.h. One process
+   needs neither and moves nothing.
      all-gather       every rank sends its part of a range to all others
      reduce-scatter   every rank gets all others' numbers for its part, and adds them in the order of the ranks
      all-reduce       a reduce-scatter, and an all-gather of what it gave
    So the order of a sum is fixed, whatever a library would choose. Of n ranks, each sends (n - 1) / n of a range.
-     source   Rajbhandari et al. 2020, arXiv:1910.02054, sections 5 and 7: what is kept, and what it costs to send */
+     source   Rajbhandari et al. 2020, arXiv:1910.02054, sections 5 and 7: what is kept, and what it costs to send;
+              Shoeybi et al. 2019, arXiv:1909.08053, section 3: layers that ranks share */
 #pragma once
 #include "arena.h"
 #include "machine.h"
@@ -20,11 +22,39 @@ struct Comm {
     int rank = 0, size = 1;
     int here = 1;                            // ranks on this machine
     int zero = 0;                            // what is kept in parts: 1 moments, 2 gradients, too
+    int lowest = 0, step = 1;                // of some of all ranks: rank r is number lowest + r step of all
+    int tensor = 1;                          // consecutive ranks that share each layer, a tensor group
+    std::vector<int> machine = {};           // of each rank: the first rank on it
     double sent = 0;                         // bytes, by this rank
-    std::function<void(const void* mine, void* all, size_t bytes)> gather;       // the same number of bytes from every rank
+    std::function<void(const void* mine, void* all, size_t bytes)> gather = {};      // the same number of bytes from every rank
 
     bool first() const { return rank == 0; }
-    std::string describe() const { return size == 1 ? "" : format("%d ranks, ZeRO %d; rank 0: ", size, zero); }
+    std::string describe() const {
+        const std::string groups = tensor == 1 ? "" : format(" in groups of %d that share each layer", tensor);
+        return size == 1 ? "" : format("%d ranks%s, ZeRO %d; rank 0: ", size, groups.c_str(), zero);
+    }
+    // A tensor group trains on the same rows; ranks of the same place in their groups have the same parts of layers.
+    int place() const { return rank % tensor; }
+    int replica() const { return rank / tensor; }
+    int replicas() const { return size / tensor; }
+    Comm group(int n) const {                // of n ranks, 1 where a model is no group's
+        if (n == 1) return {};
+        return {.rank = place(), .size = n, .lowest = rank - place()};
+    }
+    Comm data() const { return {.rank = replica(), .size = replicas(), .zero = zero, .lowest = place(), .step = tensor}; }
+    // From here on n ranks share each layer of a model with so many heads and tokens.
+    void share_layers(int n, int zero, int heads, int vocab) {
+        std::string fit;
+        for (int k = 1; k <= size; k++) if (size % k == 0 && heads % k == 0 && k <= vocab) fit += format("%s%d", k == 1 ? "" : ", ", k);
+        if (size % n || heads % n || n > vocab)
+            die_usage("--tensor-parallel %d: must divide the %d ranks and the model's %d heads: take one of %s", n, size, heads,
+                      fit.c_str());
+        tensor = n, this->zero = replicas() > 1 ? zero : 0;
+        for (int r = 0; r < size && first(); r += n)
+            if (const int last = r + n - 1; n > 1 && machine[r] != machine[last])
+                return warn("--tensor-parallel %d: ranks %d to %d share each layer, but are on several machines; a launcher that "
+                            "puts consecutive ranks on one makes it faster", n, r, last);
+    }
     // Sums, in the order of the ranks: all have the same bits.
     void sum(double* values, size_t n) const {
         if (size == 1) return;
@@ -33,8 +63,15 @@ struct Comm {
         std::copy_n(all.data(), n, values);
         for (size_t i = n; i < all.size(); i++) values[i % n] += all[i];
     }
-    double sum(double value) const { return sum(&value, 1), value; }
-    void barrier() const { sum(0); }
+    void barrier() const {
+        double none = 0;
+        sum(&none, 1);
+    }
+    // The sum of what tensor groups have found, each rank of a group the same.
+    double sum_of_groups(double value) const {
+        value = place() ? 0 : value;
+        return sum(&value, 1), value;
+    }
 
     std::vector<std::string> texts(const std::string& mine) const {      // of all ranks
         if (size == 1) return {mine};
@@ -78,15 +115,16 @@ inline void name_speaker() {
     if (const Launched who = launched(); who.rank) speaker() = format("rank %d: ", who.rank);
 }
 // From here on rank 0 alone talks.
-inline void join_world(const Launched& who, int zero) {
+inline void join_world(const Launched& who) {
     Comm& comm = world();
-    comm.rank = who.rank, comm.size = who.size, comm.zero = who.size > 1 ? zero : 0;
+    comm.rank = who.rank, comm.size = who.size;
     if (comm.size == 1) return;
     std::array<char, 64> host = {};
     std::vector<std::array<char, 64>> hosts(comm.size);
     gethostname(host.data(), host.size() - 1);
     comm.gather(&host, hosts.data(), sizeof host);
     comm.here = std::count(hosts.begin(), hosts.end(), host);
+    for (auto& its : hosts) comm.machine.push_back(std::find(hosts.begin(), hosts.end(), its) - hosts.begin());
     const int cores = omp_get_num_procs();                   // those that the launcher gave to this rank, or all
     if (cores == sysconf(_SC_NPROCESSORS_ONLN) && !getenv("OMP_NUM_THREADS")) omp_set_num_threads(std::max(1, cores / comm.here));
     if (!comm.first() && !freopen("/dev/null", "w", stdout)) die("/dev/null: cannot open: %s", strerror(errno));
@@ -153,32 +191,32 @@ struct Move { void* p; size_t bytes; };
 struct Moves { std::vector<Move> out, in; };
 template <typename E> Move move(E* p, size_t n) { return {p, n * sizeof(E)}; }
 
-// All-gather of piece p: every part to where it belongs.
-template <typename E> Moves gather_moves(const Shares& s, size_t p, E* arena) {
+// All-gather of an array of which part(r) is rank r's: every part to where it belongs.
+template <typename E, typename F> Moves gather_moves(const Comm& comm, F part, E* array) {
     Moves m;
-    const Range mine = s.part(p, s.comm.rank);
-    for (int r = 0; r < s.comm.size; r++) {
-        const Range its = s.part(p, r);
-        const bool other = r != s.comm.rank;
-        m.out.push_back(move(arena + mine.at, other * mine.n)), m.in.push_back(move(arena + its.at, other * its.n));
+    const Range mine = part(comm.rank);
+    for (int r = 0; r < comm.size; r++) {
+        const Range its = part(r);
+        const bool other = r != comm.rank;
+        m.out.push_back(move(array + mine.at, other * mine.n)), m.in.push_back(move(array + its.at, other * its.n));
     }
     return m;
 }
-// Reduce-scatter of piece p, which begins at `piece`: landing gets the numbers of rank r for this rank's part at r * its size.
-template <typename E> Moves reduce_moves(const Shares& s, size_t p, E* piece, E* landing) {
+// Reduce-scatter: landing gets the numbers of rank r for this rank's part at r * its size.
+template <typename E, typename F> Moves reduce_moves(const Comm& comm, F part, E* array, E* landing) {
     Moves m;
-    const size_t n = s.part(p, s.comm.rank).n;
-    for (int r = 0; r < s.comm.size; r++) {
-        const Range its = s.part(p, r);
-        const bool other = r != s.comm.rank;
-        m.out.push_back(move(piece + its.at - s.pieces[p].at, other * its.n)), m.in.push_back(move(landing + r * n, other * n));
+    const size_t n = part(comm.rank).n;
+    for (int r = 0; r < comm.size; r++) {
+        const Range its = part(r);
+        const bool other = r != comm.rank;
+        m.out.push_back(move(array + its.at, other * its.n)), m.in.push_back(move(landing + r * n, other * n));
     }
     return m;
 }
 
 /* What ranks send each other while layers are computed, for both programs. A link does such work in order, beside what is
    computed:
-     exchange(moves)   add(sums, own, arrivals, n)   copy(to, from, n)   clear(p, n)   then(f)   mark(slot)
+     exchange(comm, moves)   add(comm, sums, own, arrivals, n)   copy(to, from, n)   clear(p, n)   then(f)   mark(slot)
    behind(): the next exchange begins behind all that was computed or asked for so far. await(slot): what is computed from now
    on waits for that mark, if it is still to come.
    E is the type of gradients; `gradients` is the arena of a micro-batch, `sums` has this rank's parts of those of all; of one
@@ -194,8 +232,8 @@ template <typename Link, typename E> struct Sharing : Shares {
         for (size_t p = group[g]; p < group[g + 1]; p++) {
             E* const piece = gradients + in_ring[p];
             const Range mine = part(p, comm.rank);
-            link.behind(), link.exchange(reduce_moves(*this, p, piece, arrivals));
-            link.add(sums + kept[p], piece + mine.at - pieces[p].at, arrivals, mine.n);
+            link.behind(), link.exchange(comm, reduce_moves(comm, parts(p), piece - pieces[p].at, arrivals));
+            link.add(comm, sums + kept[p], piece + mine.at - pieces[p].at, arrivals, mine.n);
             link.clear(piece, pieces[p].n);
         }
         link.mark(reduced + (turn ^= 1));
@@ -206,7 +244,7 @@ template <typename Link, typename E> struct Sharing : Shares {
         for (size_t p = 0; p < pieces.size(); p++) {
             const Range mine = part(p, comm.rank);
             link.copy(gradients + mine.at, sums + kept[p], mine.n), link.clear(sums + kept[p], mine.n);
-            link.behind(), link.exchange(gather_moves(*this, p, gradients));
+            link.behind(), link.exchange(comm, gather_moves(comm, parts(p), gradients));
         }
         link.mark(reduced), link.await(reduced);
     }
@@ -215,11 +253,38 @@ template <typename Link, typename E> struct Sharing : Shares {
         link.behind();
         for (int g = 0; g + 1 < (int)group.size(); g++) {
             for (size_t p = group[g]; p < group[g + 1]; p++)
-                link.exchange(gather_moves(*this, p, weights)), link.then([=, piece = pieces[p]] { arrived(piece.at, piece.n); });
+                link.exchange(comm, gather_moves(comm, parts(p), weights)), link.then([=, piece = pieces[p]] { arrived(piece.at, piece.n); });
             link.mark(g);
         }
     }
     void await_weights(int g) { if (several()) link.await(g); }
+private:
+    auto parts(size_t p) const { return [this, p](int r) { return part(p, r); }; }
+};
+
+/* The ranks that share each layer: sums of activations, of which each has a part. What is computed next waits for them.
+   A is the type of activations; `arrivals` has room for one of them, and a number a rank. */
+template <typename Link, typename A> struct Group {
+    Comm comm;
+    Link link = {};
+    A* arrivals = nullptr;
+
+    bool several() const { return comm.size > 1; }
+    bool first() const { return comm.rank == 0; }
+    void sum(A* x, size_t n) {               // an all-reduce
+        if (!several()) return;
+        auto part = [=, size = comm.size](int r) { return Range{n * r / size, n * (r + 1) / size - n * r / size}; };
+        const Range mine = part(comm.rank);
+        link.behind(), link.exchange(comm, reduce_moves(comm, part, x, arrivals));
+        link.add(comm, x + mine.at, x + mine.at, arrivals, mine.n, false);
+        link.behind(), link.exchange(comm, gather_moves(comm, part, x));
+        link.mark(0), link.await(0);
+    }
+    // An all-gather: n of rank r stand at all + r n.
+    template <typename E> void gather(E* all, size_t n) {
+        link.behind(), link.exchange(comm, gather_moves(comm, [=](int r) { return Range{r * n, n}; }, all));
+        link.mark(0), link.await(0);
+    }
 };
 
 /* MPI's link. An exchange begins at once; what follows it is done when something waits for it.
@@ -228,14 +293,15 @@ struct MpiLink {
     struct Work { std::function<void()> todo; int slot; };
     std::deque<Work> queue;
 
-    void exchange(const Moves& m) {
+    void exchange([[maybe_unused]] const Comm& comm, const Moves& m) {
         for (const Move& out : m.out) world().sent += out.bytes;
 #ifdef USE_MPI
         const auto requests = std::make_shared<std::vector<MPI_Request>>();
         const size_t most = 1 << 30;         // a message's bytes are an int
         auto each = [&](const std::vector<Move>& moves, auto f) {
             for (int r = 0; r < (int)moves.size(); r++) for (size_t at = 0; at < moves[r].bytes; at += most)
-                f((char*)moves[r].p + at, (int)std::min(most, moves[r].bytes - at), MPI_BYTE, r, 0, MPI_COMM_WORLD, &requests->emplace_back());
+                f((char*)moves[r].p + at, (int)std::min(most, moves[r].bytes - at), MPI_BYTE, comm.lowest + r * comm.step, 0, MPI_COMM_WORLD,
+                  &requests->emplace_back());
         };
         each(m.in, MPI_Irecv), each(m.out, MPI_Isend);
         then([=] { MPI_Waitall(requests->size(), requests->data(), MPI_STATUSES_IGNORE); });
@@ -244,15 +310,14 @@ struct MpiLink {
     void then(std::function<void()> f) { queue.push_back({f, -1}); }
     template <typename E> void copy(E* to, const E* from, size_t n) { then([=] { std::copy_n(from, n, to); }); }
     template <typename E> void clear(E* p, size_t n) { then([=] { std::fill_n(p, n, E(0)); }); }
-    // sums += own + what other ranks have sent, n numbers of each, in the order of ranks
-    template <typename E> void add(E* sums, const E* own, const E* arrived, size_t n) {
-        then([=] {
-            const int rank = world().rank, size = world().size;
+    // sums = own + what other ranks have sent, n numbers of each, in the order of ranks; more: sums +=
+    template <typename E> void add(const Comm& comm, E* sums, const E* own, const E* arrived, size_t n, bool more = true) {
+        then([=, rank = comm.rank, size = comm.size] {
             #pragma omp parallel for simd schedule(static)
             for (size_t i = 0; i < n; i++) {
                 E sum = 0;
                 for (int r = 0; r < size; r++) sum += r == rank ? own[i] : arrived[r * n + i];
-                sums[i] += sum;
+                sums[i] = more ? sums[i] + sum : sum;
             }
         });
     }
@@ -266,7 +331,7 @@ struct MpiLink {
         for (; n > 0; n--, queue.pop_front()) if (queue.front().todo) queue.front().todo();
     }
 };
-inline void join_mpi(int zero) {
+inline void join_mpi() {
     Launched who = launched();
     if (who.size > 1) {
 #ifdef USE_MPI
@@ -282,7 +347,7 @@ inline void join_mpi(int zero) {
         die("started as one of %d processes, but built for one: make MPI=1", who.size);
 #endif
     }
-    join_world(who, zero);
+    join_world(who);
 }
 inline void leave_mpi() {                    // when all do
 #ifdef USE_MPI

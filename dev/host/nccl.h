@@ -16,7 +16,7 @@ namespace gpu {
 struct Nccl {
     cudaStream_t stream = nullptr;
     Nccl(const std::string&, const Launched& who) { die("started as one of %d processes, but built for one: make train_gpt_cuda NCCL=1", who.size); }
-    void exchange(const Moves&) {}
+    void exchange(const Comm&, const Moves&) {}
     void leave() {}
 };
 #else
@@ -103,12 +103,12 @@ struct Nccl {
         CHECK(cudaMemcpyAsync(all, memory, bytes * who.size, cudaMemcpyDeviceToHost, stream));
         CHECK(cudaStreamSynchronize(stream));
     }
-    void exchange(const Moves& m) {
+    void exchange(const Comm& ranks, const Moves& m) {
         CHECK(ncclGroupStart());
-        for (int r = 0; r < who.size; r++) {
+        for (int r = 0, peer = ranks.lowest; r < ranks.size; r++, peer += ranks.step) {
             world().sent += m.out[r].bytes;
-            if (m.out[r].bytes) CHECK(ncclSend(m.out[r].p, m.out[r].bytes, ncclInt8, r, comm, stream));
-            if (m.in[r].bytes) CHECK(ncclRecv(m.in[r].p, m.in[r].bytes, ncclInt8, r, comm, stream));
+            if (m.out[r].bytes) CHECK(ncclSend(m.out[r].p, m.out[r].bytes, ncclInt8, peer, comm, stream));
+            if (m.in[r].bytes) CHECK(ncclRecv(m.in[r].p, m.in[r].bytes, ncclInt8, peer, comm, stream));
         }
         CHECK(ncclGroupEnd());
     }
@@ -121,14 +121,73 @@ struct Nccl {
 };
 #endif
 
-/* several ranks -- sums += own + what the others have sent, in the order of ranks: n numbers of each, at arrivals + rank n
-   cost     4 n (ranks + 3) bytes */
-__global__ void add_in_order_kernel(float* sums, const float* own, const float* arrivals, size_t n, int rank, int ranks) {
+/* several ranks -- sums = own + what the others have sent, in the order of ranks: n numbers of each, at arrivals + rank n;
+   MORE: sums +=, of gradients
+   cost     n (ranks + 3) numbers, without MORE n (ranks + 1) */
+template <bool MORE, typename E>
+__global__ void add_in_order_kernel(E* sums, const E* own, const E* arrivals, size_t n, int rank, int ranks) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= n) return;
     float sum = 0;
-    for (int r = 0; r < ranks; r++) sum += r == rank ? own[i] : arrivals[r * n + i];
-    sums[i] += sum;
+    for (int r = 0; r < ranks; r++) sum += float(r == rank ? own[i] : arrivals[r * n + i]);
+    sums[i] = E(MORE ? float(sums[i]) + sum : sum);
+}
+
+/* a vocabulary that ranks share, V tokens from `first` on in this one: cpu::embedding_forward, of tokens less `first`, and
+   cpu::cross_entropy
+   layout   a block takes a row; what ranks have found in theirs is exchanged between the two kernels of cross-entropy
+   cost     embedding 2X; cross-entropy: logits three times, with gradients four */
+__global__ void embedding_part_kernel(floatX* embedded, const int* token, const floatX* wte, const floatX* wpe, int t0, int T, int C,
+                                      int V, bool positions) {
+    const int n = blockIdx.x, v = token[n];
+    for (int c = threadIdx.x; c < C; c += blockDim.x) {
+        const float what = (unsigned)v < (unsigned)V ? float(wte[(size_t)v * C + c]) : 0;
+        const float where = positions ? float(wpe[(size_t)(t0 + n % T) * C + c]) : 0;
+        embedded[(size_t)n * C + c] = floatX(what + where);
+    }
+}
+__global__ void softmax_part_kernel(cpu::Found* found, const floatX* logits, const int* y, int first, int V, int stride) {
+    const int n = blockIdx.x, target = y[n] - first;
+    const floatX* const z = logits + (size_t)n * stride;
+    float maximum = -INFINITY, sum = 0;
+    for (int v = threadIdx.x; v < V; v += blockDim.x) maximum = fmaxf(maximum, float(z[v]));
+    maximum = block_max(maximum);
+    unsigned best = V;
+    for (int v = threadIdx.x; v < V; v += blockDim.x) {
+        sum += power_of_2(float(z[v]) * LOG2E - maximum * LOG2E);
+        if (float(z[v]) == maximum) best = ::min(best, (unsigned)v);
+    }
+    sum = block_sum(sum);
+    best = over_block(best, [](unsigned a, unsigned b) { return ::min(a, b); }, ~0u);
+    if (threadIdx.x == 0) found[n] = {maximum, sum, (unsigned)target < (unsigned)V ? float(z[target]) : 0, first + (int)best};
+}
+__global__ void cross_entropy_part_kernel(floatX* logits, float* logprob, int* best, const int* y, TokenTerms<float> terms,
+                                          const cpu::Found* found, int ranks, int first, int V, int stride, bool gradients) {
+    const int n = blockIdx.x, rows = gridDim.x, target = y[n];
+    cpu::Found most = found[n];
+    float sum = 0, at_target = 0;
+    for (int r = 1; r < ranks; r++) if (found[r * rows + n].maximum > most.maximum) most = found[r * rows + n];
+    for (int r = 0; r < ranks; r++) {
+        const cpu::Found& its = found[r * rows + n];
+        sum += its.sum * power_of_2((its.maximum - most.maximum) * LOG2E), at_target += its.target;
+    }
+    const float lp = target >= 0 ? at_target - most.maximum - logf(sum) : 0;
+    if (threadIdx.x == 0) logprob[n] = lp, best[n] = target >= 0 ? most.best : -1;
+    if (!gradients) return;
+    const float weight = target >= 0 ? terms.loss<float>(n, lp).weight : 0, scale = weight / sum;
+    for (int v = threadIdx.x; v < stride; v += blockDim.x) {
+        floatX& z = logits[(size_t)n * stride + v];
+        const float p = v < V ? scale * power_of_2(float(z) * LOG2E - most.maximum * LOG2E) : 0;
+        z = floatX(p - (first + v == target && v < V ? weight : 0));
+    }
+}
+template <typename Group>
+void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms, cpu::Found* found,
+                   Group& group, int rows, int first, int V, int stride, bool gradients) {
+    const int threads = threads_for(V, 512);
+    launch(softmax_part_kernel, rows, threads, 0, found + group.comm.rank * rows, logits, y, first, V, stride);
+    group.gather(found, rows);
+    launch(cross_entropy_part_kernel, rows, threads, 0, logits, logprob, best, y, terms, found, group.comm.size, first, V, stride, gradients);
 }
 
 // The other ranks, if there are any.
@@ -136,20 +195,20 @@ inline std::optional<Nccl>& nccl() {
     static std::optional<Nccl> others;
     return others;
 }
-inline void join_nccl(std::string out, int zero) {
+inline void join_nccl(std::string out) {
     const Launched who = launched();
     while (out.ends_with('/')) out.pop_back();               // what follows is a name beside it, not in it
     int gpus = 0;
     if (who.size > 1 && cudaGetDeviceCount(&gpus) == cudaSuccess && gpus) CHECK(cudaSetDevice(who.local % gpus));
     if (who.size > 1) nccl().emplace(out + ".ranks", who);
-    join_world(who, zero);
+    join_world(who);
 }
 
 // What ranks tell each other before an update: the squares of their parts of the gradient, and their loss.
-__global__ void tell_kernel(Outcome* told, const double* squares, int parts, const Outcome* outcome) {
+__global__ void tell_kernel(Outcome* told, const double* squares, int parts, const Outcome* outcome, bool first) {
     double sum = 0;
     for (int i = 0; i < parts; i++) sum += squares[i];
-    *told = {outcome->loss, sum};
+    *told = {first ? outcome->loss : 0, sum};                // the loss of a group its first rank's
 }
 __global__ void agree_kernel(Outcome* outcome, double* squares, const Outcome* told, int ranks) {
     outcome->loss = squares[0] = 0;
@@ -177,10 +236,11 @@ struct Link {
         CHECK(cudaEventRecord(computed, device().stream));
         CHECK(cudaStreamWaitEvent(nccl()->stream, computed));
     }
-    void exchange(const Moves& m) { nccl()->exchange(m); }
-    void add(float* sums, const float* own, const float* arrivals, size_t n) {
+    void exchange(const Comm& comm, const Moves& m) { nccl()->exchange(comm, m); }
+    template <typename E> void add(const Comm& comm, E* sums, const E* own, const E* arrivals, size_t n, bool more = true) {
         const cudaStream_t main = std::exchange(device().stream, nccl()->stream);
-        if (n) launch(add_in_order_kernel, ceil_div(n, 256), 256, 0, sums, own, arrivals, n, world().rank, world().size);
+        const auto kernel = more ? add_in_order_kernel<true, E> : add_in_order_kernel<false, E>;
+        if (n) launch(kernel, ceil_div(n, 256), 256, 0, sums, own, arrivals, n, comm.rank, comm.size);
         device().stream = main;
     }
     void copy(float* to, const float* from, size_t n) {
@@ -201,8 +261,8 @@ struct Link {
         const int rank = world().rank, size = world().size;
         Moves m;
         for (int r = 0; r < size; r++) m.out.push_back(move(told + rank, r != rank)), m.in.push_back(move(told + r, r != rank));
-        launch(tell_kernel, 1, 1, 0, told + rank, squares, parts, outcome);
-        behind(), exchange(m), mark(0), await(0);            // group 0 has arrived long ago
+        launch(tell_kernel, 1, 1, 0, told + rank, squares, parts, outcome, world().place() == 0);
+        behind(), exchange(world(), m), mark(0), await(0);   // group 0 has arrived long ago
         launch(agree_kernel, 1, 1, 0, outcome, squares, told, size);
     }
 };
