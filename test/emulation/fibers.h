@@ -463,6 +463,13 @@ struct Watch {
     }
     void fence(const Fiber* current) { if (thread == current) stored.clear(), goes_on(); }
     void forget(const char* p, size_t n) { stored.erase(stored.lower_bound(p), stored.lower_bound(p + n)); }
+    void fills(const Fiber* current, char* p, size_t n) {    // a copy in flight does, not the thread that began it
+        memset(p, 0xff, n), forget(p, n);
+        if (thread != current) return;
+        const std::vector<Array>& arrays = thread->block->arrays;
+        for (size_t i = 0; i < before.size(); i++)
+            if (p >= arrays[i].p && p < arrays[i].p + before[i].size()) memset(&before[i][p - arrays[i].p], 0xff, n);
+    }
     bool found(const Fiber* current) {       // whether there is anything not fenced for a product or copy to find
         asked = true;
         if (thread && thread == current) stops(), goes_on();

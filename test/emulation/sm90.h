@@ -184,7 +184,7 @@ void tma_load(uint32_t to, const CUtensorMap* map, uint32_t mbarrier, const int 
         char* p = shared_pointer(at);
         writes(p, bytes), release(m.sync(m.phase_now()));
         Unseen unseen;
-        if (settings.poison) memset(p, 0xff, bytes);
+        if (settings.poison) gang->watch.fills(current, p, bytes);
         gang->copies.push_back([=, &m, map = *map, &block = owner(at)] {
             Unseen unseen;
             if (block.live == 0) fail("TMA load: its block has ended before it was done");
