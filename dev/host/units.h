@@ -218,8 +218,8 @@ template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a
 /* The same in dot products when A has few rows, as when decoding: bound by memory, so a tile of B goes from where it lies to
    registers, and is multiplied there by all rows of A. A thread takes strips of columns, wide ones where rows of B are
    contiguous. The sums are those of unit_product(), in the same order. */
-template <typename E, typename Put> void dots_rows(cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
 #if defined(__AVX512BF16__) || defined(EMULATED_DOTS)
+template <typename E, typename Put> void dots_rows(cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
     constexpr int WIDE = 256;
     static thread_local Buffer<uint32_t> memory;
     const int row = (K + 31) / 32 * 16, strip = b.col == 1 ? WIDE : 16;
@@ -242,8 +242,10 @@ template <typename E, typename Put> void dots_rows(cpu::Matrix<> a, cpu::Matrix<
         for (int i = 0; i < M; i++) for (int j = 0; j < n; j += 16)
             put(k0 == 0, i, j0 + j, (const float*)&sums[i][j / 16], std::min(16, n - j));
     }
-#endif
 }
+#else
+template <typename... X> void dots_rows(X...) {}
+#endif
 #else
 template <typename... X> void unit_tile(X...) {}
 template <typename... X> void unit_product(X...) {}
