@@ -1236,11 +1236,9 @@ inline std::string keep_unit(const std::string& kept, const std::string& checkpo
 }
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    if constexpr (std::is_same_v<P, bfloat16>) {
-        const Unit u = unit();
-        if (u != Unit::NONE && M > MR) return unit_product(u, a, b, M, N, K, put_from(to));
-        if (u == Unit::DOTS) return dots_rows(a, b, M, N, K, put_from(to));
-        if (M > MR) a = rounded(a, M, K);
+    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
+        if (const Unit u = unit(); u != Unit::NONE) return unit_product(u, a, b, M, N, K, put_from(to));
+        a = rounded(a, M, K);
     }
     int tile_m = TILE_M, tile_n = TILE_N;                    // halving tile_m packs B twice as often, tile_n at most A
     const int enough = (M > MR ? 4 : 1) * omp_get_max_threads();

@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - D[e % 2];
                 for (int i = 0; i < 2; i++) ds[n / 2][n % 2 * 2 + i] = pair(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]);
             }
-            UNROLL for (int k = 0; k < 8; k++) {                    // two tiles (128 keys, 64 queries)
+            UNROLL for (int k = 0; k < 8; k++) {             // two tiles (128 keys, 64 queries)
                 const int at = in_block * 16 + lane % 16, piece = k % 4 * 2 + lane / 16;
                 store_fragments(ds_at + k / 4 * TILE_BYTES + at * ROW + (piece ^ at % 8) * 16, ds[k]);
             }

@@ -232,7 +232,7 @@ template <typename Link, typename E> struct Sharing : Shares {
         for (size_t p = group[g]; p < group[g + 1]; p++) {
             E* const piece = gradients + in_ring[p];
             const Range mine = part(p, comm.rank);
-            link.behind(), link.exchange(comm, reduce_moves(comm, parts(p), piece - pieces[p].at, arrivals));
+            link.behind(), link.exchange(comm, reduce_moves(comm, parts(p, pieces[p].at), piece, arrivals));
             link.add(comm, sums + kept[p], piece + mine.at - pieces[p].at, arrivals, mine.n);
             link.clear(piece, pieces[p].n);
         }
@@ -259,7 +259,12 @@ template <typename Link, typename E> struct Sharing : Shares {
     }
     void await_weights(int g) { if (several()) link.await(g); }
 private:
-    auto parts(size_t p) const { return [this, p](int r) { return part(p, r); }; }
+    auto parts(size_t p, size_t from = 0) const {            // of piece p, as they lie in an array that begins at `from`
+        return [this, p, from](int r) {
+            const Range its = part(p, r);
+            return Range{its.at - from, its.n};
+        };
+    }
 };
 
 /* The ranks that share each layer: sums of activations, of which each has a part. What is computed next waits for them.

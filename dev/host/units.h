@@ -119,7 +119,8 @@ inline void pairs_of(words16& to, const real* p) {
                                           33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63);
 }
 // A tile = the upper left corner of m (rows,K), rounded, and zeros beyond. TURNED: it is turned round, as B wants it.
-template <bool TURNED, typename E> inline void make_tile(words16 (&tile)[16], cpu::Matrix<E> m, int rows, int K) {
+template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m, int rows, int K) {
+    words16 tile[16];
     if (rows >= 16 && K >= 32 && (m.col == 1 || m.row == 1)) {
         for (int i = 0; i < 16; i++) {
             if (m.col == 1) { pairs_of(tile[i], m.from(i, 0).p); continue; }
@@ -132,15 +133,14 @@ template <bool TURNED, typename E> inline void make_tile(words16 (&tile)[16], cp
         auto bits = [&](int i, int k) -> uint32_t { return i < rows && k < K ? bfloat16(m(i, k)).bits : 0; };
         for (int i = 0; i < 16; i++) for (int k = 0; k < 16; k++) tile[TURNED ? k : i][TURNED ? i : k] = bits(i, 2 * k) | bits(i, 2 * k + 1) << 16;
     }
+    memcpy(to, tile, sizeof tile);
 }
 // The same for some rows of tiles, in the direction in which m lies in memory
 template <bool TURNED, typename E> void pack_tiles(uint32_t* to, int tile_rows, cpu::Matrix<E> m, int rows, int K) {
     const int tiles = (K + 31) / 32;
     for (int n = 0; n < tile_rows * tiles; n++) {
         const int i = m.row == 1 ? n % tile_rows : n / tiles, k = m.row == 1 ? n / tile_rows : n % tiles;
-        words16 tile[16];
-        make_tile<TURNED>(tile, m.from(16 * i, 32 * k), rows - 16 * i, K - 32 * k);
-        memcpy(to + (i * tiles + k) * TILE, tile, sizeof tile);
+        pack_tile<TURNED>(to + (i * tiles + k) * TILE, m.from(16 * i, 32 * k), rows - 16 * i, K - 32 * k);
     }
 }
 inline int squares(int n) { return (n + SQUARE - 1) / SQUARE; }
@@ -214,40 +214,7 @@ template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a
         }
     }
 }
-
-/* The same in dot products when A has few rows, as when decoding: bound by memory, so a tile of B goes from where it lies to
-   registers, and is multiplied there by all rows of A. A thread takes strips of columns, wide ones where rows of B are
-   contiguous. The sums are those of unit_product(), in the same order. */
-#if defined(__AVX512BF16__) || defined(EMULATED_DOTS)
-template <typename E, typename Put> void dots_rows(cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
-    constexpr int WIDE = 256;
-    static thread_local Buffer<uint32_t> memory;
-    const int row = (K + 31) / 32 * 16, strip = b.col == 1 ? WIDE : 16;
-    if (memory.size < (size_t)M * row) memory = Buffer<uint32_t>(M * row);
-    uint32_t* const pairs = memory.data();                   // of A
-    for (int i = 0; i < M; i++) for (int k = 0; k < row; k++) {
-        auto bits = [&](int at) -> uint32_t { return at < K ? bfloat16(a(i, at)).bits : 0; };
-        pairs[i * row + k] = bits(2 * k) | bits(2 * k + 1) << 16;
-    }
-    #pragma omp parallel for schedule(dynamic) if ((double)M * N * K > 32768)
-    for (int j0 = 0; j0 < N; j0 += strip) for (int k0 = 0; k0 < K; k0 += STRIP_K) {
-        const int n = std::min(strip, N - j0);
-        floats16 sums[8][WIDE / 16] = {};
-        for (int k = k0; k < std::min(K, k0 + STRIP_K); k += 32) for (int j = 0; j < n; j += 16) {
-            words16 tile[16];
-            make_tile<true>(tile, b.from(k, j0 + j).t(), n - j, K - k);
-            for (int i = 0; i < M; i++)
-                for (int pair = 0; pair < 16; pair++) add_dots(sums[i][j / 16], words16{} + pairs[i * row + k / 2 + pair], tile[pair]);
-        }
-        for (int i = 0; i < M; i++) for (int j = 0; j < n; j += 16)
-            put(k0 == 0, i, j0 + j, (const float*)&sums[i][j / 16], std::min(16, n - j));
-    }
-}
-#else
-template <typename... X> void dots_rows(X...) {}
-#endif
 #else
 template <typename... X> void unit_tile(X...) {}
 template <typename... X> void unit_product(X...) {}
-template <typename... X> void dots_rows(X...) {}
 #endif
