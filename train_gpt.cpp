@@ -1084,9 +1084,15 @@ void multiply_add(Target to, Matrix<> a, const real* b, int m, int n, int K) {
 template <typename P, typename E> void pack_b(real* panel, Matrix<E> b, int n, int K) {
     const int whole = b.col == 1 ? n / VL * VL : 0;          // columns that lie in vectors
     for (int k = 0; k < K; k++)
-        for (int j = 0; j < whole; j += VL) *(vec*)(panel + k * NR + j) = load<P>(b.from(k, j));
+        for (int j = 0; j < whole; j += VL) {
+            b.prefetch(k + 16, j);
+            *(vec*)(panel + k * NR + j) = load<P>(b.from(k, j));
+        }
     for (int k = 0; k < K; k += DEEP<E>)
-        for (int j = whole; j < n; j += VL) copy_block<P>(panel + k * NR + j, NR, b.from(k, j), K - k, n - j);
+        for (int j = whole; j < n; j += VL) {
+            for (int l = 0; l < VL; l++) b.prefetch(k + 2 * DEEP<E>, j + l);
+            copy_block<P>(panel + k * NR + j, NR, b.from(k, j), K - k, n - j);
+        }
 }
 
 // panels (M/MR,K,MR) = a; rows beyond M are of no account
@@ -1194,13 +1200,16 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
 }
 
 // The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, or in dot products: dev/host/units.h has its loops.
-inline auto put_from(Target to) {
-    return [=](bool first, int i, int j, const auto* sums, int n) {
-        const Target target = (first ? to : Target{to.c, to.ldc, to.c}).from(i, j);
+struct Put {
+    Target to;
+    Put from(int k, int i, int j) const { return {(k ? Target{to.c, to.ldc, to.c} : to).from(i, j)}; }
+    void prefetch(int i, int j) const { if (to.plus) Matrix{to.plus, to.ldc, 1}.prefetch(i, j); }
+    void operator()(int i, int j, const auto* sums, int n) const {
+        const Target target = to.from(i, j);
         for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
         for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
-    };
-}
+    }
+};
 
 // Multiply-adds of all threads on numbers in registers (of a unit: in the level-1 cache), in FLOP/s: what gemm() can reach at
 // best.
@@ -1237,7 +1246,7 @@ inline std::string keep_unit(const std::string& kept, const std::string& checkpo
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
-        if (const Unit u = unit(); u != Unit::NONE) return unit_product(u, a, b, M, N, K, put_from(to));
+        if (const Unit u = unit(); u != Unit::NONE) return unit_product(u, a, b, M, N, K, Put{to});
         a = rounded(a, M, K);
     }
     int tile_m = TILE_M, tile_n = TILE_N;                    // halving tile_m packs B twice as often, tile_n at most A
@@ -1250,7 +1259,7 @@ template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, 
         vector_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
 }
 template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) return unit_tile(unit(), a, b, M, N, K, put_from(to));
+    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) return unit_tile(unit(), a, b, M, N, K, Put{to});
     vector_tile<real>(to, a, b, M, N, K);
 }
 
@@ -1407,10 +1416,10 @@ namespace cpu {
 
 using act = real;
 using stat = real;
-inline int most_logits = 1 << 23;            // numbers at once; tests have fewer, so that they come in several chunks
-// In a unit reading the table takes longer than multiplying with it, so there are four times as many at once.
-inline size_t head_rows(size_t N, int V, bool in_unit) {
-    return std::min<size_t>(N, std::clamp(most_logits / V * (in_unit ? 4 : 1), 64, 1024));
+inline int most_logits = 1 << 25;            // numbers at once; tests have fewer, so that they come in several chunks
+inline size_t head_rows(size_t N, int V) {   // of a chunk: all have as many, as near as can be
+    const size_t most = std::clamp(most_logits / V, 64, 1024), chunks = std::max<size_t>(1, (N + most - 1) / most);
+    return (N + chunks - 1) / chunks;
 }
 inline size_t padded(int V) { return V; }
 
@@ -1420,9 +1429,8 @@ struct Activations {
 #undef X
 };
 
-inline Slots activation_slots(const Config& c, size_t N, bool training, bool in_unit) {
+inline Slots activation_slots(const Config& c, size_t N, bool training) {
     const Per KEPT = training ? BLOCK : ONCE;
-    auto head_rows = [&](size_t n, int V) { return cpu::head_rows(n, V, in_unit); };
     std::vector<std::pair<Per, size_t>> v;
 #define X(type, field, per, count) v.push_back({per, count});
     ACTIVATIONS(X)
@@ -1451,7 +1459,7 @@ struct Model {
 
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
         : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
-          slots(activation_slots(c, (size_t)B * T, training, in_unit)), turns(in_turns(c, training ? world().zero : 0)), ring(turns),
+          slots(activation_slots(c, (size_t)B * T, training)), turns(in_turns(c, training ? world().zero : 0)), ring(turns),
           shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
@@ -1640,7 +1648,7 @@ struct Model {
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
         if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C, c.first_token(), c.vocab());
     }
-    int chunk() const { return head_rows((size_t)max_B * max_T, c.V / c.tp, in_unit); }
+    int chunk() const { return head_rows((size_t)max_B * max_T, c.V / c.tp); }
     // of `count` rows n0, n0 + step, ... of x
     void logits_forward(const real* x, int n0, int step, int count) {
         const int V = c.vocab();

@@ -469,7 +469,7 @@ int main() {
     layers();
     for (bool bias : {true, false}) for (bool tied : {true, false}) whole_model(bias, tied, 2, 3, 15, 7);
     whole_model(true, true, 2, 3, 15, 7, 2), whole_model(false, false, 1, 2, 6, 7, 5);
-    const int most = std::exchange(cpu::most_logits, 0);             // the head in two chunks, of 64 and of 6 rows
+    const int most = std::exchange(cpu::most_logits, 0);             // the head in two chunks of 35 rows
     whole_model(true, true, 1, 2, 6, 35), whole_model(false, false, 1, 2, 6, 35);
     cpu::most_logits = most;
     other_objectives();

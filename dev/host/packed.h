@@ -105,6 +105,9 @@ inline void unpack(Form form, float* to, const uint8_t* from, size_t rows, size_
 // Packed matrices as products read them, with what cpu::Matrix in vectors.h has: element (i,j), the matrix transposed or
 // from an element on.
 namespace cpu {
+// To the level-2 cache: rows of a matrix often lie where they share a few sets of level 1, and would drive each other out.
+inline void prefetch(uintptr_t address) { __builtin_prefetch((const void*)address, 0, 2); }
+
 template <typename E> struct Matrix;
 template <> struct Matrix<int8_t> {
     const int8_t* p;
@@ -115,7 +118,7 @@ template <> struct Matrix<int8_t> {
         return {p + i * row + j * col, scale + i * scale_row + j * scale_col, row, col, scale_row, scale_col};
     }
     float operator()(long i, long j) const { return p[i * row + j * col] * scale[i * scale_row + j * scale_col]; }
-    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + i * row + j * col)); }
+    void prefetch(long i, long j) const { cpu::prefetch(uintptr_t(p) + i * row + j * col); }
 };
 struct nf4;
 template <> struct Matrix<nf4> {
@@ -128,6 +131,6 @@ template <> struct Matrix<nf4> {
         const size_t k = at + i * row + j * col;
         return LEVELS[nf4_code(codes, k)] * scale[k / NF4_BLOCK];
     }
-    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(codes) + (at + i * row + j * col) / 2)); }
+    void prefetch(long i, long j) const { cpu::prefetch(uintptr_t(codes) + (at + i * row + j * col) / 2); }
 };
 }  // namespace cpu

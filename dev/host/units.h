@@ -10,6 +10,7 @@
 #include "arena.h"
 #include "machine.h"
 #include "vectors.h"
+#include <atomic>
 #if defined(__AMX_BF16__) || defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
@@ -22,6 +23,7 @@ enum class Unit { NONE, DOTS, AMX };
 inline constexpr const char* UNITS[] = {"", "dots", "amx"};                    // in state.json
 typedef float floats16 __attribute__((vector_size(64), may_alias));
 typedef uint32_t words16 __attribute__((vector_size(64), may_alias));
+typedef uint16_t halves32 __attribute__((vector_size(64)));
 constexpr int TILE = 16 * 16, SQUARE = 32;   // words of a tile; rows and columns of sums that are made at once
 
 /* sums (32,32) = a (32,K) b (K,32), or += if more. All are tiles of 16 x 16 words: four of sums, row by row; a has two rows
@@ -105,28 +107,30 @@ inline double unit_trial(Unit unit) {
     return 2.0 * SQUARE * SQUARE * 32 * tiles * products * omp_get_max_threads();
 }
 
-// 16 neighbours, rounded to bfloat16, in the upper halves of words; and 32 as pairs
+// Twice 16 neighbours, rounded to bfloat16, side by side. The instruction takes subnormal numbers for 0, as the products do.
 #if !defined(__CUDACC__)
-template <typename E> inline void upper_halves(words16& to, const E* p) {
-    for (int l = 0; l < 16; l += cpu::VL) *(cpu::vec*)((float*)&to + l) = cpu::load<bfloat16>(cpu::Matrix<E>{p + l, 1, 1});
+inline words16 side_by_side(const bfloat16* low, const bfloat16* high) {
+    words16 halves;
+    memcpy(&halves, low, 32), memcpy((char*)&halves + 32, high, 32);
+    return halves;
 }
-inline void pairs_of(words16& to, const bfloat16* p) { memcpy(&to, p, sizeof to); }
-inline void pairs_of(words16& to, const real* p) {
-    typedef uint16_t halves32 __attribute__((vector_size(64)));
-    words16 x, y;
-    upper_halves(x, p), upper_halves(y, p + 16);
-    to = (words16)__builtin_shufflevector((halves32)x, (halves32)y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-                                          33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63);
+inline words16 side_by_side(const real* low, const real* high) {
+#if defined(__AVX512BF16__)
+    if constexpr (sizeof(real) == 4) return (words16)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
+#endif
+    bfloat16 halves[32];
+    for (int l = 0; l < 16; l++) halves[l] = low[l], halves[l + 16] = high[l];
+    return side_by_side(halves, halves + 16);
 }
 // A tile = the upper left corner of m (rows,K), rounded, and zeros beyond. TURNED: it is turned round, as B wants it.
 template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m, int rows, int K) {
     words16 tile[16];
     if (rows >= 16 && K >= 32 && (m.col == 1 || m.row == 1)) {
         for (int i = 0; i < 16; i++) {
-            if (m.col == 1) { pairs_of(tile[i], m.from(i, 0).p); continue; }
-            words16 even, odd;
-            upper_halves(even, m.from(0, 2 * i).p), upper_halves(odd, m.from(0, 2 * i + 1).p);
-            tile[i] = even >> 16 | odd;
+            if (m.col == 1) { tile[i] = side_by_side(m.from(i, 0).p, m.from(i, 16).p); continue; }
+            const halves32 rows = (halves32)side_by_side(m.from(0, 2 * i).p, m.from(0, 2 * i + 1).p);
+            tile[i] = (words16)__builtin_shufflevector(rows, rows, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
         }
         if ((m.col == 1) == TURNED) cpu::swap_quarters<1>(tile, std::make_integer_sequence<int, 16>());
     } else {
@@ -135,26 +139,33 @@ template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m
     }
     memcpy(to, tile, sizeof tile);
 }
-// The same for some rows of tiles, in the direction in which m lies in memory
+// The same for some rows of tiles, in the direction in which m lies in memory; the tile after next in it is prefetched
 template <bool TURNED, typename E> void pack_tiles(uint32_t* to, int tile_rows, cpu::Matrix<E> m, int rows, int K) {
     const int tiles = (K + 31) / 32;
     for (int n = 0; n < tile_rows * tiles; n++) {
         const int i = m.row == 1 ? n % tile_rows : n / tiles, k = m.row == 1 ? n / tile_rows : n % tiles;
-        pack_tile<TURNED>(to + (i * tiles + k) * TILE, m.from(16 * i, 32 * k), rows - 16 * i, K - 32 * k);
+        const cpu::Matrix<E> tile = m.from(16 * i, 32 * k);
+        for (int l = 0; l < 32; l++) m.row == 1 ? tile.prefetch(0, 32 + l) : tile.prefetch(l / 2, 128 + l % 2 * 16);
+        pack_tile<TURNED>(to + (i * tiles + k) * TILE, tile, rows - 16 * i, K - 32 * k);
     }
 }
 inline int squares(int n) { return (n + SQUARE - 1) / SQUARE; }
 
 /* C (M,N) = A (M,K) B (K,N), in blocks of squares, whose sums stay with their thread until all K have been taken in, PIECE
    tiles at a time: as much of two columns of tiles as the level-1 cache keeps for all rows of a block.
-     put(i, j, sums, n)  n sums of row i, from column j on */
+     put(i, j, sums, n)     n sums of row i, from column j on
+     put.prefetch(i, j)     what they are to be added to
+     put.from(k, i, j)      the same from (i,j) on, for sums from a strip of K that begins at k */
 constexpr int PIECE = 8, STRIP_K = 12 * PIECE * 32, STRIP = 1 << 22;         // STRIP: numbers
 template <typename Put> void unit_block(Unit unit, float* sums, const uint32_t* a, const uint32_t* b, int M, int N, int tiles, Put put) {
     const long row = tiles * TILE;
     const int height = squares(M);
-    for (int t = 0; t < tiles; t += PIECE) for (int j = 0; j < squares(N); j++) for (int i = 0; i < height; i++)
+    for (int t = 0; t < tiles; t += PIECE) for (int j = 0; j < squares(N); j++) for (int i = 0; i < height; i++) {
+        if (t + PIECE >= tiles)
+            for (int l = 0; l < 2 * SQUARE; l++) put.prefetch(i * SQUARE + l / 2, j * SQUARE + l % 2 * 16);
         (unit == Unit::AMX ? amx_multiply : dots_multiply)(sums + (j * height + i) * 4 * TILE, a + 2 * i * row + t * TILE,
                                                            b + 2 * j * row + t * TILE, row, std::min(PIECE, tiles - t), t > 0);
+    }
     for (int i = 0; i < M; i++) for (int j = 0; j < N; j += 16) {
         const float* square = sums + (j / SQUARE * height + i / SQUARE) * 4 * TILE;
         put(i, j, square + (i / 16 % 2 * 2 + j / 16 % 2) * TILE + i % 16 * 16, std::min(16, N - j));
@@ -172,12 +183,11 @@ template <typename E, typename Put> void unit_tile(Unit unit, cpu::Matrix<> a, c
     if (sums.size < words[2]) sums = Buffer<float>(words[2]);
     pack_tiles<false>(A.data(), 2 * squares(M), a, M, K), pack_tiles<true>(B.data(), 2 * squares(N), b.t(), N, K);
     if (unit == Unit::AMX) amx_begin();
-    unit_block(unit, sums.data(), A.data(), B.data(), M, N, tiles, [&](int i, int j, const float* s, int n) { put(true, i, j, s, n); });
+    unit_block(unit, sums.data(), A.data(), B.data(), M, N, tiles, put);
     if (unit == Unit::AMX) amx_end();
 }
 
 // On all threads. Strips of A and B are packed whole, each number once, and their tiles are read by all.
-//   put(first, i, j, sums, n)  the sums are over the first strip of K, or over a later one, and then to be added
 template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
     static thread_local Buffer<uint32_t> memory;
     const int most = std::min(K, STRIP_K), strip = std::max(STRIP / most / SQUARE, 8) * SQUARE, group = 4;       // rows of tiles
@@ -191,6 +201,9 @@ template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a
         int rows = 8 * SQUARE, cols = 8 * SQUARE;            // of a block
         auto blocks = [&] { return ((m - 1) / rows + 1) * ((n - 1) / cols + 1); };
         while (blocks() < 4 * omp_get_max_threads() && rows + cols > 2 * SQUARE) (rows > cols ? rows : cols) /= 2;
+        const bool tall = m > n;
+        const int all = blocks(), inner = tall ? (n - 1) / cols + 1 : (m - 1) / rows + 1;
+        std::vector<std::atomic<int>> taken(omp_get_max_threads());          // of each thread's share of blocks
         #pragma omp parallel if ((double)m * n * k > 32768)
         {
             if (n0 == 0 || M > strip) {
@@ -206,10 +219,17 @@ template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a
             #pragma omp barrier
             static thread_local Buffer<float> sums(8 * 8 * 4 * TILE);
             if (unit == Unit::AMX) amx_begin();
-            #pragma omp for collapse(2) schedule(dynamic)
-            for (int j0 = 0; j0 < n; j0 += cols) for (int i0 = 0; i0 < m; i0 += rows)
-                unit_block(unit, sums.data(), A + i0 / 16 * row, B + j0 / 16 * row, std::min(rows, m - i0), std::min(cols, n - j0), tiles,
-                           [&](int i, int j, const float* s, int count) { put(k0 == 0, m0 + i0 + i, n0 + j0 + j, s, count); });
+            const int threads = omp_get_num_threads(), me = omp_get_thread_num();
+            for (int t = 0; t < threads; t++) {              // its own share first, whose tiles it has packed: they are near
+                const int share = (me + t) % threads, end = all * (share + 1) / threads;
+                while (true) {
+                    const int block = all * share / threads + taken[share]++;
+                    if (block >= end) break;
+                    const int i0 = (tall ? block / inner : block % inner) * rows, j0 = (tall ? block % inner : block / inner) * cols;
+                    unit_block(unit, sums.data(), A + i0 / 16 * row, B + j0 / 16 * row, std::min(rows, m - i0),
+                               std::min(cols, n - j0), tiles, put.from(k0, m0 + i0, n0 + j0));
+                }
+            }
             if (unit == Unit::AMX) amx_end();
         }
     }

@@ -17,7 +17,7 @@ template <typename E = real> struct Matrix { // element (i,j) is p[i * row + j *
     Matrix t() const { return {p, col, row}; }
     Matrix from(long i, long j) const { return {p + i * row + j * col, row, col}; }
     E operator()(long i, long j) const { return p[i * row + j * col]; }
-    void prefetch(long i, long j) const { __builtin_prefetch((const void*)(uintptr_t(p) + (i * row + j * col) * sizeof(E))); }
+    void prefetch(long i, long j) const { cpu::prefetch(uintptr_t(p) + (i * row + j * col) * sizeof(E)); }
 };
 template <typename E> Matrix(E*, long, long) -> Matrix<std::remove_const_t<E>>;            // packed.h has packed ones
 
