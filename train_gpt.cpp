@@ -812,6 +812,7 @@ void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int
    math     ds_ij = p_ij (dp_ij - D_i);   dq_i = sum_j ds_ij k_j / sqrt(HS);   dk_j = sum_i ds_ij q_i / sqrt(HS);
             dv_j = sum_i p_ij dout_i
    shapes   dqkv (B,T,3C), written whole   dout, out (B,T,C)
+            Scores are held transposed, (keys,queries): so most products read their rows where they are.
    cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
    source   Dao 2023, algorithm 2 */
 template <typename P = real>
@@ -822,35 +823,40 @@ void attention_backward(real* dqkv, const real* dout, const real* qkv, const rea
     const real scale = 1 / std::sqrt(real(HS));
     #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) {
-        static thread_local std::vector<real> p(QUERIES * KEYS), ds(QUERIES * KEYS);
+        static thread_local std::vector<real> p(KEYS * QUERIES), ds(KEYS * QUERIES);
         const size_t head = (size_t)b * T * row + h * HS;
         const Matrix q = {qkv + head, row, 1}, k = q.from(0, C), v = q.from(0, 2 * C);
         const Target dq = {dqkv + head, row, dqkv + head}, dk = dq.from(0, C), dv = dq.from(0, 2 * C);
         for (int t = 0; t < T; t++)
             for (int part = 0; part < 3; part++) std::fill_n(dq.from(t, part * C).c, HS, real(0));
-        for (int i0 = 0; i0 < T; i0 += QUERIES) for (int j0 = 0; j0 < std::min(T, i0 + QUERIES); j0 += KEYS) {
-            const int queries = std::min(QUERIES, T - i0), n = std::min(KEYS, i0 + queries - j0);
-            const Matrix q_i = q.from(i0, 0), k_j = k.from(j0, 0), v_j = v.from(j0, 0);
-            const Matrix dout_i = {dout + ((size_t)b * T + i0) * C + h * HS, C, 1};
-            gemm_tile<P>({p.data(), n}, q_i, k_j.t(), queries, n, HS);
-            gemm_tile<P>({ds.data(), n}, dout_i, v_j.t(), queries, n, HS);
-            for (int i = 0; i < queries; i++) {
-                const size_t t = (size_t)b * T + i0 + i;
-                const real *dout_t = dout + t * C + h * HS, *out_t = out + t * C + h * HS, lse_t = lse[((size_t)b * NH + h) * T + i0 + i];
-                real *p_i = &p[(size_t)i * n], *ds_i = &ds[(size_t)i * n], D = 0;
-                const int visible = std::clamp(i0 + i + 1 - j0, 0, n);
-                for (int c = 0; c < HS; c++) D += dout_t[c] * out_t[c];
-                #pragma omp simd
-                for (int j = 0; j < visible; j++) {
-                    p_i[j] = fast_exp(scale * p_i[j] - lse_t);
-                    ds_i[j] = scale * p_i[j] * (ds_i[j] - D);
+        for (int i0 = 0; i0 < T; i0 += QUERIES) {
+            const int queries = std::min(QUERIES, T - i0);
+            const real *dout_0 = dout + ((size_t)b * T + i0) * C + h * HS, *out_0 = out + ((size_t)b * T + i0) * C + h * HS;
+            const real* lse_i = lse + ((size_t)b * NH + h) * T + i0;
+            const Matrix q_i = q.from(i0, 0), dout_i = {dout_0, C, 1};
+            real D[QUERIES] = {};
+            for (int i = 0; i < queries; i++)
+                for (int c = 0; c < HS; c++) D[i] += dout_0[(size_t)i * C + c] * out_0[(size_t)i * C + c];
+            for (int j0 = 0; j0 < i0 + queries; j0 += KEYS) {
+                const int n = std::min(KEYS, i0 + queries - j0);
+                const Matrix k_j = k.from(j0, 0), v_j = v.from(j0, 0);
+                gemm_tile<P>({p.data(), queries}, k_j, q_i.t(), n, queries, HS);
+                gemm_tile<P>({ds.data(), queries}, v_j, dout_i.t(), n, queries, HS);
+                for (int j = 0; j < n; j++) {
+                    real *p_j = &p[(size_t)j * queries], *ds_j = &ds[(size_t)j * queries];
+                    const int hidden = std::max(0, j0 + j - i0);               // by causality
+                    std::fill_n(p_j, hidden, real(0)), std::fill_n(ds_j, hidden, real(0));
+                    #pragma omp simd
+                    for (int i = hidden; i < queries; i++) {
+                        p_j[i] = fast_exp(scale * p_j[i] - lse_i[i]);
+                        ds_j[i] = scale * p_j[i] * (ds_j[i] - D[i]);
+                    }
                 }
-                std::fill(p_i + visible, p_i + n, real(0)), std::fill(ds_i + visible, ds_i + n, real(0));
+                const Matrix p_ji = {p.data(), queries, 1}, ds_ji = {ds.data(), queries, 1};
+                gemm_tile<P>(dq.from(i0, 0), ds_ji.t(), k_j, queries, HS, n);
+                gemm_tile<P>(dk.from(j0, 0), ds_ji, q_i, n, HS, queries);
+                gemm_tile<P>(dv.from(j0, 0), p_ji, dout_i, n, HS, queries);
             }
-            const Matrix p_ij = {p.data(), n, 1}, dS = {ds.data(), n, 1};
-            gemm_tile<P>(dq.from(i0, 0), dS, k_j, queries, HS, n);
-            gemm_tile<P>(dk.from(j0, 0), dS.t(), q_i, n, HS, queries);
-            gemm_tile<P>(dv.from(j0, 0), p_ij.t(), dout_i, n, HS, queries);
         }
     }
 }
