@@ -94,7 +94,7 @@
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",       "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",       "rows of a validation; 0 = all [64; eval: all]") \
     X(text,    rows,            "packed",     "packed|documents|sliding",     "te",       "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
-    X(text,    answers,         "",           "",                             "teDP",     "example shard of (prompt, response): count the responses that greedy decoding gets right [none]") \
+    X(text,    answers,         "",           "",                             "teDP",     "example shard of (prompt, response), or of dialogues, whose last response counts: count those that greedy decoding gets right [none]") \
     X(text,    choices,         "",           "",                             "eP",       "multiple choice questions in llm.c's HellaSwag format [none]") \
     X(integer, sample_every,    100,          "0..1000000000000",             "tR",       "steps between samples; 0 = never") \
     X(integer, save_every,      0,            "0..1000000000000",             "tR",       "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
@@ -402,11 +402,12 @@ struct Stage {
     std::vector<int> kinds;                  // Examples: 0 dialogues, 1 prompts, 2 responses, 3 preferences; {}: tokens
     bool side_by_side = false;               // several examples packed into a row
 };
-inline const std::pair<const char*, Stage> STAGES[] = {{"pretrain", {}}, {"sft", {{0, 2}, true}}, {"reward", {{3}}}, {"rl", {{1, 2}}}};
+inline const std::pair<const char*, Stage> STAGES[] = {{"pretrain", {}}, {"sft", {{0, 2}, true}}, {"reward", {{3}}}, {"rl", {{0, 1, 2}}}};
 inline Wanted wanted(const Options& o, const char* option, const text& pattern, int V, int T, int eot) {
     const Stage& s = std::find_if(std::begin(STAGES), std::end(STAGES), [&](auto& row) { return o.stage == row.first; })->second;
     return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
-            .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
+            .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot,
+            .last_turns = o.stage == "rl"};
 }
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
@@ -2014,6 +2015,8 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
         die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
     o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
     if (o.lora_rank == 0 && o.has("base_dtype") && o.base_dtype != DTYPE) die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
+    for (const char* name : {"lora_alpha", "lora_targets"})
+        if (o.lora_rank == 0 && o.has(name)) die_usage("%s: is for --lora-rank", dashed(name).c_str());
     if (o.lora_rank == 0) return c;
     c.form = form_of(o.base_dtype);
     if (!file) die_usage("--lora-rank: needs --init, a model to adapt");
@@ -2119,7 +2122,7 @@ private:
         const Json& was = past.options;
         from = past.checkpoint, position = past.position;
         const Table table = o.table();
-        if (was) resume_options(table, Options().table(), o.given, was, past.data_known, o.out, past.where);
+        if (was) resume_options(table, Options().table(), o.given, was, past.data_known, o.out, past.where, !from.empty());
         if (o.steps) o.epochs = 0;
         rescheduled = !from.empty() && (was["steps"].string != show(o.steps) || was["epochs"].string != show(o.epochs));
         for (const Option& row : table)
@@ -2148,6 +2151,11 @@ private:
     // An epoch ends where its last window does: the rows of a step beyond it stay empty.
     void open_data() {
         const bool rl = o.stage == "rl", later = o.stage != "pretrain";
+        for (const Option& row : o.table())
+            if (row.is('L') && o.has(row.name) && !rl) die_usage("%s: is for --stage rl", dashed(row.name).c_str());
+        if (o.has("reward") && !o.reward_command.empty()) die_usage("--reward %s: --reward-command rewards this run; give one of the two", o.reward.c_str());
+        if (o.stage == "reward" && !o.answers.empty()) die_usage("--answers: a model of --stage reward writes none; --val counts pairs in the right order");
+        if (later && !rl && !start && !o.has("init")) warn("--stage %s: begins with random weights; --init DIR starts from a model", o.stage.c_str());
         if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
         if (later && (!o.raw.empty() || o.rows == "sliding"))
             die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
@@ -2184,12 +2192,14 @@ private:
     void open_frozen(std::map<std::string, std::string>& data) {
         if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
         reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = Identity(reference->file.path).text();
+        tell_stage("--init", o.init, reference->file.directory, false);
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
             rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = Identity(rewarding->file.path).text();
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
+            tell_stage("--reward", o.reward, rewarding->file.directory, true);
         }
         windows->check_prompts(o.response_tokens, exact);
         if (held_out->val) held_out->val->check_prompts(o.response_tokens, exact);
@@ -2248,7 +2258,7 @@ template <typename Model> struct Training : Run {
             greedy.temperature = 0;
             draw_and_reward(answers, Sampling(greedy), 0);
             const double reward = mean_reward(answers.data(), answers.size());
-            loss = -reward, line = format("val reward %.6f, %zu prompts", reward, answers.size());
+            loss = 0 - reward, line = format("val reward %.6f, %zu prompts", reward, answers.size());
             fields = {{"reward", json_number(reward)}};
         } else if (o.stage == "reward") {
             const Preferences p = validate_pairs(model, *held_out->val, eot);
@@ -2536,12 +2546,15 @@ template <typename Model> void run_verb(Options o) {
     const std::unique_ptr<Model> loaded = file->load<Model>(B, T, o.dtype == "bf16");
     Model& model = *loaded;
     file.reset();
-    const auto rewarder = o.has("reward") ? Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16") : nullptr;
+    if (o.has("reward")) file.emplace("--reward", o.reward, o, 0), tell_stage("--reward", o.reward, file->file.directory, true);
+    const auto rewarder = file ? file->load<Model>(B, T, o.dtype == "bf16") : nullptr;
+    file.reset();
     if (o.verb == "graph")                                                  // the Markov chain that it is when its context is full
         print_chain(c.V, T, [&](const std::vector<int>& context, std::vector<float>& logits) {
             model.extend(context.data(), 1, 0, T), model.logits(T - 1, 1, 1, logits.data());
         });
     const auto guide = o.has("pattern") ? std::make_unique<Guide>(o.pattern, vocabulary_of(*tokenizer, c.V), "--pattern") : nullptr;
+    if (o.stage != "reward") tell_stage("--model", o.model, directory_of(state), false);
     if (o.verb == "chat") chat(model, o, eot, *tokenizer, guide.get());
     if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
     else if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());

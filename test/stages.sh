@@ -16,8 +16,10 @@ awk -v d=$dir/data 'BEGIN { for (a = 0; a < 5; a++) for (b = 0; b < 5; b++) {
     print a "?" b "=" c > d "/text"
     print p ", \"response\": \"" c "\"}" > d "/sft.jsonl"
     print p ", \"chosen\": \"" c "\", \"rejected\": \"" (c + 1 + b % 3) % 5 "\"}" > d "/ranked.jsonl"
-    print p "}" > d "/prompts.jsonl" } }'
+    print p "}" > d "/prompts.jsonl"
+    print "{\"messages\": [{\"role\": \"u\", \"content\": \"" a b "\"}, {\"role\": \"assistant\", \"content\": \"" c "\"}]}" > d "/chats.jsonl" } }'
 for name in sft ranked prompts; do build/shards examples --in $dir/data/$name.jsonl --tokenizer bytes --out $dir/data/$name.bin || exit; done > $dir/log
+build/shards examples --in $dir/data/chats.jsonl --tokenizer bytes --template '{role}{content}' --out $dir/chats/chats.bin >> $dir/log || exit
 build/shards encode --in $dir/data/text --split '\n' --tokenizer bytes --out $dir/data/text >> $dir/log || exit
 data=$dir/data
 $program train --train $data/text_train.bin --init custom --layers 2 --heads 2 --channels 32 --context 16 --batch 2 --steps 3 \
@@ -79,6 +81,14 @@ right=$($program eval --model $dir/rl.long --answers $data/sft.bin | sed -n 's/a
 expect "rl: the exact reward is the share of right answers" awk -v a="$right" -v b="$(figure rl.long eval reward)" 'BEGIN { exit !(a > 0 && a / 25 - b < 1e-6 && b - a / 25 < 1e-6) }'
 expect "rl: a step of equal rewards" stage rl equal $init $rl $group --train $data/prompts.bin --steps 1 --kl 0 --reward-command 'while read line; do echo 3; done'
 expect "rl: equal rewards teach nothing" [ "$(figure equal step norm)" = 0 ]
+# dialogues: their last response is the answer, and what rl draws one to
+chats=$dir/chats/chats.bin
+expect "chats: learned" stage sft chats.long $init --train $chats --batch 4 --rows documents --answers $chats --steps 300
+expect "chats: answers" above "$(figure chats.long answers right)" 15
+expect "chats: rl" stage rl chats.rl --batch 4 --group 4 --tokens-per-step 256 --response-tokens 2 --train $chats --val $chats --init $dir/chats.long --answers $chats --steps 2 --lr 1e-4
+expect "chats: the exact reward is the share of right answers" awk -v a="$(figure chats.rl answers right)" -v b="$(figure chats.rl eval reward)" 'BEGIN { exit !(a > 15 && a / 25 - b < 1e-6 && b - a / 25 < 1e-6) }'
+expect "rl: no reward" stage rl nothing $init $rl $group --train $data/prompts.bin --val $data/prompts.bin --steps 1 --reward-command 'while read line; do echo 0; done'
+expect "rl: no reward is a loss of 0, not of -0" [ "$(figure nothing eval val_loss)" = 0 ]
 expect "rl: what is logged" [ "$(grep -c '"reward": .*"kl": .*"entropy": .*"clipped": ' $dir/rl.long/log.jsonl)" = 60 ]
 
 # LoRA: adapters alone are trained and kept, and their start alone is what KL is measured from
@@ -109,7 +119,7 @@ expect "lora: all weights are kept then" [ -e $dir/lora.all/step_00000006/model.
 fails() { about=$1 code=$2 text=$3; shift 3; rm -rf $dir/none; refused "$about" $code "$text" stage "$@" --steps 6; }
 fails "sft of prompts" 1 "prompts alone, but --stage sft needs dialogues or prompts and responses" sft none $init --train $data/prompts.bin
 fails "reward without pairs" 1 "prompts and responses, but --stage reward needs preferences" reward none $init --train $data/sft.bin
-fails "exact without answers" 1 "prompts alone, but --reward exact needs prompts and responses" rl none $init $rl $group --train $data/prompts.bin
+fails "exact without answers" 1 "prompts alone, but --reward exact needs prompts and responses; or give --reward MODEL or --reward-command PROGRAM" rl none $init $rl $group --train $data/prompts.bin
 fails "exact without answers to validate" 1 "prompts alone, but --reward exact needs prompts and responses" rl none $init $rl $group --train $data/sft.bin --val $data/prompts.bin
 fails "rl from nothing" 2 "--stage rl: needs --init, a model to start from" rl none $rl $group --train $data/sft.bin --init d6 --context 16
 fails "no reward model" 1 "--reward $dir/nowhere: no such file" rl none $init $rl $group --train $data/sft.bin --reward $dir/nowhere
@@ -120,7 +130,20 @@ fails "sliding" 2 "--stage sft: takes example shards, without --raw or --rows sl
 fails "odd batch" 2 "--batch 3: --stage reward computes pairs of rows" reward none $init --train $data/ranked.bin --batch 3
 fails "part of a group" 2 "--tokens-per-step 64: not a multiple of batch and --group x context = 128" rl none $init $rl --train $data/sft.bin --group 8 --tokens-per-step 64
 fails "no room for a prompt" 1 "its prompt and an answer of --response-tokens make 20 tokens, and the context has 16" rl none $init $group --train $data/sft.bin --response-tokens 15
-fails "a context too short" 1 "no example is left of 25" sft none $init $sft --context 4
+fails "a context too short" 1 "no example is left of 25: .*; raise --context" sft none $init $sft --context 4
+fails "rl's options elsewhere" 2 "--kl: is for --stage rl" sft none $init $sft --kl 0.1
+fails "a reward elsewhere" 2 "--reward: is for --stage rl" reward none $init $reward --reward $dir/reward
+fails "two rewards" 2 "--reward exact: --reward-command rewards this run; give one of the two" rl none $init $rl $group --train $data/sft.bin --reward exact --reward-command cat
+refused "two rewards on resume" 2 "give one of the two" $program train --resume --steps 8 --out $dir/command.stopped --reward exact
+fails "answers of a reward model" 2 "--answers: a model of --stage reward writes none" reward none $init $reward --answers $data/sft.bin
+told() { text=$1; shift; "$@" 2>&1 > /dev/null | grep -q -e "$text"; }           # whether a command says so on standard error
+untold() { ! told "$@"; }
+rewarded="stage rl rewarded $init $rl $group --train $data/prompts.bin --steps 1 --reward"
+expect "a model of another stage as reward: told" told "^warning: --reward $dir/sft: is of --stage sft, not reward" $rewarded $dir/sft
+expect "a reward model as reward: nothing is told" untold "is of --stage" $program sample --model $dir/sft --tokens 2 --best-of 2 --reward $dir/reward
+expect "a reward model that is to write: told" told "^warning: --model $dir/reward: is of --stage reward" $program sample --model $dir/reward --tokens 2
+expect "a reward model that is evaluated: nothing is told" untold warning $program eval --stage reward --model $dir/reward --val $data/ranked.bin
+expect "sft of random weights: told" told "^warning: --stage sft: begins with random weights" stage sft fresh $sft --layers 1 --heads 1 --channels 32 --context 16 --steps 1
 refused "rl is not evaluated" 2 "--stage rl: evaluates nothing by itself" $program eval --stage rl --model $dir/sft --val $data/sft.bin
 echo 'one and one and one' > $data/words
 build/shards bpe --in $data/words --vocab 258 --out $dir/two > $dir/log && build/shards encode --in $data/text --tokenizer $dir/two --out $dir/two/t >> $dir/log
@@ -131,6 +154,7 @@ fails "data of another tokenizer than the reward model's" 1 "the tokenizer there
 
 fails "an adapter of nothing" 2 "--lora-rank: needs --init" sft none $sft --lora-rank 4 --init d6 --context 16
 fails "a frozen form of what is trained" 2 "--base-dtype nf4: all weights are trained; give --lora-rank" sft none $init $sft --base-dtype nf4
+fails "an adapter's scale without one" 2 "--lora-alpha: is for --lora-rank" sft none $init $sft --lora-alpha 8
 fails "an adapter of another rank" 2 "--lora-rank 8: the adapter in $dir/lora.long/step_00000600 has rank 4" sft none $init $sft --lora-rank 8 --adapter $dir/lora.long
 fails "targets that are none" 2 "--lora-targets qkv,mlp: 'mlp' is none of qkv, proj, fc, fcproj" sft none $init $sft --lora-rank 8 --lora-targets qkv,mlp
 fails "an adapter that is none" 1 "$dir/sft/step_00000006: holds no adapter_config.json" sft none $init $sft --lora-rank 8 --adapter $dir/sft
@@ -141,10 +165,12 @@ refused "a model that is there already" 1 "--out $dir/lora.merged: is there alre
 scored() { about=$1 text=$2; rm -rf $dir/none; refused "a command that $about" 1 "$text" stage rl none $init $rl $group --train $data/prompts.bin --steps 6 --reward-timeout 0.5 --reward-command "$3"; }
 scored "ends" "ended with exit code 3 after 0 of 8 scores" "exit 3"
 scored "ends in between" "ended with exit code 0 after 3 of 8 scores" "for i in 1 2 3; do read line; echo 1; done"
-scored "is silent" "no answer within 0.5 seconds, after 0 of 8 scores" "sleep 9"
+scored "is silent" "no answer within 0.5 seconds, after 0 of 8 scores; it has to write each line at once" "sleep 9"
 scored "says too much" "more than 8 lines" "while read line; do echo 1; echo 2; done"
 scored "says no number" "line 1: 'well' is no number" "while read line; do echo well; done"
 scored "says infinity" "line 1: 'inf' is no number" "while read line; do echo inf; done"
+scored "says what is too large" "line 1: '-2e30' is no number up to 1e30 in size; a score a line, and nothing else" "while read line; do echo -2e30; done"
+refused "another command before the first checkpoint" 2 "must not differ in it; --out with another directory begins a new one$" $program train --resume --out $dir/none --reward-command true
 refused "a command that fails later" 1 "is no number" stage rl later $init $rl $group --train $data/prompts.bin --steps 6 --save-every 1 \
     --reward-command 'n=0; while read line; do n=$((n + 1)); [ $n -lt 33 ] && echo $((n % 3)) || echo no; done'
 expect "it leaves a whole checkpoint" $program eval --stage sft --model $dir/later --val $data/sft.bin

@@ -48,7 +48,7 @@ static void wrong_files() {
     auto llmc = [&] { config_of(read_llmc(path), 0); };
     auto examples = [&] { Examples(path, 10, 8); };
     auto fitting = [&] { Examples(path, 10, 8, true); };
-    auto answers = [&] { Examples(path, 10, 8).need("--answers", {2, 3}); };
+    auto answers = [&] { Examples(path, 10, 8).need("--answers", {0, 2, 3}); };
     auto choices = [&] { Choices(path, 10, 8); };
     std::string high = header({20240520, 1, 3}, 6);
     high[1024 + 4] = 12;
@@ -83,7 +83,7 @@ static void wrong_files() {
         {"examples an empty rejected one", examples, example_shard(1, 3, 1, {}, {0, 0, 1, 1}), "FILE: example 0: segment 2, a response, is empty"},
         {"examples too long", examples, example_shard(1, 2, 2, {}, {0, 0, 1, 4, 9}), "FILE: example 1: 9 tokens do not fit the context of 8"},
         {"examples a prompt too long", examples, example_shard(1, 1, 2, {}, {0, 6, 13}), "FILE: example 1: 9 tokens do not fit the context of 8"},
-        {"examples none left", fitting, example_shard(1, 2, 2, {}, {0, 7, 8, 9, 17}), "FILE: no example is left of 2: example 0: 9 tokens do not fit the context of 8"},
+        {"examples none left", fitting, example_shard(1, 2, 2, {}, {0, 7, 8, 9, 17}), "FILE: no example is left of 2: example 0: 9 tokens do not fit the context of 8; raise --context, or shorten them"},
         {"dialogues segments", examples, header({20261121, 2, 1, 2, 2}, 0), "FILE: byte 12: found 2 segments, expected 0 for any number"},
         {"dialogues bytes", examples, header({20261121, 2, 1, 0, 3}, 0), "FILE: byte 16: found 3 bytes a token, expected 2 or 4"},
         {"dialogues size", examples, example_shard(2, 0, 1, {0, 2}, {0, 1, 2}) + "x", "FILE: 1069 bytes, but its header of 1 examples, 2 segments and 2 tokens means 1068"},
@@ -98,8 +98,7 @@ static void wrong_files() {
         {"dialogues an empty response", examples, example_shard(2, 0, 1, {0, 4}, {0, 1, 2, 3, 3}), "FILE: example 0: segment 3, a response, is empty"},
         {"dialogues foreign token", examples, example_shard(2, 0, 1, {0, 2}, {0, 1, 2}, 10), "FILE: byte 1064: token 10 is not below the vocabulary size 10"},
         {"dialogues too long", examples, example_shard(2, 0, 2, {0, 2, 6}, {0, 3, 7, 8, 9, 12, 14}), "FILE: example 1: 9 tokens do not fit the context of 8"},
-        {"dialogues for --answers", answers, example_shard(2, 0, 1, {0, 2}, {0, 1, 2}), "FILE: dialogues, but --answers needs prompts and responses or preferences"},
-        {"prompts for --answers", answers, example_shard(1, 1, 1, {}, {0, 1}), "FILE: prompts alone, but --answers needs prompts and responses or preferences"},
+        {"prompts for --answers", answers, example_shard(1, 1, 1, {}, {0, 1}), "FILE: prompts alone, but --answers needs dialogues or prompts and responses or preferences"},
         {"choices magic", choices, header({1, 1}, 0), "FILE: byte 0: expected magic 20240522 and version 1 of a multiple choice file"},
         {"choices cut short", choices, header({20240522, 1, 1}, 0), "FILE: byte 1024: the file ends inside example 0 of 1"},
         {"choices start", choices, header({20240522, 1, 1}, 20), "FILE: byte 1024: found 0, expected 65535, the start of example 0"},

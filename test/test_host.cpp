@@ -187,6 +187,10 @@ static void resuming() {
     check(resumed({"--rate", "0.250"}).rate == 0.25, "host/resume/the same value");
     const char* differs = "and a resumed run must not differ in it; --init RUN --out with another directory begins a new one from its weights";
     dies("resume/another value", std::string("2 --rate 0.5: the run in RUN has 0.25, ") + differs, [&] { resumed({"--rate", "0.5"}); });
+    dies("resume/another value, without weights", "2 --rate 0.5: the run in RUN has 0.25, and a resumed run must not differ in it; --out with another directory begins a new one", [&] {
+        const Settings other = parsed(TOOL, {"train", "--data", "old.bin", "--rate", "0.5"});
+        resume_options(Settings(other).table(), fresh.table(), other.given, parse_json(stored, "log"), false, "RUN", "RUN/log", false);
+    });
     s = resumed({"--epochs", "2"});
     check(s.steps == 0 && s.epochs == 2, "host/resume/an excluded one does not come back");
     check(resumed({"--data", "new.bin"}, true).data == "new.bin", "host/resume/D, data that is known");
@@ -641,6 +645,16 @@ static void examples() {
             check(good && e.first.back() == c.all.size(), "host/examples/%d segments, %d tokens", c.segments, V);
         }
     // the lengths 3, 2, 1, 4, 3, 2 of prompts alone, which need room for one token more; of pairs 3, 5, 2
+    // of dialogues the last response, behind the same tokens; an empty context stays one
+    write_examples(path, {{1}, {2, 3}, {4}, {5}, {}, {6}, {7, 8}, {9}}, 0, 11, {0, 6, 8});
+    {
+        Examples e(path, 11, 9);
+        const int length = e.length(0);
+        e.answer_last(10);
+        check(e.segments == 2 && e.tokens == Segments{{1, 2, 3, 10, 4, 5, 10}, {6}, {7, 8}, {9}} && e.first == std::vector<size_t>{0, 2, 4} && e.size() == 2 && length == 9 && e.length(0) == 9, "host/examples/the last response of dialogues");
+        const std::vector<std::vector<int>> folded = e.tokens;
+        e.answer_last(10), check(e.tokens == folded, "host/examples/pairs stay what they are");
+    }
     write_examples(path, six, 1, 10);
     std::string said = output_of([&] {
         const Examples e(path, 10, 3, true);

@@ -685,8 +685,8 @@ struct ExampleMaker {
             context.clear(), open = 0;
         }
         if (parts.empty())
-            die("%s: found %zu turns, none of them the assistant's; take such lines out: jq -c 'select(any(.%s[]; %s))'",
-                where.c_str(), turns.size(), form->members[0].c_str(),
+            die("%s: found %zu turns, none of them the assistant's; take such lines out: jq -c 'select(any(.%s[]; %s))'; or, if all "
+                "are to be answered, {\"prompt\"} may be such a list", where.c_str(), turns.size(), form->members[0].c_str(),
                 form->members[0] == "messages" ? ".role == \"assistant\"" : ".from == \"gpt\"");
         lost += open;
         return parts;
@@ -701,8 +701,37 @@ struct ExampleMaker {
         else add({prompt, chosen, rejected});
     }
 
-    void prompt(const Json& line) { add({text(line, "prompt")}); }
-    void pair(const Json& line) { add({text(line, "prompt"), response(line, form->members[1])}); }
+    // A segment of all that was said before the last answer, in which an end of text ends each response; that answer.
+    std::string before_answer(const Turns& all) {
+        const std::vector<std::string> parts = exchanges(all);
+        std::vector<int>& prompt = segments.emplace_back();
+        for (size_t i = 0; i + 1 < parts.size(); i++) {
+            tokenizer.encode(parts[i], prompt, scratch);
+            if (i % 2) prompt.push_back(tokenizer.eot());
+        }
+        return parts.back();
+    }
+    // A prompt, and its answer if it has one, is a text or a list of turns.
+    Turns asked(const Json& line) {
+        const Turns all = turns(line, "prompt");
+        if (all.empty() || all.back().role == ASSISTANT)
+            die("%s: \"prompt\" is a list of %zu turns, expected one to be answered at its end", where.c_str(), all.size());
+        return all;
+    }
+    void prompt(const Json& line) {
+        if (line["prompt"].kind != Json::ARRAY) return add({text(line, "prompt")});
+        Turns all = asked(line);
+        all.push_back({ASSISTANT, ""}), before_answer(all), add({});
+    }
+    void pair(const Json& line) {
+        const std::string& name = form->members[1];
+        if (line["prompt"].kind != Json::ARRAY) return add({text(line, "prompt"), response(line, name)});
+        Turns all = asked(line);
+        if (line[name].kind != Json::ARRAY) all.push_back({ASSISTANT, response(line, name)});
+        else if (const Turns last = turns(line, name); last.size() == 1 && last[0].role == ASSISTANT) all.push_back(last[0]);
+        else die("%s: expected one turn in %s, the assistant's; {\"messages\"} hold whole dialogues", where.c_str(), json_quote(name).c_str());
+        add({before_answer(all)});
+    }
     void dialogue(const Json& line) { add(exchanges(turns(line, form->members[0]))); }
     void preference(const Json& line) {
         if (line["chosen"].kind == Json::ARRAY) return preferred_turns(line);
@@ -740,8 +769,7 @@ struct ExampleMaker {
                 "\"\\n\\nAssistant:\", or a \"prompt\" beside them", where.c_str());
         prefer(chosen.substr(0, begin), chosen.substr(begin), rejected.substr(begin));
     }
-    // Two chats, or what follows the one in "prompt". They differ in the last turn. In the prompt, too, an end of text
-    // ends each response.
+    // Two chats, or what follows the one in "prompt". They differ in the last turn.
     void preferred_turns(const Json& line) {
         Turns chosen = turns(line, "chosen"), rejected = turns(line, "rejected"), all;
         const size_t n = chosen.size();
@@ -753,13 +781,7 @@ struct ExampleMaker {
                 where.c_str());
         if (chosen == rejected) { equal++; return; }
         all.insert(all.end(), chosen.begin(), chosen.end());
-        const std::vector<std::string> parts = exchanges(all);
-        std::vector<int>& prompt = segments.emplace_back();
-        for (size_t i = 0; i + 1 < parts.size(); i++) {
-            tokenizer.encode(parts[i], prompt, scratch);
-            if (i % 2) prompt.push_back(tokenizer.eot());
-        }
-        add({parts.back(), rejected[n - 1].content});
+        add({before_answer(all), rejected[n - 1].content});
     }
 };
 

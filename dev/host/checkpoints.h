@@ -217,6 +217,15 @@ struct Past {
     }
 };
 
+// Tells of a model of another stage than it is used as: one that rewards texts, or one that writes them.
+inline void tell_stage(const char* option, const std::string& given, const std::string& directory, bool rewards) {
+    if (!is_checkpoint(directory)) return;
+    const std::string stage = read_json(directory + "/state.json")["options"]["stage"].string;
+    if (stage.empty() || rewards == (stage == "reward")) return;
+    warn(rewards ? "%s %s: is of --stage %s, not reward: how likely a text ends there is no reward"
+                 : "%s %s: is of --stage %s: it says how good a text is, and writes none", option, given.c_str(), stage.c_str());
+}
+
 // What a program computes, some logits of a model that it draws, is kept in state.json. Another machine sums up in another
 // order, which makes 1e-6.
 inline void check_fingerprint(const std::vector<float>& computed, const std::string& checkpoint) {

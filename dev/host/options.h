@@ -190,9 +190,11 @@ inline std::string options_json(const Table& options, char mark) {
 }
 
 // Gives the options of a run that is resumed the values it had, but for those on the command line that may differ, and
-// for those that exclude one of them. data_known: other places hold the same data, or it will be found out.
+// for those that exclude one of them. data_known: other places hold the same data, or it will be found out. weights: the
+// run has some.
 inline void resume_options(const Table& options, const Table& defaults, const std::set<std::string>& given,
-                           const Json& stored, bool data_known, const std::string& run, const std::string& where) {
+                           const Json& stored, bool data_known, const std::string& run, const std::string& where,
+                           bool weights = true) {
     for (size_t i = 0; i < options.size(); i++) {
         const Option& o = options[i];
         const Json& old = stored[o.name];
@@ -207,8 +209,8 @@ inline void resume_options(const Table& options, const Table& defaults, const st
             o.set(old.string, old.string == defaults[i].show() ? "" : o.allowed);
         } catch (const Error& e) { die("%s: %s", where.c_str(), e.line.c_str()); }
         if (is_given && o.show() != now)
-            die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it; --init %s --out with another "
-                      "directory begins a new one from its weights", o.typed().c_str(), now.c_str(), run.c_str(),
-                      old.string.empty() ? "none" : old.string.c_str(), run.c_str());
+            die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it; %s with another directory begins "
+                      "a new one%s", o.typed().c_str(), now.c_str(), run.c_str(), old.string.empty() ? "none" : old.string.c_str(),
+                      weights ? format("--init %s --out", run.c_str()).c_str() : "--out", weights ? " from its weights" : "");
     }
 }

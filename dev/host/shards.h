@@ -175,7 +175,7 @@ struct Examples {
             first.pop_back(), number.pop_back(), tokens.resize(first.back());
         }
         if (E == 0) die("%s: holds no examples", name);
-        if (left_out == E) die("%s: no example is left of %zu: %s", name, E, told.c_str());
+        if (left_out == E) die("%s: no example is left of %zu: %s; raise --context, or shorten them", name, E, told.c_str());
         if (left_out)
             warn("%s: %zu of %zu examples are left out, the first of them %s", name, left_out, E, told.c_str());
     }
@@ -191,14 +191,29 @@ struct Examples {
         for (size_t i = 0; i < count(e); i++) sum += s[i].size();
         return sum;
     }
-    // For callers that can use some kinds only: need("--answers", {2, 3}).
-    void need(const char* what, const std::vector<int>& kinds) const {
+    // Makes a dialogue a prompt, in which an end of text ends each response, and its last response: the same row of tokens.
+    void answer_last(int eot) {
+        if (segments != 0) return;
+        std::vector<std::vector<int>> pairs;
+        for (size_t e = 0; e < size(); e++) {
+            std::vector<int> prompt;
+            for (size_t k = 0; k + 1 < count(e); k++) {
+                prompt.insert(prompt.end(), of(e)[k].begin(), of(e)[k].end());
+                if (k % 2) prompt.push_back(eot);
+            }
+            pairs.push_back(std::move(prompt)), pairs.push_back(of(e)[count(e) - 1]);
+        }
+        segments = 2, tokens = std::move(pairs);
+        for (size_t e = 0; e < first.size(); e++) first[e] = 2 * e;
+    }
+    // For callers that can use some kinds only: need("--answers", {0, 2, 3}).
+    void need(const char* what, const std::vector<int>& kinds, const char* otherwise = "") const {
         std::string names;
         for (int kind : kinds) {
             if (kind == segments) return;
             names += (names.empty() ? "" : " or ") + std::string(KINDS[kind]);
         }
-        die("%s: %s, but %s needs %s", path.c_str(), KINDS[segments], what, names.c_str());
+        die("%s: %s, but %s needs %s%s", path.c_str(), KINDS[segments], what, names.c_str(), otherwise);
     }
     // Of what is read or written: contexts and responses in turn, no response empty.
     static void check(const std::string& path, size_t e, int segments, const std::vector<int>* s, size_t count) {
