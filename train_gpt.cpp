@@ -2015,8 +2015,10 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
         die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
     o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
     if (o.lora_rank == 0 && o.has("base_dtype") && o.base_dtype != DTYPE) die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
-    for (const char* name : {"lora_alpha", "lora_targets"})
-        if (o.lora_rank == 0 && o.has(name)) die_usage("%s: is for --lora-rank", dashed(name).c_str());
+    const Options none;                      // whose values stand in a start-up line that is given again
+    const bool alpha = o.has("lora_alpha") && o.lora_alpha != none.lora_alpha;
+    if (o.lora_rank == 0 && (alpha || (o.has("lora_targets") && o.lora_targets != none.lora_targets)))
+        die_usage("%s: is for --lora-rank", alpha ? "--lora-alpha" : "--lora-targets");
     if (o.lora_rank == 0) return c;
     c.form = form_of(o.base_dtype);
     if (!file) die_usage("--lora-rank: needs --init, a model to adapt");
@@ -2153,8 +2155,8 @@ private:
         const bool rl = o.stage == "rl", later = o.stage != "pretrain";
         for (const Option& row : o.table())
             if (row.is('L') && o.has(row.name) && !rl) die_usage("%s: is for --stage rl", dashed(row.name).c_str());
-        if (o.has("reward") && !o.reward_command.empty()) die_usage("--reward %s: --reward-command rewards this run; give one of the two", o.reward.c_str());
-        if (o.stage == "reward" && !o.answers.empty()) die_usage("--answers: a model of --stage reward writes none; --val counts pairs in the right order");
+        if (o.has("reward") && o.reward != "exact" && !o.reward_command.empty()) die_usage("--reward %s: --reward-command rewards this run; give one of the two", o.reward.c_str());
+        if (o.stage == "reward" && o.has("answers")) die_usage("--answers: a model of --stage reward writes none; --val counts pairs in the right order");
         if (later && !rl && !start && !o.has("init")) warn("--stage %s: begins with random weights; --init DIR starts from a model", o.stage.c_str());
         if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
         if (later && (!o.raw.empty() || o.rows == "sliding"))

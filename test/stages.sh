@@ -133,8 +133,10 @@ fails "no room for a prompt" 1 "its prompt and an answer of --response-tokens ma
 fails "a context too short" 1 "no example is left of 25: .*; raise --context" sft none $init $sft --context 4
 fails "rl's options elsewhere" 2 "--kl: is for --stage rl" sft none $init $sft --kl 0.1
 fails "a reward elsewhere" 2 "--reward: is for --stage rl" reward none $init $reward --reward $dir/reward
-fails "two rewards" 2 "--reward exact: --reward-command rewards this run; give one of the two" rl none $init $rl $group --train $data/sft.bin --reward exact --reward-command cat
-refused "two rewards on resume" 2 "give one of the two" $program train --resume --steps 8 --out $dir/command.stopped --reward exact
+fails "two rewards" 2 "--reward $dir/reward: --reward-command rewards this run; give one of the two" rl none $init $rl $group --train $data/sft.bin --reward $dir/reward --reward-command cat
+refused "two rewards on resume" 2 "give one of the two" $program train --resume --steps 8 --out $dir/command.stopped --reward $dir/reward
+again() { "$@" > $dir/said && head -1 $dir/said > $dir/said.first && rm -r $dir/again && sh $dir/said.first && [ -e $dir/again/step_00000001 ]; }
+expect "the line that a run begins with starts it again" again stage rl again $init $rl $group --train $data/prompts.bin --steps 1 --reward-command 'while read line; do echo 3; done'
 fails "answers of a reward model" 2 "--answers: a model of --stage reward writes none" reward none $init $reward --answers $data/sft.bin
 told() { text=$1; shift; "$@" 2>&1 > /dev/null | grep -q -e "$text"; }           # whether a command says so on standard error
 untold() { ! told "$@"; }
