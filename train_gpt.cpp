@@ -63,8 +63,8 @@
     X(text,    model,           "",           "",                             "secgmP!",  "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
     X(text,    adapter,         "",           "",                             "tsecgmP",  "LoRA adapter for the model (train: for --init): a run or a PEFT directory; its weights are merged, or trained on with --lora-rank") \
     X(integer, lora_rank,       0,            "0..65536",                     "t",        "train an adapter of this rank beside frozen weights (LoRA) [0: all weights are trained]") \
-    X(number,  lora_alpha,      16,           "0.000001..1000000",            "t",        "LoRA: the adapter counts alpha / rank times") \
-    X(text,    lora_targets,    "qkv,proj,fc,fcproj", "",                     "t",        "LoRA: which matrices of a block are adapted") \
+    X(number,  lora_alpha,      16,           "0.000001..1000000",            "tA",       "LoRA: the adapter counts alpha / rank times") \
+    X(text,    lora_targets,    "qkv,proj,fc,fcproj", "",                     "tA",       "LoRA: which matrices of a block are adapted") \
     X(integer, layers,          0,            "1..1000",                      "t",        "layers [from --init]") \
     X(integer, heads,           0,            "1..1000",                      "tsecgm",   "attention heads [from --init or the model; where a file does not say, C/64]") \
     X(integer, channels,        0,            "1..100000",                    "t",        "channels [from --init]") \
@@ -94,7 +94,7 @@
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",       "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",       "rows of a validation; 0 = all [64; eval: all]") \
     X(text,    rows,            "packed",     "packed|documents|sliding",     "te",       "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
-    X(text,    answers,         "",           "",                             "teDP",     "example shard of (prompt, response), or of dialogues, whose last response counts: count those that greedy decoding gets right [none]") \
+    X(text,    answers,         "",           "",                             "teDP",     "example shard of (prompt, response), or of dialogues, whose last response counts: count what greedy decoding gets right [none]") \
     X(text,    choices,         "",           "",                             "eP",       "multiple choice questions in llm.c's HellaSwag format [none]") \
     X(integer, sample_every,    100,          "0..1000000000000",             "tR",       "steps between samples; 0 = never") \
     X(integer, save_every,      0,            "0..1000000000000",             "tR",       "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
@@ -104,8 +104,8 @@
     X(flag,    resume,          false,        "",                             "t",        "go on from the newest whole checkpoint in --out") \
     X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn for each prompt, whose mean reward is subtracted") \
     X(integer, response_tokens, 0,            "1..1048576",                   "tL",       "rl: tokens of an answer, at most [what the context leaves]") \
-    X(text,    reward,          "exact",      "",                             "tseDPL",   "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage; --best-of: that model") \
-    X(text,    reward_command,  "",           "",                             "tL",       "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
+    X(text,    reward,          "",           "",                             "tseDPL4",  "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage; --best-of: that model [exact]") \
+    X(text,    reward_command,  "",           "",                             "tL4",      "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
     X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",      "rl: seconds to wait for that program") \
     X(text,    advantage,       "mean",       "mean|normalized",              "tL",       "rl: reward less the group's mean; normalized: over its standard deviation, too") \
     X(integer, rl_passes,       1,            "1..1000",                      "tL",       "rl: optimizer steps with the same answers") \
@@ -160,6 +160,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
         die_usage("eval: give --val, --choices or --answers");
     for (const char* name : {"best_of", "vote", "examples", "pattern"})
         if (o.verb == "eval" && o.has(name) && o.answers.empty()) die_usage("%s: is for --answers", dashed(name).c_str());
+    if (o.verb == "train" && o.reward.empty() && o.reward_command.empty()) o.reward = "exact";
     if (o.has("vote_after") && !o.vote) die_usage("--vote-after: is for --vote");
     if (o.verb != "train" && o.has("reward") && !o.best_of) die_usage("--reward: is for --best-of");
     for (text& stop : o.stop) stop = unescaped("--stop", stop);
@@ -406,8 +407,7 @@ inline const std::pair<const char*, Stage> STAGES[] = {{"pretrain", {}}, {"sft",
 inline Wanted wanted(const Options& o, const char* option, const text& pattern, int V, int T, int eot) {
     const Stage& s = std::find_if(std::begin(STAGES), std::end(STAGES), [&](auto& row) { return o.stage == row.first; })->second;
     return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
-            .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot,
-            .last_turns = o.stage == "rl"};
+            .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
 }
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
@@ -2015,10 +2015,6 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
         die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
     o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
     if (o.lora_rank == 0 && o.has("base_dtype") && o.base_dtype != DTYPE) die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
-    const Options none;                      // whose values stand in a start-up line that is given again
-    const bool alpha = o.has("lora_alpha") && o.lora_alpha != none.lora_alpha;
-    if (o.lora_rank == 0 && (alpha || (o.has("lora_targets") && o.lora_targets != none.lora_targets)))
-        die_usage("%s: is for --lora-rank", alpha ? "--lora-alpha" : "--lora-targets");
     if (o.lora_rank == 0) return c;
     c.form = form_of(o.base_dtype);
     if (!file) die_usage("--lora-rank: needs --init, a model to adapt");
@@ -2153,11 +2149,9 @@ private:
     // An epoch ends where its last window does: the rows of a step beyond it stay empty.
     void open_data() {
         const bool rl = o.stage == "rl", later = o.stage != "pretrain";
-        for (const Option& row : o.table())
-            if (row.is('L') && o.has(row.name) && !rl) die_usage("%s: is for --stage rl", dashed(row.name).c_str());
-        if (o.has("reward") && o.reward != "exact" && !o.reward_command.empty()) die_usage("--reward %s: --reward-command rewards this run; give one of the two", o.reward.c_str());
-        if (o.stage == "reward" && o.has("answers")) die_usage("--answers: a model of --stage reward writes none; --val counts pairs in the right order");
-        if (later && !rl && !start && !o.has("init")) warn("--stage %s: begins with random weights; --init DIR starts from a model", o.stage.c_str());
+        if (!rl) refuse_idle(o.table(), Options().table(), o.given, 'L', "--stage rl");
+        if (!o.lora_rank) refuse_idle(o.table(), Options().table(), o.given, 'A', "--lora-rank");
+        if (later && !rl && !start && !o.has("init")) warn("--stage %s: starts at random, without --init", o.stage.c_str());
         if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
         if (later && (!o.raw.empty() || o.rows == "sliding"))
             die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
@@ -2194,17 +2188,16 @@ private:
     void open_frozen(std::map<std::string, std::string>& data) {
         if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
         reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = Identity(reference->file.path).text();
-        tell_stage("--init", o.init, reference->file.directory, false);
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
             rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = Identity(rewarding->file.path).text();
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
-            tell_stage("--reward", o.reward, rewarding->file.directory, true);
         }
         windows->check_prompts(o.response_tokens, exact);
         if (held_out->val) held_out->val->check_prompts(o.response_tokens, exact);
+        tell_stage("--init", o.init, false), tell_stage("--reward", rewarding ? o.reward : "", true);
     }
 };
 
@@ -2548,15 +2541,13 @@ template <typename Model> void run_verb(Options o) {
     const std::unique_ptr<Model> loaded = file->load<Model>(B, T, o.dtype == "bf16");
     Model& model = *loaded;
     file.reset();
-    if (o.has("reward")) file.emplace("--reward", o.reward, o, 0), tell_stage("--reward", o.reward, file->file.directory, true);
-    const auto rewarder = file ? file->load<Model>(B, T, o.dtype == "bf16") : nullptr;
-    file.reset();
+    const auto rewarder = o.has("reward") ? Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16") : nullptr;
     if (o.verb == "graph")                                                  // the Markov chain that it is when its context is full
         print_chain(c.V, T, [&](const std::vector<int>& context, std::vector<float>& logits) {
             model.extend(context.data(), 1, 0, T), model.logits(T - 1, 1, 1, logits.data());
         });
     const auto guide = o.has("pattern") ? std::make_unique<Guide>(o.pattern, vocabulary_of(*tokenizer, c.V), "--pattern") : nullptr;
-    if (o.stage != "reward") tell_stage("--model", o.model, directory_of(state), false);
+    if (o.stage != "reward") tell_stage("--model", o.model, false), tell_stage("--reward", o.reward, true);
     if (o.verb == "chat") chat(model, o, eot, *tokenizer, guide.get());
     if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
     else if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());

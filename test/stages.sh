@@ -133,19 +133,19 @@ fails "no room for a prompt" 1 "its prompt and an answer of --response-tokens ma
 fails "a context too short" 1 "no example is left of 25: .*; raise --context" sft none $init $sft --context 4
 fails "rl's options elsewhere" 2 "--kl: is for --stage rl" sft none $init $sft --kl 0.1
 fails "a reward elsewhere" 2 "--reward: is for --stage rl" reward none $init $reward --reward $dir/reward
-fails "two rewards" 2 "--reward $dir/reward: --reward-command rewards this run; give one of the two" rl none $init $rl $group --train $data/sft.bin --reward $dir/reward --reward-command cat
-refused "two rewards on resume" 2 "give one of the two" $program train --resume --steps 8 --out $dir/command.stopped --reward $dir/reward
+fails "two rewards" 2 "--reward-command: give --reward or --reward-command, not both" rl none $init $rl $group --train $data/sft.bin --reward $dir/reward --reward-command cat
+refused "another reward on resume" 2 "the run in .* has none, and a resumed run must not differ in it" $program train --resume --steps 8 --out $dir/command.stopped --reward $dir/reward
 again() { "$@" > $dir/said && head -1 $dir/said > $dir/said.first && rm -r $dir/again && sh $dir/said.first && [ -e $dir/again/step_00000001 ]; }
 expect "the line that a run begins with starts it again" again stage rl again $init $rl $group --train $data/prompts.bin --steps 1 --reward-command 'while read line; do echo 3; done'
 fails "answers of a reward model" 2 "--answers: a model of --stage reward writes none" reward none $init $reward --answers $data/sft.bin
 told() { text=$1; shift; "$@" 2>&1 > /dev/null | grep -q -e "$text"; }           # whether a command says so on standard error
 untold() { ! told "$@"; }
 rewarded="stage rl rewarded $init $rl $group --train $data/prompts.bin --steps 1 --reward"
-expect "a model of another stage as reward: told" told "^warning: --reward $dir/sft: is of --stage sft, not reward" $rewarded $dir/sft
+expect "a model of another stage as reward: told" told "^warning: --reward $dir/sft: is of --stage sft: how likely" $rewarded $dir/sft
 expect "a reward model as reward: nothing is told" untold "is of --stage" $program sample --model $dir/sft --tokens 2 --best-of 2 --reward $dir/reward
 expect "a reward model that is to write: told" told "^warning: --model $dir/reward: is of --stage reward" $program sample --model $dir/reward --tokens 2
 expect "a reward model that is evaluated: nothing is told" untold warning $program eval --stage reward --model $dir/reward --val $data/ranked.bin
-expect "sft of random weights: told" told "^warning: --stage sft: begins with random weights" stage sft fresh $sft --layers 1 --heads 1 --channels 32 --context 16 --steps 1
+expect "sft of random weights: told" told "^warning: --stage sft: starts at random, without --init" stage sft fresh $sft --layers 1 --heads 1 --channels 32 --context 16 --steps 1
 refused "rl is not evaluated" 2 "--stage rl: evaluates nothing by itself" $program eval --stage rl --model $dir/sft --val $data/sft.bin
 echo 'one and one and one' > $data/words
 build/shards bpe --in $data/words --vocab 258 --out $dir/two > $dir/log && build/shards encode --in $data/text --tokenizer $dir/two --out $dir/two/t >> $dir/log

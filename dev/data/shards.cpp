@@ -685,9 +685,9 @@ struct ExampleMaker {
             context.clear(), open = 0;
         }
         if (parts.empty())
-            die("%s: found %zu turns, none of them the assistant's; take such lines out: jq -c 'select(any(.%s[]; %s))'; or, if all "
-                "are to be answered, {\"prompt\"} may be such a list", where.c_str(), turns.size(), form->members[0].c_str(),
-                form->members[0] == "messages" ? ".role == \"assistant\"" : ".from == \"gpt\"");
+            die("%s: found %zu turns, none of them the assistant's; take such lines out: jq -c 'select(any(.%s[]; %s))'; "
+                "or, if all are to be answered, \"prompt\" may be such a list", where.c_str(), turns.size(),
+                form->members[0].c_str(), form->members[0] == "messages" ? ".role == \"assistant\"" : ".from == \"gpt\"");
         lost += open;
         return parts;
     }
@@ -715,7 +715,8 @@ struct ExampleMaker {
     Turns asked(const Json& line) {
         const Turns all = turns(line, "prompt");
         if (all.empty() || all.back().role == ASSISTANT)
-            die("%s: \"prompt\" is a list of %zu turns, expected one to be answered at its end", where.c_str(), all.size());
+            die("%s: \"prompt\" is a list of %zu turns, expected one to be answered at its end", where.c_str(),
+                all.size());
         return all;
     }
     void prompt(const Json& line) {
@@ -727,9 +728,12 @@ struct ExampleMaker {
         const std::string& name = form->members[1];
         if (line["prompt"].kind != Json::ARRAY) return add({text(line, "prompt"), response(line, name)});
         Turns all = asked(line);
-        if (line[name].kind != Json::ARRAY) all.push_back({ASSISTANT, response(line, name)});
-        else if (const Turns last = turns(line, name); last.size() == 1 && last[0].role == ASSISTANT) all.push_back(last[0]);
-        else die("%s: expected one turn in %s, the assistant's; {\"messages\"} hold whole dialogues", where.c_str(), json_quote(name).c_str());
+        const bool text = line[name].kind != Json::ARRAY;
+        const Turns last = text ? Turns{{ASSISTANT, response(line, name)}} : turns(line, name);
+        if (last.size() != 1 || last[0].role != ASSISTANT)
+            die("%s: expected one turn in %s, the assistant's; \"messages\" are whole dialogues", where.c_str(),
+                json_quote(name).c_str());
+        all.push_back(last[0]);
         add({before_answer(all)});
     }
     void dialogue(const Json& line) { add(exchanges(turns(line, form->members[0]))); }

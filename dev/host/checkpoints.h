@@ -218,12 +218,14 @@ struct Past {
 };
 
 // Tells of a model of another stage than it is used as: one that rewards texts, or one that writes them.
-inline void tell_stage(const char* option, const std::string& given, const std::string& directory, bool rewards) {
-    if (!is_checkpoint(directory)) return;
-    const std::string stage = read_json(directory + "/state.json")["options"]["stage"].string;
+inline void tell_stage(const char* option, const std::string& given, bool rewards) {
+    std::error_code none;
+    const std::string path = is_checkpoint(given) || !fs::is_directory(given, none) ? given : newest_whole(given);
+    if (!is_checkpoint(path)) return;
+    const std::string stage = read_json(path + "/state.json")["options"]["stage"].string;
     if (stage.empty() || rewards == (stage == "reward")) return;
-    warn(rewards ? "%s %s: is of --stage %s, not reward: how likely a text ends there is no reward"
-                 : "%s %s: is of --stage %s: it says how good a text is, and writes none", option, given.c_str(), stage.c_str());
+    warn("%s %s: is of --stage %s: %s", option, given.c_str(), stage.c_str(),
+         rewards ? "how likely a text ends there is no reward" : "it says how good a text is, and writes none");
 }
 
 // What a program computes, some logits of a model that it draws, is kept in state.json. Another machine sums up in another

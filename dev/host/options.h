@@ -57,7 +57,8 @@ struct Option {
     /* R   may differ when a run is resumed     D   names data, which may then lie elsewhere
        E   may be empty     P   a path, whose ~ is one's home     !   has to be given
        F   a value that another program wrote and this one does not know is none
-       L   of reinforcement learning alone      1   options with the same digit exclude each other */
+       L   of reinforcement learning alone      A   of adapters alone
+       1   options with the same digit exclude each other */
     bool is(char mark) const { return strchr(marks, mark); }
     bool excludes(const Option& other) const {
         return &other != this && std::any_of(marks, marks + strlen(marks), [&](char m) { return isdigit(m) && other.is(m); });
@@ -189,9 +190,17 @@ inline std::string options_json(const Table& options, char mark) {
     return s + "}";
 }
 
+// Refuses options with a mark that were given and count for nothing. Defaults may be: they stand in a start-up line.
+inline void refuse_idle(const Table& options, const Table& defaults, const std::set<std::string>& given, char mark,
+                        const char* of) {
+    for (size_t i = 0; i < options.size(); i++)
+        if (const Option& o = options[i]; o.is(mark) && given.count(o.name) && o.show() != defaults[i].show())
+            die_usage("%s: is for %s", o.typed().c_str(), of);
+}
+
 // Gives the options of a run that is resumed the values it had, but for those on the command line that may differ, and
-// for those that exclude one of them. data_known: other places hold the same data, or it will be found out. weights: the
-// run has some.
+// for those that exclude one of them. data_known: other places hold the same data, or it will be found out. weights:
+// the run has some.
 inline void resume_options(const Table& options, const Table& defaults, const std::set<std::string>& given,
                            const Json& stored, bool data_known, const std::string& run, const std::string& where,
                            bool weights = true) {
@@ -209,8 +218,9 @@ inline void resume_options(const Table& options, const Table& defaults, const st
             o.set(old.string, old.string == defaults[i].show() ? "" : o.allowed);
         } catch (const Error& e) { die("%s: %s", where.c_str(), e.line.c_str()); }
         if (is_given && o.show() != now)
-            die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it; %s with another directory begins "
-                      "a new one%s", o.typed().c_str(), now.c_str(), run.c_str(), old.string.empty() ? "none" : old.string.c_str(),
-                      weights ? format("--init %s --out", run.c_str()).c_str() : "--out", weights ? " from its weights" : "");
+            die_usage("%s %s: the run in %s has %s, and a resumed run must not differ in it; %s--out with another "
+                      "directory begins a new one%s", o.typed().c_str(), now.c_str(), run.c_str(),
+                      old.string.empty() ? "none" : old.string.c_str(), weights ? ("--init " + run + " ").c_str() : "",
+                      weights ? " from its weights" : "");
     }
 }

@@ -10,7 +10,6 @@ struct Wanted {
     std::vector<int> kinds;                  // of Examples; none: token shards
     bool raw, side_by_side;                  // several examples in a row, as many as fit it in their order
     int V, T, eot;
-    bool last_turns = false;                 // of dialogues the last response alone counts
 };
 
 // One row to train on or to score. A target of -1 counts nowhere.
@@ -82,7 +81,7 @@ struct ExampleRows {
     ExampleRows(const std::string& path, const Wanted& w)
         : examples(path, w.V, w.T, true), eot(w.eot), T(w.T), side_by_side(w.side_by_side) {
         examples.need(("--stage " + w.stage).c_str(), w.kinds);
-        if (w.last_turns) examples.answer_last(w.eot);
+        if (std::count(w.kinds.begin(), w.kinds.end(), 1)) examples.answer_last(w.eot);  // who needs but prompts
         std::vector<int> order(examples.size());
         std::iota(order.begin(), order.end(), 0);
         pack(order);
@@ -142,7 +141,8 @@ struct Source {
     // For those who draw answers of so many tokens to the prompts, and may compare them with the files' own.
     void check_prompts(long long answer, bool compared) const {
         for (auto& rows : examples) {
-            if (compared) rows->examples.need("--reward exact", {2}, "; or give --reward MODEL or --reward-command PROGRAM");
+            if (compared)
+                rows->examples.need("--reward exact", {2}, "; or give --reward MODEL or --reward-command PROGRAM");
             for (size_t i = 0; i < rows->packs.size(); i++)
                 if (const size_t n = rows->example(i)[0].size() + 1 + std::max(answer, 1LL); n > (size_t)rows->T)
                     die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the context has %d",
@@ -305,7 +305,8 @@ inline void tell_shared(const std::string& train_files, const std::string& val_f
 }
 
 // What a model is measured on, read and checked before there is a model: validation rows, at most `limit` if that is not 0,
-// multiple choice questions, and prompts with their answers, of a dialogue the last. train: files that it should have no part in, or "".
+// multiple choice questions, and prompts with their answers, of a dialogue the last. train: files that it should have
+// no part in, or "".
 struct HeldOut {
     std::optional<ValidationRows> val;
     std::optional<Choices> choices;
@@ -324,6 +325,7 @@ struct HeldOut {
         }
         if (!questions.empty()) choices.emplace(questions, w.V, w.T);
         if (answered.empty()) return;
+        if (w.stage == "reward") die_usage("--answers: a model of --stage reward writes none; --val orders pairs");
         answers.emplace(answered, w.V, w.T), answers->need("--answers", {0, 2, 3});
         answers->answer_last(w.eot);
         data["answers"] = Identity(answered).text();

@@ -40,8 +40,10 @@ struct Scorer {
         for (size_t written = 0; written < given.size() || scores.size() < answers.size();) {
             pollfd ends[] = {{from, POLLIN, 0}, {written < given.size() ? to : -1, POLLOUT, 0}};
             const double left = last + timeout - seconds();
-            if (left <= 0) fail("no answer within %g seconds, after %zu of %zu scores; it has to write each line at once (in Python print(..., "
-                                "flush=True) or python3 -u); --reward-timeout gives it longer", timeout, scores.size(), answers.size());
+            if (left <= 0)
+                fail("no answer within %g seconds, after %zu of %zu scores; it has to write each line at once (in Python "
+                     "print(..., flush=True) or python3 -u); --reward-timeout gives it longer", timeout, scores.size(),
+                     answers.size());
             if (poll(ends, 2, std::min(left * 1e3 + 1, 1e6)) < 0 && errno != EINTR) fail("cannot wait for it: %s", strerror(errno));
             if (ends[1].revents) {
                 const ssize_t n = write(to, &given[written], given.size() - written);
@@ -60,8 +62,8 @@ struct Scorer {
                 const double score = strtod(line.c_str(), &after);
                 if (scores.size() == answers.size()) fail("more than %zu lines for as many answers: '%s'", answers.size(), shown_line(line).c_str());
                 if (after == line.c_str() || after[strspn(after, " \t\r")] || !(std::fabs(score) <= 1e30))
-                    fail("line %zu: '%s' is no number up to 1e30 in size; a score a line, and nothing else, belongs on its standard "
-                         "output", scores.size() + 1, shown_line(line).c_str());
+                    fail("line %zu: '%s' is no number up to 1e30 in size; a score a line, and nothing else, belongs on its "
+                         "standard output", scores.size() + 1, shown_line(line).c_str());
                 scores.push_back(score);
             }
             said.erase(0, begin);

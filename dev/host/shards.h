@@ -175,7 +175,8 @@ struct Examples {
             first.pop_back(), number.pop_back(), tokens.resize(first.back());
         }
         if (E == 0) die("%s: holds no examples", name);
-        if (left_out == E) die("%s: no example is left of %zu: %s; raise --context, or shorten them", name, E, told.c_str());
+        if (left_out == E)
+            die("%s: no example is left of %zu: %s; raise --context, or shorten them", name, E, told.c_str());
         if (left_out)
             warn("%s: %zu of %zu examples are left out, the first of them %s", name, left_out, E, told.c_str());
     }
@@ -191,7 +192,7 @@ struct Examples {
         for (size_t i = 0; i < count(e); i++) sum += s[i].size();
         return sum;
     }
-    // Makes a dialogue a prompt, in which an end of text ends each response, and its last response: the same row of tokens.
+    // Makes a dialogue a prompt, in which an end of text ends each response, and its last response: the same tokens.
     void answer_last(int eot) {
         if (segments != 0) return;
         std::vector<std::vector<int>> pairs;
