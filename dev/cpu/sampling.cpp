@@ -5,17 +5,18 @@
                  once a token, so that reading them is the least it can take. (They are read where they lie, without
                  the copying that pays in larger products: gemm_rows in train_gpt.cpp.)
    bf16          --dtype bf16: products read a rounded copy of the weights, which is half as large
+   packed        --base-dtype: matrices are kept as bf16, int8 or nf4, and unpacked as a product reads them
 
-   Bytes are those of the weights, once, however many texts there are: 4, or 2, for every parameter but wpe. */
+   Bytes are those of the weights as they are kept, once, however many texts there are: of all parameters but wpe. */
 #include "../bench.h"
 
-static void ladder(const Config& c, int B, int held) {
-    cpu::Model model(c, B, held + 24, false), whole(c, B, held + 24, false), bf16(c, B, held + 24, false, true);
-    initialize(model, 1), initialize(whole, 1), initialize(bf16, 1);
-    std::vector<int> x((size_t)B * (held + 24));
+static void ladder(Config c, int B, int held) {
+    const int T = held + 24;
+    cpu::Model model(c, B, T, false), bf16(c, B, T, false, true);
+    initialize(model, 1), initialize(bf16, 1);
+    std::vector<int> x((size_t)B * T);
     Rng rng(3);
     for (int& token : x) token = (int)rng.below(c.V);
-    const int T = held + 24;
     std::vector<float> logits((size_t)B * c.V);
     auto tokens = [&](int from, int n) {                     // of every text
         std::vector<int> v;
@@ -24,22 +25,45 @@ static void ladder(const Config& c, int B, int held) {
     };
     int at = held;
     auto extend = [&](cpu::Model& m) { m.extend(tokens(at, 1).data(), B, at, 1), m.logits(0, 1, B, logits.data()), at++; };
-    auto recompute = [&](int n) { whole.extend(tokens(0, n).data(), B, 0, n), whole.logits(n - 1, n, B, logits.data()); };
-    recompute(held + 1);
-    const std::vector<double> want(logits.begin(), logits.end());
-    for (cpu::Model* m : {&model, &bf16}) m->extend(tokens(0, held).data(), B, 0, held);
-    const double read = model.layout.parameters - (size_t)c.T * c.C;
-    const std::string shape = format("L=%d C=%d V=%d, %d texts of %d tokens", c.L, c.C, c.V, B, held);
-    auto written = [&](double limit) {
+    auto recompute = [&](cpu::Model& m, int n) { m.extend(tokens(0, n).data(), B, 0, n), m.logits(n - 1, n, B, logits.data()); };
+    auto ladder = [&](const std::string& kind, double bytes, Compute compute, double limit, const std::vector<double>& want, const std::vector<Rung>& rungs) {
         Result r = result(logits.data(), want, limit);
         r.reset = [&, poison = r.reset] { poison(), at = held; };
-        return r;
+        const double products = 2.0 * B * (model.layout.parameters - (size_t)c.T * c.C);
+        climb("cpu sampling" + kind, format("L=%d C=%d V=%d, %d texts of %d tokens", c.L, c.C, c.V, B, held),
+              {products, bytes, compute, READ}, {r}, rungs);
     };
-    climb("cpu sampling", shape, {2 * B * read, 4 * read, FP32, READ}, {written(1e-5)},
-          {{"recompute", [&] { recompute(held + 1); }}, {"cache", [&] { extend(model); }}});
-    // the limit: 4 L + 1 products, each off by 2^-8 at most, with random signs
-    climb("cpu sampling in bf16", shape, {2 * B * read, 2 * read, BFLOAT16, READ}, {written(std::sqrt(4 * c.L + 1) * 0x1p-8)},
-          {{"bf16", [&] { extend(bf16); }}});
+    auto bytes = [](const cpu::Model& m) {
+        size_t sum = 0;
+        for (const Tensor& t : m.layout.tensors) if (t.present && t.name.find("wpe") > t.name.size())
+            sum += t.form == Form::FP32 ? t.count() * sizeof(float) : packed_bytes(t.form, t.rows, t.cols);
+        return double(sum);
+    };
+    auto known = [&](cpu::Model& whole) {
+        recompute(whole, held + 1);
+        return std::vector<double>(logits.begin(), logits.end());
+    };
+    {
+        cpu::Model whole(c, B, T, false);
+        initialize(whole, 1);
+        const std::vector<double> want = known(whole);
+        for (cpu::Model* m : {&model, &bf16}) m->extend(tokens(0, held).data(), B, 0, held);
+        ladder("", bytes(model), FP32, 1e-5, want, {{"recompute", [&] { recompute(whole, held + 1); }}, {"cache", [&] { extend(model); }}});
+        // the limit: 4 L + 1 products, each off by 2^-8 at most, with random signs
+        ladder(" in bf16", bytes(model) / 2, BFLOAT16, std::sqrt(4 * c.L + 1) * 0x1p-8, want, {{"bf16", [&] { extend(bf16); }}});
+    }
+    for (Form form : {Form::BF16, Form::INT8, Form::NF4}) {  // beside fp32 with the numbers that these unpack to
+        c.form = form;
+        cpu::Model packed(c, B, T, false);
+        initialize(packed, 1);
+        for (size_t i = 0; i < packed.layout.tensors.size(); i++) {
+            std::vector<float> values(packed.layout.tensors[i].count());
+            packed.get(WEIGHT, i, values.data()), model.set(WEIGHT, i, values.data());
+        }
+        const std::vector<double> want = known(model);
+        packed.extend(tokens(0, held).data(), B, 0, held);
+        ladder(format(" of %s", FORMS[(int)form]), bytes(packed), FP32, 1e-5, want, {{"packed", [&] { extend(packed); }}});
+    }
 }
 
 static void study() {
