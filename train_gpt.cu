@@ -1636,17 +1636,8 @@ void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, cons
 
 }  // namespace gpu
 #include "dev/host/nccl.h"
+#include "dev/host/neighbours.h"
 namespace gpu {
-
-// w (rows,cols) as products read it, of a matrix kept as int8 or nf4 (dev/host/packed.h). Cost: 3 or 2.5 bytes a number.
-__constant__ float levels[16] = {NF4_LEVELS};
-template <bool NF4> __global__ void unpack_kernel(floatX* w, const uint8_t* codes, const float* scales, int rows, int cols) {
-    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= size_t(rows) * cols) return;
-    const size_t k = i / cols * packed_row(cols) + i % cols;
-    if constexpr (NF4) w[i] = floatX(levels[codes[k / 16 * 8 + k % 8] >> (k % 16 / 8 * 4) & 15] * scales[k / NF4_BLOCK]);
-    else w[i] = floatX(int8_t(codes[k]) * scales[i % cols]);
-}
 
 // ---- 4. matmul ------------------------------------------------------------------------------------------------------
 // cuBLASLt sees matrices by columns: what is (N,C) by rows here is (C,N) there, so out = x w is computed as
@@ -1841,39 +1832,45 @@ inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * 
 // One token more for each of a few rows. All that changes from step to step is on the device (position, token, random
 // state of each row), so that one recording of these kernels serves every step.
 
-/* product of one row, bound by reading the weights: once, 16 bytes a load, many under way before the row is there; it
-   may be normalized first, by every warp for itself
+/* product of few rows, bound by reading the weights: once for ROWS rows, up to 16 bytes a load, many under way before
+   the rows are there; one row may be normalized first, by every warp for itself
    math     out = f(x) w + b (+ plus), then gelu if asked;   f: layernorm, if norm has weights
-   shapes   x (C)   w (C,OC)   b (OC) or null   out, plus (OC);   C and OC are multiples of WIDE
+   shapes   x (N,C)   w (C,OC) in any form   b (OC) or null   out, plus (N,OC);   C and OC are multiples of WIDE
    layout   `across` lanes side by side take WIDE columns each; threads above each other take rows of w in turn
-   cost     w */
+   cost     w in its form; every row gets the bits that it gets alone, from w unpacked */
 struct Normed {                              // a product's input: x; or layernorm(x), still to be done, if there is w
     const floatX *x, *w, *b; float eps;
     Normed(const floatX* x, const floatX* w = nullptr, const floatX* b = nullptr, float eps = 0)
         : x(x), w(w), b(b), eps(eps) {}
 };
-__global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, const floatX* w, const floatX* b,
-                                                      const floatX* plus, bool gelu, int C, int OC, int across) {
+template <Form FORM, int ROWS> __global__ void __launch_bounds__(512, ROWS > 1 ? 1 : 2)
+few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const floatX* plus, bool gelu, int N, int C,
+                int OC, int across) {
     SHARED_DYNAMIC(shared);
     constexpr int AHEAD = 8;                 // rows of w that a thread has asked for
-    floatX *const xs = (floatX*)shared, *const ws = xs + C, *const bs = ws + C;          // x, and the layernorm's weights
+    floatX *const xs = (floatX*)shared, *const ws = xs + ROWS * C, *const bs = ws + C; // x; the layernorm's weights
     const int columns = across * WIDE, c = blockIdx.x * columns + threadIdx.x % across * WIDE, lane = threadIdx.x % 32;
     const int first = threadIdx.x / across, step = blockDim.x / across, end = c < OC ? C : 0;
     const int column = blockIdx.x * columns + threadIdx.x;               // which this thread ends, if it is one of the first
     const bool ends = (int)threadIdx.x < columns && column < OC;
-    SHARED(parts, float[16][8 * WIDE]);      // sums of each warp
-    Raw ahead[AHEAD];
-    auto ask = [&](int i, int k) { if (k < end) ahead[i] = fetch_raw(w + (size_t)k * OC + c); };
-    auto copy = [&](floatX* to, const floatX* from) {
-        for (int c = threadIdx.x * WIDE; c < C; c += blockDim.x * WIDE) copy_16(shared_address(to + c), from + c, true);
+    const int n0 = ROWS > 1 ? blockIdx.y * ROWS : 0, rows = ROWS > 1 ? min(ROWS, N - n0) : 1;
+    SHARED(parts, float[ROWS][16][8 * WIDE]);                // sums of each warp
+    SHARED(level, float[16]);
+    const Neighbours<FORM> neighbours(w, c, OC, level);
+    typename Neighbours<FORM>::Kept ahead[AHEAD];
+    auto ask = [&](int i, int k) { if (k < end) ahead[i] = neighbours.row(k); };
+    auto copy = [&](floatX* to, const floatX* from, int n) {
+        for (int i = threadIdx.x * WIDE; i < n; i += blockDim.x * WIDE) copy_16(shared_address(to + i), from + i, true);
     };
     next_kernel_may_begin();
     UNROLL for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
-    if (x.w) copy(ws, x.w), copy(bs, x.b);
-    float total = ends && b ? float(b[column]) : 0;
+    if (x.w) copy(ws, x.w, C), copy(bs, x.b, C);
+    const float bias = ends && b ? float(b[column]) : 0;
     kernel_ahead_wait();
-    copy(xs, x.x), copies_commit();
-    const float stream = ends && plus ? float(plus[column]) : 0;
+    copy(xs, x.x + (size_t)n0 * C, rows * C), copies_commit();
+    float stream[ROWS] = {}, sum[ROWS][WIDE] = {};
+    if (ends && plus) UNROLL for (int r = 0; r < ROWS; r++)
+        if (r < rows) stream[r] = float(plus[size_t(n0 + r) * OC + column]);
     copies_wait<0>();
     __syncthreads();
     if (x.w) {
@@ -1893,32 +1890,41 @@ __global__ void __launch_bounds__(512, 2) one_row_kernel(floatX* out, Normed x, 
         }
         __syncthreads();
     }
-    float sum[WIDE] = {};
     for (int k0 = first; k0 < end; k0 += AHEAD * step)
         UNROLL for (int i = 0; i < AHEAD; i++) {
             const int k = k0 + i * step;
             if (k >= end) break;
             float row[WIDE];
-            load(row, ahead[i]);
-            for (int j = 0; j < WIDE; j++) sum[j] += float(xs[k]) * row[j];
+            neighbours.load(row, ahead[i]);
+            UNROLL for (int r = 0; r < ROWS; r++) if (r < rows)
+                for (int j = 0; j < WIDE; j++) sum[r][j] += float(xs[r * C + k]) * row[j];
             ask(i, k + AHEAD * step);
         }
-    for (int j = 0; j < WIDE; j++) {
-        for (int o = 16; o >= across; o /= 2) sum[j] += __shfl_xor_sync(WARP, sum[j], o);
-        if (lane < across) parts[threadIdx.x / 32][lane * WIDE + j] = sum[j];
+    for (int r = 0; r < ROWS; r++) for (int j = 0; j < WIDE; j++) {
+        for (int o = 16; o >= across; o /= 2) sum[r][j] += __shfl_xor_sync(WARP, sum[r][j], o);
+        if (lane < across) parts[r][threadIdx.x / 32][lane * WIDE + j] = sum[r][j];
     }
     __syncthreads();
-    if (!ends) return;
-    for (int k = 0; k < (int)blockDim.x / 32; k++) total += parts[k][threadIdx.x];
-    out[column] = floatX((gelu ? ::gelu(total) : total) + stream);
+    if (ends) UNROLL for (int r = 0; r < ROWS; r++) if (r < rows) {
+        float total = bias;
+        for (int k = 0; k < (int)blockDim.x / 32; k++) total += parts[r][k][threadIdx.x];
+        out[size_t(n0 + r) * OC + column] = floatX((gelu ? ::gelu(total) : total) + stream[r]);
+    }
 }
-inline size_t one_row_bytes(int C) { return 3 * C * sizeof(floatX); }    // of shared memory
-inline void one_row(floatX* out, Normed x, const floatX* w, const floatX* b, const floatX* plus, bool gelu, int C, int OC,
-                    bool early) {
-    int across = 1;                          // 16 bytes; up to 128, a line, if there are blocks enough
+constexpr int FEW_ROWS = 8, TOGETHER = 4;    // rows that it takes if w is packed, else one; those that share a reading
+inline size_t few_rows_bytes(int N, int C) { return ((N > 1 ? TOGETHER : 1) + 2) * C * sizeof(floatX); }  // shared
+inline bool few_rows_fit(int N, int C) {
+    return N <= FEW_ROWS && few_rows_bytes(N, C) <= device().properties.sharedMemPerBlockOptin;
+}
+inline void few_rows(floatX* out, Normed x, const Place<floatX>& w, const floatX* b, const floatX* plus, bool gelu,
+                     int N, int C, int OC) {
+    int across = 1;                          // WIDE columns; up to 8 times that, a line of bf16, with blocks enough
     while (across < 8 && OC / (2 * across * WIDE) >= device().sms()) across *= 2;
-    launch_if(early, one_row_kernel, ceil_div(OC, across * WIDE), C * across > 2048 ? 512 : 256, one_row_bytes(C), out, x, w,
-              b, plus, gelu, C, OC, across);
+    auto kernel = w.form == Form::INT8 ? N > 1 ? few_rows_kernel<Form::INT8, TOGETHER> : few_rows_kernel<Form::INT8, 1>
+                : w.form == Form::NF4 ? N > 1 ? few_rows_kernel<Form::NF4, TOGETHER> : few_rows_kernel<Form::NF4, 1>
+                : few_rows_kernel<Form::FP32, 1>;
+    launch_early(kernel, dim3(ceil_div(OC, across * WIDE), ceil_div(N, N > 1 ? TOGETHER : 1)),
+                 C * across > 2048 ? 512 : 256, few_rows_bytes(N, C), out, x, w, b, plus, gelu, N, C, OC, across);
 }
 
 // embedded (B,C) = wte[token] + wpe[position]. Kernels behind it ask for weights at once, so they may only begin when all
@@ -2450,15 +2456,10 @@ struct Model {
     Parameters weights_of(int l) const { return layout.at<Parameters>(rounded, l, 0, packed); }
     Weights<float> gradients_of(int l) const { return ring.at<Weights<float>>(gradients, l % turns.L, ring.frozen); }
     const floatX* matrix(const Place<floatX>& w, int rows, int cols) {
-        floatX* const to = activations(0).unpacked;
-        if (w.packed)
-            launch(w.form == Form::NF4 ? unpack_kernel<true> : unpack_kernel<false>, ceil_div((size_t)rows * cols, 256), 256, 0, to,
-                   w.packed, w.scales, rows, cols);
-        return w.packed ? to : w.p;
+        if (!w.packed) return w.p;
+        return unpack(activations(0).unpacked, w, rows, cols), activations(0).unpacked;
     }
-    bool fused_step(int N, int C) const {
-        return decoding && N == 1 && !c.rank && one_row_bytes(C) <= device().properties.sharedMemPerBlockOptin;
-    }
+    bool fused_step(int N, int C) const { return decoding && N == 1 && !c.rank && few_rows_fit(N, C); }
     Normed embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
         if (decoding) {
             launch_early(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
@@ -2484,10 +2485,10 @@ struct Model {
     }
     void linear_forward(floatX* out, const Normed& x, const Layer<floatX>& layer, const floatX* plus, floatX* before_gelu, int N, int C,
                         int OC) {
-        const floatX* const w = matrix(layer.w, C, OC);
-        if (fused_step(N, C)) return one_row(out, x, w, layer.b, plus, before_gelu, C, OC, !layer.w.packed);
+        if (fused_step(N, C)) return few_rows(out, x, layer.w, layer.b, plus, before_gelu, N, C, OC);
         floatX* const to = before_gelu ? before_gelu : out;
-        gpu::linear_forward(to, x.x, w, layer.b, plus, N, C, OC);
+        if (decoding && layer.w.packed && few_rows_fit(N, C)) few_rows(to, x, layer.w, layer.b, plus, false, N, C, OC);
+        else gpu::linear_forward(to, x.x, matrix(layer.w, C, OC), layer.b, plus, N, C, OC);
         if (layer.A) lora_forward(to, activations(0).lora, x.x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }

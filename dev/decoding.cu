@@ -3,9 +3,13 @@
    What limits it is reading: all weights once, and the cache of keys and values. At GPT-2 124M and 4.3 TB/s the weights take
    0.058 ms, and at 1024 tokens a row's cache 0.0088; 63 kernels a step must not add more than a few microseconds each.
 
-   product       out = f(x) w + b, f a layernorm or nothing: w is read once, C OC numbers
-     library         a kernel for the layernorm, then cuBLASLt
-     shipped         gpu::one_row: the weights are asked for before the row is there, the layernorm is part of it
+   product       out = f(x) w + b, f a layernorm or nothing: w is read once, C OC numbers, of bf16, int8 or nf4
+     library         a kernel for the layernorm, then cuBLASLt; before these, one that unpacks w
+     unpacked        w is unpacked, then gpu::few_rows
+     shipped         gpu::few_rows: the weights are asked for before the row is there, the layernorm is part of it, and
+                     w is unpacked as it is read, once for four rows
+   unpacking     a matrix at a time, for many rows
+     shipped         gpu::unpack: a thread takes 16 bytes of what it writes
    attention     of one query over a cache: 2 C numbers a key
      plain           the new key and value are copied to the cache, then a block takes a head and holds its row of scores; a
                      thread takes a key, so that neighbours read 2 bytes each, rows apart
@@ -20,24 +24,73 @@
 namespace decoding_study {
 using gpu::Normed;
 
-static void product(int C, int OC, bool norm, bool gelu, bool plus) {
-    Array<floatX> x(numbers(C)), w(numbers((size_t)C * OC, 1 / std::sqrt((double)C))), b(numbers(OC)), lw(numbers(C));
-    Array<floatX> lb(numbers(C)), stream(numbers(OC)), out(stream.n), normed(x.n), before(stream.n);
-    Array<float> mean(1), rstd(1);
+static void product(int N, int C, int OC, Form form, bool norm, bool gelu, bool plus) {
+    Array<floatX> x(numbers((size_t)N * C)), w(numbers((size_t)C * OC, 1 / std::sqrt((double)C))), b(numbers(OC));
+    Array<floatX> lw(numbers(C)), lb(numbers(C)), stream(numbers((size_t)N * OC)), out(stream.n), normed(x.n);
+    Array<floatX> before(stream.n), unpacked(w.n);
+    Array<float> mean(N), rstd(N);
+    const bool packs = form != Form::FP32;
+    const size_t bytes = packs ? packed_bytes(form, C, OC) : w.bytes();
+    std::vector<uint8_t> codes(packs ? (bytes + 15) / 16 * 16 : 0);
+    std::vector<float> in(x.host), weights(w.host);
+    if (packs) pack(form, codes.data(), w.cpu(), C, OC), unpack(form, weights.data(), codes.data(), C, OC);
+    weights = rounded(weights);
+    Array<uint8_t> packed(codes);
+    const Place<floatX> plain = {packs ? unpacked.p : w.p, nullptr, nullptr, Form::FP32};
+    const Place<floatX> place = {w.p, packed.p, (const float*)(packed.p + code_bytes(form, C, OC)), form};
     const Normed f = norm ? Normed(x, lw, lb, 1e-5f) : Normed(x);
-    std::vector<float> in(x.host);
-    if (norm) cpu::layernorm_forward(in.data(), mean.cpu(), rstd.cpu(), x.cpu(), lw.cpu(), lb.cpu(), 1, C, 1e-5), in = rounded(in);
-    cpu::linear_forward(out.cpu(), in.data(), cpu::Matrix{w.cpu(), OC, 1}, b.cpu(), plus ? stream.cpu() : nullptr, 1, C, OC);
+    if (norm) cpu::layernorm_forward(in.data(), mean.cpu(), rstd.cpu(), x.cpu(), lw.cpu(), lb.cpu(), N, C, 1e-5);
+    in = rounded(in);
+    const cpu::Matrix W = {weights.data(), OC, 1};
+    cpu::linear_forward(out.cpu(), in.data(), W, b.cpu(), plus ? stream.cpu() : nullptr, N, C, OC);
     if (gelu) cpu::gelu_forward(out.cpu(), out.cpu(), out.n);
-    climb("step's product", format("C=%d OC=%d%s%s%s", C, OC, norm ? ", normalized" : "", gelu ? ", gelu" : "", plus ? ", plus" : ""),
-          {.flops = 2.0 * C * OC, .bytes = (double)w.n * sizeof(floatX), .compute = BFLOAT16, .memory = READ},
-          {written("out", out, ONE)},
-          {{"library", [&] {
-                if (norm) gpu::layernorm_forward(normed, mean, rstd, x, lw, lb, 1, C, 1e-5);
-                gpu::linear_forward(gelu ? before : out, norm ? normed : x, w, b, plus ? stream.p : nullptr, 1, C, OC);
-                if (gelu) gpu::gelu_forward(out, before, OC);
-            }},
-           {"shipped", [&] { gpu::one_row(out, f, w, b, plus ? stream.p : nullptr, gelu, C, OC, true); }}});
+    auto unpack_all = [&] { if (packs) gpu::unpack(unpacked, place, C, OC); };
+    auto each = [&] {                        // row by row, of w unpacked
+        unpack_all();
+        for (int n = 0; n < N; n++) {
+            const Normed row = {x + n * C, f.w, f.b, f.eps};
+            gpu::few_rows(out + n * OC, row, plain, b, plus ? stream + n * OC : nullptr, gelu, 1, C, OC);
+        }
+    };
+    std::vector<Rung> rungs = {
+        {"library", [&] {
+            unpack_all();
+            if (norm) gpu::layernorm_forward(normed, mean, rstd, x, lw, lb, N, C, 1e-5);
+            gpu::linear_forward(gelu ? before : out, norm ? normed : x, plain, b, plus ? stream.p : nullptr, N, C, OC);
+            if (gelu) gpu::gelu_forward(out, before, out.n);
+        }},
+        {"unpacked", each},
+        {"shipped", [&] {
+            gpu::few_rows(out, f, packs ? place : plain, b, plus ? stream.p : nullptr, gelu, N, C, OC);
+        }}};
+    if (!packs) rungs.erase(rungs.begin() + 1);
+    const std::string shape = format("N=%d C=%d OC=%d%s%s%s%s%s", N, C, OC, packs ? ", " : "",
+                                     packs ? FORMS[(int)form] : "", norm ? ", normalized" : "", gelu ? ", gelu" : "",
+                                     plus ? ", plus" : "");
+    const double flops = 2.0 * N * C * OC;
+    climb("step's product", shape, {.flops = flops, .bytes = (double)bytes, .compute = BFLOAT16, .memory = READ},
+          {written("out", out, ONE)}, rungs);
+    if (!packs) return;
+    each();
+    const uint64_t want = out.bits();
+    out.reset(), rungs.back().run();
+    const bool same = out.bits() == want;
+    if (report || !same)
+        check(same, "study/step's product, %s: the bits of each row alone, of w unpacked", shape.c_str());
+}
+
+// A whole matrix, as many rows and training read it.
+static void unpacking(Form form, int rows, int cols) {
+    const std::vector<float> values = numbers((size_t)rows * cols);
+    const size_t bytes = packed_bytes(form, rows, cols);
+    std::vector<uint8_t> codes((bytes + 15) / 16 * 16);
+    Array<floatX> out(values.size());
+    pack(form, codes.data(), values.data(), rows, cols), unpack(form, out.cpu(), codes.data(), rows, cols);
+    out.host = rounded(out.host);
+    Array<uint8_t> packed(codes);
+    const Place<floatX> place = {nullptr, packed.p, (const float*)(packed.p + code_bytes(form, rows, cols)), form};
+    climb("unpacking", format("%d x %d, %s", rows, cols, FORMS[(int)form]), {.bytes = double(bytes + out.bytes())},
+          {written("out", out, 0, 0)}, {{"shipped", [&] { gpu::unpack(out, place, rows, cols); }}});
 }
 
 // `keys` of each row, with the new one, in a cache for S
@@ -111,11 +164,16 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
 }
 
 static const Study study([] {
-    const struct { Size size; int C, OC; bool norm, gelu, plus; } products[] = {
-        {TINY, 8, 16, false, false, false}, {TINY, 24, 8, true, false, true}, {TINY, 64, 200, true, true, false},
-        {SMALL, 768, 768, true, false, false}, {SMALL, 3072, 64, false, false, true}, {SMALL, 64, 3072, true, true, false},
-        {TRAINING, 768, 2304, true, false, false}, {TRAINING, 768, 768, false, false, true}, {TRAINING, 768, 3072, true, true, false},
-        {TRAINING, 3072, 768, false, false, true}, {TRAINING, 1600, 6400, true, true, false}, {TRAINING, 6400, 1600, false, false, true}};
+    const struct { Size size; int N, C, OC; bool norm, gelu, plus; } products[] = {
+        {TINY, 1, 8, 16, false, false, false}, {TINY, 1, 24, 8, true, false, true},
+        {TINY, 1, 64, 200, true, true, false}, {TINY, 2, 24, 8, false, false, true},
+        {TINY, 7, 40, 200, false, true, false}, {SMALL, 1, 768, 768, true, false, false},
+        {SMALL, 1, 3072, 64, false, false, true}, {SMALL, 1, 64, 3072, true, true, false},
+        {SMALL, 8, 768, 72, false, false, false}, {TRAINING, 1, 768, 2304, true, false, false},
+        {TRAINING, 1, 768, 768, false, false, true}, {TRAINING, 1, 768, 3072, true, true, false},
+        {TRAINING, 1, 3072, 768, false, false, true}, {TRAINING, 1, 1600, 6400, true, true, false},
+        {TRAINING, 1, 6400, 1600, false, false, true}, {TRAINING, 4, 768, 3072, false, true, false},
+        {TRAINING, 8, 768, 3072, false, true, false}, {TRAINING, 8, 6400, 1600, false, false, true}};
     const struct { Size size; int B, keys, S, NH, HS; } attentions[] = {
         {TINY, 1, 1, 1, 1, 8}, {TINY, 2, 7, 20, 3, 24}, {TINY, 1, 20, 20, 2, 64}, {SMALL, 3, 300, 333, 2, 64}, {SMALL, 2, 130, 200, 1, 128},
         {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64}, {TRAINING, 8, 1024, 1024, 12, 64},
@@ -126,7 +184,13 @@ static const Study study([] {
         {SMALL, 7, 4999, 1, 0, 0.95, 0.02, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, 0, false}, {SMALL, 7, 4999, 1000, 600, 0.5, 0, false},
         {SMALL, 3, 50257, 0.8, 50, 0.95, 0, false}, {SMALL, 1, 50257, 1, 0, 1, 0, false},
         {TRAINING, 1, 50257, 0.8, 50, 0.95, 0, false}, {TRAINING, 1, 50257, 1, 0, 0.95, 0, false}, {TRAINING, 64, 50257, 1, 0, 1, 0, false}};
-    for (auto& s : products) if (s.size <= largest) product(s.C, s.OC, s.norm, s.gelu, s.plus);
+    for (auto& s : products) for (Form form : {Form::FP32, Form::INT8, Form::NF4})
+        if (s.size <= largest && (s.N == 1 || form != Form::FP32))
+            product(s.N, s.C, s.OC, form, s.norm, s.gelu, s.plus);
+    const struct { Size size; int rows, cols; } matrices[] = {
+        {TINY, 1, 1}, {TINY, 5, 63}, {TINY, 3, 72}, {SMALL, 33, 201}, {SMALL, 64, 768}, {TRAINING, 768, 3072}};
+    for (auto& s : matrices) for (Form form : {Form::INT8, Form::NF4})
+        if (s.size <= largest) unpacking(form, s.rows, s.cols);
     for (auto& s : attentions) if (s.size <= largest) attention(s.B, s.keys, s.S, s.NH, s.HS);
     for (auto& s : picks) if (s.size <= largest) pick(s.B, s.V, s.temperature, s.top_k, s.top_p, s.min_p, s.equal);
 });

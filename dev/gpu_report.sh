@@ -9,7 +9,7 @@
 #   race         124M by turns: this program, compiled PyTorch, llm.c with cuDNN and without; medians of the turns, and ratios
 #   race48       1.5B, the same
 #   learning     loss and norm beside those of transformers, from one checkpoint on one batch
-#   sampling     tokens/s of 1 and of 64 texts by 124M, and for how long a checkpoint holds up training
+#   sampling     tokens/s of 1, 8 and 64 texts by 124M, weights in bf16, int8 and nf4, and for how long a checkpoint holds up training
 #   torch        124M in PyTorch at other batches and with cuDNN's attention, and its functions one by one
 #   ranks        NCCL: several ranks, as test/ranks.sh has them, which share one GPU where there are no more
 #   kernels      all ladders timed: a table. LADDERS="attention matmul" does some of them again
@@ -265,7 +265,7 @@ stage_learning() {                           # of B T + 1 tokens every order is 
     rm -rf build/learning build/learned
 }
 stage_sampling() {
-    local rows length start ns=() words=()
+    local how rows form length start ns=() words=()
     tokens $many 20000000
     rm -rf build/sampled
     try 150 1 $(run_of $(shape "$D12") --batch "$BATCH" --context "$CONTEXT" --steps 90 --save-every 30 --keep 1) --out build/sampled || return
@@ -281,18 +281,19 @@ stage_sampling() {
         END { for (s in ms) if (near[s]) print ms[s] > beside; else print ms[s] > alone }' build/sampled/log.jsonl
     echo "median step alone $(median < "$out/logs/alone") ms," \
         "beside the writer $([ -s "$out/logs/beside" ] && median < "$out/logs/beside" || echo "none: 0") ms"
-    for rows in 1 64; do
+    for how in 1,bf16 64,bf16 1,int8 8,int8 1,nf4 8,nf4 8,bf16; do
+        rows=${how%,*} form=${how#*,}
         for length in $((CONTEXT / 5)) $((CONTEXT - 24)); do                     # what both take is loading, not sampling
             rm -f "$out/logs/took"
             for _ in 1 2 3; do
                 start=$(date +%s%N)
-                try 60 0 "$program" sample --model build/sampled --prompt 0 --tokens $length --samples $rows || continue 3
+                try 60 0 "$program" sample --model build/sampled --prompt 0 --tokens $length --samples $rows --base-dtype $form || continue 3
                 echo $(($(date +%s%N) - start)) >> "$out/logs/took"
             done
             ns+=($(median < "$out/logs/took")) words+=($(grep -v -e '^---' "$log" | wc -w))
         done
-        awk -v rows=$rows -v ns=$((ns[-1] - ns[-2])) -v n=$((words[-1] - words[-2])) 'BEGIN {
-            printf "sampling, batch %d: %.0f tokens/s, %.3f ms a token of each text\n", rows, n / ns * 1e9, ns / 1e6 / n * rows }'
+        awk -v rows=$rows -v form=$form -v ns=$((ns[-1] - ns[-2])) -v n=$((words[-1] - words[-2])) 'BEGIN {
+            printf "sampling, batch %d, %s: %.0f tokens/s, %.3f ms a token of each text\n", rows, form, n / ns * 1e9, ns / 1e6 / n * rows }'
     done
     rm -rf build/sampled
 }

@@ -116,7 +116,8 @@ inline Memory memory(const Plan& p) {
     for (auto& [per, units] : arrays) if (per == BLOCK) kept += 16.0 * p.c.L * ((units + 127) / 128 * 128);
     const double all = 16.0 * Slots(arrays, p.c.L).size + gpu::device().workspace_size;
     const double moments = 4.0 * shares.moments();
-    return {sizeof(gpu::floatX) * double(layout.slots.size), moments, 4.0 * (ring.trained() + shares.exchanged()), 2 * moments, kept, all - kept};
+    const double weights = sizeof(gpu::floatX) * double(layout.slots.size) + 16.0 * layout.packed.size;
+    return {weights, moments, 4.0 * (ring.trained() + shares.exchanged()), 2 * moments, kept, all - kept};
 }
 
 // ---- time -----------------------------------------------------------------------------------------------------------
@@ -384,7 +385,8 @@ const Program PLAN = {
     "usage: plan [--option value]...      (plan --help lists all options)\n"
     "  plan --model d12 --gpu H100 --gpus 8 --tokens 10e9\n"
     "  plan --model gpt3-175b --gpu H200 --gpus 1024 --tokens 300e9 --price 3\n"
-    "  plan --table\n", ""};
+    "  plan --table\n"
+    "  plan --adapters\n", ""};
 
 struct Arguments {
     std::set<std::string> given = {};
@@ -392,7 +394,7 @@ struct Arguments {
     integer layers = 0, heads = 0, channels = 0, vocab = 0, context = 0, gpus = 1, gpus_per_machine = 8;
     integer batch = 0, tokens_per_step = 0, zero = -1, tensor_parallel = 0;
     number tokens = 0, price = 0, stragglers = STRAGGLERS;
-    flag published = false;
+    flag published = false, adapters = false;
 
     Table table() {
         return {
@@ -413,6 +415,7 @@ struct Arguments {
              "and a row for each machine at least]"},
             {"price", &price, "0..1e6", "p", "of a GPU hour [no cost is told]"},
             {"stragglers", &stragglers, "0..1", "p", "standard deviation of a GPU's step, as a share"},
+            {"adapters", &adapters, "", "p", "the largest model that learns on one card of 24 or 80 GB, its weights frozen in each form"},
             {"table", &published, "", "p", "what others published, beside these formulas, and a fleet of 25,000"},
         };
     }
@@ -481,6 +484,25 @@ inline void print_plan(const Arguments& a) {
            hours, a.price > 0 ? format(", %.2f at %g an hour", hours * a.price, a.price).c_str() : "");
 }
 
+/* The largest model of GPT-3's shapes (as many layers as heads, of 128 numbers) that learns on one card of 24 GB or 80, a row
+   of 1024 tokens at a time: all its weights, or adapters of rank 8 beside all matrices, frozen in each form. */
+inline void print_adapters() {
+    printf("%-6s %-12s %7s %9s %10s  %s\n", "card", "trained", "layers", "channels", "billion", "memory");
+    for (const char* card : {"4090", "A100"}) for (Form form : {Form::FP32, Form::BF16, Form::INT8, Form::NF4}) {
+        Plan p = {.c = {}, .gpu = *gpu_named(card)};
+        const bool adapts = form != Form::FP32;
+        if (adapts) p.c.rank = 8, p.c.form = form, p.c.targets = {"qkv", "proj", "fc", "fcproj"};
+        auto fits = [&](int n) { return p.c.L = p.c.NH = n, p.c.C = 128 * n, memory(p).all() <= p.gpu.memory; };
+        int n = 1;
+        while (fits(n + 1)) n++;
+        fits(n);
+        Config whole = p.c;
+        whole.rank = 0;
+        printf("%-6s %-12s %7d %9d %10.2f  %s\n", card, adapts ? format("rank 8, %s", FORMS[(int)form]).c_str() : "all weights", n,
+               p.c.C, parameters(whole, 1).all / 1e9, memory(p).text().c_str());
+    }
+}
+
 #ifdef USE_MPI
 /* exchange() beside this machine: the program's own all-reduce, of gradients as with ZeRO 0, between processes. Its terms are
    fitted to the smallest and the largest size; those between are predicted. One process exchanges nothing. */
@@ -526,7 +548,7 @@ int main(int argc, char** argv) {
         plan::Arguments a;
         if (answer(plan::PLAN, a.table(), words)) return;
         parse_words(plan::PLAN, words, a.table(), a.given);
-        a.published ? plan::print_table() : plan::print_plan(a);
+        a.published ? plan::print_table() : a.adapters ? plan::print_adapters() : plan::print_plan(a);
     });
 }
 #endif

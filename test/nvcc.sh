@@ -15,7 +15,7 @@ compile() {                                  # ARCH FORMAT: lines "arch format k
         -cubin -x cu test/kernels.cpp -o $name.cubin > $name.log 2>&1
     echo $? > $name.code
     c++filt < $name.log | awk -v arch=sm_$1 -v format=$2 '
-        /Compiling entry function/ { kernel = $0; sub(/.*entry function .(void )?/, "", kernel); sub(/\(.*/, "", kernel) }
+        /Compiling entry function/ { kernel = $0; sub(/.*entry function .(void )?/, "", kernel); gsub(/\(Form\)/, "", kernel); sub(/\(.*/, "", kernel) }
         /bytes stack frame/ { spill = $1 + $5 + $9 }             # the stack, where arrays go that have no registers, counts too
         /Used [0-9]+ registers/ { for (i = 1; i < NF; i++) if ($i == "Used") registers = $(i + 1); gsub(/ /, "", kernel)
                                   print arch, format, kernel, registers, spill }' | LC_ALL=C sort > $name.txt

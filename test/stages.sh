@@ -158,6 +158,8 @@ fails "an adapter of nothing" 2 "--lora-rank: needs --init" sft none $sft --lora
 fails "a frozen form of what is trained" 2 "--base-dtype nf4: all weights are trained; give --lora-rank" sft none $init $sft --base-dtype nf4
 fails "an adapter's scale without one" 2 "--lora-alpha: is for --lora-rank" sft none $init $sft --lora-alpha 8
 fails "an adapter of another rank" 2 "--lora-rank 8: the adapter in $dir/lora.long/step_00000600 has rank 4" sft none $init $sft --lora-rank 8 --adapter $dir/lora.long
+fails "an adapter of another alpha" 2 "--lora-alpha 8: the adapter in $dir/lora.long/step_00000600 has alpha 16" sft none $init $sft --lora-rank 4 --lora-alpha 8 --adapter $dir/lora.long
+fails "an adapter of other targets" 2 "--lora-targets: the adapter in $dir/lora.long/step_00000600 has fc,fcproj,proj,qkv" sft none $init $sft --lora-rank 4 --lora-targets qkv --adapter $dir/lora.long
 fails "targets that are none" 2 "--lora-targets qkv,mlp: 'mlp' is none of qkv, proj, fc, fcproj" sft none $init $sft --lora-rank 8 --lora-targets qkv,mlp
 fails "an adapter that is none" 1 "$dir/sft/step_00000006: holds no adapter_config.json" sft none $init $sft --lora-rank 8 --adapter $dir/sft
 refused "an adapter for another model" 1 "is for another model than" $program eval --model $dir/sft --adapter $dir/lora.long --answers $data/sft.bin

@@ -35,12 +35,16 @@ Plan small(Shape shape, int batch = 1) {
 void memory_is_what_is_allocated() {
     for (auto [shape, B] : {std::pair(Shape{2, 2, 128, 512, 96}, 2), {{3, 2, 96, 1000, 64}, 5}, {{1, 3, 192, 65, 33}, 1},
                             {{5, 1, 64, 4001, 128}, 3}}) {
-        const Plan p = small(shape, B);
-        const Memory m = memory(p);
-        const gpu::Model model(p.c, B, p.c.T, true);
-        check(m.weights + m.master == model.weight_bytes() && m.kept + m.scratch == model.activation_bytes(B) &&
-              m.all() == model.bytes(B) && m.text() == model.memory(B), "memory, %d layers of %d channels, batch %d: %.0f bytes; allocated %.0f",
-              shape.L, shape.C, B, m.all(), model.bytes(B));
+        Plan p = small(shape, B);
+        for (Form form : {Form::FP32, Form::BF16, Form::INT8, Form::NF4}) {  // the first: all weights; then adapters
+            if (form != Form::FP32) p.c.rank = 8, p.c.targets = {"qkv", "proj", "fc", "fcproj"}, p.c.form = form;
+            const Memory m = memory(p);
+            const gpu::Model model(p.c, B, p.c.T, true);
+            check(m.weights + m.master == model.weight_bytes() && m.kept + m.scratch == model.activation_bytes(B) &&
+                  m.all() == model.bytes(B) && m.text() == model.memory(B),
+                  "memory, %d layers of %d channels, batch %d, rank %d, %s: %.0f bytes; allocated %.0f", shape.L, shape.C, B,
+                  p.c.rank, FORMS[(int)form], m.all(), model.bytes(B));
+        }
     }
 }
 

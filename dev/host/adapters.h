@@ -62,8 +62,11 @@ struct Adapter {
     }
     // For a model that is to train it on as one of this shape.
     void check(int asked, double asked_alpha, const std::set<std::string>& asked_targets) const {
-        if (rank != asked || alpha != asked_alpha || targets != asked_targets)
-            die_usage("--lora-rank %d: the adapter in %s has rank %d, alpha %g and other targets", asked, path.c_str(), rank, alpha);
+        std::string own;
+        for (auto& target : targets) own += (own.empty() ? "" : ",") + target;
+        if (rank != asked) die_usage("--lora-rank %d: the adapter in %s has rank %d", asked, path.c_str(), rank);
+        if (alpha != asked_alpha) die_usage("--lora-alpha %g: the adapter in %s has alpha %g", asked_alpha, path.c_str(), alpha);
+        if (targets != asked_targets) die_usage("--lora-targets: the adapter in %s has %s", path.c_str(), own.c_str());
     }
 };
 

@@ -1,8 +1,8 @@
 /* dev/host/packed.h -- matrices kept in fewer bits than they are computed with: bfloat16, int8, and nf4.
      int8   code = round(127 w / absmax), a scale for each output channel, which is a column
      nf4    code = the nearest of 16 levels, quantiles of a normal distribution, to w / absmax; a scale for each block of 64
-            in a row (Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E); the low halves of 8 bytes hold
-            numbers 0 to 7 of a group of 16, the high halves the others
+            in a row (Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E); of a group of 16 numbers one word of
+            32 bits holds the even ones, the next the odd ones, so that a shift for each lane is all that a vector takes
    layout   codes, of int8 and nf4 in rows that are padded to whole blocks; from a multiple of 64 bytes on, scales */
 #pragma once
 #include "files.h"
@@ -60,7 +60,8 @@ inline size_t packed_bytes(Form form, size_t rows, size_t cols) {
 }
 
 // Of element k of the codes, which counts padded rows.
-inline int nf4_code(const uint8_t* codes, size_t k) { return codes[k / 16 * 8 + k % 8] >> (k % 16 / 8 * 4) & 15; }
+inline size_t nf4_byte(size_t k) { return k / 16 * 8 + k % 2 * 4 + k % 16 / 4; }
+inline int nf4_code(const uint8_t* codes, size_t k) { return codes[nf4_byte(k)] >> (k / 2 % 2 * 4) & 15; }
 
 inline void pack(Form form, uint8_t* to, const float* from, size_t rows, size_t cols) {
     float* const scales = (float*)(to + code_bytes(form, rows, cols));
@@ -88,7 +89,7 @@ inline void pack(Form form, uint8_t* to, const float* from, size_t rows, size_t 
                 int code = 0;
                 for (int k = 0; k < 15; k++) code += x > (LEVELS[k] + LEVELS[k + 1]) / 2;
                 const size_t k = i * row + j0 + j;
-                to[k / 16 * 8 + k % 8] |= code << (k % 16 / 8 * 4);
+                to[nf4_byte(k)] |= code << (k / 2 % 2 * 4);
             }
         }
     }
@@ -124,7 +125,8 @@ struct nf4;
 template <> struct Matrix<nf4> {
     const uint8_t* codes;
     const float* scale;
-    long at, row, col;                       // at: the number of the first element
+    size_t at;                               // the number of the first element
+    long row, col;
     Matrix t() const { return {codes, scale, at, col, row}; }
     Matrix from(long i, long j) const { return {codes, scale, at + i * row + j * col, row, col}; }
     float operator()(long i, long j) const {

@@ -65,13 +65,13 @@ template <typename P> vec load(const Matrix<nf4>& m) {
     for (int l = 0; l < VL; l++) v[l] = LEVELS[nf4_code(m.codes, m.at + l)] * m.scale[m.at / NF4_BLOCK];
     return v;
 }
-#if defined(__AVX512F__) && !defined(__clang__)              // a level is a lane of a register
+#if defined(__AVX512F__) && !defined(__clang__)              // a level is a lane of a register; of an index 4 bits count
 template <typename P> requires (VL == 16) vec load(const Matrix<nf4>& m) {
-    typedef uint64_t two __attribute__((vector_size(16)));
-    uint64_t eight;
-    memcpy(&eight, m.codes + m.at / 2, 8);
-    const halves codes = __builtin_convertvector((bytes)two{eight, eight >> 4} & 15, halves);
-    return __builtin_shuffle(*(const vec*)LEVELS, __builtin_convertvector(codes, words)) * m.scale[m.at / NF4_BLOCK];
+    typedef uint64_t groups __attribute__((vector_size(VECTOR_BYTES)));
+    uint64_t group;
+    memcpy(&group, m.codes + m.at / 2, 8);
+    const words codes = (words)(group | groups{}) >> words{0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28};
+    return __builtin_shuffle(*(const vec*)LEVELS, codes) * m.scale[m.at / NF4_BLOCK];
 }
 #endif
 #endif
