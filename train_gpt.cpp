@@ -205,6 +205,7 @@ struct Config {
     int att() const { return heads() * head_size(); }        // what attention gives,
     int qkv() const { return 3 * att(); }                    // queries, keys and values of all its heads,
     int hidden() const { return 4 * C / tp; }                // those between the two products of an MLP,
+    int fc() const { return hidden(); }                      // what the first of them makes: gates would come on top,
     int first_token() const { return integer(V) * place / tp; }
     int vocab() const { return integer(V) * (place + 1) / tp - first_token(); }          // and logits, from that one on
 
@@ -240,8 +241,8 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
     X(proj.b,   BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.attn.c_proj.bias") \
     X(ln2.w,    BLOCK,   0,       c.C,     ONES,     true,            "transformer.h.%d.ln_2.weight") \
     X(ln2.b,    BLOCK,   0,       c.C,     0,        true,            "transformer.h.%d.ln_2.bias") \
-    X(fc.w,     BLOCK,   c.C,     c.hidden(), 0.02f, true,            "transformer.h.%d.mlp.c_fc.weight") \
-    X(fc.b,     BLOCK,   0,       c.hidden(), 0,     c.bias,          "transformer.h.%d.mlp.c_fc.bias") \
+    X(fc.w,     BLOCK,   c.C,     c.fc(),  0.02f,    true,            "transformer.h.%d.mlp.c_fc.weight") \
+    X(fc.b,     BLOCK,   0,       c.fc(),  0,        c.bias,          "transformer.h.%d.mlp.c_fc.bias") \
     X(fcproj.w, BLOCK,   c.hidden(), c.C,  RESID,    true,            "transformer.h.%d.mlp.c_proj.weight") \
     X(fcproj.b, BLOCK,   0,       c.C,     0,        c.bias,          "transformer.h.%d.mlp.c_proj.bias") \
     X(lnf.w,    ONCE,    0,       c.C,     ONES,     true,            "transformer.ln_f.weight") \
@@ -252,7 +253,7 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
     X(proj.A,   BLOCK,   c.att(), c.rank,  FROM_C,   c.adapts("proj"), "transformer.h.%d.attn.c_proj.lora_A") \
     X(proj.B,   BLOCK,   c.rank,  c.C,     0,        c.adapts("proj"), "transformer.h.%d.attn.c_proj.lora_B") \
     X(fc.A,     BLOCK,   c.C,     c.rank,  FROM_C,   c.adapts("fc"),  "transformer.h.%d.mlp.c_fc.lora_A") \
-    X(fc.B,     BLOCK,   c.rank,  c.hidden(), 0,     c.adapts("fc"),  "transformer.h.%d.mlp.c_fc.lora_B") \
+    X(fc.B,     BLOCK,   c.rank,  c.fc(),  0,        c.adapts("fc"),  "transformer.h.%d.mlp.c_fc.lora_B") \
     X(fcproj.A, BLOCK,   c.hidden(), c.rank, FROM_H, c.adapts("fcproj"), "transformer.h.%d.mlp.c_proj.lora_A") \
     X(fcproj.B, BLOCK,   c.rank,  c.C,     0,        c.adapts("fcproj"), "transformer.h.%d.mlp.c_proj.lora_B")
 
@@ -1319,13 +1320,13 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
     X(act,  att,       KEPT,   N * c.att())     X(stat, lse, KEPT, N * c.heads()) \
     X(act,  middle,    KEPT,   N * c.C)         /* the residual stream after attention */ \
     X(act,  ln2,       KEPT,   N * c.C)         X(stat, ln2_stats, KEPT, 2 * N)   /* mean and rstd */ \
-    X(act,  fc,        KEPT,   N * c.hidden())  X(act, fc_gelu, KEPT, N * c.hidden()) \
+    X(act,  fc,        KEPT,   N * c.fc())      X(act, fc_gelu, KEPT, N * c.hidden()) \
     X(act,  residual,  KEPT,   N * c.C)         /* the residual stream after the block */ \
     X(act,  lnf,       ONCE,   N * c.C)         X(stat, lnf_stats, ONCE, 2 * N)   /* mean and rstd */ \
     X(act,  logits,    ONCE,   head_rows(N, c.V / c.tp) * padded(c.vocab())) \
     X(act,  dresidual, ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
     X(act,  dx,        ONCE,   training ? N * c.C : 0)       /* of what is C wide within a branch */ \
-    X(act,  dwide,     ONCE,   training ? N * std::max({c.qkv(), c.hidden(), 2 * c.C}) : 0)     /* of qkv or fc; sums of the embedding */ \
+    X(act,  dwide,     ONCE,   training ? N * std::max({c.qkv(), c.fc(), 2 * c.C}) : 0)     /* of qkv or fc; sums of the embedding */ \
     X(act,  lora,      ONCE,   2 * N * c.rank)              /* x A, and its gradient */ \
     X(act,  arrivals,  ONCE,   c.tp > 1 ? N * c.C + c.tp : 0)            /* from ranks that share the layers */
 

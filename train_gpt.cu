@@ -2155,7 +2155,7 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
     X(int,    tokens,   ONCE,  1)            X(double, squares, ONCE, NORM_BLOCKS) \
     X(int,    position, ONCE,  N)            X(Rng, rng, ONCE, N)            X(Sampling, sampling, ONCE, 1) \
     X(int,    hidden,   ONCE,  c.V)          /* these four: for pick() */ \
-    X(Outcome, outcome, ONCE,  1)            X(floatX, unpacked, ONCE, c.form > Form::BF16 ? c.C * max(c.qkv(), c.hidden()) : 0)
+    X(Outcome, outcome, ONCE,  1)            X(floatX, unpacked, ONCE, c.form > Form::BF16 ? c.C * max(c.qkv(), c.fc()) : 0)
 
 using act = floatX;
 using stat = float;
@@ -2288,7 +2288,7 @@ struct Model {
        embedding backward about 4X. The activation and the biases' sums are not counted: they could be part of products. */
     Speed speed(double tokens, double seconds) const {
         const Config w = c.whole();
-        const double matrices = c.C * (c.L * (w.qkv() + c.C + 2.0 * w.hidden()) + c.V), attention = 6.0 * c.L * c.C * max_T;
+        const double matrices = c.C * (c.L * (w.qkv() + c.C + w.fc() + w.hidden()) + c.V), attention = 6.0 * c.L * c.C * max_T;
         const double X = tokens * c.tp * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
         const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits
                            + 38.0 * (layout.parameters - layout.frozen_parameters);

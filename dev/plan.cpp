@@ -195,7 +195,7 @@ inline Step step(const Plan& p) {
     for (bool backward : {false, true}) {
         Parts& a = layer[backward];
         a[BLOCKS] = products(c.qkv() / t, c.C, backward) + products(c.C, c.C / t, backward) +
-                    products(c.hidden() / t, c.C, backward) + products(c.C, c.hidden() / t, backward);
+                    products(c.fc() / t, c.C, backward) + products(c.C, c.hidden() / t, backward);
         a[ATTENTION] = (backward ? 4 : 2) * N * c.T * c.C / t / (0.8 * g.peak);
         a[BYTES] = (backward ? 8 : 4) * X / bandwidth;
         a[TENSOR] = 4 * activations.seconds();

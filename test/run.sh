@@ -59,6 +59,7 @@ sources() {
         lines=$(wc -l < ${budget%:*})
         if [ $lines -lt ${budget#*:} ]; then echo "ok lines/$budget: $lines"; else echo "FAIL lines/$budget: $lines"; fi
     done
+    if command -v python3 > /dev/null; then python3 test/mutants.py --number 0; else echo "skip mutants/regions: no python3"; fi 2>&1
 }
 run sources
 try build/test_layers
