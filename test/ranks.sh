@@ -156,6 +156,7 @@ expect "rl: ranks whose judges disagree" start 2 train ${digits%% --eval-every*}
 stage lora --stage sft --train $dir/data/sft.bin --val $dir/data/sft.bin --batch 1 --tokens-per-step 64 --lora-rank 4
 
 # what is not alike, and what is for one
+refused "a rank that there is not" 2 "started as rank 5 of 2" env RANK=5 WORLD_SIZE=2 $program $train --out $dir/none
 refused "a verb that is for one process" 2 "sample: runs as one process" env RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 $program sample --model $dir/sft
 case $program in
 *mpi*)

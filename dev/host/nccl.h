@@ -203,6 +203,7 @@ inline std::optional<Nccl>& nccl() {
 }
 inline void join_nccl(std::string out) {
     const Launched who = launched();
+    who.check();
     while (out.ends_with('/')) out.pop_back();               // what follows is a name beside it, not in it
     int gpus = 0;
     if (who.size > 1 && cudaGetDeviceCount(&gpus) == cudaSuccess && gpus) CHECK(cudaSetDevice(who.local % gpus));
