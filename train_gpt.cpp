@@ -1809,18 +1809,25 @@ Validation validate(auto& model, int batch, const ValidationRows& rows, const To
     return {sum(v.nats), (size_t)sum(v.tokens), (size_t)sum(v.bytes)};
 }
 
-// What a reward model says of n rows that end in an answer: the logit of end of text behind it.
-std::vector<float> rewards_of(auto& model, size_t n, auto row_at, int eot) {
+// What a reward model says of n rows that end in an answer: the logit of end of text behind it. Of several ranks that take
+// turns with batches each has some, and zeros.
+std::vector<float> rewards_of(auto& model, size_t n, auto row_at, int eot, int rank = 0, int ranks = 1) {
     std::vector<float> rewards(n);
     each_batch(n, model.max_B, row_at, [&](size_t i, const Batch& b) {
         model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, &rewards[i]);
-    });
+    }, rank, ranks);
     for (float r : rewards) if (!std::isfinite(r)) die("a reward is %g; are the model's weights finite?", r);
     return rewards;
 }
 
 Preferences validate_pairs(auto& model, const ValidationRows& rows, int eot) {
-    auto rewards = [&](int answer) { return rewards_of(model, rows.spans.size(), [&](size_t i) { return rows.row(i, answer); }, eot); };
+    auto rewards = [&](int answer) {
+        auto row_at = [&](size_t i) { return rows.row(i, answer); };
+        const std::vector<float> mine = rewards_of(model, rows.spans.size(), row_at, eot, world().rank, world().size);
+        std::vector<double> all(mine.begin(), mine.end());
+        world().sum(all.data(), all.size());
+        return std::vector<float>(all.begin(), all.end());
+    };
     const std::vector<float> better = rewards(1), worse = rewards(2);
     Preferences p;
     for (size_t i = 0; i < better.size(); i++) p.add(better[i] - worse[i], pair_loss(better[i] - worse[i]).first);
@@ -2217,6 +2224,7 @@ template <typename Model> struct Training : Run {
           schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false, world().first());
+        directory->check_shared();
         if (start) load(model, *start);
         if (!start || (c.rank && !start->adapter)) initialize(model, o.seed);
         if (!from.empty()) {
@@ -2249,12 +2257,15 @@ template <typename Model> struct Training : Run {
         RunDirectory::Fields fields;
         if (o.stage == "rl") {
             std::vector<Answer> answers;
-            for (auto& s : held_out->val->spans) answers.push_back({held_out->val->examples[s.file]->example(s.begin)});
+            const auto& spans = held_out->val->spans;
+            for (size_t i = world().rank; i < spans.size(); i += world().size)           // ranks take turns, and agree
+                answers.push_back({held_out->val->examples[spans[i].file]->example(spans[i].begin)});
             Options greedy = o;
             greedy.temperature = 0;
             draw_and_reward(answers, Sampling(greedy), 0);
-            const double reward = mean_reward(answers.data(), answers.size());
-            loss = 0 - reward, line = format("val reward %.6f, %zu prompts", reward, answers.size());
+            double reward = mean_reward(answers.data(), answers.size(), spans.size());
+            world().sum(&reward, 1);
+            loss = 0 - reward, line = format("val reward %.6f, %zu prompts", reward, spans.size());
             fields = {{"reward", json_number(reward)}};
         } else if (o.stage == "reward") {
             const Preferences p = validate_pairs(model, *held_out->val, eot);
@@ -2364,8 +2375,8 @@ template <typename Model> struct Training : Run {
         }
         if (scorer) for (size_t i = 0; const double r : scorer->scores(texts)) answers[i++].reward = r;
     }
-    static double mean_reward(const Answer* answers, size_t n) {
-        return std::accumulate(answers, answers + n, 0.0, [&](double sum, const Answer& a) { return sum + a.reward / n; });
+    static double mean_reward(const Answer* answers, size_t n, size_t of) {             // what n add to the mean of so many
+        return std::accumulate(answers, answers + n, 0.0, [&](double sum, const Answer& a) { return sum + a.reward / of; });
     }
     // Micro-batches of answers drawn to a step's prompts. GRPO: an advantage is a reward less the mean of its group,
     // answers to one prompt (Shao et al. 2024, arXiv:2402.03300; without the deviation Liu et al. 2025, 2503.20783).
@@ -2380,12 +2391,12 @@ template <typename Model> struct Training : Run {
         const double began = seconds();
         draw_and_reward(answers, Sampling(o), mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1), first * o.group);
         const double n = prompts * o.group, mine = answers.size();
-        note("reward", mine == n ? mean_reward(answers.data(), n) : mean_reward(answers.data(), mine) * mine / n);
+        note("reward", mean_reward(answers.data(), mine, n));
         note("drawn_ms", (seconds() - began) * 1e3 / ranks), note("samples_per_s", mine / (seconds() - began)), note("length", 0);
         std::vector<float> advantages;
         for (size_t i = 0; i < answers.size(); i++) {
             const Answer* const group = &answers[i / o.group * o.group];
-            const double mean = mean_reward(group, o.group);
+            const double mean = mean_reward(group, o.group, o.group);
             double square = 0;
             for (int k = 0; k < o.group; k++) square += (group[k].reward - mean) * (group[k].reward - mean) / (o.group - 1);
             advantages.push_back((answers[i].reward - mean) / (o.advantage == "mean" ? 1 : std::sqrt(square) + 1e-4));

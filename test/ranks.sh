@@ -42,7 +42,9 @@ stopped() {                                  # RUN AS: as if it had been stopped
 
 expect "one process" $one $train --out $dir/1
 for n in $counts; do
+    began=$(date +%s%N)
     expect "$n ranks" start $n $train --out $dir/$n
+    eval took_$n=$(($(date +%s%N) - began)) most_ranks=$n
     expect "$n ranks: the losses of one" alike $n 1
 done
 # so many micro-batches a rank, of whose gradients as of the new weights each rank sends (n - 1) / n
@@ -65,9 +67,7 @@ case $program in *emulated*)                 # transfers on a stream of their ow
     done
     unset EMU_SEED ;;
 esac
-began=$(date +%s%N)
 expect "2 ranks again" start 2 $train --out $dir/2.again
-took=$(($(date +%s%N) - began))
 expect "2 ranks: the same bits again" same 2 2.again
 stopped 2 2.resumed && expect "2 ranks: resumed" start 2 train --resume --out $dir/2.resumed
 expect "2 ranks: the same bits after a stop" same 2 2.resumed
@@ -92,7 +92,8 @@ most=1e-5
 expect "one process with four heads" $one $shares --out $dir/whole
 shared tensor2 whole 2 --tensor-parallel 2
 expect "tensor2: the texts of one process" [ "$(texts tensor2)" = "$(texts whole)" ]
-case $program in *mpi*)
+case $program in *mpi*) groups=1 ;; *) groups=$STRESS ;; esac
+if [ -n "$groups" ]; then                    # ranks in larger groups, and in several
     shared tensor4 whole 4 --tensor-parallel 4
     shared tensor2x2 whole 4 --tensor-parallel 2
     for zero in 0 2; do
@@ -107,6 +108,8 @@ case $program in *mpi*)
     shares="$shares --tied 0 --bias 0"
     expect "one process with a head of its own, without biases" $one $shares --out $dir/whole.head
     shared tensor2x2.head whole.head 4 --tensor-parallel 2 --zero 2
+fi
+case $program in *mpi*)
     told() { text=$1; shift; ! "$@" > $dir/said 2>&1 && grep -q "$text" $dir/said; }
     expect "three ranks in groups of two" told "^error: --tensor-parallel 2: must divide the 3 ranks and the model's 4 heads: take one of 1$" start 3 $shares --tensor-parallel 2 --out $dir/none
     expect "a stage that knows no groups" told "^error: --tensor-parallel 2: is for --stage pretrain and sft" start 2 $shares --stage reward --tensor-parallel 2 --out $dir/none ;;
@@ -143,10 +146,17 @@ stage reward --stage reward --train $dir/data/ranked.bin --val $dir/data/ranked.
 digits="${digits#*16} --init $dir/sft"
 what=entropy                                 # the loss is almost 0
 stage rl --stage rl --train $dir/data/sft.bin --val $dir/data/sft.bin --batch 2 --group 4 --tokens-per-step 128 --response-tokens 3 --rl-passes 2 --reward $dir/reward
+what=reward
+expect "rl: 3 ranks: the rewards of one" alike rl.3 rl
 what=loss
+# answers that a rank finds better and better, and another worse and worse: all save the same step as the best one
+judge='i=0; while read -r answer; do i=$((i + 1)); echo $((i * (1 - ${RANK:-$OMPI_COMM_WORLD_RANK} % 2 * 2))); done'
+expect "rl: ranks whose judges disagree" start 2 train ${digits%% --eval-every*} --eval-every 1${digits#*--eval-every 2} --stage rl --train $dir/data/sft.bin --val $dir/data/sft.bin --batch 2 --group 4 \
+    --tokens-per-step 64 --response-tokens 3 --reward-command "$judge" --out $dir/judged
 stage lora --stage sft --train $dir/data/sft.bin --val $dir/data/sft.bin --batch 1 --tokens-per-step 64 --lora-rank 4
 
 # what is not alike, and what is for one
+refused "a rank that there is not" 2 "started as rank 5 of 2" env RANK=5 WORLD_SIZE=2 $program $train --out $dir/none
 refused "a verb that is for one process" 2 "sample: runs as one process" env RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 $program sample --model $dir/sft
 case $program in
 *mpi*)
@@ -160,37 +170,58 @@ case $program in
     cp $dir/train.u16 $dir/other.u16 && printf '\1\0' >> $dir/other.u16
     differs --train $dir/train.u16 $dir/other.u16
     expect "other data: rank 1 says so" grep -q "rank 1: error: --train: '8002 bytes.*here, and on rank 0 '8000 bytes" $dir/said
+    started="$mpi -n 1 $program $train --out $dir/started : -n 1 $program"
+    started() { $started "$@" > $dir/said 2>&1; rm -rf $dir/started; grep -q "$text" $dir/said; }
+    text="rank 1: error: --out $dir/elsewhere: is not the directory that rank 0 writes to"
+    expect "another directory: rank 1 says so" started $train --out $dir/elsewhere
+    cp $program $dir/changed && echo >> $dir/changed
+    text="rank 1: error: program: '.* here, and on rank 0 '"
+    started="$mpi -n 1 $program $train --out $dir/started : -n 1 $dir/changed"
+    expect "another program: rank 1 says so" started $train --out $dir/started
     refused "a program built for one" 1 "built for one: make MPI=1" env OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 ./train_gpt $train --out $dir/none ;;
 esac
 
+# waits until so many ranks of a run have said hello, or have met
+hellos() { for i in $(seq 1 3000); do [ -e $1 ] || [ "$(ls $1.ranks 2> /dev/null | grep -c '^hello_[0-9]$')" -ge $2 ] && break; sleep 0.01; done; }
 case $program in *emulated* | *cuda*)
     mkdir -p $dir/met.ranks && for file in id_0 hello_1 got_1; do head -c 200 $program > $dir/met.ranks/$file; done
     expect "an id that an earlier run left is not read" start 2 $(echo $train | sed "s|--steps [0-9]*|--steps 1|") --out $dir/met/
     expect "and what was left is gone" [ ! -e $dir/met.ranks ]
     alone() { RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 timeout 2 $program $train --out $dir/alone > /dev/null 2> $dir/said; grep -q "no word from rank 1" $dir/said; }
     expect "one that waits for others can be stopped" alone
-    expect "and leaves nothing" [ ! -e $dir/alone.ranks ] ;;
+    expect "and leaves nothing" [ ! -e $dir/alone.ranks ]
+    # two of three, of which one is killed before the third has come
+    meets() { RANK=$1 LOCAL_RANK=$1 WORLD_SIZE=3 timeout 60 $program $train --out $dir/meets; }
+    for killed in 0 1; do
+        meets $((1 - killed)) > $dir/said 2>&1 & left=$!
+        meets $killed > /dev/null 2>&1 &
+        hellos $dir/meets 2
+        for pid in $(pgrep -f -- "--out $dir/meets"); do grep -qz "^RANK=$killed$" /proc/$pid/environ && kill -9 $pid; done
+        wait $left
+        expect "rank $killed is killed while they meet: the other one says so" grep -q "error: rank $killed has ended" $dir/said
+    done ;;
 esac
 
-# a rank is killed at any instant of a run: nothing of it is left within 10 seconds, and the run goes on to the bits of 2 ranks
+# one of 2, 3 or 4 ranks is killed at any instant of a run: nothing of it is left within 10 seconds, and it goes on to the same bits
 kills=0 try=0 wanted=$([ -n "$STRESS" ] && echo 200 || echo 3)
 while [ $kills -lt $wanted ] && [ $try -lt $((4 * wanted)) ]; do
-    try=$((try + 1))
+    try=$((try + 1)) n=$((2 + try % (most_ranks - 1)))
     rm -rf $dir/killed
-    start 2 $train --out $dir/killed > $dir/killed.log 2>&1 & running=$!
-    case $program in *emulated* | *cuda*) for i in $(seq 1 300); do [ ! -e $dir/killed/log.jsonl ] || break; sleep 0.1; done ;; esac      # before they meet a launcher would see to it
-    sleep $(awk -v t=$try -v took=$took 'BEGIN { srand(t); print took / 1e9 * rand() }')
+    start $n $train --out $dir/killed > $dir/killed.log 2>&1 & running=$!
+    case $program in *emulated* | *cuda*) hellos $dir/killed $n ;; esac      # before that a launcher would see to it
+    sleep $(awk -v t=$try -v took=$(eval echo \$took_$n) 'BEGIN { srand(t); print took / 1e9 * rand() }')
     pids=$(pgrep -f -- "--out $dir/killed" | while read pid; do grep -qx "$(basename $program | cut -c1-15)" /proc/$pid/comm 2>/dev/null && echo $pid; done)
-    victim=$(echo "$pids" | awk -v t=$try '{ p[NR] = $1 } END { print p[t % NR + 1] }')
+    victim=$(echo "$pids" | awk -v t=$try '{ p[NR] = $1 } END { srand(1000 + t); print p[int(NR * rand()) + 1] }')
+    killed=$(cat /proc/${victim:-none}/environ 2> /dev/null | tr '\0' '\n' | sed -n 's/^\(OMPI_COMM_WORLD_\|\)RANK=//p')
     [ -n "$victim" ] && kill -9 $victim 2>/dev/null || { wait $running; continue; }      # not begun, or over
     kills=$((kills + 1))
     for tenth in $(seq 1 100); do pgrep -f -- "--out $dir/killed" > /dev/null || break; sleep 0.1; done
-    expect "killed $try: no process is left after $tenth tenths of a second" [ -z "$(pgrep -f -- "--out $dir/killed")" ]
+    expect "killed $try, one of $n: no process is left after $tenth tenths of a second" [ -z "$(pgrep -f -- "--out $dir/killed")" ]
     wait $running
-    case $program in *mpi*) expect "killed $try: the launcher names the rank" grep -q 'rank [01] with PID' $dir/killed.log ;; esac
+    [ -e $dir/killed/step_000000$steps ] || expect "killed $try: it is told that rank $killed was" grep -q "rank $killed \(with PID\|has ended\|to .* has died\)" $dir/killed.log
     ls $dir/killed/step_*/state.json > /dev/null 2>&1 || [ -s $dir/killed/log.jsonl ] || rm -rf $dir/killed
-    if [ -d $dir/killed ]; then start 2 train --resume --out $dir/killed; else start 2 $train --out $dir/killed; fi > $dir/killed.log 2>&1
-    expect "killed $try: the same bits in the end" same 2 killed
+    if [ -d $dir/killed ]; then start $n train --resume --out $dir/killed; else start $n $train --out $dir/killed; fi > $dir/killed.log 2>&1
+    expect "killed $try: the same bits in the end" same $n killed
 done
 expect "ranks that were killed: $kills" [ $kills = $wanted ]
 

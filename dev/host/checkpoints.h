@@ -311,6 +311,7 @@ struct Checkpoint {
             sync_directory(out);
         } catch (const Error&) {
             if (world().first()) fs::remove_all(partial, error);
+            else if (!exists(partial)) die("%s: rank 0 has given it up", partial.c_str());
             throw;
         }
         if (position.lowest_step == position.step) make_best(out, dir);

@@ -99,7 +99,12 @@ inline Comm& world() {
 }
 
 // What launchers tell the processes they start: mpirun of Open MPI, of MPICH and Intel; srun; torchrun.
-struct Launched { int rank, size, local; };
+struct Launched {
+    int rank, size, local;
+    void check() const {
+        if (rank < 0 || rank >= size) die_usage("started as rank %d of %d, by the environment: the first of them is rank 0", rank, size);
+    }
+};
 inline Launched launched() {
     for (auto& [rank, size, local] : {std::array{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
                                       {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"}, {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"},
@@ -338,6 +343,7 @@ struct MpiLink {
 };
 inline void join_mpi() {
     Launched who = launched();
+    who.check();
     if (who.size > 1) {
 #ifdef USE_MPI
         const int told = who.size;

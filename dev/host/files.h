@@ -166,7 +166,8 @@ template <typename F> int run_main(F f) {
         line = printable(e.what()), code = 1;
     }
     fflush(stdout);
-    if (code && !speaker().empty()) usleep(500000);          // what all die of is the first one's to say
+    // What all die of is the first one's to say: its launcher ends the others while they wait.
+    if (code && !speaker().empty() && usleep(900000) != 0) return code;
     if (code) fprintf(stderr, "%serror: %s\n", speaker().c_str(), line.c_str());
     return code;
 }

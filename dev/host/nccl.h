@@ -4,7 +4,10 @@
 #pragma once
 #include "comm.h"
 #include <atomic>
+#include <map>
+#include <poll.h>
 #include <random>
+#include <sys/syscall.h>
 #include <thread>
 #ifdef CUDART_VERSION                        // it is a part of train_gpt.cu, from which it takes launch() and CHECK()
 #ifdef USE_NCCL
@@ -22,12 +25,57 @@ struct Nccl {
 #else
 inline void check(ncclResult_t e, const char* call, int) { if (e != ncclSuccess) die("%s: %s", call, ncclGetErrorString(e)); }
 
-/* How ranks come by the id of a new communicator. Each other rank says hello with a number it has just drawn; the first answers
+/* Ranks whose processes this one can see, those of its machine and container: the kernel tells of their end at once.
+   NCCL tells of some only, and of none while ranks meet. One thread at a time uses it. */
+struct Neighbours {
+    std::map<int, std::pair<std::string, int>> known;        // by rank: what it said last; its process, or -1
+
+    static std::string place() {             // "" where that cannot be known
+        std::array<char, 64> boot = {};
+        std::error_code none;
+        FILE* const f = fopen("/proc/sys/kernel/random/boot_id", "r");
+        const bool read = f && fscanf(f, "%63s", boot.data()) == 1;
+        if (f) fclose(f);
+        const std::string names = fs::read_symlink("/proc/self/ns/pid", none).string();
+        return read && !names.empty() ? names + boot.data() : "";
+    }
+    // A rank that has just drawn a number says so with it, and this of itself.
+    static std::string introduction(const std::string& number) {
+        return format("%s %d %s;", number.c_str(), getpid(), place().c_str());
+    }
+    // What it has said; an earlier run may have left that, of a process that is gone.
+    void said(int rank, const std::string& introduction) {
+        const auto [it, first] = known.insert({rank, {introduction, -1}});
+        auto& [before, fd] = it->second;
+        if (!first && before == introduction) return;
+        int pid = 0, at = 0;
+        if (fd >= 0) close(fd);
+        before = introduction, fd = -1;
+        if (sscanf(introduction.c_str(), "%*s %d %n", &pid, &at) != 1) return;
+        if (const std::string here = place(); here.empty() || introduction.substr(at) != here + ";") return;
+#ifdef SYS_pidfd_open
+        fd = syscall(SYS_pidfd_open, pid, 0);
+        if (fd < 0 && errno == ESRCH && !first) fd = GONE;
+#endif
+    }
+    int ended() const {                      // one that has, or -1
+        for (auto& [rank, its] : known) {
+            pollfd asked = {its.second, POLLIN, 0};
+            if (asked.fd == GONE || (asked.fd >= 0 && poll(&asked, 1, 0) == 1)) return rank;
+        }
+        return -1;
+    }
+private:
+    static constexpr int GONE = -2;
+};
+
+/* How ranks come by the id of a new communicator. Each says hello with a number it has just drawn; the first answers
    with the id and all of these numbers, anew whenever one changes; who finds his own there takes the id and says so. So what
    an earlier run left is never taken for an answer. */
-inline ncclUniqueId meet(const std::string& directory, const Launched& who) {
+inline ncclUniqueId meet(const std::string& directory, const Launched& who, Neighbours& neighbours) {
     const double began = seconds(), patience = 300;
-    auto waits = [&] { return seconds() - began < patience && !stop_signal; };
+    double told = began;                     // that it waits
+    int lost = -1;
     auto path = [&](const char* what, int rank) { return directory + format("/%s_%d", what, rank); };
     auto say = [&](const std::string& path, std::string_view text) {
         std::error_code error;
@@ -36,15 +84,17 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who) {
     auto heard = [&](const std::string& path) -> std::string {           // which may vanish at any time
         try { return read_file(path); } catch (const Error&) { return ""; }
     };
+    auto waits = [&] { return (lost = neighbours.ended()) < 0 && seconds() - began < patience && !stop_signal; };
     std::error_code error;
     fs::create_directories(directory, error);
     if (error) die("%s: cannot create: %s", directory.c_str(), error.message().c_str());
     std::random_device random;
+    const std::string mine = Neighbours::introduction(format("%08x%08x", random(), random()));
     ncclUniqueId id = {};
     if (who.rank) {
-        const std::string mine = format("%08x%08x;", random(), random());
         for (std::string answer; waits(); usleep(20000)) {
             fs::create_directories(directory, error);
+            neighbours.said(0, heard(path("hello", 0)));     // first: from our hello on its end is known
             if (heard(path("hello", who.rank)) != mine) say(path("hello", who.rank), mine);
             answer = heard(path("id", 0));
             if (answer.size() <= sizeof id || answer.find(mine, sizeof id) == answer.npos) continue;
@@ -52,23 +102,27 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who) {
             say(path("got", who.rank), mine + answer.substr(0, sizeof id));
             return id;
         }
+        if (lost == 0) die("rank 0 has ended while ranks met in %s", directory.c_str());
         die("no word from rank 0 in %s for %.0f seconds", directory.c_str(), seconds() - began);
     }
     CHECK(ncclGetUniqueId(&id));
     const std::string text((const char*)&id, sizeof id);
+    std::string missing;
     for (std::string said; waits(); usleep(20000)) {
         std::string hellos;
-        int got = 0;
+        missing.clear();
         for (int rank = 1; rank < who.size; rank++) {
             const std::string its = heard(path("hello", rank));
-            hellos += its, got += !its.empty() && heard(path("got", rank)) == its + text;
+            neighbours.said(rank, its), hellos += its;
+            if (its.empty() || heard(path("got", rank)) != its + text) missing += format(" %d", rank);
         }
-        if (got == who.size - 1) return fs::remove_all(directory, error), id;
+        if (heard(path("hello", 0)) != mine) say(path("hello", 0), mine);
+        if (missing.empty()) return fs::remove_all(directory, error), id;
         if (hellos != said) say(path("id", 0), text + hellos), said = hellos;
+        if (seconds() - told > 15) told = INFINITY, warn("%s: waiting for rank%s", directory.c_str(), missing.c_str());
     }
-    std::string missing;
-    for (int rank = 1; rank < who.size; rank++) if (heard(path("got", rank)).empty()) missing += format(" %d", rank);
     fs::remove_all(directory, error);
+    if (lost > 0) die("rank %d has ended while ranks met in %s", lost, directory.c_str());
     die("no word from rank%s in %s for %.0f seconds", missing.c_str(), directory.c_str(), seconds() - began);
 }
 
@@ -78,22 +132,31 @@ struct Nccl {
     cudaStream_t stream;
     char* memory = nullptr;                  // of gather()
     size_t room = 0;
-    std::atomic<bool> ending = false;
-    std::thread watch;
+    Neighbours neighbours;                   // rank 0's are all, another's is rank 0
+    std::atomic<bool> met = false;
+    std::jthread watch;
 
     Nccl(const std::string& directory, const Launched& who) : who(who) {
-        CHECK(ncclCommInitRank(&comm, who.size, meet(directory, who), who.rank));
-        CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-        world().gather = [this](const void* mine, void* all, size_t bytes) { gather(mine, all, bytes); };
-        watch = std::thread([this] {                         // another rank that has died would be waited for without end
-            for (ncclResult_t state = ncclSuccess; !ending; usleep(50000)) {
-                if (ncclCommGetAsyncError(comm, &state) == ncclSuccess && (state == ncclSuccess || state == ncclInProgress)) continue;
-                fprintf(stderr, "error: rank %d: NCCL: %s: another rank has ended\n", this->who.rank, ncclGetErrorString(state));
+        const ncclUniqueId id = meet(directory, who, neighbours);
+        watch = std::jthread([this](std::stop_token ending) {            // the dead would be waited for without end
+            for (std::string lost; !ending.stop_requested(); usleep(50000)) {
+                ncclResult_t state = ncclSuccess;
+                const bool failed = met && ncclCommGetAsyncError(comm, &state) != ncclSuccess;
+                if (const int rank = neighbours.ended(); rank >= 0) lost = format("rank %d has ended", rank);
+                else if (failed || (state != ncclSuccess && state != ncclInProgress))
+                    lost = format("NCCL: %s: another rank has ended", ncclGetErrorString(state));
+                if (lost.empty()) continue;
+                for (int i = 0; i < 40 && !ending.stop_requested(); i++) usleep(50000);  // this one may say why
+                if (ending.stop_requested()) return;
+                fprintf(stderr, "%serror: %s\n", speaker().c_str(), lost.c_str());
                 _exit(1);
             }
         });
+        CHECK(ncclCommInitRank(&comm, who.size, id, who.rank));
+        met = true;
+        CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        world().gather = [this](const void* mine, void* all, size_t bytes) { gather(mine, all, bytes); };
     }
-    ~Nccl() { if (watch.joinable()) ending = true, watch.join(); }
     void gather(const void* mine, void* all, size_t bytes) {
         if (bytes == 0) return;
         if (bytes * who.size > room) cudaFree(memory), CHECK(cudaMalloc(&memory, room = bytes * who.size));
@@ -113,7 +176,7 @@ struct Nccl {
         CHECK(ncclGroupEnd());
     }
     void leave() {                           // when all do
-        ending = true;
+        watch.request_stop();
         world().barrier();
         watch.join();
         CHECK(ncclCommDestroy(comm));
@@ -140,6 +203,7 @@ inline std::optional<Nccl>& nccl() {
 }
 inline void join_nccl(std::string out) {
     const Launched who = launched();
+    who.check();
     while (out.ends_with('/')) out.pop_back();               // what follows is a name beside it, not in it
     int gpus = 0;
     if (who.size > 1 && cudaGetDeviceCount(&gpus) == cudaSuccess && gpus) CHECK(cudaSetDevice(who.local % gpus));

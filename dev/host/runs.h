@@ -203,6 +203,15 @@ struct RunDirectory {
 
     std::string log_path() const { return path + "/log.jsonl"; }
 
+    // Of several processes each has to see what the first has made, and not its like on another machine.
+    void check_shared() const {
+        struct stat st = {};
+        world().barrier();
+        const std::string seen = stat(path.c_str(), &st) == 0 ? format("%llu", (unsigned long long)st.st_ino) : "none";
+        if (world().texts(seen)[0] != seen)
+            die("--out %s: is not the directory that rank 0 writes to; all ranks must see the same, by one name", path.c_str());
+    }
+
     // Keeps what the log says of steps up to `step`, and opens it for more. What follows the last step is made again.
     void rewind_log(long long step, long long last) {
         if (!writes) return;
