@@ -94,7 +94,7 @@ build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp $(LADDERS) $(wildcard te
 	$(call compile,1) $(EMULATE) -DGPU $(FP32) $(wildcard test/$(*:_fp32=).cpp test/test_$(*:_fp32=).cpp dev/$(*:_fp32=).cu) -o $@ -ldl
 # What a run needs and takes: it asks the CUDA program for its sizes.
 build/plan build/plan_mpi: dev/plan.cpp $(FILES)
-	$(call compile,1) $(EMULATE) $< -o $@ $(if $(findstring mpi,$@),$(MPI_FLAGS)) -ldl
+	$(call compile,$(if $(findstring mpi,$@),2,1)) $(EMULATE) $< -o $@ $(if $(findstring mpi,$@),$(MPI_FLAGS)) -ldl
 build/plan build/plan_mpi build/test_plan: dev/plan.cpp train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h)
 $(STUDY): build/study_%: dev/cpu/%.cpp $(LADDERS) train_gpt.cpp $(FILES)
 	$(call compile,3) $< -o $@ -ldl
