@@ -156,8 +156,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
     o.verb = parse_words(TRAIN_GPT, words, o.table(), o.given);
     while (o.out.size() > 1 && o.out.back() == '/') o.out.pop_back();
     if (o.verb == "train" && !o.resume && o.train.empty()) die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
-    if (o.verb == "eval" && o.val.empty() && o.choices.empty() && o.answers.empty())
-        die_usage("eval: give --val, --choices or --answers");
+    if (o.verb == "eval" && (o.val + o.choices + o.answers).empty()) die_usage("eval: give --val, --choices or --answers");
     for (const char* name : {"best_of", "vote", "examples", "pattern"})
         if (o.verb == "eval" && o.has(name) && o.answers.empty()) die_usage("%s: is for --answers", dashed(name).c_str());
     if (o.verb == "train" && o.reward.empty() && o.reward_command.empty()) o.reward = "exact";
@@ -817,9 +816,8 @@ void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int
             Scores are held transposed, (keys,queries): so most products read their rows where they are.
    cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
    source   Dao 2023, algorithm 2 */
-template <typename P = real>
-void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int B,
-                               int T, int C, int NH) {
+template <typename P = real> void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out,
+                                                     const real* lse, int B, int T, int C, int NH) {
     const int HS = C / NH;
     const long row = 3L * C;
     const real scale = 1 / std::sqrt(real(HS));
@@ -1219,8 +1217,7 @@ struct Put {
     }
 };
 
-// Multiply-adds of all threads on numbers in registers (of a unit: in the level-1 cache), in FLOP/s: what gemm() can reach at
-// best.
+// Multiply-adds of all threads on numbers in registers (of a unit: in the level-1 cache), in FLOP/s: the roof of gemm()
 inline double measure_peak(Unit unit, int trials = 32) {
     double best = 0;
     for (int trial = 0; trial < trials; trial++) {           // the best one is the least disturbed
@@ -1813,24 +1810,19 @@ Validation validate(auto& model, int batch, const ValidationRows& rows, const To
 // turns with batches each has some, and zeros.
 std::vector<float> rewards_of(auto& model, size_t n, auto row_at, int eot, int rank = 0, int ranks = 1) {
     std::vector<float> rewards(n);
-    each_batch(n, model.max_B, row_at, [&](size_t i, const Batch& b) {
-        model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, &rewards[i]);
-    }, rank, ranks);
+    auto read = [&](size_t i, const Batch& b) { model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, &rewards[i]); };
+    each_batch(n, model.max_B, row_at, read, rank, ranks);
     for (float r : rewards) if (!std::isfinite(r)) die("a reward is %g; are the model's weights finite?", r);
     return rewards;
 }
 
 Preferences validate_pairs(auto& model, const ValidationRows& rows, int eot) {
-    auto rewards = [&](int answer) {
-        auto row_at = [&](size_t i) { return rows.row(i, answer); };
-        const std::vector<float> mine = rewards_of(model, rows.spans.size(), row_at, eot, world().rank, world().size);
-        std::vector<double> all(mine.begin(), mine.end());
-        world().sum(all.data(), all.size());
-        return std::vector<float>(all.begin(), all.end());
-    };
-    const std::vector<float> better = rewards(1), worse = rewards(2);
+    auto row_at = [&](size_t i) { return rows.row(i / 2, 1 + i % 2); };        // chosen and rejected take turns
+    const std::vector<float> mine = rewards_of(model, 2 * rows.spans.size(), row_at, eot, world().rank, world().size);
+    std::vector<double> all(mine.begin(), mine.end());
+    world().sum(all.data(), all.size());
     Preferences p;
-    for (size_t i = 0; i < better.size(); i++) p.add(better[i] - worse[i], pair_loss(better[i] - worse[i]).first);
+    for (size_t i = 0; i < all.size(); i += 2) p.add(all[i] - all[i + 1], pair_loss(all[i] - all[i + 1]).first);
     return p;
 }
 
