@@ -2216,7 +2216,7 @@ template <typename Model> struct Training : Run {
           schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false, world().first());
-        directory->check_shared();
+        directory->check_shared(world());
         if (start) load(model, *start);
         if (!start || (c.rank && !start->adapter)) initialize(model, o.seed);
         if (!from.empty()) {

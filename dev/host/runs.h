@@ -204,11 +204,11 @@ struct RunDirectory {
     std::string log_path() const { return path + "/log.jsonl"; }
 
     // Of several processes each has to see what the first has made, and not its like on another machine.
-    void check_shared() const {
+    template <typename World> void check_shared(World& world) const {
         struct stat st = {};
-        world().barrier();
+        world.barrier();
         const std::string seen = stat(path.c_str(), &st) == 0 ? format("%llu", (unsigned long long)st.st_ino) : "none";
-        if (world().texts(seen)[0] != seen)
+        if (world.texts(seen)[0] != seen)
             die("--out %s: is not the directory that rank 0 writes to; all ranks must see the same, by one name", path.c_str());
     }
 
