@@ -139,7 +139,7 @@ template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m
     }
     memcpy(to, tile, sizeof tile);
 }
-// The same for some rows of tiles, in the direction in which m lies in memory; the tile after next in it is prefetched
+// The same for some rows of tiles, in the direction in which m lies in memory; a tile some steps ahead is prefetched
 template <bool TURNED, typename E> void pack_tiles(uint32_t* to, int tile_rows, cpu::Matrix<E> m, int rows, int K) {
     const int tiles = (K + 31) / 32;
     for (int n = 0; n < tile_rows * tiles; n++) {
