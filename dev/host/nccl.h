@@ -27,7 +27,7 @@ inline void check(ncclResult_t e, const char* call, int) { if (e != ncclSuccess)
 
 /* Ranks whose processes this one can see, those of its machine and container: the kernel tells of their end at once.
    NCCL tells of some only, and of none while ranks meet. One thread at a time uses it. */
-struct Neighbours {
+struct Peers {
     std::map<int, std::pair<std::string, int>> known;        // by rank: what it said last; its process, or -1
 
     static std::string place() {             // "" where that cannot be known
@@ -72,7 +72,7 @@ private:
 /* How ranks come by the id of a new communicator. Each says hello with a number it has just drawn; the first answers
    with the id and all of these numbers, anew whenever one changes; who finds his own there takes the id and says so. So what
    an earlier run left is never taken for an answer. */
-inline ncclUniqueId meet(const std::string& directory, const Launched& who, Neighbours& neighbours) {
+inline ncclUniqueId meet(const std::string& directory, const Launched& who, Peers& peers) {
     const double began = seconds(), patience = 300;
     double told = began;                     // that it waits
     int lost = -1;
@@ -84,17 +84,17 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who, Neig
     auto heard = [&](const std::string& path) -> std::string {           // which may vanish at any time
         try { return read_file(path); } catch (const Error&) { return ""; }
     };
-    auto waits = [&] { return (lost = neighbours.ended()) < 0 && seconds() - began < patience && !stop_signal; };
+    auto waits = [&] { return (lost = peers.ended()) < 0 && seconds() - began < patience && !stop_signal; };
     std::error_code error;
     fs::create_directories(directory, error);
     if (error) die("%s: cannot create: %s", directory.c_str(), error.message().c_str());
     std::random_device random;
-    const std::string mine = Neighbours::introduction(format("%08x%08x", random(), random()));
+    const std::string mine = Peers::introduction(format("%08x%08x", random(), random()));
     ncclUniqueId id = {};
     if (who.rank) {
         for (std::string answer; waits(); usleep(20000)) {
             fs::create_directories(directory, error);
-            neighbours.said(0, heard(path("hello", 0)));     // first: from our hello on its end is known
+            peers.said(0, heard(path("hello", 0)));     // first: from our hello on its end is known
             if (heard(path("hello", who.rank)) != mine) say(path("hello", who.rank), mine);
             answer = heard(path("id", 0));
             if (answer.size() <= sizeof id || answer.find(mine, sizeof id) == answer.npos) continue;
@@ -113,7 +113,7 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who, Neig
         missing.clear();
         for (int rank = 1; rank < who.size; rank++) {
             const std::string its = heard(path("hello", rank));
-            neighbours.said(rank, its), hellos += its;
+            peers.said(rank, its), hellos += its;
             if (its.empty() || heard(path("got", rank)) != its + text) missing += format(" %d", rank);
         }
         if (heard(path("hello", 0)) != mine) say(path("hello", 0), mine);
@@ -132,17 +132,17 @@ struct Nccl {
     cudaStream_t stream;
     char* memory = nullptr;                  // of gather()
     size_t room = 0;
-    Neighbours neighbours;                   // rank 0's are all, another's is rank 0
+    Peers peers;                   // rank 0's are all, another's is rank 0
     std::atomic<bool> met = false;
     std::jthread watch;
 
     Nccl(const std::string& directory, const Launched& who) : who(who) {
-        const ncclUniqueId id = meet(directory, who, neighbours);
+        const ncclUniqueId id = meet(directory, who, peers);
         watch = std::jthread([this](std::stop_token ending) {            // the dead would be waited for without end
             for (std::string lost; !ending.stop_requested(); usleep(50000)) {
                 ncclResult_t state = ncclSuccess;
                 const bool failed = met && ncclCommGetAsyncError(comm, &state) != ncclSuccess;
-                if (const int rank = neighbours.ended(); rank >= 0) lost = format("rank %d has ended", rank);
+                if (const int rank = peers.ended(); rank >= 0) lost = format("rank %d has ended", rank);
                 else if (failed || (state != ncclSuccess && state != ncclInProgress))
                     lost = format("NCCL: %s: another rank has ended", ncclGetErrorString(state));
                 if (lost.empty()) continue;

@@ -109,26 +109,29 @@ inline double unit_trial(Unit unit) {
 
 // Twice 16 neighbours, rounded to bfloat16, side by side. The instruction takes subnormal numbers for 0, as the products do.
 #if !defined(__CUDACC__)
-inline words16 side_by_side(const bfloat16* low, const bfloat16* high) {
-    words16 halves;
-    memcpy(&halves, low, 32), memcpy((char*)&halves + 32, high, 32);
-    return halves;
+inline void side_by_side(words16& to, const bfloat16* low, const bfloat16* high) {
+    memcpy(&to, low, 32);
+    memcpy((char*)&to + 32, high, 32);
 }
-inline words16 side_by_side(const real* low, const real* high) {
+inline void side_by_side(words16& to, const real* low, const real* high) {
 #if defined(__AVX512BF16__)
-    if constexpr (sizeof(real) == 4) return (words16)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
+    if constexpr (sizeof(real) == 4) {
+        to = (words16)_mm512_cvtne2ps_pbh(_mm512_loadu_ps((const float*)high), _mm512_loadu_ps((const float*)low));
+        return;
+    }
 #endif
     bfloat16 halves[32];
     for (int l = 0; l < 16; l++) halves[l] = low[l], halves[l + 16] = high[l];
-    return side_by_side(halves, halves + 16);
+    side_by_side(to, halves, halves + 16);
 }
 // A tile = the upper left corner of m (rows,K), rounded, and zeros beyond. TURNED: it is turned round, as B wants it.
 template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m, int rows, int K) {
     words16 tile[16];
     if (rows >= 16 && K >= 32 && (m.col == 1 || m.row == 1)) {
         for (int i = 0; i < 16; i++) {
-            if (m.col == 1) { tile[i] = side_by_side(m.from(i, 0).p, m.from(i, 16).p); continue; }
-            const halves32 rows = (halves32)side_by_side(m.from(0, 2 * i).p, m.from(0, 2 * i + 1).p);
+            if (m.col == 1) { side_by_side(tile[i], m.from(i, 0).p, m.from(i, 16).p); continue; }
+            side_by_side(tile[i], m.from(0, 2 * i).p, m.from(0, 2 * i + 1).p);
+            const halves32 rows = (halves32)tile[i];
             tile[i] = (words16)__builtin_shufflevector(rows, rows, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
         }
@@ -203,7 +206,8 @@ template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a
         while (blocks() < 4 * omp_get_max_threads() && rows + cols > 2 * SQUARE) (rows > cols ? rows : cols) /= 2;
         const bool tall = m > n;
         const int all = blocks(), inner = tall ? (n - 1) / cols + 1 : (m - 1) / rows + 1;
-        std::vector<std::atomic<int>> taken(omp_get_max_threads());          // of each thread's share of blocks
+        const int shares = omp_get_max_threads();            // of blocks
+        std::vector<std::atomic<int>> taken(shares);
         #pragma omp parallel if ((double)m * n * k > 32768)
         {
             if (n0 == 0 || M > strip) {
@@ -219,11 +223,10 @@ template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a
             #pragma omp barrier
             static thread_local Buffer<float> sums(8 * 8 * 4 * TILE);
             if (unit == Unit::AMX) amx_begin();
-            const int threads = omp_get_num_threads(), me = omp_get_thread_num();
-            for (int t = 0; t < threads; t++) {              // its own share first, whose tiles it has packed: they are near
-                const int share = (me + t) % threads, end = all * (share + 1) / threads;
+            for (int t = 0; t < shares; t++) {               // its own first, whose tiles it has packed: they are near
+                const int share = (omp_get_thread_num() + t) % shares, end = all * (share + 1) / shares;
                 while (true) {
-                    const int block = all * share / threads + taken[share]++;
+                    const int block = all * share / shares + taken[share]++;
                     if (block >= end) break;
                     const int i0 = (tall ? block / inner : block % inner) * rows, j0 = (tall ? block % inner : block / inner) * cols;
                     unit_block(unit, sums.data(), A + i0 / 16 * row, B + j0 / 16 * row, std::min(rows, m - i0),

@@ -67,11 +67,12 @@ template <typename P> vec load(const Matrix<nf4>& m) {
 }
 #if defined(__AVX512F__) && !defined(__clang__)              // a level is a lane of a register; of an index 4 bits count
 template <typename P> requires (VL == 16) vec load(const Matrix<nf4>& m) {
-    typedef uint64_t groups __attribute__((vector_size(VECTOR_BYTES)));
+    typedef uint64_t groups __attribute__((vector_size(64)));
+    typedef uint32_t lanes __attribute__((vector_size(64)));
     uint64_t group;
     memcpy(&group, m.codes + m.at / 2, 8);
-    const words codes = (words)(group | groups{}) >> words{0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28};
-    return __builtin_shuffle(*(const vec*)LEVELS, codes) * m.scale[m.at / NF4_BLOCK];
+    const lanes codes = (lanes)(group | groups{}) >> lanes{0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28};
+    return __builtin_shuffle(*(const vec*)LEVELS, (words)codes) * m.scale[m.at / NF4_BLOCK];
 }
 #endif
 #endif
