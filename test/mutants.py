@@ -19,7 +19,7 @@ REGIONS = [
     ('train_gpt.cpp', r'// ---- \d+\. layers', r'product of bfloat16 numbers on AMX'),
     ('dev/host/vectors.h', r'^template <typename P> vec load', r'^\}  // namespace cpu'),
     ('dev/host/units.h', r'^inline void dots_multiply', r'^#else'),
-    ('dev/host/units.h', r'^inline words16 side_by_side', r'^#else'),
+    ('dev/host/units.h', r'^inline void side_by_side', r'^#else'),
     ('train_gpt.cpp', r'^template .* void gemm\(Target.*\{$', r'^\}  // namespace cpu'),
     ('train_gpt.cpp', r'^/\* The network, for both', r'    std::string describe\(\)'),
     ('train_gpt.cpp', r'    void forward\(const int', r'// ---- \d+\. model files')]
