@@ -43,8 +43,8 @@ case $gpu in *emulated*) export EMU_STATS=1 ;; esac
 expect "all tensors agree with the CPU's" env EMU_SEED=1 $gpu --check
 case $gpu in *emulated*)
     plain="20 backward_plain false;20 backward_plain true"
-    tiles="$plain;4 backward_tiles 128;4 backward_tiles 128;12 backward_tiles 64;12 backward_tiles 64;9 forward_tiles 128;25 forward_tiles 64"
-    attention_was "$plain;4 backward_wgmma 128;12 backward_wgmma 64;9 forward_wgmma 128;25 forward_wgmma 64"
+    tiles="$plain;4 backward_tiles 128;4 backward_tiles 128;12 backward_tiles 64;12 backward_tiles 64;9 forward_tiles 128;27 forward_tiles 64"
+    attention_was "$plain;4 backward_wgmma 128;12 backward_wgmma 64;9 forward_wgmma 128;27 forward_wgmma 64"
     expect "all tensors agree with the CPU's on an RTX 4090" env EMU_CAPABILITY=89 $gpu --check
     attention_was "$tiles"
     expect "all tensors agree with the CPU's in fp32" ${gpu}_fp32 --check
