@@ -85,7 +85,7 @@ struct Device {
     void* workspace;
     size_t workspace_size = 32 << 20;
     int number;                              // as CUDA counts
-    int built_for, written_for;              // compute capabilities, times ten: of the machine code, and of what it was made of
+    int built_for, ptx_for;                  // compute capabilities, times ten, of the machine code and of its PTX
 
     Device() {
         int count = 0;
@@ -99,7 +99,8 @@ struct Device {
         if (cudaFuncGetAttributes(&kernel, probe_kernel) != cudaSuccess)
             die("%s: %s; build for this GPU: make train_gpt_cuda ARCH=%d", properties.name,
                 cudaGetErrorString(cudaGetLastError()), capability());
-        built_for = kernel.binaryVersion, written_for = kernel.ptxVersion;
+        built_for = kernel.binaryVersion;
+        ptx_for = kernel.ptxVersion;
         CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
         CHECK(cublasLtCreate(&cublas));
         CHECK(cudaMalloc(&workspace, workspace_size));
@@ -131,13 +132,11 @@ template <typename... P, typename... A>
 void launch_if(bool early, void (*kernel)(P...), dim3 grid, int threads, size_t shared, A&&... arguments) {
     if (shared > 40 << 10)                   // plus static shared memory, perhaps over the 48 KB that need no opt-in
         CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
-    config.stream = device().stream;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute, config.numAttrs = early && device().written_for >= 90;
+    const cudaLaunchConfig_t config = {.gridDim = grid, .blockDim = dim3(threads), .dynamicSmemBytes = shared,
+        .stream = device().stream, .attrs = &attribute, .numAttrs = early && device().ptx_for >= 90};
     const char* name = "a kernel";
     if (SYNCHRONOUS) cudaFuncGetName(&name, (const void*)kernel);        // now: after a fault every call fails
     cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
@@ -151,6 +150,8 @@ template <typename... A> void launch(A&&... arguments) { launch_if(false, std::f
 template <typename... A> void launch_early(A&&... arguments) { launch_if(true, std::forward<A>(arguments)...); }
 inline int ceil_div(size_t n, int each) { return int((n + each - 1) / each); }
 inline int threads_for(size_t n, int most) { return (int)std::min<size_t>(most, (n + 31) / 32 * 32); }    // whole warps
+DEVICE size_t thread_index() { return size_t(blockIdx.x) * blockDim.x + threadIdx.x; }   // among those of all blocks
+DEVICE size_t all_threads() { return size_t(gridDim.x) * blockDim.x; }
 
 // W neighbours at once, as float. Kernels are made for W = 16 bytes and, for sizes that are no multiple of it, W = 1.
 constexpr int WIDE = 16 / sizeof(floatX);
@@ -182,8 +183,10 @@ DEVICE void load(float (&x)[WIDE], const Raw& raw) {
     memcpy(&pack, &raw, sizeof pack);
     for (int i = 0; i < WIDE; i++) x[i] = float(pack.v[i]);
 }
-// kernel<WIDE> if WIDE divides the columns, else kernel<1>
-#define WIDTH(columns, kernel) ((columns) % WIDE ? kernel<1> : kernel<WIDE>)
+// kernel<WIDE> if WIDE divides the columns, else kernel<1>; and the same choice of a number
+#define WIDTH(columns, kernel, ...) \
+    ((columns) % WIDE ? kernel<1 __VA_OPT__(,) __VA_ARGS__> : kernel<WIDE __VA_OPT__(,) __VA_ARGS__>)
+inline int width(size_t columns) { return columns % WIDE ? 1 : WIDE; }
 
 // f(f(x, y), z) ... over all lanes of a warp, and over all threads of a block, a multiple of 32; every thread gets the
 // result. f(x, none) is x.
@@ -205,8 +208,8 @@ template <typename X> DEVICE X block_sum(X x) { return over_block(x, [](X x, X y
 DEVICE float block_max(float x) { return over_block(x, [](float x, float y) { return fmaxf(x, y); }, -INFINITY); }
 
 // ---- 2. instructions ------------------------------------------------------------------------------------------------
-// One function for each PTX instruction that C++ cannot express: what the emulator does instead, and the instruction, under
-// whose name the PTX ISA explains it, with its operands.
+// One function for each PTX instruction that C++ cannot express: what the emulator does instead, and the instruction,
+// under whose name the PTX ISA explains it, with its operands.
 #define INSTRUCTION(function, emulated, ...) DEVICE void function { EMU(emulated;) ASM(__VA_ARGS__ : "memory"); }
 constexpr float LOG2E = 1.4426950408889634f;
 DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
@@ -240,9 +243,19 @@ INSTRUCTION(copy_16(unsigned to, const void* from, bool present),        // zero
 INSTRUCTION(copies_commit(), emu::cp_async_commit(), "cp.async.commit_group;" ::)
 template <int LEFT>                          // until all groups but the last LEFT are there
 INSTRUCTION(copies_wait(), emu::cp_async_wait(LEFT), "cp.async.wait_group %0;" ::"n"(LEFT))
+DEVICE void copies_finish() {
+    copies_commit();
+    copies_wait<0>();
+}
+// W neighbours, or zeros
+template <int W> DEVICE void copy(floatX* to, const floatX* from, bool present = true) {
+    if constexpr (W == WIDE) copy_16(shared_address(to), from, present);
+    else *to = present ? *from : floatX(0);
+}
 
-// Programmatic dependent launch (sm_90): from when all blocks have called next_kernel_may_begin(), the next kernel may, if
-// it is launched early; what the kernel ahead has written, and those before it, is there after kernel_ahead_wait().
+// Programmatic dependent launch (sm_90): a kernel that is launched early may begin when all blocks of the kernel ahead
+// have called next_kernel_may_begin(). What that kernel and those before it have written is there after
+// kernel_ahead_wait().
 #if defined(CUDA_EMU) || __CUDA_ARCH__ >= 900
 INSTRUCTION(next_kernel_may_begin(), emu::griddep_launch(), "griddepcontrol.launch_dependents;" ::)
 INSTRUCTION(kernel_ahead_wait(), emu::griddep_wait(), "griddepcontrol.wait;" ::)
@@ -254,6 +267,14 @@ DEVICE void kernel_ahead_wait() {}
 // Tensor cores, as a warp uses them: it multiplies A (16,16) by B (16,8) and adds to C (16,8). Lane l holds of C the
 // numbers (l / 4 + 8 i, l % 4 * 2 + j) in c[2 i + j], and of A and B pairs of bf16 numbers in registers, which ldmatrix
 // fetches from shared memory, 8 x 8 numbers at a time. ("Matrix Fragments for mma.m16n8k16")
+DEVICE int row_of(int lane, int e) { return lane / 4 + e / 2 * 8; }      // in C, of c[e]
+DEVICE int column_of(int lane, int n, int e) { return n * 8 + lane % 4 * 2 + e % 2; }    // and in the n-th C of a row
+template <typename F> DEVICE float over_row(float x, F f) {              // over the four lanes that share rows of C
+    x = f(x, __shfl_xor_sync(WARP, x, 1));
+    return f(x, __shfl_xor_sync(WARP, x, 2));
+}
+DEVICE float row_sum(float x) { return over_row(x, [](float x, float y) { return x + y; }); }
+DEVICE float row_max(float x) { return over_row(x, [](float x, float y) { return fmaxf(x, y); }); }
 INSTRUCTION(load_fragments(unsigned (&r)[4], unsigned from), (emu::ldmatrix<4, false>(r, from)),
             "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
             : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from))
@@ -313,7 +334,7 @@ INSTRUCTION(stores_visible(), emu::fence_proxy_async(), "fence.proxy.async.share
    (K-major); if TRANSPOSED, it is one k (MN-major). An Operand is the address of a part: the next 16 k begin 32 bytes
    further, or 16 rows if TRANSPOSED. ("Asynchronous Warpgroup Level Matrix Instructions") */
 constexpr int PANEL_ROW = 128;               // bytes
-struct Operand {                             // the lower half of the hardware's descriptor; the upper is the same for all
+struct Operand {                             // the lower half of a matrix descriptor; all have the same upper half
     unsigned low;
     DEVICE explicit Operand(unsigned address) : low(address >> 4 | 1 << 16) {}
     DEVICE uint64_t after(int bytes) const { return uint64_t(1024 >> 4 | 1 << 30) << 32 | (low + bytes / 16); }
@@ -325,13 +346,13 @@ INSTRUCTION(wgmma_fence(), emu::wgmma_fence(), "wgmma.fence.sync.aligned;" ::)
 INSTRUCTION(wgmma_commit(), emu::wgmma_commit(), "wgmma.commit_group.sync.aligned;" ::)
 template <int LEFT>                          // until all groups but the last LEFT are done
 INSTRUCTION(wgmma_wait(), emu::wgmma_wait<LEFT>(), "wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT))
-#define NUMBERS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-    "+f"(d[i + 6]), "+f"(d[i + 7])
+#define NUMBERS_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define NUMBERS_8(d, i) NUMBERS_4(d, i), NUMBERS_4(d, i + 4)
 #define NUMBERS_32(d, i) NUMBERS_8(d, i), NUMBERS_8(d, i + 8), NUMBERS_8(d, i + 16), NUMBERS_8(d, i + 24)
 #define REGISTERS_0_31 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
     "%26,%27,%28,%29,%30,%31"
-#define REGISTERS_32_63 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54," \
-    "%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define REGISTERS_32_63 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53," \
+    "%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 template <bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
 DEVICE void multiply_shared(float (&d)[32], uint64_t a, uint64_t b, bool add) {
     EMU(emu::wgmma_ss<64>(d, a, b, add, A_TRANSPOSED, B_TRANSPOSED);)
@@ -341,8 +362,8 @@ DEVICE void multiply_shared(float (&d)[32], uint64_t a, uint64_t b, bool add) {
 }
 DEVICE void multiply_shared(float (&d)[64], uint64_t a, uint64_t b, bool add) {
     EMU(emu::wgmma_ss<128>(d, a, b, add, false, false);)
-    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_0_31
-        "," REGISTERS_32_63 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        REGISTERS_0_31 "," REGISTERS_32_63 "}, %64, %65, p, 1, 1, 0, 0;\n}"
         : NUMBERS_32(d, 0), NUMBERS_32(d, 32) : "l"(a), "l"(b), "r"((int)add));
 }
 // a in registers, as pairs of bf16: a[2 k + i] holds (16 w + l / 4 + 8 i, 8 k + l % 4 * 2) and its neighbour
@@ -408,7 +429,8 @@ struct Embedding {
 };
 template <int W, int K, bool EMBED>
 __global__ void __launch_bounds__(256, 2) layernorm_forward_kernel(
-    floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N, int C, float eps, Embedding e) {
+    floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N, int C, float eps,
+    Embedding e) {
     const int lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (n >= N) return;
     const floatX* const row = (EMBED ? e.embedded : x) + (size_t)n * C;
@@ -416,7 +438,8 @@ __global__ void __launch_bounds__(256, 2) layernorm_forward_kernel(
     auto begin = [&](float (&v)[W], int c) {
         if constexpr (EMBED) {
             float position[W];
-            load(v, e.wte + (size_t)e.token[n] * C + c), load(position, e.wpe + (size_t)(e.t0 + n % e.T) * C + c);
+            load(v, e.wte + (size_t)e.token[n] * C + c);
+            load(position, e.wpe + (size_t)(e.t0 + n % e.T) * C + c);
             for (int i = 0; i < W; i++) v[i] = floatX(v[i] + position[i]);
             store(e.embedded + (size_t)n * C + c, v);
         } else load(v, row + c);
@@ -438,19 +461,21 @@ __global__ void __launch_bounds__(256, 2) layernorm_forward_kernel(
     each(false, [&](auto& v, int) { for (float f : v) squares += (f - m) * (f - m); });
     const float r = rsqrtf(warp_sum(squares) / C + eps);
     each(false, [&](auto& v, int c) {
-        load(weight, w + c), load(bias, b + c);
+        load(weight, w + c);
+        load(bias, b + c);
         for (int i = 0; i < W; i++) v[i] = (v[i] - m) * r * weight[i] + bias[i];
         store(out + (size_t)n * C + c, v);
     });
-    if (lane == 0) mean[n] = m, rstd[n] = r;
+    if (lane) return;
+    mean[n] = m;
+    rstd[n] = r;
 }
 constexpr int SUM_BLOCKS = 4;                // blocks an SM runs of kernels that sum up columns, at most
 // rows of `bytes` each that fit a block's share of shared memory if an SM runs SUM_BLOCKS blocks; at most `most`
 inline int rows_for(size_t bytes, int most) {
     const cudaDeviceProp& p = device().properties;
-    if (bytes > p.sharedMemPerBlockOptin)
-        die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes,
-            p.sharedMemPerBlockOptin);
+    if (const size_t most = p.sharedMemPerBlockOptin; bytes > most)
+        die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes, most);
     return (int)std::clamp<size_t>((p.sharedMemPerMultiprocessor / SUM_BLOCKS - 1024) / bytes, 1, most);
 }
 inline void layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,
@@ -458,9 +483,9 @@ inline void layernorm_forward(floatX* out, float* mean, float* rstd, const float
     auto with = [&](auto given, auto embedded) {
         launch(e.embedded ? embedded : given, ceil_div(N, 8), 256, 0, out, mean, rstd, x, w, b, N, C, (float)eps, e);
     };
-    if (C % WIDE) with(layernorm_forward_kernel<1, 7, false>, layernorm_forward_kernel<1, 7, true>);
-    else if (C <= 3 * 32 * WIDE) with(layernorm_forward_kernel<WIDE, 3, false>, layernorm_forward_kernel<WIDE, 3, true>);
-    else with(layernorm_forward_kernel<WIDE, 7, false>, layernorm_forward_kernel<WIDE, 7, true>);
+    const bool few = C % WIDE == 0 && C <= 3 * 32 * WIDE;
+    if (few) with(layernorm_forward_kernel<WIDE, 3, false>, layernorm_forward_kernel<WIDE, 3, true>);
+    else with(WIDTH(C, layernorm_forward_kernel, 7, false), WIDTH(C, layernorm_forward_kernel, 7, true));
 }
 
 /* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:
@@ -477,7 +502,7 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
     floatX* dresidual, bool add, float* partial, const floatX* dout, const floatX* x, const floatX* w, const float* mean,
     const float* rstd, int N, int C, int rows, int groups) {
     SHARED_DYNAMIC(shared);
-    struct Row { float mean, rstd, sum, dot; };
+    struct Row { float mean, rstd, sum = 0, dot = 0; };
     const size_t size = (size_t)rows * C;
     floatX *const xs = (floatX*)shared, *const ds = xs + size, *const gs = ds + size;
     Row* const row = (Row*)(shared + (3 * size * sizeof(floatX) + 15) / 16 * 16);
@@ -489,21 +514,26 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
         const int here = ::min(rows, N - n0);
         for (int i = threadIdx.x * W; i < here * C; i += blockDim.x * W) {
             const size_t at = (size_t)n0 * C + i;
-            if constexpr (W == WIDE) {
-                copy_16(shared_address(xs + i), x + at, true), copy_16(shared_address(ds + i), dout + at, true);
-                copy_16(shared_address(gs + i), dresidual + at, add);
-            } else xs[i] = x[at], ds[i] = dout[at], gs[i] = add ? dresidual[at] : floatX(0);
+            copy<W>(xs + i, x + at);
+            copy<W>(ds + i, dout + at);
+            copy<W>(gs + i, dresidual + at, add);
         }
-        copies_commit(), copies_wait<0>();
+        copies_finish();
         __syncthreads();
         for (int k = warp; k < here; k += warps) {
             float d[W], v[W], u[W];
-            Row r = {mean[n0 + k], rstd[n0 + k], 0, 0};
+            Row r = {.mean = mean[n0 + k], .rstd = rstd[n0 + k]};
             for (int c = lane * W; c < C; c += 32 * W) {
-                load(d, ds + k * C + c), load(v, xs + k * C + c), load(u, w + c);
-                for (int i = 0; i < W; i++) r.sum += d[i] * u[i], r.dot += d[i] * u[i] * (v[i] - r.mean);
+                load(d, ds + k * C + c);
+                load(v, xs + k * C + c);
+                load(u, w + c);
+                for (int i = 0; i < W; i++) {
+                    r.sum += d[i] * u[i];
+                    r.dot += d[i] * u[i] * (v[i] - r.mean);
+                }
             }
-            r.sum = warp_sum(r.sum) / C, r.dot = warp_sum(r.dot) * r.rstd / C;
+            r.sum = warp_sum(r.sum) / C;
+            r.dot = warp_sum(r.dot) * r.rstd / C;
             if (lane == 0) row[k] = r;
         }
         __syncthreads();
@@ -513,11 +543,15 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
             float d[W], v[W], g[W];
             for (int k = group; k < here; k += groups) {
                 const Row r = row[k];
-                load(d, ds + k * C + c), load(v, xs + k * C + c), load(g, gs + k * C + c);
+                load(d, ds + k * C + c);
+                load(v, xs + k * C + c);
+                load(g, gs + k * C + c);
                 for (int i = 0; i < W; i++) {
                     const float xhat = (v[i] - r.mean) * r.rstd;
                     g[i] += r.rstd * (d[i] * weight[j][i] - r.sum - xhat * r.dot);
-                    sums[0][j][i] += d[i] * xhat, sums[1][j][i] += d[i], sums[2][j][i] += g[i];
+                    sums[0][j][i] += d[i] * xhat;
+                    sums[1][j][i] += d[i];
+                    sums[2][j][i] += g[i];
                 }
                 store(dresidual + (size_t)(n0 + k) * C + c, g);
             }
@@ -538,22 +572,23 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
     }
 }
 // add: to dresidual, else its first gradient, which needs no zeros to be added to
-inline void layernorm_backward(floatX* dresidual, bool add, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
-                               const floatX* x, const floatX* w, const float* mean, const float* rstd, int N, int C) {
+inline void layernorm_backward(floatX* dresidual, bool add, float* dw, float* db, float* dbias, float* partial,
+                               const floatX* dout, const floatX* x, const floatX* w, const float* mean,
+                               const float* rstd, int N, int C) {
     const int each = C % WIDE ? 4 : WIDE, across = ceil_div(C, each);              // columns of a thread: W K
     if (across > LAYERNORM_THREADS) die("--channels %d: a GPU's layernorm takes %d", C, LAYERNORM_THREADS * each);
     const int groups = max(1, 192 / across), threads = threads_for(groups * across, LAYERNORM_THREADS);
     const size_t row = 3 * C * sizeof(floatX) + 16;
     const int rows = rows_for(row, threads / 32), blocks = min(ceil_div(N, rows), SUM_BLOCKS * device().sms());
     launch(C % WIDE ? layernorm_backward_kernel<1, 4> : layernorm_backward_kernel<WIDE, 1>, blocks, threads,
-           max(rows * row + 16, groups * 3 * C * sizeof(float)), dresidual, add, partial, dout, x, w, mean, rstd, N, C, rows,
-           groups);
+           max(rows * row + 16, groups * 3 * C * sizeof(float)), dresidual, add, partial, dout, x, w, mean, rstd, N, C,
+           rows, groups);
     add_partials({dw, db, dbias}, 3, partial, blocks, C);
 }
 
 // The activation, element by element. Cost: 8X.
 template <int W> __global__ void gelu_forward_kernel(floatX* out, const floatX* x, size_t n) {
-    const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * W;
+    const size_t i = thread_index() * W;
     if (i >= n) return;
     float v[W];
     load(v, x + i);
@@ -561,7 +596,7 @@ template <int W> __global__ void gelu_forward_kernel(floatX* out, const floatX* 
     store(out + i, v);
 }
 inline void gelu_forward(floatX* out, const floatX* x, size_t n) {
-    launch(WIDTH(n, gelu_forward_kernel), ceil_div(n, 256 * (n % WIDE ? 1 : WIDE)), 256, 0, out, x, n);
+    launch(WIDTH(n, gelu_forward_kernel), ceil_div(n, 256 * width(n)), 256, 0, out, x, n);
 }
 
 /* Column sums of a gradient (N,C), which for the activation is first multiplied with its derivative, in place.
@@ -599,10 +634,9 @@ __global__ void column_sums_kernel(D* __restrict__ d, float* partial, const floa
 }
 template <bool GELU = false, typename D>
 void column_sums(D* d, float* db, float* partial, int N, int C, const floatX* x = nullptr) {
-    const int across = ceil_div(C, 32 * (C % WIDE ? 1 : WIDE));
+    const int across = ceil_div(C, 32 * width(C));
     const int down = std::clamp(SUM_BLOCKS * device().sms() / across, 1, ceil_div(N, 8));
-    launch(C % WIDE ? column_sums_kernel<1, GELU, D> : column_sums_kernel<WIDE, GELU, D>, dim3(across, down), 256, 0, d,
-           partial, x, N, C);
+    launch(WIDTH(C, column_sums_kernel, GELU, D), dim3(across, down), 256, 0, d, partial, x, N, C);
     if (db) add_partials({db}, 1, partial, down, C);
 }
 inline void gelu_backward(floatX* d, float* db, float* partial, const floatX* x, int N, int C) {
@@ -635,10 +669,14 @@ __global__ void attention_forward_plain(floatX* out, float* lse, const floatX* q
         const floatX* k = row + (size_t)j * 3 * C + C;
         float dot = 0;
         for (int c = 0; c < HS; c++) dot += float(q[c]) * float(k[c]);
-        maximum = fmaxf(maximum, scores[j] = dot * scale);
+        scores[j] = dot * scale;
+        maximum = fmaxf(maximum, scores[j]);
     }
     maximum = block_max(maximum);
-    for (int j = threadIdx.x; j < keys; j += blockDim.x) sum += scores[j] = expf(scores[j] - maximum);
+    for (int j = threadIdx.x; j < keys; j += blockDim.x) {
+        scores[j] = expf(scores[j] - maximum);
+        sum += scores[j];
+    }
     sum = block_sum(sum);                                    // and all scores are written
     for (int c = threadIdx.x; c < HS; c += blockDim.x) {
         float o = 0;
@@ -666,9 +704,12 @@ struct Probability { float p, ds; };
 DEVICE Probability recompute(const floatX* q, const floatX* k, const floatX* v, const floatX* dout, float lse, float D,
                              int HS, float scale) {
     float s = 0, dp = 0;
-    for (int c = 0; c < HS; c++) s += float(q[c]) * float(k[c]), dp += float(dout[c]) * float(v[c]);
+    for (int c = 0; c < HS; c++) {
+        s += float(q[c]) * float(k[c]);
+        dp += float(dout[c]) * float(v[c]);
+    }
     const float p = expf(s * scale - lse);
-    return {p, p * (dp - D) * scale};
+    return {.p = p, .ds = p * (dp - D) * scale};
 }
 template <bool KEYS>                         // dk and dv of one key; else dq of one query
 __global__ void attention_backward_plain(floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse,
@@ -683,7 +724,8 @@ __global__ void attention_backward_plain(floatX* dqkv, const floatX* dout, const
         const floatX *q = row + (size_t)i * 3 * C, *k = row + (size_t)j * 3 * C + C;
         const Probability r =
             recompute(q, k, k + C, dout_0 + (size_t)i * C, lse[per_head + i], D[per_head + i], HS, scale);
-        p[n] = r.p, ds[n] = r.ds;
+        p[n] = r.p;
+        ds[n] = r.ds;
     }
     __syncthreads();
     for (int c = threadIdx.x; c < HS; c += blockDim.x) {
@@ -707,9 +749,9 @@ template <int HS, int ROWS> struct Tile {
     // rows first .. of x, whose rows lie `stride` apart; zeros from row `end` on
     DEVICE void fill(const floatX* x, size_t stride, int first, int end) const {
         for (int i = threadIdx.x; i < ROWS * PIECES; i += blockDim.x) {
-            const int r = i / PIECES, piece = i % PIECES;
-            const bool present = first + r < end;
-            copy_16(at(r, piece), x + (present ? first + r : 0) * stride + piece * 8, present);
+            const int row = i / PIECES, piece = i % PIECES;
+            const bool present = first + row < end;
+            copy_16(at(row, piece), x + (present ? first + row : 0) * stride + piece * 8, present);
         }
     }
     // Fragments of the 16 x 16 numbers at (row,column): for the operand A, stored (m,k); for B, stored (k,n); and for
@@ -736,7 +778,8 @@ DEVICE void multiply_transposed(float (&c)[N][4], Tile<HS, R> a, int row, Tile<H
         for (int n = 0; n < N; n += 2) {
             unsigned g[4];
             b.as_b_transposed(g, n * 8, k);
-            mma(c[n], f, g[0], g[1]), mma(c[n + 1], f, g[2], g[3]);
+            mma(c[n], f, g[0], g[1]);
+            mma(c[n + 1], f, g[2], g[3]);
         }
     }
 }
@@ -744,12 +787,13 @@ DEVICE void multiply_transposed(float (&c)[N][4], Tile<HS, R> a, int row, Tile<H
 template <int K, int HS, int R>
 DEVICE void multiply_results(float (&c)[HS / 8][4], const float (&a)[K][4], Tile<HS, R> b) {
     for (int k = 0; k < K; k += 2) {
-        const unsigned f[4] = {pair(a[k][0], a[k][1]), pair(a[k][2], a[k][3]), pair(a[k + 1][0], a[k + 1][1]),
-                               pair(a[k + 1][2], a[k + 1][3])};
+        const unsigned f[4] = {pair(a[k][0], a[k][1]), pair(a[k][2], a[k][3]),
+                               pair(a[k + 1][0], a[k + 1][1]), pair(a[k + 1][2], a[k + 1][3])};
         for (int n = 0; n < HS / 8; n += 2) {
             unsigned g[4];
             b.as_b(g, k * 8, n * 8);
-            mma(c[n], f, g[0], g[1]), mma(c[n + 1], f, g[2], g[3]);
+            mma(c[n], f, g[0], g[1]);
+            mma(c[n + 1], f, g[2], g[3]);
         }
     }
 }
@@ -768,46 +812,52 @@ __global__ void __launch_bounds__(128) attention_forward_tiles_kernel(floatX* ou
     const int h = blockIdx.y, b = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const floatX* row = qkv + (size_t)b * S * 3 * C + h * HS;
     auto fetch = [&](int j) {
-        keys(j).fill(row + C, 3 * C, j * TILE, T), values(j).fill(row + 2 * C, 3 * C, j * TILE, T);
+        keys(j).fill(row + C, 3 * C, j * TILE, T);
+        values(j).fill(row + 2 * C, 3 * C, j * TILE, T);
     };
-    q.fill(row, 3 * C, i0, T), fetch(0), copies_commit();
+    q.fill(row, 3 * C, i0, T);
+    fetch(0);
+    copies_commit();
     float o[HS / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     for (int j = 0; j <= block; j++) {
         if (j < block) fetch(j + 1);
-        copies_commit(), copies_wait<1>();
+        copies_commit();
+        copies_wait<1>();
         __syncthreads();
         float s[TILE / 8][4] = {};
         multiply_transposed(s, q, warp * 16, keys(j));
-        for (int r = 0; r < 2; r++) {                        // the two rows this lane has a part of, with three others
-            const int i = i0 + warp * 16 + lane / 4 + 8 * r;
+        for (int r = 0; r < 2; r++) {                        // the two rows that this lane has a part of
+            const int i = i0 + warp * 16 + row_of(lane, 2 * r);
             float high = maximum[r];
             for (int n = 0; n < TILE / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) {
-                s[n][e] = j * TILE + n * 8 + lane % 4 * 2 + e % 2 <= i ? s[n][e] * scale * LOG2E : -INFINITY;
+                s[n][e] = j * TILE + column_of(lane, n, e) <= i ? s[n][e] * scale * LOG2E : -INFINITY;
                 high = fmaxf(high, s[n][e]);
             }
-            high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
+            high = row_max(high);
             const float shrink = exp2f(maximum[r] - high);
-            maximum[r] = high, sum[r] *= shrink;
-            for (int n = 0; n < TILE / 8; n++)
-                for (int e = 2 * r; e < 2 * r + 2; e++) sum[r] += s[n][e] = exp2f(s[n][e] - high);
-            for (int n = 0; n < HS / 8; n++) o[n][2 * r] *= shrink, o[n][2 * r + 1] *= shrink;
+            maximum[r] = high;
+            sum[r] *= shrink;
+            for (int n = 0; n < TILE / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) {
+                s[n][e] = exp2f(s[n][e] - high);
+                sum[r] += s[n][e];
+            }
+            for (int n = 0; n < HS / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) o[n][e] *= shrink;
         }
         multiply_results(o, s, values(j));
         __syncthreads();                                     // before the next keys take the place of these
     }
     for (int r = 0; r < 2; r++) {
-        const int i = i0 + warp * 16 + lane / 4 + 8 * r;
-        float total = sum[r];
-        total += __shfl_xor_sync(WARP, total, 1), total += __shfl_xor_sync(WARP, total, 2);
+        const int i = i0 + warp * 16 + row_of(lane, 2 * r);
+        const float total = row_sum(sum[r]);
         if (i >= T) continue;
-        floatX* to = out + ((size_t)b * T + i) * C + h * HS + lane % 4 * 2;
+        floatX* to = out + ((size_t)b * T + i) * C + h * HS + column_of(lane, 0, 0);
         for (int n = 0; n < HS / 8; n++) store(to + n * 8, {o[n][2 * r] / total, o[n][2 * r + 1] / total});
         if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);
     }
 }
 template <int HS> void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
-    launch(attention_forward_tiles_kernel<HS>, dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse,
-           qkv, T, S, NH * HS, 1 / sqrtf(HS));
+    launch(attention_forward_tiles_kernel<HS>, dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out,
+           lse, qkv, T, S, NH * HS, 1 / sqrtf(HS));
 }
 
 // KEYS: dk and dv of 64 keys, from all queries; else dq of 64 queries, from all keys. `own` are the 64 rows, which lie
@@ -827,14 +877,16 @@ __global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
     const size_t base = (size_t)b * T * 3 * C + h * HS, per_head = ((size_t)b * gridDim.y + h) * T;
     const floatX *row = qkv + base, *dout_0 = dout + (size_t)b * T * C + h * HS;
     auto fill_queries = [&](auto q, auto d, int from) {
-        q.fill(row, 3 * C, from, T), d.fill(dout_0, C, from, T);
+        q.fill(row, 3 * C, from, T);
+        d.fill(dout_0, C, from, T);
         for (int i = threadIdx.x; i < queries; i += blockDim.x) {
             row_lse[i] = from + i < T ? lse[per_head + from + i] : 0;
             row_lse[queries + i] = from + i < T ? D[per_head + from + i] : 0;
         }
     };
     auto fill_keys = [&](auto k, auto v, int from) {
-        k.fill(row + C, 3 * C, from, T), v.fill(row + 2 * C, 3 * C, from, T);
+        k.fill(row + C, 3 * C, from, T);
+        v.fill(row + 2 * C, 3 * C, from, T);
     };
     if constexpr (KEYS) fill_keys(own, own_2, first);
     else fill_queries(own, own_2, first);
@@ -842,13 +894,13 @@ __global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
     for (int at = KEYS ? first : 0; at < (KEYS ? T : ::min(T, first + TILE)); at += STEP) {
         if constexpr (KEYS) fill_queries(other, other_2, at);
         else fill_keys(other, other_2, at);
-        copies_commit(), copies_wait<0>();
+        copies_finish();
         __syncthreads();
         float p[STEP / 8][4] = {}, ds[STEP / 8][4] = {};
         multiply_transposed(p, own, warp * 16, other);           // q k, or k q
         multiply_transposed(ds, own_2, warp * 16, other_2);      // dout v, or v dout
         for (int n = 0; n < STEP / 8; n++) for (int e = 0; e < 4; e++) {
-            const int mine = warp * 16 + lane / 4 + e / 2 * 8, its = n * 8 + lane % 4 * 2 + e % 2;
+            const int mine = warp * 16 + row_of(lane, e), its = column_of(lane, n, e);
             const int i = KEYS ? its : mine;                 // among the queries
             const int query = KEYS ? at + its : first + mine, key = KEYS ? first + mine : at + its;
             p[n][e] = key <= query && query < T ? __expf(p[n][e] * scale - row_lse[i]) : 0;
@@ -859,9 +911,9 @@ __global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
         __syncthreads();
     }
     for (int r = 0; r < 2; r++) {
-        const int t = first + warp * 16 + lane / 4 + 8 * r;
+        const int t = first + warp * 16 + row_of(lane, 2 * r);
         if (t >= T) continue;
-        floatX* to = dqkv + base + (size_t)t * 3 * C + (KEYS ? C : 0) + lane % 4 * 2;
+        floatX* to = dqkv + base + (size_t)t * 3 * C + (KEYS ? C : 0) + column_of(lane, 0, 0);
         for (int n = 0; n < HS / 8; n++) {
             store(to + n * 8, {sum[n][2 * r], sum[n][2 * r + 1]});
             if constexpr (KEYS) store(to + C + n * 8, {dv[n][2 * r], dv[n][2 * r + 1]});
