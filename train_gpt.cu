@@ -374,6 +374,10 @@ DEVICE void multiply_registers(float (&d)[32], const unsigned (&a)[4], uint64_t 
         "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
         : NUMBERS_32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"((int)B_TRANSPOSED));
 }
+// The n-th 8 columns of a result, as pairs of bf16, to where multiply_registers() wants them.
+template <int K> DEVICE void round_columns(unsigned (&a)[K][4], const float (&d)[8 * K], int n) {
+    UNROLL for (int i = 0; i < 2; i++) a[n / 2][n % 2 * 2 + i] = pair(d[4 * n + 2 * i], d[4 * n + 2 * i + 1]);
+}
 // d (64,N) = a b^T, of tiles of HS columns; a is a part of one of ROWS rows
 template <int HS, int ROWS, int N> DEVICE void multiply_transposed(float (&d)[N], Operand a, Operand b) {
     wgmma_fence();
@@ -965,7 +969,8 @@ DEVICE void stage_rows(unsigned to, const float (&d)[32], float scale_0, float s
 /* layout   a block takes 128 queries of a head, 192 if it has 128 columns, 64 for each warpgroup; keys and values come
             through a ring in shared memory, 64 at a time. Four warpgroups fit an SM, or three: while one of them takes
             exponentials, others multiply.
-   cost     2 B T^2 C FLOPs (and 1 / 16 more at T = 1024, above the diagonal); 4X, if the level-2 cache keeps a head's keys */
+   cost     2 B T^2 C FLOPs (and 1 / 16 more at T = 1024, above the diagonal); 4X, if the level-2 cache keeps a head's
+            keys */
 template <int HS> struct ForwardShape {
     static constexpr int PANELS = HS / 64, WARPGROUPS = HS == 64 ? 2 : 3, THREADS = 128 * WARPGROUPS;
     static constexpr int QUERIES = 64 * WARPGROUPS, STEP = 64, RING = 4;
@@ -975,7 +980,8 @@ template <int HS> struct ForwardShape {
 };
 template <int HS>
 __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) attention_forward_wgmma_kernel(
-    const __grid_constant__ CUtensorMap out, float* lse, const __grid_constant__ CUtensorMap qkv, int T, int C, float scale) {
+    const __grid_constant__ CUtensorMap out, float* lse, const __grid_constant__ CUtensorMap qkv, int T, int C,
+    float scale) {
 #ifdef SM90A
     using S = ForwardShape<HS>;
     constexpr int STEP = S::STEP, RING = S::RING, PANEL = S::PANEL, BYTES = S::TILE_BYTES;
@@ -984,8 +990,8 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     const unsigned full = ring + 2 * RING * BYTES, empty = full + 8 * RING, queries_full = empty + 8 * RING;
     const int block = gridDim.x - 1 - blockIdx.x, h = blockIdx.y, b = blockIdx.z;        // longest first
     const int in_block = uniform(threadIdx.x / 32), warpgroup = in_block / 4, lane = threadIdx.x % 32;
-    const int busy = ::min(S::WARPGROUPS, (T + 63) / 64 - block * S::WARPGROUPS);        // warpgroups with queries below T
-    const int mine = block * S::WARPGROUPS + warpgroup + 1, steps = block * S::WARPGROUPS + busy;        // to the diagonal
+    const int busy = ::min(S::WARPGROUPS, (T + 63) / 64 - block * S::WARPGROUPS);        // those with queries below T
+    const int mine = block * S::WARPGROUPS + warpgroup + 1, steps = block * S::WARPGROUPS + busy;    // to the diagonal
     const int column = h * HS;
     auto fetch = [&](int j) {
         const unsigned to = ring + j % RING * 2 * BYTES, ready = full + j % RING * 8;
@@ -994,17 +1000,21 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
             load_box(to + i * BYTES + p * PANEL, &qkv, ready, (i + 1) * C + column + p * 64, j * STEP, b);
     };
     if (threadIdx.x == 0) {
-        for (int i = 0; i < RING; i++) mbarrier_init(full + 8 * i, 1), mbarrier_init(empty + 8 * i, 4 * busy);
+        for (int i = 0; i < RING; i++) {
+            mbarrier_init(full + 8 * i, 1);
+            mbarrier_init(empty + 8 * i, 4 * busy);
+        }
         mbarrier_init(queries_full, 1);
         mbarrier_expect(queries_full, S::WARPGROUPS * BYTES);
         for (int i = 0; i < S::WARPGROUPS; i++) for (int p = 0; p < S::PANELS; p++)
-            load_box(queries + i * BYTES + p * PANEL, &qkv, queries_full, column + p * 64, block * S::QUERIES + i * 64, b);
+            load_box(queries + i * BYTES + p * PANEL, &qkv, queries_full, column + p * 64,
+                     block * S::QUERIES + i * 64, b);
         for (int j = 0; j < RING && j < steps; j++) fetch(j);
     }
     __syncthreads();
     if (warpgroup >= busy) return;
     float o[S::PANELS][32], maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-    const int row = in_block * 16 + lane / 4;                // and 8 further down
+    const int row = in_block * 16 + row_of(lane, 0);         // and 8 further down
     const float c = scale * LOG2E;
     const Operand own(queries + warpgroup * BYTES);
     mbarrier_wait(queries_full, 0);
@@ -1015,23 +1025,28 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         multiply_transposed<HS, 64>(s, own, keys);
         wgmma_wait<0>();                                  // also for o
         if (j > 0 && elected()) mbarrier_arrive(empty + (j - 1) % RING * 8);
-        if (in_block == 0 && j >= 2 && j - 2 + RING < steps && elected())        // by now the others will have left it
-            mbarrier_wait(empty + (j - 2) % RING * 8, (j - 2) / RING & 1), fetch(j - 2 + RING);
+        if (in_block == 0 && j >= 2 && j - 2 + RING < steps && elected()) {      // by now the others will have left it
+            mbarrier_wait(empty + (j - 2) % RING * 8, (j - 2) / RING & 1);
+            fetch(j - 2 + RING);
+        }
         if (j == mine - 1) {
             UNROLL for (int n = 0; n < 8; n++)
                 UNROLL for (int e = 0; e < 4; e++)
-                    if (n * 8 + lane % 4 * 2 + e % 2 > row - warpgroup * 64 + e / 2 * 8) s[4 * n + e] = -INFINITY;
+                    if (column_of(lane, n, e) > row - warpgroup * 64 + e / 2 * 8) s[4 * n + e] = -INFINITY;
         }
         unsigned p[STEP / 16][4];
         float shrink[2];
         UNROLL for (int i = 0; i < 2; i++) {
             float high = maximum[i];
             UNROLL for (int n = 0; n < 8; n++) high = fmaxf(high, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
-            high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
+            high = row_max(high);
             const float shift = high * c;
-            shrink[i] = power_of_2((maximum[i] - high) * c), maximum[i] = high, sum[i] *= shrink[i];
+            shrink[i] = power_of_2((maximum[i] - high) * c);
+            maximum[i] = high;
+            sum[i] *= shrink[i];
             UNROLL for (int n = 0; n < 8; n++) {
-                const float p0 = power_of_2(s[4 * n + 2 * i] * c - shift), p1 = power_of_2(s[4 * n + 2 * i + 1] * c - shift);
+                const float p0 = power_of_2(s[4 * n + 2 * i] * c - shift);
+                const float p1 = power_of_2(s[4 * n + 2 * i + 1] * c - shift);
                 sum[i] += p0 + p1;
                 p[n / 2][n % 2 * 2 + i] = pair(p0, p1);
             }
@@ -1043,7 +1058,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     }
     wgmma_wait<0>();
     UNROLL for (int i = 0; i < 2; i++) {
-        sum[i] += __shfl_xor_sync(WARP, sum[i], 1), sum[i] += __shfl_xor_sync(WARP, sum[i], 2);
+        sum[i] = row_sum(sum[i]);
         const int t = block * S::QUERIES + row + 8 * i;
         if (lane % 4 == 0 && t < T) lse[((size_t)b * gridDim.y + h) * T + t] = maximum[i] * scale + logf(sum[i]);
     }
@@ -1056,7 +1071,8 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     if (!elected()) return;
     for (int n = 0; n < S::PANELS; n++)
         store_box(&out, room + n * PANEL, column + n * 64, block * S::QUERIES + in_block * 16, b);
-    bulk_commit(), bulk_wait_read();
+    bulk_commit();
+    bulk_wait_read();
 #endif
 }
 template <int HS> void attention_forward_wgmma(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
@@ -1066,13 +1082,13 @@ template <int HS> void attention_forward_wgmma(floatX* out, float* lse, const fl
            boxes(out, B, T, T, C, 16), lse, boxes(qkv, B, T, S, 3 * C, F::STEP), T, C, 1 / sqrtf(HS));
 }
 
-/* backward: a block takes whole heads, one after another. For each 128 keys it walks over the tiles of 128 queries at and
-   after them, or of 64, if heads have 128 columns. p and ds come transposed, (keys,queries), 64 keys for each of two
-   warpgroups, in registers, where they are operands of dv = p dout and dk = ds q. For dq = ds^T k, ds goes through shared
-   memory, and each warpgroup takes 64 queries, or 64 columns. So one barrier a tile is enough.
-   dq sums up over the keys, in fp32 in `sums`, which stays in the level-2 cache: each warp adds its 4 KB of a tile by a bulk
-   reduction, and waits for these before it goes on to other keys, so that the order is always the same. The sum is complete
-   at the diagonal, the last keys that the queries see.
+/* backward: a block takes whole heads, one after another. For each 128 keys it walks over the tiles of 128 queries at
+   and after them, or of 64, if heads have 128 columns. p and ds come transposed, (keys,queries), 64 keys for each of
+   two warpgroups, in registers, where they are operands of dv = p dout and dk = ds q. For dq = ds^T k, ds goes through
+   shared memory, and each warpgroup takes 64 queries, or 64 columns. So one barrier a tile is enough.
+   dq sums up over the keys, in fp32 in `sums`, which stays in the level-2 cache: each warp adds its 4 KB of a tile by a
+   bulk reduction, and waits for these before it goes on to other keys, so that the order is always the same. The sum is
+   complete at the diagonal, the last keys that the queries see.
    overlap  products run while the warps that asked for them do something else; a turn of the loop, with numbers of tiles:
               products   dk 0      dq 0, s 1   dp 1                   dv 1
               else       barrier               dq 0 leaves, exp 1     ds 1
@@ -1083,11 +1099,12 @@ template <int HS> void attention_forward_wgmma(floatX* out, float* lse, const fl
    cost     5 B T^2 C FLOPs (and 1 / 8 more at T = 1024, above the diagonal); 8X, if `sums` and a head's queries stay in the
             level-2 cache */
 template <int HS> struct BackwardShape {
-    static constexpr int PANELS = HS / 64, KEYS = 128, QUERIES = 8192 / HS, EACH = KEYS / QUERIES;   // query tiles for a key's
+    static constexpr int PANELS = HS / 64, KEYS = 128, QUERIES = 8192 / HS, EACH = KEYS / QUERIES;   // tiles for 128 keys
     static constexpr int KEY_BUFFERS = HS == 64 ? 2 : 1, STAGES = 3;
     static constexpr int KEYS_PANEL = KEYS * PANEL_ROW, KEYS_BYTES = PANELS * KEYS_PANEL;
     static constexpr int QUERIES_PANEL = QUERIES * PANEL_ROW, QUERIES_BYTES = PANELS * QUERIES_PANEL;
-    static constexpr int DS_BYTES = KEYS * QUERIES * 2, ROWS_BYTES = 2 * QUERIES * 4, DQ_BYTES = HS == 64 ? 0 : 8192 * 4;
+    static constexpr int DS_BYTES = KEYS * QUERIES * 2, ROWS_BYTES = 2 * QUERIES * 4;
+    static constexpr int DQ_BYTES = HS == 64 ? 0 : 8192 * 4;
     static constexpr size_t SHARED_BYTES = 2 * KEY_BUFFERS * KEYS_BYTES + 2 * STAGES * QUERIES_BYTES + 2 * DS_BYTES +
                                            DQ_BYTES + 2 * ROWS_BYTES + 8 * (STAGES + KEY_BUFFERS);
     static int tiles(int T) { return ceil_div(T, KEYS) * EACH; }
@@ -1115,7 +1132,8 @@ __global__ void __launch_bounds__(256) attention_rows_kernel(float* rows, const 
         const int t = tile * QUERIES + u * AT_ONCE + query;
         const size_t i = (((size_t)b * T + t) * NH + h) * HS + threadIdx.x % LANES * 8;
         float x[8] = {}, y[8] = {};
-        if (t < T) load(x, dout + i), load(y, out + i);
+        if (t < T) load(x, dout + i);
+        if (t < T) load(y, out + i);
         for (int k = 0; k < 8; k++) sum[u] += x[k] * y[k];
     }
     UNROLL for (int u = 0; u < QUERIES / AT_ONCE; u++) {
@@ -1129,7 +1147,8 @@ __global__ void __launch_bounds__(256) attention_rows_kernel(float* rows, const 
 // columns, in three halving steps, which leaves columns 2 l and 2 l + 1 in lane l.
 DEVICE void sum_rows(float* to, const float (&d)[32], float scale) {
     float v[8][2];
-    UNROLL for (int n = 0; n < 8; n++) v[n][0] = d[4 * n] + d[4 * n + 2], v[n][1] = d[4 * n + 1] + d[4 * n + 3];
+    UNROLL for (int n = 0; n < 8; n++)
+        UNROLL for (int j = 0; j < 2; j++) v[n][j] = d[4 * n + j] + d[4 * n + j + 2];
     UNROLL for (int half = 4; half; half /= 2) {
         const bool upper = threadIdx.x % 32 / 4 & half;
         UNROLL for (int n = 0; n < half; n++)
@@ -1140,12 +1159,13 @@ DEVICE void sum_rows(float* to, const float (&d)[32], float scale) {
     }
     store(to + threadIdx.x % 32 * 2, {v[0][0] * scale, v[0][1] * scale});
 }
-template <int EACH> struct Walk {            // over the tiles of all heads of a block: key counts 128 keys, query a tile
+// Over the tiles of all heads of a block: key counts 128 keys, query a tile.
+template <int EACH> struct Walk {
     int head, b, h, key, query;
     DEVICE Walk(int head, int NH) : head(head), b(head / NH), h(head % NH), key(0), query(0) {}
     DEVICE void next(int tiles, int NH) {
         if (++query < tiles) return;
-        if (++key * EACH == tiles) head += gridDim.x, b = head / NH, h = head % NH, key = 0;
+        if (++key * EACH == tiles) *this = Walk(head + gridDim.x, NH);
         query = key * EACH;
     }
     DEVICE bool first() const { return query == key * EACH; }            // of these keys
@@ -1161,7 +1181,9 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     constexpr bool ROOMY = S::KEY_BUFFERS == 2;
     SHARED_DYNAMIC(shared);
     // the first iteration multiplies uninitialized memory and discards the result, which a sanitizer cannot know
-    EMU(for (size_t i = threadIdx.x; i < S::SHARED_BYTES; i += blockDim.x) shared[i] = 0; emu::fence_proxy_async(); __syncthreads();)
+    EMU(for (size_t i = threadIdx.x; i < S::SHARED_BYTES; i += blockDim.x) shared[i] = 0;
+        emu::fence_proxy_async();
+        __syncthreads();)
     const unsigned keys_0 = shared_address(shared), queries_0 = keys_0 + 2 * S::KEY_BUFFERS * S::KEYS_BYTES;
     const unsigned ds_0 = queries_0 + 2 * STAGES * S::QUERIES_BYTES, dq_0 = ds_0 + 2 * S::DS_BYTES;
     const unsigned rows_0 = dq_0 + S::DQ_BYTES, queries_full = rows_0 + 2 * S::ROWS_BYTES;
@@ -1198,14 +1220,17 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) mbarrier_init(queries_full + 8 * i, 1);
         for (int i = 0; i < S::KEY_BUFFERS; i++) mbarrier_init(keys_full + 8 * i, 1);
-        fetch_keys(after, 0), fetch_queries(after, 0);
+        fetch_keys(after, 0);
+        fetch_queries(after, 0);
     }
-    fetch_rows(after, 0), copies_wait<0>();
+    fetch_rows(after, 0);
+    copies_wait<0>();
     __syncthreads();
 
     // A software pipeline: an iteration finishes tile `at` (dk, dq) and starts tile `after` (s, dp, dv). There is one
     // iteration more than tiles: the results for a tile before the first and for one behind the last are discarded.
-    at.head = -1, at.query = tiles - 1;
+    at.head = -1;
+    at.query = tiles - 1;
     float dk[PANELS][32] = {}, dv[PANELS][32] = {};
     unsigned ds[QUERIES / 16][4] = {};                       // (64 keys, QUERIES), as s and dp
     // A warp stages its results in its own part of a buffer that no wgmma reads any more once both warpgroups are past
@@ -1230,7 +1255,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             store_box(&dqkv, dv_room + n * S::KEYS_PANEL, 2 * C + column, row, at.b);
         }
     };
-    int stage = STAGES - 1, phase = 1, key_buffer = ROOMY, key_phase = 1, odd = 1;       // where `at` is; odd: its number
+    int stage = STAGES - 1, phase = 1, key_buffer = ROOMY, key_phase = 1, odd = 1;       // of `at`; odd: its number
     while (at.head < heads) {
         const bool first = at.first(), last = at.query == tiles - 1, complete = at.diagonal();
         const unsigned keys_at = keys_0 + key_buffer * 2 * S::KEYS_BYTES;
@@ -1251,7 +1276,9 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             fetch_queries(second, (stage + 2) % STAGES);
             if (ROOMY && first && at.head >= 0) {
                 Walk w = at;
-                w.query = tiles - 1, w.next(tiles, NH), fetch_keys(w, key_buffer ^ 1);
+                w.query = tiles - 1;
+                w.next(tiles, NH);
+                fetch_keys(w, key_buffer ^ 1);
             }
         }
         if (add_sum) {
@@ -1263,21 +1290,31 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         float dq[32];
         wgmma_fence();
         UNROLL for (int k = 0; k < KEYS / 16; k++)
-            multiply_shared<true, true>(dq, ds_queries.after(k * QUERIES / 4 * PANEL_ROW), keys.after(k * 16 * PANEL_ROW),
-                                        k > 0);
+            multiply_shared<true, true>(dq, ds_queries.after(k * QUERIES / 4 * PANEL_ROW),
+                                        keys.after(k * 16 * PANEL_ROW), k > 0);
         wgmma_commit();
-        if (!ROOMY && last && at.head >= 0) {                // keys and values make room for dk and dv, then for other keys
+        if (!ROOMY && last && at.head >= 0) {                // dk and dv take the place of keys and values, then others do
             wgmma_wait<0>();
             __syncthreads();                                 // the other warpgroup's dq has read the keys
             store_keys(dk_room, dv_room);
             stores_visible();
             __syncwarp();
-            if (elected()) send_keys(dk_room, dv_room), bulk_commit(), bulk_wait_read();
+            if (elected()) {
+                send_keys(dk_room, dv_room);
+                bulk_commit();
+                bulk_wait_read();
+            }
             __syncthreads();                                 // all of dk and dv has been read
             if (in_block == 0 && elected()) fetch_keys(after, 0);
         }
-        if (last) key_phase ^= ROOMY ? key_buffer : 1, key_buffer ^= ROOMY;      // flips on each return to buffer 0
-        if (++stage == STAGES) stage = 0, phase ^= 1;
+        if (last) {
+            key_phase ^= ROOMY ? key_buffer : 1;             // flips on each return to buffer 0
+            key_buffer ^= ROOMY;
+        }
+        if (++stage == STAGES) {
+            stage = 0;
+            phase ^= 1;
+        }
         odd ^= 1;
         if (after.head < heads) {
             if (after.first()) mbarrier_wait(keys_full + key_buffer * 8, key_phase);
@@ -1331,22 +1368,21 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             const int ahead = (after.query - after.key * S::EACH) * QUERIES;             // of the first key
             UNROLL for (int n = 0; n < QUERIES / 8; n++)
                 UNROLL for (int e = 0; e < 4; e++)
-                    if (ahead + n * 8 + lane % 4 * 2 + e % 2 < in_block * 16 + lane / 4 + e / 2 * 8)
-                        s[4 * n + e] = -INFINITY;
+                    if (ahead + column_of(lane, n, e) < in_block * 16 + row_of(lane, e)) s[4 * n + e] = -INFINITY;
         }
         UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float l[2];
-            load(l, row_lse + n * 8 + lane % 4 * 2);
+            load(l, row_lse + column_of(lane, n, 0));
             UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] = power_of_2(s[4 * n + e] * c - l[e % 2]);
-            p[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), p[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
+            round_columns(p, s, n);
         }
         multiply_results(dv, p, douts, !after.first());
         wgmma_wait<1>();                                  // for dp
         UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float d[2];
-            load(d, row_D + n * 8 + lane % 4 * 2);
+            load(d, row_D + column_of(lane, n, 0));
             UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];    // scale comes with dk and dq
-            ds[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), ds[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
+            round_columns(ds, s, n);
         }
         if (elected()) bulk_wait_read();                     // what left has been read
         __syncwarp();
@@ -1358,7 +1394,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         copies_wait<0>();
         stores_visible();
         wgmma_wait<0>();
-        at = after, after.next(tiles, NH);
+        at = after;
+        after.next(tiles, NH);
     }
     bulk_wait();
 #endif
@@ -1370,9 +1407,9 @@ template <int HS> void attention_backward_wgmma(floatX* dqkv, float* dqkv_b, flo
     const int C = NH * HS;
     float *const rows = scratch, *const sums = rows + S::rows(B, T, NH), *const sums_16 = sums + S::sums(B, T, NH);
     launch(attention_rows_kernel<HS>, dim3(NH, S::tiles(T), B), 256, 0, rows, dout, out, lse, T, NH);
-    launch(attention_backward_wgmma_kernel<HS>, S::blocks(B, NH), 256, S::SHARED_BYTES, boxes(dqkv, B, T, T, 3 * C, 16), sums,
-           dqkv_b ? sums_16 : nullptr, boxes(qkv, B, T, T, 3 * C, S::QUERIES), boxes(dout, B, T, T, C, S::QUERIES), rows,
-           B * NH, NH, T, 1 / sqrtf(HS));
+    launch(attention_backward_wgmma_kernel<HS>, S::blocks(B, NH), 256, S::SHARED_BYTES,
+           boxes(dqkv, B, T, T, 3 * C, 16), sums, dqkv_b ? sums_16 : nullptr, boxes(qkv, B, T, T, 3 * C, S::QUERIES),
+           boxes(dout, B, T, T, C, S::QUERIES), rows, B * NH, NH, T, 1 / sqrtf(HS));
     if (dqkv_b) column_sums(sums_16, dqkv_b, partial, S::groups(B, T), 3 * C);
 }
 // Whether this GPU has the instructions, and the program was built for them: else the kernels are empty, a few registers.
@@ -1386,6 +1423,7 @@ inline bool wgmma_fits(int HS) {
     return built && tiles_fit(HS);
 }
 
+#define BY_HEAD(HS, function) ((HS) == 64 ? function<64> : function<128>)
 // Which of these a head size gets, where more than one query stands against no cache.
 inline const char* attention_kernels(int HS) { return wgmma_fits(HS) ? "wgmma" : tiles_fit(HS) ? "tiles" : "plain"; }
 inline size_t scores_size(int n) {           // bytes of n scores in shared memory
@@ -1395,13 +1433,12 @@ inline size_t scores_size(int n) {           // bytes of n scores in shared memo
 }
 inline void attention_forward(floatX* out, float* lse, const floatX* qkv, int B, int t0, int T, int S, int C, int NH) {
     const int HS = C / NH;
-    const float scale = 1 / sqrtf(HS);
-    if constexpr (BF16) if (t0 == 0 && T > 1 && tiles_fit(HS))
-        return (wgmma_fits(HS) ? (HS == 64 ? attention_forward_wgmma<64> : attention_forward_wgmma<128>)
-                               : (HS == 64 ? attention_forward_tiles<64> : attention_forward_tiles<128>))(
-            out, lse, qkv, B, T, S, NH);
+    if constexpr (BF16) if (t0 == 0 && T > 1 && tiles_fit(HS)) {
+        const auto by_wgmma = BY_HEAD(HS, attention_forward_wgmma), by_tiles = BY_HEAD(HS, attention_forward_tiles);
+        return (wgmma_fits(HS) ? by_wgmma : by_tiles)(out, lse, qkv, B, T, S, NH);
+    }
     launch(attention_forward_plain, dim3(T, NH, B), threads_for(t0 + T, 128), scores_size(t0 + T), out, lse, qkv, t0, T,
-           S, C, HS, scale);
+           S, C, HS, 1 / sqrtf(HS));
 }
 inline size_t attention_scratch(int B, int T, int NH, int HS) {     // numbers; backward's
     if (wgmma_fits(HS)) return (HS == 64 ? BackwardShape<64>::scratch : BackwardShape<128>::scratch)(B, T, NH);
@@ -1411,18 +1448,14 @@ inline size_t attention_scratch(int B, int T, int NH, int HS) {     // numbers; 
 inline void attention_backward(floatX* dqkv, float* dqkv_b, float* scratch, float* partial, const floatX* dout,
                                const floatX* qkv, const floatX* out, const float* lse, int B, int T, int C, int NH) {
     const int HS = C / NH, n = B * T * NH;
-    const float scale = 1 / sqrtf(HS);
     if constexpr (BF16) if (wgmma_fits(HS))
-        return (HS == 64 ? attention_backward_wgmma<64> : attention_backward_wgmma<128>)(
-            dqkv, dqkv_b, scratch, partial, dout, qkv, out, lse, B, T, NH);
+        return BY_HEAD(HS, attention_backward_wgmma)(dqkv, dqkv_b, scratch, partial, dout, qkv, out, lse, B, T, NH);
     launch(attention_dot_kernel, ceil_div(n, 8), 256, 0, scratch, dout, out, n, T, NH, HS);
-    if constexpr (BF16) if (tiles_fit(HS)) {
-        const auto tiles = HS == 64 ? attention_backward_tiles<64> : attention_backward_tiles<128>;
-        tiles(dqkv, dout, qkv, lse, scratch, B, T, NH);
-    }
+    if constexpr (BF16) if (tiles_fit(HS))
+        BY_HEAD(HS, attention_backward_tiles)(dqkv, dout, qkv, lse, scratch, B, T, NH);
     if (!tiles_fit(HS)) for (auto kernel : {attention_backward_plain<true>, attention_backward_plain<false>})
         launch(kernel, dim3(T, NH, B), threads_for(T, 128), scores_size(2 * T), dqkv, dout, qkv, lse, scratch, T, C, HS,
-               scale);
+               1 / sqrtf(HS));
     if (dqkv_b) column_sums(dqkv, dqkv_b, partial, B * T, 3 * C);
 }
 
