@@ -327,12 +327,12 @@ INSTRUCTION(bulk_wait_read(), emu::bulk_wait_read(), "cp.async.bulk.wait_group.r
 // Makes this thread's stores to shared memory visible to TMA and wgmma; all threads' stores, with a barrier after it.
 INSTRUCTION(stores_visible(), emu::fence_proxy_async(), "fence.proxy.async.shared::cta;" ::)
 
-/* Tensor cores, as the four warps of a warpgroup use them (wgmma): d (64,N) = a (64,16) b (16,N), or d += a b, while the
-   warps go on. Lane l of warp w holds of d the number (16 w + l / 4 + 8 i, 8 n + l % 4 * 2 + j) in d[4 n + 2 i + j].
-   b, and a of multiply_shared(), lie in shared memory as TMA leaves them: panels of 64 numbers a row, in 128 bytes whose
-   16-byte pieces are permuted by the row's number (the 128-byte swizzle). A panel's row is one m or n, with k along it
-   (K-major); if TRANSPOSED, it is one k (MN-major). An Operand is the address of a part: the next 16 k begin 32 bytes
-   further, or 16 rows if TRANSPOSED. ("Asynchronous Warpgroup Level Matrix Instructions") */
+/* Tensor cores, as the four warps of a warpgroup use them (wgmma): d (64,N) = a (64,16) b (16,N), or d += a b, while
+   the warps go on. Lane l of warp w holds d's number (16 w + l / 4 + 8 i, 8 n + l % 4 * 2 + j) in d[4 n + 2 i + j].
+   b, and a of multiply_shared(), lie in shared memory as TMA leaves them: panels of 64 numbers a row, in 128 bytes
+   whose 16-byte pieces are permuted by the row's number (the 128-byte swizzle). A panel's row is one m or n, with k
+   along it (K-major); if TRANSPOSED, it is one k (MN-major). An Operand is the address of a part: the next 16 k begin
+   32 bytes further, or 16 rows if TRANSPOSED. ("Asynchronous Warpgroup Level Matrix Instructions") */
 constexpr int PANEL_ROW = 128;               // bytes
 struct Operand {                             // the lower half of a matrix descriptor; all have the same upper half
     unsigned low;
@@ -349,15 +349,15 @@ INSTRUCTION(wgmma_wait(), emu::wgmma_wait<LEFT>(), "wgmma.wait_group.sync.aligne
 #define NUMBERS_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define NUMBERS_8(d, i) NUMBERS_4(d, i), NUMBERS_4(d, i + 4)
 #define NUMBERS_32(d, i) NUMBERS_8(d, i), NUMBERS_8(d, i + 8), NUMBERS_8(d, i + 16), NUMBERS_8(d, i + 24)
-#define REGISTERS_0_31 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
-    "%26,%27,%28,%29,%30,%31"
+#define REGISTERS_0_31 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24," \
+    "%25,%26,%27,%28,%29,%30,%31"
 #define REGISTERS_32_63 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53," \
     "%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 template <bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
 DEVICE void multiply_shared(float (&d)[32], uint64_t a, uint64_t b, bool add) {
     EMU(emu::wgmma_ss<64>(d, a, b, add, A_TRANSPOSED, B_TRANSPOSED);)
-    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_0_31
-        "}, %32, %33, p, 1, 1, %35, %36;\n}"
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        REGISTERS_0_31 "}, %32, %33, p, 1, 1, %35, %36;\n}"
         : NUMBERS_32(d, 0) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TRANSPOSED), "n"((int)B_TRANSPOSED));
 }
 DEVICE void multiply_shared(float (&d)[64], uint64_t a, uint64_t b, bool add) {
@@ -370,8 +370,8 @@ DEVICE void multiply_shared(float (&d)[64], uint64_t a, uint64_t b, bool add) {
 template <bool B_TRANSPOSED = false>
 DEVICE void multiply_registers(float (&d)[32], const unsigned (&a)[4], uint64_t b, bool add) {
     EMU(emu::wgmma_rs<64>(d, a, b, add, B_TRANSPOSED);)
-    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_0_31
-        "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        REGISTERS_0_31 "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
         : NUMBERS_32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"((int)B_TRANSPOSED));
 }
 // The n-th 8 columns of a result, as pairs of bf16, to where multiply_registers() wants them.
@@ -421,8 +421,8 @@ inline void add_partials(Targets to, int arrays, const float* partial, int block
    math     out = (x - mean) rstd w + b,   rstd = 1 / sqrt(var + eps);   before the first block x is made here:
             x = embedded = wte[token] + wpe[t0 + t]
    shapes   token (N), N = B T   wte (V,C)   wpe (positions,C)   embedded, x, out (N,C)   mean, rstd (N)
-   layout   a warp takes a row, of which each lane keeps K pieces of W neighbours in registers; a row with more than that
-            is read again, from the cache
+   layout   a warp takes a row, of which each lane keeps K pieces of W neighbours in registers; a row with more than
+            that is read again, from the cache
    cost     2X; with the embedding 3X
    source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
 struct Embedding {
@@ -494,17 +494,17 @@ inline void layernorm_forward(floatX* out, float* mean, float* rstd, const float
 
 /* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:
    math     dresidual += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat))
-            dw += sum_n dout xhat;   db += sum_n dout;   dbias += sum_n dresidual, the bias gradient of the product whose
-            output joined the stream here
-   layout   a block asks for x, dout and dresidual of some rows at once, in shared memory; a warp takes a row for the two
-            means, then a thread takes W columns of these rows, K times, whose sums it keeps in registers. Where columns are
-            fewer than threads, several groups of threads share the rows.
+            dw += sum_n dout xhat;   db += sum_n dout;   dbias += sum_n dresidual, the bias gradient of the product
+            whose output joined the residual here
+   layout   a block asks for x, dout and dresidual of some rows at once, in shared memory; a warp takes a row for the
+            two means, then a thread takes W columns of these rows, K times, whose sums it keeps in registers. Where
+            columns are fewer than threads, several groups of threads share the rows.
    cost     4X: x, dout and dresidual are read, dresidual is written */
 constexpr int LAYERNORM_THREADS = 896;       // for which registers suffice: 72 each, so four blocks of 224, too
 template <int W, int K>
 __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
-    floatX* dresidual, bool add, float* partial, const floatX* dout, const floatX* x, const floatX* w, const float* mean,
-    const float* rstd, int N, int C, int rows, int groups) {
+    floatX* dresidual, bool add, float* partial, const floatX* dout, const floatX* x, const floatX* w,
+    const float* mean, const float* rstd, int N, int C, int rows, int groups) {
     SHARED_DYNAMIC(shared);
     struct Row { float mean, rstd, sum = 0, dot = 0; };
     const size_t size = (size_t)rows * C;
@@ -859,7 +859,8 @@ __global__ void __launch_bounds__(128) attention_forward_tiles_kernel(floatX* ou
         if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);
     }
 }
-template <int HS> void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
+template <int HS>
+void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
     launch(attention_forward_tiles_kernel<HS>, dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out,
            lse, qkv, T, S, NH * HS, 1 / sqrtf(HS));
 }
@@ -933,8 +934,8 @@ template <int HS> void attention_backward_tiles(floatX* dqkv, const floatX* dout
 inline bool tiles_fit(int HS) { return BF16 && (HS == 64 || HS == 128); }
 
 /* The same with wgmma and TMA, for heads of 64 and 128 on sm_90a, any T: behind the last token TMA puts zeros, and the
-   causal mask does the rest. What overlaps with what is as in Shah et al. 2024, arXiv:2407.08608, but without warps that
-   only copy. All sums have a fixed order.
+   causal mask does the rest. What overlaps with what is as in Shah et al. 2024, arXiv:2407.08608, but without warps
+   that only copy. All sums have a fixed order.
 
    Boxes: 64 columns and so many rows of the first T tokens of x (B,S,columns). */
 inline CUtensorMap boxes(const floatX* x, int B, int T, int S, int columns, int rows) {
@@ -955,9 +956,10 @@ inline CUtensorMap boxes(const floatX* x, int B, int T, int S, int columns, int 
     if (error) die("a tensor map of (%d,%d,%d) numbers: error %d", B, T, columns, error);
     return map;
 }
-// d (64,64) times scale, of each of a lane's two rows, as bf16: this warp's 16 rows to shared memory, as TMA expects them
+// This warp's 16 rows of d (64,64), each of a lane's two rows times its scale, as bf16 to shared memory, as TMA expects
+// them. A lane names one row of the 8 x 8 numbers that the instruction stores.
 DEVICE void stage_rows(unsigned to, const float (&d)[32], float scale_0, float scale_1) {
-    const int row = threadIdx.x % 16, right = threadIdx.x / 16 % 2;      // of the 8 x 8 numbers whose row this lane names
+    const int row = threadIdx.x % 16, right = threadIdx.x / 16 % 2;
     UNROLL for (int k = 0; k < 4; k++) {
         const float* const x = &d[8 * k];
         const unsigned f[4] = {pair(x[0] * scale_0, x[1] * scale_0), pair(x[2] * scale_1, x[3] * scale_1),
@@ -976,7 +978,7 @@ template <int HS> struct ForwardShape {
     static constexpr int QUERIES = 64 * WARPGROUPS, STEP = 64, RING = 4;
     static constexpr int PANEL = STEP * PANEL_ROW, TILE_BYTES = PANELS * PANEL;          // a panel, a tile: 64 rows
     static constexpr size_t SHARED_BYTES = (WARPGROUPS + 2 * RING) * TILE_BYTES + 16 * RING + 8;
-    static_assert(WARPGROUPS < RING);        // so that the first warpgroup, which has the fewest steps, fetches the last
+    static_assert(WARPGROUPS < RING);        // the first warpgroup, which has the fewest steps, fetches for the last
 };
 template <int HS>
 __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) attention_forward_wgmma_kernel(
@@ -1075,7 +1077,8 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     bulk_wait_read();
 #endif
 }
-template <int HS> void attention_forward_wgmma(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
+template <int HS>
+void attention_forward_wgmma(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
     using F = ForwardShape<HS>;
     const int C = NH * HS;
     launch(attention_forward_wgmma_kernel<HS>, dim3(ceil_div(T, F::QUERIES), NH, B), F::THREADS, F::SHARED_BYTES,
@@ -1089,17 +1092,18 @@ template <int HS> void attention_forward_wgmma(floatX* out, float* lse, const fl
    dq sums up over the keys, in fp32 in `sums`, which stays in the level-2 cache: each warp adds its 4 KB of a tile by a
    bulk reduction, and waits for these before it goes on to other keys, so that the order is always the same. The sum is
    complete at the diagonal, the last keys that the queries see.
-   overlap  products run while the warps that asked for them do something else; a turn of the loop, with numbers of tiles:
+   overlap  products run while the warps that asked for them do something else; a turn of the loop, with tiles' numbers:
               products   dk 0      dq 0, s 1   dp 1                   dv 1
               else       barrier               dq 0 leaves, exp 1     ds 1
    shared   keys and values: two buffers, or one of heads of 128; three of queries and dout, two of ds and of rows
    shapes   rows (B,NH,tiles,2,QUERIES): lse in units of log 2, and D;   sums (blocks,tiles,8192)
             sums_16 (B, T / 16, 3C): column sums of dqkv over 16 tokens, for the bias of what made qkv; or null
             T rounded up to 128
-   cost     5 B T^2 C FLOPs (and 1 / 8 more at T = 1024, above the diagonal); 8X, if `sums` and a head's queries stay in the
-            level-2 cache */
+   cost     5 B T^2 C FLOPs (and 1 / 8 more at T = 1024, above the diagonal); 8X, if `sums` and a head's queries stay in
+            the level-2 cache */
 template <int HS> struct BackwardShape {
-    static constexpr int PANELS = HS / 64, KEYS = 128, QUERIES = 8192 / HS, EACH = KEYS / QUERIES;   // tiles for 128 keys
+    static constexpr int PANELS = HS / 64, KEYS = 128, QUERIES = 8192 / HS;
+    static constexpr int EACH = KEYS / QUERIES;              // tiles of queries beside 128 keys
     static constexpr int KEY_BUFFERS = HS == 64 ? 2 : 1, STAGES = 3;
     static constexpr int KEYS_PANEL = KEYS * PANEL_ROW, KEYS_BYTES = PANELS * KEYS_PANEL;
     static constexpr int QUERIES_PANEL = QUERIES * PANEL_ROW, QUERIES_BYTES = PANELS * QUERIES_PANEL;
@@ -1293,7 +1297,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             multiply_shared<true, true>(dq, ds_queries.after(k * QUERIES / 4 * PANEL_ROW),
                                         keys.after(k * 16 * PANEL_ROW), k > 0);
         wgmma_commit();
-        if (!ROOMY && last && at.head >= 0) {                // dk and dv take the place of keys and values, then others do
+        if (!ROOMY && last && at.head >= 0) {                // dk and dv take the place of keys and values
             wgmma_wait<0>();
             __syncthreads();                                 // the other warpgroup's dq has read the keys
             store_keys(dk_room, dv_room);
@@ -1381,7 +1385,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float d[2];
             load(d, row_D + column_of(lane, n, 0));
-            UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];    // scale comes with dk and dq
+            UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];     // dk and dq are scaled
             round_columns(ds, s, n);
         }
         if (elected()) bulk_wait_read();                     // what left has been read
@@ -1412,14 +1416,17 @@ template <int HS> void attention_backward_wgmma(floatX* dqkv, float* dqkv_b, flo
            boxes(dout, B, T, T, C, S::QUERIES), rows, B * NH, NH, T, 1 / sqrtf(HS));
     if (dqkv_b) column_sums(sums_16, dqkv_b, partial, S::groups(B, T), 3 * C);
 }
-// Whether this GPU has the instructions, and the program was built for them: else the kernels are empty, a few registers.
+// Whether this GPU has the instructions, and the program was built for them: else kernels are empty, a few registers.
 template <int HS> bool wgmma_built() {
     cudaFuncAttributes kernel;
     CHECK(cudaFuncGetAttributes(&kernel, attention_backward_wgmma_kernel<HS>));
     return device().capability() == 90 && kernel.numRegs > 64;
 }
 inline bool wgmma_fits(int HS) {
-    static const bool built = [] { if constexpr (BF16) return wgmma_built<64>(); else return false; }();
+    static const bool built = [] {
+        if constexpr (BF16) return wgmma_built<64>();
+        else return false;
+    }();
     return built && tiles_fit(HS);
 }
 
@@ -1474,9 +1481,9 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
     SHARED_DYNAMIC(shared);
     const int n = blockIdx.x, target = y[n], step = blockDim.x * W;
     floatX *z = logits + (size_t)n * stride, *row = fits ? (floatX*)shared : z;
-    if (fits) for (int c = threadIdx.x * W; c < stride; c += step) copy_16(shared_address(row + c), z + c, true);
+    if (fits) for (int c = threadIdx.x * W; c < stride; c += step) copy<W>(row + c, z + c);
     const float at_target = target >= 0 ? float(z[target]) : 0;          // before anyone writes
-    copies_commit(), copies_wait<0>();                       // a thread goes through what it has fetched itself
+    copies_finish();                                         // a thread goes through what it has fetched itself
     float maximum = -INFINITY, sum = 0, v[W];
     int where = 0;                                           // the maximum is among the W numbers from here on
     for (int c = threadIdx.x * W; c < V; c += step) {
@@ -1484,21 +1491,27 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
         if (c + W > V) for (int i = 1; i < W; i++) if (c + i >= V) v[i] = -INFINITY;
         float high = v[0];
         for (int i = 1; i < W; i++) high = fmaxf(high, v[i]);
-        if (high > maximum) sum *= power_of_2((maximum - high) * LOG2E), maximum = high, where = c;
+        if (high > maximum) {
+            sum *= power_of_2((maximum - high) * LOG2E);
+            maximum = high;
+            where = c;
+        }
         for (int i = 0; i < W; i++) sum += power_of_2(v[i] * LOG2E - maximum * LOG2E);
     }
     const float high = block_max(maximum);
     const float total = block_sum(maximum == -INFINITY ? 0 : sum * power_of_2((maximum - high) * LOG2E));
     unsigned first = V;                                      // the first place of the maximum
     for (int i = 0; i < W; i++)
-        if (maximum == high && where + i < V && float(row[where + i]) == high) first = ::min(first, unsigned(where + i));
+        if (maximum == high && where + i < V && float(row[where + i]) == high)
+            first = ::min(first, unsigned(where + i));
     first = __reduce_min_sync(WARP, first);
     if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = first;
     __syncthreads();
     const float lp = target >= 0 ? at_target - high - logf(total) : 0;
     if (threadIdx.x == 0) {
         for (unsigned w = 1; w < blockDim.x / 32; w++) first = ::min(first, found[w]);
-        logprob[n] = lp, best[n] = target >= 0 ? (int)first : -1;
+        logprob[n] = lp;
+        best[n] = target >= 0 ? (int)first : -1;
     }
     if constexpr (GRADIENTS) {
         const float weight = target >= 0 ? terms.loss<float>(n, lp).weight : 0, scale = weight / total;
@@ -1512,8 +1525,8 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
         }
     }
 }
-inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms, int rows,
-                          int V, int stride, bool gradients) {
+inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms,
+                          int rows, int V, int stride, bool gradients) {
     const size_t row = stride * sizeof(floatX);              // a multiple of 16
     const bool fits = row + 1024 <= device().properties.sharedMemPerBlockOptin;
     launch(gradients ? cross_entropy_kernel<true> : cross_entropy_kernel<false>, rows,
@@ -1536,8 +1549,8 @@ __global__ void add_loss_kernel(Outcome* outcome, const float* logprob, TokenTer
 }
 
 /* readout -- one logit of one token of each row of a batch, and its gradients: cpu::readout_forward
-   cost     reads 2BC numbers; backward: writes dx (B,T,C), of which BC are not zero, and reads as much again: in order, as
-            a thread has a channel */
+   cost     reads 2BC numbers; backward: writes dx (B,T,C), of which BC are not zero, and reads as much again: in order,
+            as a thread has a channel */
 __global__ void readout_kernel(float* out, const floatX* x, const int* at, const floatX* w, int T, int C) {
     const floatX* x_b = x + ((size_t)blockIdx.x * T + at[blockIdx.x]) * C;
     float sum = 0;
@@ -1545,20 +1558,21 @@ __global__ void readout_kernel(float* out, const floatX* x, const int* at, const
     sum = warp_sum(sum);
     if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
-__global__ void readout_backward_kernel(floatX* dx, float* dw, const float* dout, const floatX* x, const int* at, const floatX* w,
-                                        int B, int T, int C) {
+__global__ void readout_backward_kernel(floatX* dx, float* dw, const float* dout, const floatX* x, const int* at,
+                                        const floatX* w, int B, int T, int C) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= C) return;
     float sum = 0;
     for (int b = 0; b < B; b++) {
         const size_t n = ((size_t)b * T + at[b]) * C + i;
-        sum += dout[b] * float(x[n]), dx[n] = floatX(dout[b] * float(w[i]));
+        sum += dout[b] * float(x[n]);
+        dx[n] = floatX(dout[b] * float(w[i]));
     }
     if (dw) dw[i] += sum;
 }
 
-/* embedding, backward -- tokens repeat, some of them thousands of times, so the host sorts the positions by their token and
-   cuts them into pieces of one token; a block sums up a piece, and then another a token's pieces, in order
+/* embedding, backward -- tokens repeat, some of them thousands of times, so the host sorts the positions by their token
+   and cuts them into pieces of one token; a block sums up a piece, and then another a token's pieces, in order
    math     dwte[v] += sum over n with token[n] = v of dout[n];   dwpe[t] += sum over b of dout[b,t]
    shapes   order (N): positions, sorted   start (pieces + 1): where each piece begins   first (tokens + 1): the first
             piece of each token that occurs   partial (pieces,C)
@@ -1575,7 +1589,8 @@ inline SortedTokens sort_tokens(const int* x, int N, int V) {            // a co
         for (int i = 0; i < count[v + 1]; i += PIECE) s.start.push_back(count[v] + i);
         count[v + 1] += count[v];
     }
-    s.first.push_back((int)s.start.size()), s.start.push_back(N);
+    s.first.push_back((int)s.start.size());
+    s.start.push_back(N);
     for (int n = 0; n < N; n++) s.order[count[x[n]]++] = n;
     return s;
 }
@@ -1602,13 +1617,11 @@ template <int W> __global__ void embedding_backward_wpe_kernel(float* dwpe, cons
     add(sum, dwpe + i);
     store(dwpe + i, sum);
 }
-inline void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout, const int* x, Occurrences o,
-                               int B, int T, int C) {
-    const int W = C % WIDE ? 1 : WIDE, blocks = std::min(B * T, 32 * device().sms()), threads = threads_for(C / W, 128);
-    launch(C % WIDE ? embedding_backward_kernel<1, true, floatX> : embedding_backward_kernel<WIDE, true, floatX>, blocks,
-           threads, 0, partial, dout, x, o, C);
-    launch(C % WIDE ? embedding_backward_kernel<1, false, float> : embedding_backward_kernel<WIDE, false, float>, blocks,
-           threads, 0, dwte, partial, x, o, C);
+inline void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout, const int* x,
+                               Occurrences o, int B, int T, int C) {
+    const int W = width(C), blocks = std::min(B * T, 32 * device().sms()), threads = threads_for(C / W, 128);
+    launch(WIDTH(C, embedding_backward_kernel, true, floatX), blocks, threads, 0, partial, dout, x, o, C);
+    launch(WIDTH(C, embedding_backward_kernel, false, float), blocks, threads, 0, dwte, partial, x, o, C);
     launch(WIDTH(C, embedding_backward_wpe_kernel), ceil_div((size_t)T * C, 128 * W), 128, 0, dwpe, dout, B, T * C);
 }
 
@@ -1622,8 +1635,8 @@ constexpr int NORM_BLOCKS = 512;
 __global__ void squares_kernel(double* squares, const float* g, size_t n, const unsigned char* counts) {
     double sum = 0;
     float v[4];
-    const size_t all = size_t(gridDim.x) * blockDim.x * 4;
-    for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4; i < n; i += all) {
+    const size_t step = all_threads() * 4;
+    for (size_t i = thread_index() * 4; i < n; i += step) {
         if (counts && !counts[i / 128]) continue;
         load(v, g + i);
         for (int k = 0; k < 4; k++) sum += double(v[k]) * v[k];
@@ -1639,15 +1652,21 @@ __global__ void adamw_kernel(float* w, float* m, float* v, float* g, floatX* rou
     if (blockIdx.x == 0 && threadIdx.x == 0) outcome->norm = norm;
     if (!isfinite(norm) || !isfinite(outcome->loss)) return;
     const float scale = clip > 0 ? fminf(1, clip / (float(norm) + 1e-6f)) : 1;
-    const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
+    const size_t i = thread_index() * 4;
     if (i >= n) return;
     float w4[4], m4[4], v4[4], g4[4];
-    load(w4, w + i), load(m4, m + i), load(v4, v + i), load(g4, g + i);
+    load(w4, w + i);
+    load(m4, m + i);
+    load(v4, v + i);
+    load(g4, g + i);
     for (int k = 0; k < 4; k++) {
         adamw_step(w4[k], m4[k], v4[k], scale * g4[k], s, decays[i / 128]);
         g4[k] = 0;
     }
-    store(w + i, w4), store(m + i, m4), store(v + i, v4), store(g + i, g4);
+    store(w + i, w4);
+    store(m + i, m4);
+    store(v + i, v4);
+    store(g + i, g4);
     if (rounded) store(rounded + i, w4);
 }
 // In so many parts; of 128 numbers where counts is not 0.
@@ -1658,65 +1677,8 @@ inline int sum_of_squares(double* squares, const float* g, size_t n, const unsig
 }
 inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const unsigned char* decays, size_t n,
                   const AdamWStep& s, double clip, const double* squares, int parts, Outcome* outcome) {
-    if (n) launch(adamw_kernel, ceil_div(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays,
-                  n, s, (float)clip, squares, parts, outcome);
-}
-
-/* a vocabulary that ranks share, V tokens from `first` on in this one: cpu::embedding_forward, of tokens less `first`, and
-   cpu::cross_entropy
-   layout   a block takes a row; what ranks have found in theirs is exchanged between the two kernels of cross-entropy
-   cost     embedding 2X; cross-entropy: logits three times, with gradients four */
-__global__ void embedding_part_kernel(floatX* embedded, const int* token, const floatX* wte, const floatX* wpe, int t0, int T, int C,
-                                      int V, bool positions) {
-    const int n = blockIdx.x, v = token[n];
-    for (int c = threadIdx.x; c < C; c += blockDim.x) {
-        const float what = (unsigned)v < (unsigned)V ? float(wte[(size_t)v * C + c]) : 0;
-        const float where = positions ? float(wpe[(size_t)(t0 + n % T) * C + c]) : 0;
-        embedded[(size_t)n * C + c] = floatX(what + where);
-    }
-}
-__global__ void softmax_part_kernel(cpu::Found* found, const floatX* logits, const int* y, int first, int V, int stride) {
-    const int n = blockIdx.x, target = y[n] - first;
-    const floatX* const z = logits + (size_t)n * stride;
-    float maximum = -INFINITY, sum = 0;
-    for (int v = threadIdx.x; v < V; v += blockDim.x) maximum = fmaxf(maximum, float(z[v]));
-    maximum = block_max(maximum);
-    unsigned best = V;
-    for (int v = threadIdx.x; v < V; v += blockDim.x) {
-        sum += power_of_2(float(z[v]) * LOG2E - maximum * LOG2E);
-        if (float(z[v]) == maximum) best = ::min(best, (unsigned)v);
-    }
-    sum = block_sum(sum);
-    best = over_block(best, [](unsigned a, unsigned b) { return ::min(a, b); }, ~0u);
-    if (threadIdx.x == 0) found[n] = {maximum, sum, (unsigned)target < (unsigned)V ? float(z[target]) : 0, first + (int)best};
-}
-__global__ void cross_entropy_part_kernel(floatX* logits, float* logprob, int* best, const int* y, TokenTerms<float> terms,
-                                          const cpu::Found* found, int ranks, int first, int V, int stride, bool gradients) {
-    const int n = blockIdx.x, rows = gridDim.x, target = y[n];
-    cpu::Found most = found[n];
-    float sum = 0, at_target = 0;
-    for (int r = 1; r < ranks; r++) if (found[r * rows + n].maximum > most.maximum) most = found[r * rows + n];
-    for (int r = 0; r < ranks; r++) {
-        const cpu::Found& its = found[r * rows + n];
-        sum += its.sum * power_of_2((its.maximum - most.maximum) * LOG2E), at_target += its.target;
-    }
-    const float lp = target >= 0 ? at_target - most.maximum - logf(sum) : 0;
-    if (threadIdx.x == 0) logprob[n] = lp, best[n] = target >= 0 ? most.best : -1;
-    if (!gradients) return;
-    const float weight = target >= 0 ? terms.loss<float>(n, lp).weight : 0, scale = weight / sum;
-    for (int v = threadIdx.x; v < stride; v += blockDim.x) {
-        floatX& z = logits[(size_t)n * stride + v];
-        const float p = v < V ? scale * power_of_2(float(z) * LOG2E - most.maximum * LOG2E) : 0;
-        z = floatX(p - (first + v == target && v < V ? weight : 0));
-    }
-}
-template <typename Group>
-void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms, cpu::Found* found,
-                   Group& group, int rows, int first, int V, int stride, bool gradients) {
-    const int threads = threads_for(V, 512);
-    launch(softmax_part_kernel, rows, threads, 0, found + group.comm.rank * rows, logits, y, first, V, stride);
-    group.gather(found, rows);
-    launch(cross_entropy_part_kernel, rows, threads, 0, logits, logprob, best, y, terms, found, group.comm.size, first, V, stride, gradients);
+    if (n) launch(adamw_kernel, ceil_div(n, 1024), 256, 0, w, m, v, g, BF16 ? rounded : nullptr, decays, n, s,
+                  (float)clip, squares, parts, outcome);
 }
 
 }  // namespace gpu
@@ -1743,129 +1705,10 @@ template <typename... P> unsigned alignment_of(P*... operands) {         // the 
     const uintptr_t all = ((uintptr_t)operands | ... | 256);
     return unsigned(all & -all);
 }
-struct Plan {
-    cublasLtMatmulDesc_t operation;
-    cublasLtMatrixLayout_t a, b, d;
-    cublasLtMatmulAlgo_t algorithm;
-    bool splits;                             // the sum over k into parts
-};
 
-// What cuBLASLt proposes for p, the fastest by its own reckoning first: up to `most`, or none if it cannot do it.
-constexpr int MOST_HEURISTICS = 16;
-inline std::vector<Plan> heuristics(const Matmul& p, const floatX* bias, int most) {
-    const cudaDataType_t type = BF16 ? CUDA_R_16BF : CUDA_R_32F, out = p.fp32 ? CUDA_R_32F : type;
-    Plan q;
-    CHECK(cublasLtMatmulDescCreate(&q.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
-        CHECK(cublasLtMatmulDescSetAttribute(q.operation, attribute, &value, sizeof value));
-    };
-    set(CUBLASLT_MATMUL_DESC_TRANSA, p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    set(CUBLASLT_MATMUL_DESC_TRANSB, p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
-    if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type), set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-    CHECK(cublasLtMatrixLayoutCreate(&q.a, type, p.a_transposed ? p.k : p.m, p.a_transposed ? p.m : p.k, p.lda));
-    CHECK(cublasLtMatrixLayoutCreate(&q.b, type, p.b_transposed ? p.n : p.k, p.b_transposed ? p.k : p.n, p.ldb));
-    CHECK(cublasLtMatrixLayoutCreate(&q.d, out, p.m, p.n, p.ldd));
-    cublasLtMatmulPreference_t preference;
-    CHECK(cublasLtMatmulPreferenceCreate(&preference));
-    auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
-        CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
-    };
-    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, device().workspace_size);
-    for (auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-        prefer(attribute, uint32_t(p.alignment));
-    // where a sum over k is cut into parts, these are added up in fp32
-    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-    cublasLtMatmulHeuristicResult_t found[MOST_HEURISTICS];
-    int n = 0;
-    const auto status = cublasLtMatmulAlgoGetHeuristic(device().cublas, q.operation, q.a, q.b, q.d, q.d, preference,
-                                                       min(most, MOST_HEURISTICS), found, &n);
-    cublasLtMatmulPreferenceDestroy(preference);
-    std::vector<Plan> plans;
-    if (status != CUBLAS_STATUS_SUCCESS) return plans;
-    for (int i = 0; i < n; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
-        auto ask = [&](cublasLtMatmulAlgoConfigAttributes_t attribute, auto value) {
-            size_t written;
-            CHECK(cublasLtMatmulAlgoConfigGetAttribute(&found[i].algo, attribute, &value, sizeof value, &written));
-            return value;
-        };
-        q.algorithm = found[i].algo;
-        q.splits = ask(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, int32_t()) > 1 ||
-                   ask(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, uint32_t()) != CUBLASLT_REDUCTION_SCHEME_NONE;
-        plans.push_back(q);
-    }
-    return plans;
-}
-inline cublasStatus_t matmul_with(const Plan& q, void* d, const floatX* a, const floatX* b, const Matmul& p,
-                                  const floatX* bias, const void* c) {
-    if (p.bias)
-        CHECK(cublasLtMatmulDescSetAttribute(q.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    const float beta = p.plus ? 1 : 0;
-    return cublasLtMatmul(device().cublas, q.operation, &p.scale, a, q.a, b, q.b, &beta, c, q.d, d, q.d, &q.algorithm,
-                          device().workspace, device().workspace_size, device().stream);
-}
-
-/* Which heuristic is taken: the first, if it splits its sum (few tiles with a long sum need it), if the product has
-   under `least` FLOPs, or if memory is too short to try others. Else the fastest, as timed on random numbers, of those
-   that do not split it and whose result has the bits of the first's: they sum in the same order, so that timings, which
-   differ from run to run, never decide about bits.
-   cost     at a product's first use, up to 4 products for each heuristic, and memory for operands and two results */
-__global__ void random_kernel(floatX* p, size_t n) {         // u^3, u in [-1,1): of many sizes, so that sums must round
-    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x) {
-        uint64_t x = (i + 1) * 0x9E3779B97F4A7C15ull;
-        x = (x ^ x >> 32) * 0xD6E8FEB86659FD93ull;
-        const float u = int32_t(x >> 32) * 0x1p-31f;
-        p[i] = floatX(u * u * u);
-    }
-}
-__global__ void differ_kernel(const uint16_t* a, const uint16_t* b, size_t n, int* found) {
-    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += size_t(gridDim.x) * blockDim.x)
-        if (a[i] != b[i]) *found = 1;
-}
-inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, double least = 1e10) {
-    const std::vector<Plan> plans = heuristics(p, bias, 2.0 * p.m * p.n * p.k < least ? 1 : MOST_HEURISTICS);
-    if (plans.empty()) return {};
-    if (plans.size() == 1 || plans[0].splits) return plans[0];
-    size_t bytes = 0;
-    auto room = [&](size_t n) { return std::exchange(bytes, bytes + (n + 255) / 256 * 256); };
-    const size_t size = sizeof(floatX), d_size = (size_t)p.n * p.ldd * (p.fp32 ? sizeof(float) : size);
-    const size_t a = room((p.a_transposed ? p.m : p.k) * p.lda * size), b = room((p.b_transposed ? p.k : p.n) * p.ldb * size);
-    const size_t with = room(p.bias ? p.m * size : 0), c = room(p.plus ? d_size : 0), given = bytes;
-    const size_t d = room(d_size), result = bytes - given, other = room(result);         // the first result, later ones
-    const size_t found = room(sizeof(int));
-    char* all;
-    if (cudaMalloc(&all, bytes) != cudaSuccess) { cudaGetLastError(); return plans[0]; }     // clears the error
-    cudaEvent_t begin, end;
-    CHECK(cudaEventCreate(&begin)), CHECK(cudaEventCreate(&end));
-    const cudaStream_t s = device().stream;
-    const int blocks = 8 * device().sms();
-    launch(random_kernel, blocks, 256, 0, (floatX*)all, given / size);
-    const Plan* best = nullptr;
-    float least_time = INFINITY;
-    for (const Plan& q : plans) {
-        if (q.splits) continue;
-        char* const to = all + (best ? other : d);
-        auto run = [&] {
-            return matmul_with(q, to, (floatX*)(all + a), (floatX*)(all + b), p, (floatX*)(all + with),
-                               p.plus ? all + c : to);
-        };
-        int differs = 0;
-        float time = INFINITY;
-        CHECK(cudaMemsetAsync(all + found, 0, sizeof differs, s)), CHECK(cudaMemsetAsync(to, 0xff, result, s));
-        if (run() != CUBLAS_STATUS_SUCCESS) continue;
-        launch(differ_kernel, blocks, 256, 0, (uint16_t*)(all + d), (uint16_t*)to, result / 2, (int*)(all + found));
-        CHECK(cudaMemcpyAsync(&differs, all + found, sizeof differs, cudaMemcpyDeviceToHost, s));
-        CHECK(cudaEventRecord(begin, s));
-        for (int r = 0; r < 3; r++) CHECK(run());
-        CHECK(cudaEventRecord(end, s)), CHECK(cudaEventSynchronize(end));
-        CHECK(cudaEventElapsedTime(&time, begin, end));
-        if (!differs && time < least_time) best = &q, least_time = time;
-    }
-    CHECK(cudaFree(all)), CHECK(cudaEventDestroy(begin)), CHECK(cudaEventDestroy(end));
-    return best ? *best : plans[0];
-}
+}  // namespace gpu
+#include "dev/host/heuristics.h"
+namespace gpu {
 
 inline void matmul(void* d, const floatX* a, const floatX* b, Matmul p, const floatX* bias = nullptr,
                    const void* c = nullptr) {
@@ -1883,11 +1726,11 @@ inline void matmul(void* d, const floatX* a, const floatX* b, Matmul p, const fl
 }
 
 // linear -- the Linear layer, as in cpu::linear_forward: out = x w + b (+ plus), of x (N,C), w (C,OC), b (OC) or null
-inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus, int N, int C,
-                           int OC) {
+inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus, int N,
+                           int C, int OC) {
     matmul(out, w, x, {.m = OC, .n = N, .k = C, .bias = b != nullptr, .plus = plus != nullptr}, b, plus);
 }
-// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless it is frozen; the bias's is summed up where dout is written
+// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless w is frozen;   what writes dout sums db
 inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C,
                             int OC) {
     matmul(dx, w, dout, {.m = C, .n = N, .k = OC, .a_transposed = true});
@@ -1895,12 +1738,13 @@ inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const flo
 }
 
 // lora, as in cpu::lora_forward: out += u B,   u = scale x A
-inline void lora_forward(floatX* out, floatX* u, const floatX* x, const Layer<floatX>& w, float scale, int N, int C, int OC, int R) {
+inline void lora_forward(floatX* out, floatX* u, const floatX* x, const Layer<floatX>& w, float scale, int N, int C,
+                         int OC, int R) {
     matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
     matmul(out, w.B, u, {.m = OC, .n = N, .k = R, .plus = true});
 }
-inline void lora_backward(floatX* dx, const Linear<float>& g, floatX* u, floatX* du, const floatX* dout, const floatX* x,
-                          const Layer<floatX>& w, float scale, int N, int C, int OC, int R) {
+inline void lora_backward(floatX* dx, const Linear<float>& g, floatX* u, floatX* du, const floatX* dout,
+                          const floatX* x, const Layer<floatX>& w, float scale, int N, int C, int OC, int R) {
     matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
     matmul(du, w.B, dout, {.m = R, .n = N, .k = OC, .a_transposed = true, .scale = scale});
     matmul(dx, w.A, du, {.m = C, .n = N, .k = R, .a_transposed = true, .plus = true});
@@ -1924,7 +1768,8 @@ inline int padded(int V) { return (V + VOCABULARY_TILE - 1) / VOCABULARY_TILE * 
    layout   `across` lanes side by side take WIDE columns each; threads above each other take rows of w in turn
    cost     w in its form; every row gets the bits that it gets alone, from w unpacked */
 struct Normed {                              // a product's input: x; or layernorm(x), still to be done, if there is w
-    const floatX *x, *w, *b; float eps;
+    const floatX *x, *w, *b;
+    float eps;
     Normed(const floatX* x, const floatX* w = nullptr, const floatX* b = nullptr, float eps = 0)
         : x(x), w(w), b(b), eps(eps) {}
 };
@@ -1936,8 +1781,8 @@ few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const f
     floatX *const xs = (floatX*)shared, *const ws = xs + ROWS * C, *const bs = ws + C; // x; the layernorm's weights
     const int columns = across * WIDE, c = blockIdx.x * columns + threadIdx.x % across * WIDE, lane = threadIdx.x % 32;
     const int first = threadIdx.x / across, step = blockDim.x / across, end = c < OC ? C : 0;
-    const int column = blockIdx.x * columns + threadIdx.x;               // which this thread ends, if it is one of the first
-    const bool ends = (int)threadIdx.x < columns && column < OC;
+    const int column = blockIdx.x * columns + threadIdx.x;
+    const bool ends = (int)threadIdx.x < columns && column < OC;         // whether this thread writes the column
     const int n0 = ROWS > 1 ? blockIdx.y * ROWS : 0, rows = ROWS > 1 ? min(ROWS, N - n0) : 1;
     SHARED(parts, float[ROWS][16][8 * WIDE]);                // sums of each warp
     SHARED(level, float[16]);
@@ -1945,14 +1790,16 @@ few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const f
     typename Neighbours<FORM>::Kept ahead[AHEAD];
     auto ask = [&](int i, int k) { if (k < end) ahead[i] = neighbours.row(k); };
     auto copy = [&](floatX* to, const floatX* from, int n) {
-        for (int i = threadIdx.x * WIDE; i < n; i += blockDim.x * WIDE) copy_16(shared_address(to + i), from + i, true);
+        for (int i = threadIdx.x * WIDE; i < n; i += blockDim.x * WIDE) gpu::copy<WIDE>(to + i, from + i);
     };
     next_kernel_may_begin();
     UNROLL for (int i = 0; i < AHEAD; i++) ask(i, first + i * step);
-    if (x.w) copy(ws, x.w, C), copy(bs, x.b, C);
+    if (x.w) copy(ws, x.w, C);
+    if (x.w) copy(bs, x.b, C);
     const float bias = ends && b ? float(b[column]) : 0;
     kernel_ahead_wait();
-    copy(xs, x.x + (size_t)n0 * C, rows * C), copies_commit();
+    copy(xs, x.x + (size_t)n0 * C, rows * C);
+    copies_commit();
     float stream[ROWS] = {}, sum[ROWS][WIDE] = {};
     if (ends && plus) UNROLL for (int r = 0; r < ROWS; r++)
         if (r < rows) stream[r] = float(plus[size_t(n0 + r) * OC + column]);
@@ -1961,7 +1808,10 @@ few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const f
     if (x.w) {
         float all = 0, squares = 0, v[WIDE], weight[WIDE], bias[WIDE];
         auto each = [&](auto f) {
-            for (int c = lane * WIDE; c < C; c += 32 * WIDE) for (load(v, xs + c); float u : v) f(u);
+            for (int c = lane * WIDE; c < C; c += 32 * WIDE) {
+                load(v, xs + c);
+                for (float u : v) f(u);
+            }
         };
         each([&](float u) { all += u; });
         const float mean = warp_sum(all) / C;
@@ -1969,7 +1819,9 @@ few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const f
         const float rstd = rsqrtf(warp_sum(squares) / C + x.eps);
         __syncthreads();                     // all warps have read
         for (int c = threadIdx.x * WIDE; c < C; c += blockDim.x * WIDE) {
-            load(v, xs + c), load(weight, ws + c), load(bias, bs + c);
+            load(v, xs + c);
+            load(weight, ws + c);
+            load(bias, bs + c);
             for (int i = 0; i < WIDE; i++) v[i] = (v[i] - mean) * rstd * weight[i] + bias[i];
             store(xs + c, v);
         }
@@ -2012,12 +1864,15 @@ inline void few_rows(floatX* out, Normed x, const Place<floatX>& w, const floatX
                  C * across > 2048 ? 512 : 256, few_rows_bytes(N, C), out, x, w, b, plus, gelu, N, C, OC, across);
 }
 
-// embedded (B,C) = wte[token] + wpe[position]. Kernels behind it ask for weights at once, so they may only begin when all
-// ahead of it is done.
+// embedded (B,C) = wte[token] + wpe[position]. Kernels behind it ask for weights at once, so they may only begin when
+// all ahead of it is done.
 __global__ void embedding_step_kernel(floatX* embedded, const int* token, const int* position, const floatX* wte,
                                       const floatX* wpe, int C) {
-    kernel_ahead_wait(), next_kernel_may_begin();
-    embedded += (size_t)blockIdx.x * C, wte += (size_t)token[blockIdx.x] * C, wpe += (size_t)position[blockIdx.x] * C;
+    kernel_ahead_wait();
+    next_kernel_may_begin();
+    embedded += (size_t)blockIdx.x * C;
+    wte += (size_t)token[blockIdx.x] * C;
+    wpe += (size_t)position[blockIdx.x] * C;
     for (int c = threadIdx.x; c < C; c += blockDim.x) embedded[c] = floatX(float(wte[c]) + float(wpe[c]));
 }
 
@@ -2030,12 +1885,14 @@ __global__ void embedding_step_kernel(floatX* embedded, const int* token, const 
    cost     2 C numbers a key */
 constexpr int DECODERS = 1024;                // threads
 __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
-    floatX* out, floatX* cache, const floatX* fresh, const int* position, int S, int C, int HS, int lanes, float scale) {
+    floatX* out, floatX* cache, const floatX* fresh, const int* position, int S, int C, int HS, int lanes,
+    float scale) {
     constexpr int W = WIDE, AT_ONCE = 4, WARPS = DECODERS / 32;
     SHARED(sums, float[WARPS]);
     SHARED(highs, float[WARPS]);
     SHARED(outs, float[WARPS][32 * W]);
-    next_kernel_may_begin(), kernel_ahead_wait();
+    next_kernel_may_begin();
+    kernel_ahead_wait();
     const int h = blockIdx.x, b = blockIdx.y, keys = position[b] + 1, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int first = threadIdx.x / lanes, step = DECODERS / lanes, c = threadIdx.x % lanes * W;
     const bool mine = c < HS;
@@ -2049,7 +1906,8 @@ __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
         for (int i = 0; i < AT_ONCE; i++)
             if (const int j = j0 + first + i * step; mine && j < keys) {
                 const floatX* const at = j + 1 < keys ? row + (size_t)j * 3 * C : now;
-                k[i] = fetch_raw(at + C), v[i] = fetch_raw(at + 2 * C);
+                k[i] = fetch_raw(at + C);
+                v[i] = fetch_raw(at + 2 * C);
             }
         for (int i = 0; i < AT_ONCE; i++) {
             load(x, k[i]);
@@ -2062,30 +1920,43 @@ __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
             if (j0 + first + i * step < keys) high = fmaxf(high, s[i]);
         }
         const float shrink = exp2f(maximum - high);
-        maximum = high, sum *= shrink;
+        maximum = high;
+        sum *= shrink;
         for (float& f : o) f *= shrink;
         for (int i = 0; i < AT_ONCE; i++) {
             const float p = j0 + first + i * step < keys ? exp2f(s[i] - high) : 0;
-            sum += p, load(x, v[i]);
+            sum += p;
+            load(x, v[i]);
             for (int w = 0; w < W; w++) o[w] += p * x[w];
         }
     }
     for (int l = lanes; l < 32; l *= 2) {    // a warp's keys
         const float high = fmaxf(maximum, __shfl_xor_sync(WARP, maximum, l)), shrink = exp2f(maximum - high);
-        maximum = high, sum *= shrink, sum += __shfl_xor_sync(WARP, sum, l);
-        for (float& f : o) f *= shrink, f += __shfl_xor_sync(WARP, f, l);
+        maximum = high;
+        sum *= shrink;
+        sum += __shfl_xor_sync(WARP, sum, l);
+        for (float& f : o) {
+            f *= shrink;
+            f += __shfl_xor_sync(WARP, f, l);
+        }
     }
-    if (lane == 0) highs[warp] = maximum, sums[warp] = sum;
+    if (lane == 0) {
+        highs[warp] = maximum;
+        sums[warp] = sum;
+    }
     if (lane < lanes) for (int w = 0; w < W; w++) outs[warp][c + w] = o[w];
-    if (first == 0 && mine)
-        for (int part : {C, 2 * C}) load(q, now + part), store(row + (size_t)(keys - 1) * 3 * C + part, q);
+    if (first == 0 && mine) for (int part : {C, 2 * C}) {
+        load(q, now + part);
+        store(row + (size_t)(keys - 1) * 3 * C + part, q);
+    }
     __syncthreads();
     for (int i = threadIdx.x; i < HS; i += DECODERS) {
         float high = highs[0], total = 0, all = 0;
         for (float f : highs) high = fmaxf(high, f);
         for (int w = 0; w < WARPS; w++) {
             const float share = exp2f(highs[w] - high);
-            total += share * sums[w], all += share * outs[w][i];
+            total += share * sums[w];
+            all += share * outs[w][i];
         }
         out[(size_t)b * C + h * HS + i] = floatX(all / total);
     }
@@ -2095,16 +1966,16 @@ inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, cons
                            int NH) {
     const int HS = C / NH;
     launch_early(attention_step_kernel, dim3(NH, B), DECODERS, 0, out, cache, fresh, position, S, C, HS,
-           (int)std::bit_ceil(unsigned(HS / WIDE)), 1 / sqrtf(HS));
+                 (int)std::bit_ceil(unsigned(HS / WIDE)), 1 / sqrtf(HS));
 }
 
 /* pick -- as in cpu::pick, the same token from the same logits: all sums are of integers
-   layout   a block takes a row, to shared memory if it fits there, each thread a range of it. For top-k and top-p, radix
-            select finds the smallest key that is kept, one bit a pass. */
+   layout   a block takes a row, to shared memory if it fits there, each thread a range of it. For top-k and top-p,
+            radix select finds the smallest key that is kept, one bit a pass. */
 struct Pickers {                             // of each row
     int *token, *position;                   // the last, and where it stands
     Rng* rng;
-    int* drawn;                              // (DRAWN,B), for the host: tokens, or the bits of a logit that is not finite
+    int* drawn;                              // (DRAWN,B), for the host: tokens, or bits of a logit that is not finite
 };
 constexpr int DRAWN = 4, PICKERS = 1024, KEY_BITS = 8 * sizeof(floatX);
 using wide = unsigned long long;
@@ -2155,8 +2026,8 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
     __syncthreads();
     if (fits) {
         floatX* const row = (floatX*)shared;
-        for (int v = threadIdx.x * WIDE; v < stride; v += PICKERS * WIDE) copy_16(shared_address(row + v), z + v, true);
-        copies_commit(), copies_wait<0>();
+        for (int v = threadIdx.x * WIDE; v < stride; v += PICKERS * WIDE) copy<WIDE>(row + v, z + v);
+        copies_finish();
         __syncthreads();
         z = row;
     }
@@ -2171,12 +2042,19 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
     auto each = [&](auto f) { walk(from, to, WIDE, f); };    // in order
     auto any = [&](auto f) { walk(threadIdx.x * WIDE, V, PICKERS * WIDE, f); };          // in the order of memory
     auto finish = [&](int token, int drawn) {                // by one thread, when all have read
-        p.token[b] = token, p.position[b] = at, p.rng[b] = rng, p.drawn[at % DRAWN * B + b] = drawn;
+        p.token[b] = token;
+        p.position[b] = at;
+        p.rng[b] = rng;
+        p.drawn[at % DRAWN * B + b] = drawn;
     };
     float maximum = -INFINITY;
     int bad = V;                             // the first that is not finite; V < 2^24, so a float can hold it
-    any([&](int v, float x) { maximum = fmaxf(maximum, x), bad = isfinite(x) ? bad : ::min(bad, v); });
-    maximum = block_max(maximum), bad = -(int)block_max(-bad);
+    any([&](int v, float x) {
+        maximum = fmaxf(maximum, x);
+        bad = isfinite(x) ? bad : ::min(bad, v);
+    });
+    maximum = block_max(maximum);
+    bad = -(int)block_max(-bad);
     if (bad < V) {
         if (threadIdx.x == 0) finish(0, __float_as_int(z[bad]));
         return;
@@ -2186,7 +2064,8 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
     wide ties = 0, rank = 0, mine = 0, all;
     if (s.top_k < V) {
         const Cut c = find_cut(any, s.top_k, [](unsigned) { return wide(1); });
-        cut = c.key, ties = s.top_k - c.above;
+        cut = c.key;
+        ties = s.top_k - c.above;
     }
     if (s.top_p) {
         any([&](int, float x) { if (key_of(x) > cut) mine += weigh(key_of(x)); });
@@ -2194,7 +2073,8 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
         all += ties * weigh(cut);
         const Cut c = find_cut(any, multiply_high(all, s.top_p),
                                [&](unsigned key) { return wide(key < cut ? 0 : weigh(key)); });
-        cut = c.key, ties = (multiply_high(all, s.top_p) - c.above + weigh(cut) - 1) / weigh(cut);
+        cut = c.key;
+        ties = (multiply_high(all, s.top_p) - c.above + weigh(cut) - 1) / weigh(cut);
     }
     if (cut) {
         each([&](int, float x) { rank += key_of(x) == cut; });
@@ -2232,7 +2112,7 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
     X(float,  partial,  ONCE,  training ? partial_size(c.C) : 0) \
     X(int,    token,    ONCE,  N)            X(int, target, ONCE, N)       X(float, weight, ONCE, N) \
     X(float,  old,      ONCE,  training ? N : 0)             X(float, ref, ONCE, training ? N : 0) \
-    X(float,  kl,       ONCE,  1)            X(int, read_at, ONCE, B)      X(float, read, ONCE, B)     /* a readout's */ \
+    X(float,  kl,       ONCE,  1)            X(int, read_at, ONCE, B)      X(float, read, ONCE, B)     /* readout's */ \
     X(float,  logprob,  ONCE,  N)            X(int, best, ONCE, N) \
     X(cpu::Found, found, ONCE, c.tp > 1 ? c.tp * head_rows(N, c.V / c.tp) : 0)               /* for cross_entropy() */ \
     X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
@@ -2240,7 +2120,8 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
     X(int,    tokens,   ONCE,  1)            X(double, squares, ONCE, NORM_BLOCKS) \
     X(int,    position, ONCE,  N)            X(Rng, rng, ONCE, N)            X(Sampling, sampling, ONCE, 1) \
     X(int,    hidden,   ONCE,  c.V)          /* these four: for pick() */ \
-    X(Outcome, outcome, ONCE,  1)            X(floatX, unpacked, ONCE, c.form > Form::BF16 ? c.C * max(c.qkv(), c.fc()) : 0)
+    X(Outcome, outcome, ONCE,  1) \
+    X(floatX, unpacked, ONCE,  c.form > Form::BF16 ? c.C * max(c.qkv(), c.fc()) : 0)
 
 using act = floatX;
 using stat = float;
@@ -2264,12 +2145,6 @@ inline std::vector<std::pair<Per, size_t>> activation_arrays(const Config& c, in
     return v;
 }
 
-template <typename T> T* allocate(size_t n) {
-    void* p = nullptr;
-    CHECK(cudaMalloc(&p, std::max<size_t>(n, 1) * sizeof(T)));
-    CHECK(cudaMemsetAsync(p, 0, n * sizeof(T), device().stream));
-    return (T*)p;
-}
 
 struct Model {
     static void join(const Options& o) { join_nccl(o.out); }
@@ -2286,8 +2161,10 @@ struct Model {
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool = false)
-        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16), turns(in_turns(c, training ? world().zero : 0)),
-          ring(turns, VOCABULARY_TILE, BF16), shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
+        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16),
+          turns(in_turns(c, training ? world().zero : 0)), ring(turns, VOCABULARY_TILE, BF16),
+          shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)},
+          logprob((size_t)B * T), best(logprob.size()), token_weight(logprob.size()) {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
@@ -2296,19 +2173,24 @@ struct Model {
         CHECK(cudaMemGetInfo(&have, &total));
         have += device().workspace_size;                     // which bytes() counts, and the device has already
         if (bytes(B) > have) {
-            int fits = 0;                                    // the most rows that do
-            for (int beyond = B; beyond - fits > 1;) {
-                const int middle = fits + (beyond - fits) / 2;
-                if (bytes(middle) > have) beyond = middle; else fits = middle;
-            }
+            int fits = B - 1;                                // the most rows that do
+            while (fits && bytes(fits) > have) fits--;
             die("not enough memory on the GPU: %s for %d rows of %d tokens, %.2f GB are free; %s", memory(B).c_str(), B,
                 T, have / 1e9, fits ? format("--batch %d fits", fits).c_str() : "lower --context");
         }
-        rounded = allocate<floatX>(n), packed = allocate<uint8_t>(16 * layout.packed.size);
-        weights = !BF16 ? (float*)rounded + layout.frozen : training ? allocate<float>(shares.moments()) : nullptr;
-        if (training) gradients = shares.gradients = shares.sums = allocate<float>(ring.trained());
-        if (training) for (float** p : {&moment1, &moment2}) *p = allocate<float>(shares.moments());
-        if (shares.several()) shares.sums = allocate<float>(shares.kept.back()), shares.arrivals = allocate<float>(shares.landing);
+        rounded = allocate<floatX>(n);
+        packed = allocate<uint8_t>(16 * layout.packed.size);
+        if (!BF16) weights = (float*)rounded + layout.frozen;
+        if (training) {
+            if (BF16) weights = allocate<float>(shares.moments());
+            moment1 = allocate<float>(shares.moments());
+            moment2 = allocate<float>(shares.moments());
+            gradients = shares.gradients = shares.sums = allocate<float>(ring.trained());
+        }
+        if (shares.several()) {
+            shares.sums = allocate<float>(shares.kept.back());
+            shares.arrivals = allocate<float>(shares.landing);
+        }
         place_activations();
         group.arrivals = activations(0).arrivals;
         for (Staged& s : staged) {
@@ -2317,7 +2199,6 @@ struct Model {
         }
         CHECK(cudaMallocHost(&drawn, sizeof(int) * DRAWN * B));
         for (cudaEvent_t& e : ready) CHECK(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
-        logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
         std::vector<unsigned char> flags(trained / 128);
         for (const Tensor& t : layout.tensors)
             if (t.present && t.decays() && t.trained)
@@ -2335,10 +2216,9 @@ struct Model {
     ~Model() {
         cudaStreamSynchronize(device().stream);
         if (nccl()) cudaStreamSynchronize(nccl()->stream);
-        for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2, shares.several() ? shares.sums : nullptr, shares.arrivals}) cudaFree(p);
-        cudaFree(rounded), cudaFree(packed), cudaFree(decays), cudaFree(counts);
         for (void* p : owned) cudaFree(p);
-        for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
+        for (Staged& s : staged) cudaFreeHost(s.memory);
+        for (Staged& s : staged) cudaEventDestroy(s.copied);
         for (cudaEvent_t e : ready) cudaEventDestroy(e);
         cudaFreeHost(drawn);
         for (auto& [key, graph] : graphs) if (graph) cudaGraphExecDestroy(graph);
@@ -2346,7 +2226,8 @@ struct Model {
 
     static constexpr double GB = 1e-9;
     double weight_bytes() const {
-        return layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size + (BF16 && training) * 4.0 * shares.moments();
+        return layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size +
+               (BF16 && training) * 4.0 * shares.moments();
     }
     double gradient_bytes() const {          // with what is needed to add up those of several ranks
         return !training ? 0 : 4.0 * (ring.trained() + shares.exchanged());
@@ -2363,24 +2244,24 @@ struct Model {
     std::string describe() const {
         const Device& d = device();
         return format("%s, %d SMs, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, "
-                      "%.2f TB/s; attention: %s; %s", d.properties.name, d.sms(), d.capability() / 10, d.capability() % 10,
-                      d.built_for / 10, d.built_for % 10, DTYPE, d.peak() / 1e12, d.bandwidth() / 1e12,
-                      attention_kernels(c.C / c.NH), memory(max_B).c_str());
+                      "%.2f TB/s; attention: %s; %s", d.properties.name, d.sms(), d.capability() / 10,
+                      d.capability() % 10, d.built_for / 10, d.built_for % 10, DTYPE, d.peak() / 1e12,
+                      d.bandwidth() / 1e12, attention_kernels(c.C / c.NH), memory(max_B).c_str());
     }
 
     /* The least time of a step of so many tokens: products and attention at 80 % of the peak, all else at 90 % of the
        memory's bandwidth, with the bytes of the kernels' comments: norms forward 3X + 4X a layer, backward 4X each,
-       embedding backward about 4X. The activation and the biases' sums are not counted: they could be part of products. */
+       embedding backward about 4X. Activation and sums for biases do not count: they could be part of products. */
     Speed speed(double tokens, double seconds) const {
         const Config w = c.whole();
-        const double matrices = c.C * (c.L * (w.qkv() + c.C + w.fc() + w.hidden()) + c.V), attention = 6.0 * c.L * c.C * max_T;
+        const size_t all = layout.parameters, frozen = layout.frozen_parameters;
+        const double matrices = c.C * (c.L * (w.qkv() + c.C + w.fc() + w.hidden()) + c.V);
         const double X = tokens * c.tp * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
-        const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits
-                           + 38.0 * (layout.parameters - layout.frozen_parameters);
-        const double flops = tokens * ((c.rank ? 4 : 6) * matrices + attention), peak = device().peak();
-        const double bandwidth = device().bandwidth();
+        const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits + 38.0 * (all - frozen);
+        const double flops = tokens * ((c.rank ? 4 : 6) * matrices + 6.0 * c.L * c.C * max_T);
+        const double peak = device().peak(), bandwidth = device().bandwidth();
         const double floor = flops / (0.8 * peak) + (bandwidth ? moved / (0.9 * bandwidth) : 0);
-        const double mfu = tokens * c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) / seconds / peak, sol = floor / seconds;
+        const double mfu = tokens * c.flops_per_token(all, frozen, max_T) / seconds / peak, sol = floor / seconds;
         return {format("MFU %.1f%%  SOL %.1f%%", 100 * mfu, 100 * sol),
                 {{"mfu", json_number(mfu)}, {"mfu_products", json_number(flops / seconds / peak)},
                  {"sol", json_number(sol)}}};
@@ -2392,12 +2273,18 @@ struct Model {
         Pinned pinned(*this);
         for (int n = 0; n < N; n++) token_weight[n] = (o.weight ? o.weight[n] : 1.0) / denominator;
         const std::vector<int> tokens = in_table(x, N);
-        pinned.send(a.token, tokens.data(), N), pinned.send(a.target, y, N), pinned.send(a.weight, token_weight.data(), N);
-        terms = {a.weight, a.kl, o.old ? a.old : nullptr, o.ref ? a.ref : nullptr, (float)o.clip};
+        pinned.send(a.token, tokens.data(), N);
+        pinned.send(a.target, y, N);
+        pinned.send(a.weight, token_weight.data(), N);
+        terms = {.weight = a.weight, .kl = a.kl, .old = o.old ? a.old : nullptr, .ref = o.ref ? a.ref : nullptr,
+                 .clip = (float)o.clip};
         const float kl = o.kl / denominator;
         if (o.old) pinned.send(a.old, o.old, N);
-        if (o.ref) pinned.send(a.ref, o.ref, N), pinned.send(a.kl, &kl, 1);
-        rows = B, columns = T, scored = backward && !o.ref ? 0 : N;
+        if (o.ref) pinned.send(a.ref, o.ref, N);
+        if (o.ref) pinned.send(a.kl, &kl, 1);
+        rows = B;
+        columns = T;
+        scored = backward && !o.ref ? 0 : N;
         auto kernels = [&] { network_head(*this, network_forward(*this, B, 0, T, T), N, backward); };
         if (!backward) return kernels();
         play(o.old ? FORWARD_LATER : o.ref ? FORWARD_FIRST : FORWARD, B, T, kernels);
@@ -2406,9 +2293,14 @@ struct Model {
     void readout(const int* x, const int* at, int token, int B, int T, float* out) {
         const Activations a = activations(0);
         Pinned pinned(*this);
-        pinned.send(a.token, x, B * T), pinned.send(a.read_at, at, B);
-        rows = B, columns = T, read_token = token, scored = 0;
-        launch(readout_kernel, B, 32, 0, a.read, network_forward(*this, B, 0, T, T).x, a.read_at, table() + (size_t)token * c.C, T, c.C);
+        pinned.send(a.token, x, B * T);
+        pinned.send(a.read_at, at, B);
+        rows = B;
+        columns = T;
+        read_token = token;
+        scored = 0;
+        const Normed normed = network_forward(*this, B, 0, T, T);
+        launch(readout_kernel, B, 32, 0, a.read, normed.x, a.read_at, table() + (size_t)token * c.C, T, c.C);
         if (training) send_sorted(pinned, x, B * T);
         download(out, a.read, B);
         CHECK(cudaStreamSynchronize(device().stream));
@@ -2416,9 +2308,10 @@ struct Model {
     void readout_backward(const float* dout) {
         const Activations a = activations(0);
         const size_t row = (size_t)read_token * c.C;
+        float* const dw = dtable() ? dtable() + row : nullptr;
         upload(a.read, dout, rows);
         CHECK(cudaMemsetAsync(a.dx, 0, sizeof(floatX) * rows * columns * c.C, device().stream));
-        launch(readout_backward_kernel, ceil_div(c.C, 128), 128, 0, a.dx, dtable() ? dtable() + row : nullptr, a.read, a.lnf, a.read_at, table() + row,
+        launch(readout_backward_kernel, ceil_div(c.C, 128), 128, 0, a.dx, dw, a.read, a.lnf, a.read_at, table() + row,
                rows, columns, c.C);
     }
     void backward() { play(BACKWARD, rows, columns, [&] { network_backward(*this, rows, columns); }); }
@@ -2428,15 +2321,19 @@ struct Model {
         const AdamWStep s(o, step);
         floatX* const trained = rounded + layout.frozen;
         int parts = sum_of_squares(a.squares, shares.sums, shares.kept.back(), counts);
-        if (shares.several() || group.several()) shares.link.agree(a.outcome, a.squares, parts), parts = 1;
+        if (shares.several() || group.several()) {
+            shares.link.agree(a.outcome, a.squares, parts);
+            parts = 1;
+        }
         if (shares.several() && shares.comm.zero == 0) shares.gather_gradients();
         if (shares.comm.zero == 0)
-            return adamw(weights, moment1, moment2, gradients, trained, decays, layout.trained(), s, clip, a.squares, parts, a.outcome);
+            return adamw(weights, moment1, moment2, gradients, trained, decays, layout.trained(), s, clip, a.squares,
+                         parts, a.outcome);
         for (size_t p = 0; p < shares.pieces.size(); p++) {              // each rank updates its parts
             const Range mine = shares.part(p, shares.comm.rank);
             const size_t own = shares.kept[p];
-            adamw(weights + (BF16 ? own : mine.at), moment1 + own, moment2 + own, shares.sums + own, trained + mine.at, decays + mine.at / 128,
-                  mine.n, s, clip, a.squares, parts, a.outcome);
+            adamw(weights + (BF16 ? own : mine.at), moment1 + own, moment2 + own, shares.sums + own, trained + mine.at,
+                  decays + mine.at / 128, mine.n, s, clip, a.squares, parts, a.outcome);
         }
         shares.send_weights(trained, [](auto...) {});
     }
@@ -2445,7 +2342,8 @@ struct Model {
         Outcome out;
         const Activations a = activations(0);
         download(&out, a.outcome, 1);
-        if (scored) download(logprob.data(), a.logprob, scored), download(best.data(), a.best, scored);
+        download(logprob.data(), a.logprob, scored);
+        download(best.data(), a.best, scored);
         CHECK(cudaStreamSynchronize(device().stream));
         CHECK(cudaMemsetAsync(&a.outcome->loss, 0, sizeof(double), device().stream));
         return {out.loss, out.norm};
@@ -2471,7 +2369,8 @@ struct Model {
     }
 
     // The device runs up to DRAWN - 1 tokens ahead of the host; what it draws behind an end of text is discarded.
-    void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token, bool ahead) {
+    void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token,
+              bool ahead) {
         const Activations a = activations(0);
         const int at = t0 + T;               // where the new tokens will stand
         if (t0 == 0 || T > 1 || made < at) {
@@ -2479,18 +2378,27 @@ struct Model {
             logits_forward(a.lnf, T - 1, T, B);
             const std::vector<int> positions(B, at - 1);
             s.hidden = hidden.size();
-            upload(a.position, positions.data(), B), upload(a.rng, rng, B), upload(a.sampling, &s, 1);
+            upload(a.position, positions.data(), B);
+            upload(a.rng, rng, B);
+            upload(a.sampling, &s, 1);
             upload(a.hidden, hidden.data(), hidden.size());
             pick(B);
-            CHECK(cudaEventRecord(ready[(made = at) % DRAWN], device().stream));
+            made = at;
+            CHECK(cudaEventRecord(ready[made % DRAWN], device().stream));
         }
         while (ahead && steps_fit(c.C, c.NH) && made < std::min(at + DRAWN - 1, max_T)) {
-            play(STEP, B, 1, [&] { step_kernels(B); });
+            play(STEP, B, 1, [&] {           // a token more for each row
+                decoding = true;
+                logits_forward(network_forward(*this, B, 0, 1, max_T), 0, 1, B);
+                decoding = false;
+                pick(B);
+            });
             CHECK(cudaEventRecord(ready[++made % DRAWN], device().stream));
         }
         CHECK(cudaEventSynchronize(ready[at % DRAWN]));
         for (int b = 0; b < B; b++) {
-            token[b] = drawn[at % DRAWN * max_B + b], rng[b].next();
+            token[b] = drawn[at % DRAWN * max_B + b];
+            rng[b].next();
             if ((unsigned)token[b] >= (unsigned)c.V)
                 die("a logit is %g; are the model's weights finite?", std::bit_cast<float>(token[b]));
         }
@@ -2511,7 +2419,9 @@ struct Model {
         if (codes.size()) unpack(t.form, out, codes.data(), t.rows, t.cols);
         convert(out, values.data(), values.size());
     }
-    auto mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
+    auto mine(size_t i) const {
+        return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count());
+    }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
         std::vector<floatX> values;
@@ -2519,9 +2429,11 @@ struct Model {
         each_place(which, t, 0, t.count(), [&](float* own, size_t at, size_t n) { upload(own, in + at, n); });
         if (which == WEIGHT && t.present && t.form != Form::FP32) {
             codes.resize(packed_bytes(t.form, t.rows, t.cols));
-            pack(t.form, codes.data(), in, t.rows, t.cols), upload(packed + t.packed, codes.data(), codes.size());
+            pack(t.form, codes.data(), in, t.rows, t.cols);
+            upload(packed + t.packed, codes.data(), codes.size());
         } else if (which == WEIGHT && t.present) {
-            values.resize(t.count()), convert(values.data(), in, t.count());
+            values.resize(t.count());
+            convert(values.data(), in, t.count());
             upload(rounded + t.offset, values.data(), values.size());
         }
         CHECK(cudaStreamSynchronize(device().stream));
@@ -2542,34 +2454,37 @@ struct Model {
     Weights<float> gradients_of(int l) const { return ring.at<Weights<float>>(gradients, l % turns.L, ring.frozen); }
     const floatX* matrix(const Place<floatX>& w, int rows, int cols) {
         if (!w.packed) return w.p;
-        return unpack(activations(0).unpacked, w, rows, cols), activations(0).unpacked;
+        unpack(activations(0).unpacked, w, rows, cols);
+        return activations(0).unpacked;
     }
     bool fused_step(int N, int C) const { return decoding && N == 1 && !c.rank && few_rows_fit(N, C); }
     Normed embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
+        const int N = B * T, threads = threads_for(c.C, 256);
         if (decoding) {
-            launch_early(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
-            return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B);
+            launch_early(embedding_step_kernel, B, threads, 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
+        } else if (group.several()) {
+            launch(embedding_part_kernel, N, threads, 0, a.embedded, a.token, w.wte, w.wpe, t0, T, c.C, c.vocab(),
+                   group.first());
+            group.sum(a.embedded, (size_t)N * c.C);
+        } else {
+            layernorm_forward(a.ln1, a.ln1_stats, a.ln1_stats + N, a.embedded, w.ln1.w, w.ln1.b, N, c.C, c.eps,
+                              {.embedded = a.embedded, .token = a.token, .wte = w.wte, .wpe = w.wpe, .t0 = t0, .T = T});
+            return a.ln1;
         }
-        if (group.several()) {
-            launch(embedding_part_kernel, B * T, threads_for(c.C, 256), 0, a.embedded, a.token, w.wte, w.wpe, t0, T, c.C, c.vocab(), group.first());
-            group.sum(a.embedded, (size_t)B * T * c.C);
-            return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B * T);
-        }
-        layernorm_forward(a.ln1, a.ln1_stats, a.ln1_stats + B * T, a.embedded, w.ln1.w, w.ln1.b, B * T, c.C, c.eps,
-                          {a.embedded, a.token, w.wte, w.wpe, t0, T});
-        return a.ln1;
+        return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, N);
     }
     Normed norm_forward(floatX* out, float* stats, const floatX* x, const Norm<floatX>& norm, int N) {
         if (fused_step(N, c.C)) return {x, norm.w, norm.b, (float)c.eps};
         layernorm_forward(out, stats, stats + N, x, norm.w, norm.b, N, c.C, c.eps);
         return out;
     }
-    void norm_backward(floatX* dresidual, bool add, const Norm<float>& g, float* dbias, const floatX* dout, const floatX* x,
-                       const floatX* w, const float* stats, int N) {
-        layernorm_backward(dresidual, add, g.w, g.b, dbias, activations(0).partial, dout, x, w, stats, stats + N, N, c.C);
+    void norm_backward(floatX* dresidual, bool add, const Norm<float>& g, float* dbias, const floatX* dout,
+                       const floatX* x, const floatX* w, const float* stats, int N) {
+        float* const partial = activations(0).partial;
+        layernorm_backward(dresidual, add, g.w, g.b, dbias, partial, dout, x, w, stats, stats + N, N, c.C);
     }
-    void linear_forward(floatX* out, const Normed& x, const Layer<floatX>& layer, const floatX* plus, floatX* before_gelu, int N, int C,
-                        int OC) {
+    void linear_forward(floatX* out, const Normed& x, const Layer<floatX>& layer, const floatX* plus,
+                        floatX* before_gelu, int N, int C, int OC) {
         if (fused_step(N, C)) return few_rows(out, x, layer.w, layer.b, plus, before_gelu, N, C, OC);
         floatX* const to = before_gelu ? before_gelu : out;
         if (decoding && layer.w.packed && few_rows_fit(N, C)) few_rows(to, x, layer.w, layer.b, plus, false, N, C, OC);
@@ -2577,8 +2492,8 @@ struct Model {
         if (layer.A) lora_forward(to, activations(0).lora, x.x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(floatX* dx, const Linear<float>& g, const floatX* dout, const floatX* x, const Layer<floatX>& layer, int N,
-                         int C, int OC) {
+    void linear_backward(floatX* dx, const Linear<float>& g, const floatX* dout, const floatX* x,
+                         const Layer<floatX>& layer, int N, int C, int OC) {
         gpu::linear_backward(dx, g.w, dout, x, matrix(layer.w, C, OC), N, C, OC);
         floatX *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;
         if (layer.A) lora_backward(dx, g, u, du, dout, x, layer, c.lora_scale(), N, C, OC, c.rank);
@@ -2599,8 +2514,8 @@ struct Model {
     }
     void embedding_backward(const Weights<float>& g, const floatX* dout, int B, int T) {
         const Activations a = activations(0);
-        if (g.wte) gpu::embedding_backward(g.wte, g.wpe, (float*)a.dwide, dout, a.token, {a.order, a.start, a.first, a.tokens}, B, T,
-                                c.C);
+        const Occurrences o = {.order = a.order, .start = a.start, .first = a.first, .tokens = a.tokens};
+        if (g.wte) gpu::embedding_backward(g.wte, g.wpe, (float*)a.dwide, dout, a.token, o, B, T, c.C);
     }
 
     int chunk() const { return (int)head_rows((size_t)max_B * max_T, c.V / c.tp); }
@@ -2614,17 +2529,19 @@ struct Model {
     }
     void cross_entropy(int n0, int rows, bool gradients) {
         const Activations a = activations(0);
-        const int V = c.vocab();
-        if (group.several()) gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, terms.from(n0), a.found, group, rows,
-                                                c.first_token(), V, padded(V), gradients);
-        else gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, terms.from(n0), rows, V, padded(V), gradients);
+        const int V = c.vocab(), stride = padded(V), *const y = a.target + n0;
+        int* const best = a.best + n0;
+        float* const lp = a.logprob + n0;
+        const TokenTerms<float> t = terms.from(n0);
+        if (!group.several()) return gpu::cross_entropy(a.logits, lp, best, y, t, rows, V, stride, gradients);
+        gpu::cross_entropy(a.logits, lp, best, y, t, a.found, group, rows, c.first_token(), V, stride, gradients);
     }
     void logits_backward(const Normed& x, int n0, int rows) {
         const Activations a = activations(0);
         const int V = padded(c.vocab());
         matmul(a.dx + (size_t)n0 * c.C, table(), a.logits, {.m = c.C, .n = rows, .k = V});
-        if (dtable()) matmul(dtable(), x.x + (size_t)n0 * c.C, a.logits,
-               {.m = c.C, .n = V, .k = rows, .b_transposed = true, .plus = true, .fp32 = true});
+        const Matmul dw = {.m = c.C, .n = V, .k = rows, .b_transposed = true, .plus = true, .fp32 = true};
+        if (dtable()) matmul(dtable(), x.x + (size_t)n0 * c.C, a.logits, dw);
     }
     void add_loss(int N) {
         const Activations a = activations(0);
@@ -2635,9 +2552,9 @@ private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
     floatX* rounded = nullptr;               // the weights as kernels read them; `weights` are those that are trained
     uint8_t* packed = nullptr;               // frozen matrices in fewer bits
-    unsigned char *decays = nullptr, *counts = nullptr;      // whether weights decay; whether the norm counts gradients, null: all
+    unsigned char *decays = nullptr, *counts = nullptr;      // whether weights decay; gradients that the norm counts
     std::vector<char*> places;               // of array k of GPU_ACTIVATIONS in layer l: places[k L + l]
-    std::vector<void*> owned;                // the memory they lie in
+    std::vector<void*> owned;                // all that allocate() has returned
     std::vector<float> token_weight;
     TokenTerms<float> terms;
     int rows = 0, columns = 0, read_token = 0, scored = 0, turn = 0;     // rows, columns: B, T of the last forward()
@@ -2665,8 +2582,10 @@ private:
         const Activations a = activations(0);
         const SortedTokens sorted = sort_tokens(x, N, c.vocab() + 1);
         const int tokens = (int)sorted.first.size() - 1 - (std::find(x, x + N, c.vocab()) < x + N);
-        pinned.send(a.order, sorted.order.data(), N), pinned.send(a.start, sorted.start.data(), sorted.start.size());
-        pinned.send(a.first, sorted.first.data(), tokens + 1), pinned.send(a.tokens, &tokens, 1);
+        pinned.send(a.order, sorted.order.data(), N);
+        pinned.send(a.start, sorted.start.data(), sorted.start.size());
+        pinned.send(a.first, sorted.first.data(), tokens + 1);
+        pinned.send(a.tokens, &tokens, 1);
     }
     int *drawn = nullptr, made = 0;          // tokens, in pinned memory; the position of the last that was asked for
     cudaEvent_t ready[DRAWN];                // when they are there
@@ -2676,24 +2595,27 @@ private:
     float* arena(Which which) const { return std::array{weights, shares.sums, moment1, moment2}[which]; }
     template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
         const bool of_parts = which == GRADIENT ? shares.several() : shares.comm.zero && (which != WEIGHT || BF16);
-        if (arena(which) && t.present && t.trained) shares.places(arena(which), of_parts, t.offset - layout.frozen + from, n, f);
+        if (!arena(which) || !t.present || !t.trained) return;
+        shares.places(arena(which), of_parts, t.offset - layout.frozen + from, n, f);
     }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.
     void place_activations() {
         const auto arrays = activation_arrays(c, max_B, max_T, training);
         const Slots slots(arrays, c.L);
-        char* all = nullptr;
 #ifndef CUDA_EMU
-        owned.push_back(all = allocate<char>(slots.size * 16));
+        char* const all = allocate<char>(slots.size * 16);
+        auto place = [&](size_t k, int l) { return all + 16 * (slots.first[k] + l * slots.stride[k]); };
+#else
+        auto place = [&](size_t k, int l) {
+            return l == 0 || slots.stride[k] ? allocate<char>(arrays[k].second * 16) : places.back();
+        };
 #endif
-        for (size_t k = 0; k < arrays.size(); k++) for (int l = 0; l < c.L; l++) {
-            char* place = all + 16 * (slots.first[k] + l * slots.stride[k]);
-#ifdef CUDA_EMU
-            place = l == 0 || slots.stride[k] ? allocate<char>(arrays[k].second * 16) : places.back();
-            if (l == 0 || slots.stride[k]) owned.push_back(place);
-#endif
-            places.push_back(place);
-        }
+        for (size_t k = 0; k < arrays.size(); k++) for (int l = 0; l < c.L; l++) places.push_back(place(k, l));
+    }
+    template <typename T> T* allocate(size_t n) {
+        CHECK(cudaMalloc(&owned.emplace_back(), std::max<size_t>(n, 1) * sizeof(T)));
+        CHECK(cudaMemsetAsync(owned.back(), 0, n * sizeof(T), device().stream));
+        return (T*)owned.back();
     }
 
     // CUDA graphs, one for each sequence of kernels and shape, captured at the second call: the first loads kernels and
@@ -2702,7 +2624,8 @@ private:
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
         auto [it, first] = graphs.try_emplace({sequence, B, T}, nullptr);
-        if (first || SYNCHRONOUS || ((shares.several() || group.several()) && sequence != STEP)) return enqueue();   // which other ranks take part in
+        const bool of_ranks = shares.several() || group.several();       // others take part in it
+        if (first || SYNCHRONOUS || (of_ranks && sequence != STEP)) return enqueue();
         if (!it->second) {
             cudaGraph_t graph;
             CHECK(cudaStreamBeginCapture(device().stream, cudaStreamCaptureModeThreadLocal));
@@ -2721,16 +2644,10 @@ private:
         CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, device().stream));
     }
 
-    // What draw() has recorded: a token more for each of B rows.
-    void step_kernels(int B) {
-        decoding = true;
-        logits_forward(network_forward(*this, B, 0, 1, max_T), 0, 1, B);
-        decoding = false;
-        pick(B);
-    }
     void pick(int B) {
         const Activations a = activations(0);
-        gpu::pick({a.token, a.position, a.rng, drawn}, a.logits, a.sampling, a.hidden, B, c.V, max_B);
+        const Pickers p = {.token = a.token, .position = a.position, .rng = a.rng, .drawn = drawn};
+        gpu::pick(p, a.logits, a.sampling, a.hidden, B, c.V, max_B);
     }
 };
 

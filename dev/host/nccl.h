@@ -274,5 +274,69 @@ struct Link {
     }
 };
 
+/* a vocabulary that ranks share, V tokens from `first` on in this one: cpu::embedding_forward, of tokens less `first`,
+   and cpu::cross_entropy
+   layout   a block takes a row; what ranks have found in theirs is exchanged between the two kernels of cross-entropy
+   cost     embedding 2X; cross-entropy: logits three times, with gradients four */
+__global__ void embedding_part_kernel(floatX* embedded, const int* token, const floatX* wte, const floatX* wpe, int t0,
+                                      int T, int C, int V, bool positions) {
+    const int n = blockIdx.x, v = token[n];
+    for (int c = threadIdx.x; c < C; c += blockDim.x) {
+        const float what = (unsigned)v < (unsigned)V ? float(wte[(size_t)v * C + c]) : 0;
+        const float where = positions ? float(wpe[(size_t)(t0 + n % T) * C + c]) : 0;
+        embedded[(size_t)n * C + c] = floatX(what + where);
+    }
+}
+__global__ void softmax_part_kernel(cpu::Found* found, const floatX* logits, const int* y, int first, int V,
+                                    int stride) {
+    const int n = blockIdx.x, target = y[n] - first;
+    const floatX* const z = logits + (size_t)n * stride;
+    float maximum = -INFINITY, sum = 0;
+    for (int v = threadIdx.x; v < V; v += blockDim.x) maximum = fmaxf(maximum, float(z[v]));
+    maximum = block_max(maximum);
+    unsigned best = V;
+    for (int v = threadIdx.x; v < V; v += blockDim.x) {
+        sum += power_of_2(float(z[v]) * LOG2E - maximum * LOG2E);
+        if (float(z[v]) == maximum) best = ::min(best, (unsigned)v);
+    }
+    sum = block_sum(sum);
+    best = over_block(best, [](unsigned a, unsigned b) { return ::min(a, b); }, ~0u);
+    if (threadIdx.x) return;
+    const float at_target = (unsigned)target < (unsigned)V ? float(z[target]) : 0;
+    found[n] = {.maximum = maximum, .sum = sum, .target = at_target, .best = first + (int)best};
+}
+__global__ void cross_entropy_part_kernel(floatX* logits, float* logprob, int* best, const int* y,
+                                          TokenTerms<float> terms, const cpu::Found* found, int ranks, int first, int V,
+                                          int stride, bool gradients) {
+    const int n = blockIdx.x, rows = gridDim.x, target = y[n];
+    cpu::Found most = found[n];
+    float sum = 0, at_target = 0;
+    for (int r = 1; r < ranks; r++) if (found[r * rows + n].maximum > most.maximum) most = found[r * rows + n];
+    for (int r = 0; r < ranks; r++) {
+        const cpu::Found& its = found[r * rows + n];
+        sum += its.sum * power_of_2((its.maximum - most.maximum) * LOG2E);
+        at_target += its.target;
+    }
+    const float lp = target >= 0 ? at_target - most.maximum - logf(sum) : 0;
+    if (threadIdx.x == 0) logprob[n] = lp;
+    if (threadIdx.x == 0) best[n] = target >= 0 ? most.best : -1;
+    if (!gradients) return;
+    const float weight = target >= 0 ? terms.loss<float>(n, lp).weight : 0, scale = weight / sum;
+    for (int v = threadIdx.x; v < stride; v += blockDim.x) {
+        floatX& z = logits[(size_t)n * stride + v];
+        const float p = v < V ? scale * power_of_2(float(z) * LOG2E - most.maximum * LOG2E) : 0;
+        z = floatX(p - (first + v == target && v < V ? weight : 0));
+    }
+}
+template <typename Group>
+void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms,
+                   cpu::Found* found, Group& group, int rows, int first, int V, int stride, bool gradients) {
+    const int threads = threads_for(V, 512);
+    launch(softmax_part_kernel, rows, threads, 0, found + group.comm.rank * rows, logits, y, first, V, stride);
+    group.gather(found, rows);
+    launch(cross_entropy_part_kernel, rows, threads, 0, logits, logprob, best, y, terms, found, group.comm.size, first,
+           V, stride, gradients);
+}
+
 }  // namespace gpu
 #endif
