@@ -989,9 +989,10 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     constexpr int STEP = S::STEP, RING = S::RING, PANEL = S::PANEL, BYTES = S::TILE_BYTES;
     SHARED_DYNAMIC(shared);
     const unsigned queries = shared_address(shared), ring = queries + S::WARPGROUPS * BYTES;
+    // mbarriers, of each stage of the ring: its keys and values are there; the warps that read them are done
     const unsigned full = ring + 2 * RING * BYTES, empty = full + 8 * RING, queries_full = empty + 8 * RING;
     const int block = gridDim.x - 1 - blockIdx.x, h = blockIdx.y, b = blockIdx.z;        // longest first
-    const int in_block = uniform(threadIdx.x / 32), warpgroup = in_block / 4, lane = threadIdx.x % 32;
+    const int warp = uniform(threadIdx.x / 32), warpgroup = warp / 4, lane = threadIdx.x % 32;
     const int busy = ::min(S::WARPGROUPS, (T + 63) / 64 - block * S::WARPGROUPS);        // those with queries below T
     const int mine = block * S::WARPGROUPS + warpgroup + 1, steps = block * S::WARPGROUPS + busy;    // to the diagonal
     const int column = h * HS;
@@ -1016,7 +1017,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     __syncthreads();
     if (warpgroup >= busy) return;
     float o[S::PANELS][32], maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-    const int row = in_block * 16 + row_of(lane, 0);         // and 8 further down
+    const int row = warp * 16 + row_of(lane, 0);             // and 8 further down
     const float c = scale * LOG2E;
     const Operand own(queries + warpgroup * BYTES);
     mbarrier_wait(queries_full, 0);
@@ -1027,7 +1028,7 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         multiply_transposed<HS, 64>(s, own, keys);
         wgmma_wait<0>();                                  // also for o
         if (j > 0 && elected()) mbarrier_arrive(empty + (j - 1) % RING * 8);
-        if (in_block == 0 && j >= 2 && j - 2 + RING < steps && elected()) {      // by now the others will have left it
+        if (warp == 0 && j >= 2 && j - 2 + RING < steps && elected()) {      // by now the others will have left it
             mbarrier_wait(empty + (j - 2) % RING * 8, (j - 2) / RING & 1);
             fetch(j - 2 + RING);
         }
@@ -1066,13 +1067,13 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     }
     // o is staged where this warpgroup's queries were
     warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : barrier<3>(128);
-    const unsigned room = queries + warpgroup * BYTES + in_block % 4 * 16 * PANEL_ROW;
+    const unsigned room = queries + warpgroup * BYTES + warp % 4 * 16 * PANEL_ROW;
     UNROLL for (int n = 0; n < S::PANELS; n++) stage_rows(room + n * PANEL, o[n], 1 / sum[0], 1 / sum[1]);
     stores_visible();
     __syncwarp();
     if (!elected()) return;
     for (int n = 0; n < S::PANELS; n++)
-        store_box(&out, room + n * PANEL, column + n * 64, block * S::QUERIES + in_block * 16, b);
+        store_box(&out, room + n * PANEL, column + n * 64, block * S::QUERIES + warp * 16, b);
     bulk_commit();
     bulk_wait_read();
 #endif
@@ -1182,7 +1183,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
 #ifdef SM90A
     using S = BackwardShape<HS>;
     constexpr int PANELS = S::PANELS, KEYS = S::KEYS, QUERIES = S::QUERIES, STAGES = S::STAGES;
-    constexpr bool ROOMY = S::KEY_BUFFERS == 2;
+    constexpr bool ROOMY = S::KEY_BUFFERS == 2;              // the next keys, and dq, dk and dv, have room of their own
     SHARED_DYNAMIC(shared);
     // the first iteration multiplies uninitialized memory and discards the result, which a sanitizer cannot know
     EMU(for (size_t i = threadIdx.x; i < S::SHARED_BYTES; i += blockDim.x) shared[i] = 0;
@@ -1192,7 +1193,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     const unsigned ds_0 = queries_0 + 2 * STAGES * S::QUERIES_BYTES, dq_0 = ds_0 + 2 * S::DS_BYTES;
     const unsigned rows_0 = dq_0 + S::DQ_BYTES, queries_full = rows_0 + 2 * S::ROWS_BYTES;
     const unsigned keys_full = queries_full + 8 * STAGES;
-    const int in_block = uniform(threadIdx.x / 32), warpgroup = in_block / 4, lane = threadIdx.x % 32;
+    const int warp = uniform(threadIdx.x / 32), warpgroup = warp / 4, lane = threadIdx.x % 32;
     const int tiles = (T + KEYS - 1) / KEYS * S::EACH, C = NH * HS;
     const float c = scale * LOG2E;
     auto at_address = [&](unsigned a) { return (float*)(shared + (a - keys_0)); };
@@ -1239,9 +1240,9 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     unsigned ds[QUERIES / 16][4] = {};                       // (64 keys, QUERIES), as s and dp
     // A warp stages its results in its own part of a buffer that no wgmma reads any more once both warpgroups are past
     // the barrier; for dq that is ds of the tile before, where it is large enough.
-    const unsigned own = in_block * 16 * PANEL_ROW;
+    const unsigned own = warp * 16 * PANEL_ROW;
     auto store_keys = [&](unsigned dk_room, unsigned dv_room) {
-        const int column = at.h * HS, row = at.key * KEYS + in_block * 16;
+        const int column = at.h * HS, row = at.key * KEYS + warp * 16;
         const size_t group = (size_t)at.b * tiles / S::EACH * KEYS / 16 + row / 16;
         UNROLL for (int n = 0; n < PANELS; n++) {
             stage_rows(dk_room + n * S::KEYS_PANEL, dk[n], scale, scale);
@@ -1254,7 +1255,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     };
     auto send_keys = [&](unsigned dk_room, unsigned dv_room) {           // one thread of each warp
         for (int n = 0; n < PANELS; n++) {
-            const int column = at.h * HS + n * 64, row = at.key * KEYS + in_block * 16;
+            const int column = at.h * HS + n * 64, row = at.key * KEYS + warp * 16;
             store_box(&dqkv, dk_room + n * S::KEYS_PANEL, C + column, row, at.b);
             store_box(&dqkv, dv_room + n * S::KEYS_PANEL, 2 * C + column, row, at.b);
         }
@@ -1266,17 +1267,17 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         const Operand keys(keys_at + (ROOMY ? 0 : warpgroup * S::KEYS_PANEL));
         const Operand queries(queries_0 + stage * 2 * S::QUERIES_BYTES);
         const Operand ds_queries(ds_0 + odd * S::DS_BYTES + (ROOMY ? warpgroup * 16 * PANEL_ROW : 0));
-        const unsigned dq_room = (ROOMY ? ds_0 + (odd ^ 1) * S::DS_BYTES : dq_0) + in_block * 4096;
+        const unsigned dq_room = (ROOMY ? ds_0 + (odd ^ 1) * S::DS_BYTES : dq_0) + warp * 4096;
         const unsigned dk_room = keys_at + S::KEYS_BYTES + own;                          // the values
         const unsigned dv_room = ROOMY ? queries_0 + (stage * 2 + 1) * S::QUERIES_BYTES + own : keys_at + own;
         auto room = [&](int n) { return dq_room + (n * 32 + lane) * 16; };
-        float* const sum = sums + ((size_t(blockIdx.x) * tiles + at.query) * 8 + in_block) * 1024;
+        float* const sum = sums + ((size_t(blockIdx.x) * tiles + at.query) * 8 + warp) * 1024;
         const bool add_sum = complete && at.key > 0;
         multiply_results(dk, ds, queries, !first);
         __syncthreads();                                     // ds is there; and both are done with the tile before
         Walk second = after;
         second.next(tiles, NH);
-        if (in_block == 0 && elected()) {
+        if (warp == 0 && elected()) {
             fetch_queries(second, (stage + 2) % STAGES);
             if (ROOMY && first && at.head >= 0) {
                 Walk w = at;
@@ -1309,7 +1310,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
                 bulk_wait_read();
             }
             __syncthreads();                                 // all of dk and dv has been read
-            if (in_block == 0 && elected()) fetch_keys(after, 0);
+            if (warp == 0 && elected()) fetch_keys(after, 0);
         }
         if (last) {
             key_phase ^= ROOMY ? key_buffer : 1;             // flips on each return to buffer 0
@@ -1335,7 +1336,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
 
         // dq, dk and dv leave
         const int dq_column = at.h * HS + (ROOMY ? 0 : warpgroup * 64);
-        const int dq_row = at.query * QUERIES + (ROOMY ? in_block : in_block % 4) * 16;
+        const int dq_row = at.query * QUERIES + (ROOMY ? warp : warp % 4) * 16;
         if (add_sum) {
             copies_wait<0>();
             UNROLL for (int n = 0; n < 8; n++)
@@ -1372,7 +1373,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             const int ahead = (after.query - after.key * S::EACH) * QUERIES;             // of the first key
             UNROLL for (int n = 0; n < QUERIES / 8; n++)
                 UNROLL for (int e = 0; e < 4; e++)
-                    if (ahead + column_of(lane, n, e) < in_block * 16 + row_of(lane, e)) s[4 * n + e] = -INFINITY;
+                    if (ahead + column_of(lane, n, e) < warp * 16 + row_of(lane, e)) s[4 * n + e] = -INFINITY;
         }
         UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float l[2];
@@ -1392,7 +1393,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         __syncwarp();
         // (8 warps, QUERIES / 64, 16 keys, 64 queries): row and piece of the 8 x 8 numbers whose row this lane names
         UNROLL for (int k = 0; k < QUERIES / 16; k++) {
-            const int row = (in_block * (QUERIES / 64) + k / 4) * 16 + lane % 16, piece = k % 4 * 2 + lane / 16;
+            const int row = (warp * (QUERIES / 64) + k / 4) * 16 + lane % 16, piece = k % 4 * 2 + lane / 16;
             store_fragments(ds_0 + odd * S::DS_BYTES + row * PANEL_ROW + (piece ^ row % 8) * 16, ds[k]);
         }
         copies_wait<0>();
@@ -1681,11 +1682,6 @@ inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const
                   (float)clip, squares, parts, outcome);
 }
 
-}  // namespace gpu
-#include "dev/host/nccl.h"
-#include "dev/host/neighbours.h"
-namespace gpu {
-
 // ---- 4. matmul ------------------------------------------------------------------------------------------------------
 // cuBLASLt sees matrices by columns: what is (N,C) by rows here is (C,N) there, so out = x w is computed as
 // out^T = w^T x^T. What a product is made with (descriptors, layouts, the algorithm) is found out once for each kind.
@@ -1708,6 +1704,8 @@ template <typename... P> unsigned alignment_of(P*... operands) {         // the 
 
 }  // namespace gpu
 #include "dev/host/heuristics.h"
+#include "dev/host/nccl.h"
+#include "dev/host/neighbours.h"
 namespace gpu {
 
 inline void matmul(void* d, const floatX* a, const floatX* b, Matmul p, const floatX* bias = nullptr,
@@ -1800,9 +1798,9 @@ few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const f
     kernel_ahead_wait();
     copy(xs, x.x + (size_t)n0 * C, rows * C);
     copies_commit();
-    float stream[ROWS] = {}, sum[ROWS][WIDE] = {};
+    float residual[ROWS] = {}, sum[ROWS][WIDE] = {};
     if (ends && plus) UNROLL for (int r = 0; r < ROWS; r++)
-        if (r < rows) stream[r] = float(plus[size_t(n0 + r) * OC + column]);
+        if (r < rows) residual[r] = float(plus[size_t(n0 + r) * OC + column]);
     copies_wait<0>();
     __syncthreads();
     if (x.w) {
@@ -1845,7 +1843,7 @@ few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const f
     if (ends) UNROLL for (int r = 0; r < ROWS; r++) if (r < rows) {
         float total = bias;
         for (int k = 0; k < (int)blockDim.x / 32; k++) total += parts[r][k][threadIdx.x];
-        out[size_t(n0 + r) * OC + column] = floatX((gelu ? ::gelu(total) : total) + stream[r]);
+        out[size_t(n0 + r) * OC + column] = floatX((gelu ? ::gelu(total) : total) + residual[r]);
     }
 }
 constexpr int FEW_ROWS = 8, TOGETHER = 4;    // rows that it takes if w is packed, else one; those that share a reading
@@ -1883,18 +1881,18 @@ __global__ void embedding_step_kernel(floatX* embedded, const int* token, const 
             keys at once, with a maximum and sums of their own, which shrink as the maximum rises; these are joined at
             the end, in order. HS is a multiple of WIDE and at most 32 WIDE.
    cost     2 C numbers a key */
-constexpr int DECODERS = 1024;                // threads
-__global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
+constexpr int STEP_THREADS = 1024;
+__global__ void __launch_bounds__(STEP_THREADS, 1) attention_step_kernel(
     floatX* out, floatX* cache, const floatX* fresh, const int* position, int S, int C, int HS, int lanes,
     float scale) {
-    constexpr int W = WIDE, AT_ONCE = 4, WARPS = DECODERS / 32;
+    constexpr int W = WIDE, AT_ONCE = 4, WARPS = STEP_THREADS / 32;
     SHARED(sums, float[WARPS]);
     SHARED(highs, float[WARPS]);
     SHARED(outs, float[WARPS][32 * W]);
     next_kernel_may_begin();
     kernel_ahead_wait();
     const int h = blockIdx.x, b = blockIdx.y, keys = position[b] + 1, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int first = threadIdx.x / lanes, step = DECODERS / lanes, c = threadIdx.x % lanes * W;
+    const int first = threadIdx.x / lanes, step = STEP_THREADS / lanes, c = threadIdx.x % lanes * W;
     const bool mine = c < HS;
     floatX* const row = cache + (size_t)b * S * 3 * C + h * HS + c;
     const floatX* const now = fresh + (size_t)b * 3 * C + h * HS + c;
@@ -1950,7 +1948,7 @@ __global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
         store(row + (size_t)(keys - 1) * 3 * C + part, q);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < HS; i += DECODERS) {
+    for (int i = threadIdx.x; i < HS; i += STEP_THREADS) {
         float high = highs[0], total = 0, all = 0;
         for (float f : highs) high = fmaxf(high, f);
         for (int w = 0; w < WARPS; w++) {
@@ -1965,7 +1963,7 @@ inline bool steps_fit(int C, int NH) { return C % WIDE == 0 && C / NH % WIDE == 
 inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, const int* position, int B, int S, int C,
                            int NH) {
     const int HS = C / NH;
-    launch_early(attention_step_kernel, dim3(NH, B), DECODERS, 0, out, cache, fresh, position, S, C, HS,
+    launch_early(attention_step_kernel, dim3(NH, B), STEP_THREADS, 0, out, cache, fresh, position, S, C, HS,
                  (int)std::bit_ceil(unsigned(HS / WIDE)), 1 / sqrtf(HS));
 }
 
@@ -1977,19 +1975,19 @@ struct Pickers {                             // of each row
     Rng* rng;
     int* drawn;                              // (DRAWN,B), for the host: tokens, or bits of a logit that is not finite
 };
-constexpr int DRAWN = 4, PICKERS = 1024, KEY_BITS = 8 * sizeof(floatX);
-using wide = unsigned long long;
+constexpr int DRAWN = 4, PICK_THREADS = 1024, KEY_BITS = 8 * sizeof(floatX);
+using u64 = unsigned long long;              // which the shuffles take
 DEVICE unsigned key_of(float x) { return ordered(x) >> (32 - KEY_BITS); }
 DEVICE float number_of(unsigned key) {
     return __uint_as_float((key >> (KEY_BITS - 1) ? key : ~key) << (32 - KEY_BITS) ^ (key >> (KEY_BITS - 1) << 31));
 }
 // The sum of x over all threads before this one; and over all.
-DEVICE wide sum_before(wide x, wide& all) {
-    SHARED(parts, wide[32]);
+DEVICE u64 sum_before(u64 x, u64& all) {
+    SHARED(parts, u64[32]);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    wide sum = x, before = 0;
+    u64 sum = x, before = 0;
     for (int o = 1; o < 32; o *= 2) {
-        const wide other = __shfl_up_sync(WARP, sum, o);
+        const u64 other = __shfl_up_sync(WARP, sum, o);
         if (lane >= o) sum += other;
     }
     __syncthreads();                         // parts may still be read from the last time
@@ -2003,11 +2001,11 @@ DEVICE wide sum_before(wide x, wide& all) {
     return before + sum - x;
 }
 // The greatest key for which amount(), summed up over it and all greater ones, reaches `least`; and the sum without it.
-struct Cut { unsigned key; wide above; };
-template <typename Each, typename F> DEVICE Cut find_cut(Each each, wide least, F amount) {
+struct Cut { unsigned key; u64 above; };
+template <typename Each, typename F> DEVICE Cut find_cut(Each each, u64 least, F amount) {
     Cut cut = {0, 0};
     for (unsigned bit = 1u << (KEY_BITS - 1); bit; bit >>= 1) {
-        wide mine = 0, all;
+        u64 mine = 0, all;
         each([&](int, float x) { if (const unsigned key = key_of(x); key >= (cut.key | bit)) mine += amount(key); });
         sum_before(mine, all);
         if (all >= least) cut.key |= bit;
@@ -2015,18 +2013,18 @@ template <typename Each, typename F> DEVICE Cut find_cut(Each each, wide least, 
     }
     return cut;
 }
-__global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* logits, const Sampling* sampling,
+__global__ void __launch_bounds__(PICK_THREADS, 1) pick_kernel(Pickers p, floatX* logits, const Sampling* sampling,
                                                        const int* hidden, int V, int stride, int B, bool fits) {
     SHARED_DYNAMIC(shared);
-    const int b = blockIdx.x, range = (V + PICKERS * WIDE - 1) / (PICKERS * WIDE) * WIDE;
+    const int b = blockIdx.x, range = (V + PICK_THREADS * WIDE - 1) / (PICK_THREADS * WIDE) * WIDE;
     const int from = threadIdx.x * range, to = ::min(V, from + range), at = p.position[b] + 1;
     floatX* z = logits + (size_t)b * stride;
     const Sampling s = *sampling;
-    for (int i = threadIdx.x; i < s.hidden; i += PICKERS) z[hidden[i]] = floatX(NEVER);
+    for (int i = threadIdx.x; i < s.hidden; i += PICK_THREADS) z[hidden[i]] = floatX(NEVER);
     __syncthreads();
     if (fits) {
         floatX* const row = (floatX*)shared;
-        for (int v = threadIdx.x * WIDE; v < stride; v += PICKERS * WIDE) copy<WIDE>(row + v, z + v);
+        for (int v = threadIdx.x * WIDE; v < stride; v += PICK_THREADS * WIDE) copy<WIDE>(row + v, z + v);
         copies_finish();
         __syncthreads();
         z = row;
@@ -2040,7 +2038,7 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
         }
     };
     auto each = [&](auto f) { walk(from, to, WIDE, f); };    // in order
-    auto any = [&](auto f) { walk(threadIdx.x * WIDE, V, PICKERS * WIDE, f); };          // in the order of memory
+    auto any = [&](auto f) { walk(threadIdx.x * WIDE, V, PICK_THREADS * WIDE, f); };       // in the order of memory
     auto finish = [&](int token, int drawn) {                // by one thread, when all have read
         p.token[b] = token;
         p.position[b] = at;
@@ -2061,9 +2059,9 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
     }
     auto weigh = [&](unsigned key) { return weight_of(maximum - number_of(key), s.scale); };
     unsigned cut = 0;                        // kept: all keys above it (so far, all), and the first `ties` equal to it
-    wide ties = 0, rank = 0, mine = 0, all;
+    u64 ties = 0, rank = 0, mine = 0, all;
     if (s.top_k < V) {
-        const Cut c = find_cut(any, s.top_k, [](unsigned) { return wide(1); });
+        const Cut c = find_cut(any, s.top_k, [](unsigned) { return u64(1); });
         cut = c.key;
         ties = s.top_k - c.above;
     }
@@ -2072,7 +2070,7 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
         sum_before(mine, all);
         all += ties * weigh(cut);
         const Cut c = find_cut(any, multiply_high(all, s.top_p),
-                               [&](unsigned key) { return wide(key < cut ? 0 : weigh(key)); });
+                               [&](unsigned key) { return u64(key < cut ? 0 : weigh(key)); });
         cut = c.key;
         ties = (multiply_high(all, s.top_p) - c.above + weigh(cut) - 1) / weigh(cut);
     }
@@ -2080,19 +2078,19 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
         each([&](int, float x) { rank += key_of(x) == cut; });
         rank = sum_before(rank, all);
     }
-    auto kept = [&](float x, wide& rank) {                   // its weight, or 0
+    auto kept = [&](float x, u64& rank) {                   // its weight, or 0
         const unsigned key = key_of(x);
         return (key > cut || (key == cut && rank++ < ties)) && maximum - x <= s.most_below ? weigh(key) : 0;
     };
-    wide ranked = rank;
+    u64 ranked = rank;
     int token = -1;
     mine = 0;
     each([&](int, float x) { mine += kept(x, ranked); });
-    const wide before = sum_before(mine, all);
-    wide left = rng.below(all) - before;                     // wraps to huge if the draw falls in an earlier range
+    const u64 before = sum_before(mine, all);
+    u64 left = rng.below(all) - before;                     // wraps to huge if the draw falls in an earlier range
     if (left >= mine) return;
     each([&](int v, float x) {
-        const wide w = kept(x, rank);
+        const u64 w = kept(x, rank);
         if (token < 0 && left < w) token = v;
         left -= w;
     });
@@ -2101,7 +2099,7 @@ __global__ void __launch_bounds__(PICKERS, 1) pick_kernel(Pickers p, floatX* log
 inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int* hidden, int rows, int V, int B) {
     const size_t row = padded(V) * sizeof(floatX);
     const bool fits = row + 2048 <= device().properties.sharedMemPerBlockOptin;
-    launch(pick_kernel, rows, PICKERS, fits ? row : 0, p, logits, sampling, hidden, V, padded(V), B, fits);
+    launch(pick_kernel, rows, PICK_THREADS, fits ? row : 0, p, logits, sampling, hidden, V, padded(V), B, fits);
 }
 
 // ---- 6. model -------------------------------------------------------------------------------------------------------
@@ -2282,9 +2280,7 @@ struct Model {
         if (o.old) pinned.send(a.old, o.old, N);
         if (o.ref) pinned.send(a.ref, o.ref, N);
         if (o.ref) pinned.send(a.kl, &kl, 1);
-        rows = B;
-        columns = T;
-        scored = backward && !o.ref ? 0 : N;
+        last = {.B = B, .T = T, .scored = backward && !o.ref ? 0 : N};
         auto kernels = [&] { network_head(*this, network_forward(*this, B, 0, T, T), N, backward); };
         if (!backward) return kernels();
         play(o.old ? FORWARD_LATER : o.ref ? FORWARD_FIRST : FORWARD, B, T, kernels);
@@ -2295,10 +2291,7 @@ struct Model {
         Pinned pinned(*this);
         pinned.send(a.token, x, B * T);
         pinned.send(a.read_at, at, B);
-        rows = B;
-        columns = T;
-        read_token = token;
-        scored = 0;
+        last = {.B = B, .T = T, .token = token};
         const Normed normed = network_forward(*this, B, 0, T, T);
         launch(readout_kernel, B, 32, 0, a.read, normed.x, a.read_at, table() + (size_t)token * c.C, T, c.C);
         if (training) send_sorted(pinned, x, B * T);
@@ -2307,14 +2300,14 @@ struct Model {
     }
     void readout_backward(const float* dout) {
         const Activations a = activations(0);
-        const size_t row = (size_t)read_token * c.C;
+        const size_t row = (size_t)last.token * c.C;
         float* const dw = dtable() ? dtable() + row : nullptr;
-        upload(a.read, dout, rows);
-        CHECK(cudaMemsetAsync(a.dx, 0, sizeof(floatX) * rows * columns * c.C, device().stream));
+        upload(a.read, dout, last.B);
+        CHECK(cudaMemsetAsync(a.dx, 0, sizeof(floatX) * last.B * last.T * c.C, device().stream));
         launch(readout_backward_kernel, ceil_div(c.C, 128), 128, 0, a.dx, dw, a.read, a.lnf, a.read_at, table() + row,
-               rows, columns, c.C);
+               last.B, last.T, c.C);
     }
-    void backward() { play(BACKWARD, rows, columns, [&] { network_backward(*this, rows, columns); }); }
+    void backward() { play(BACKWARD, last.B, last.T, [&] { network_backward(*this, last.B, last.T); }); }
 
     void update(const AdamW& o, double clip, integer step) {
         const Activations a = activations(0);
@@ -2342,8 +2335,8 @@ struct Model {
         Outcome out;
         const Activations a = activations(0);
         download(&out, a.outcome, 1);
-        download(logprob.data(), a.logprob, scored);
-        download(best.data(), a.best, scored);
+        download(logprob.data(), a.logprob, last.scored);
+        download(best.data(), a.best, last.scored);
         CHECK(cudaStreamSynchronize(device().stream));
         CHECK(cudaMemsetAsync(&a.outcome->loss, 0, sizeof(double), device().stream));
         return {out.loss, out.norm};
@@ -2557,8 +2550,9 @@ private:
     std::vector<void*> owned;                // all that allocate() has returned
     std::vector<float> token_weight;
     TokenTerms<float> terms;
-    int rows = 0, columns = 0, read_token = 0, scored = 0, turn = 0;     // rows, columns: B, T of the last forward()
+    struct Pass { int B = 0, T = 0, scored = 0, token = 0; } last;       // scored: tokens; token: whose logit is read
     bool decoding = false;
+    int turn = 0;                            // which of these two takes the next inputs
     struct Staged { int* memory; cudaEvent_t copied; } staged[2];
     // Inputs of forward() and readout() go through pinned memory, so that the host need not wait; two buffers in turn.
     struct Pinned {

@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
     const unsigned douts_at = queries_at + TILE_BYTES, ds_at = douts_at + TILE_BYTES;
     const unsigned ready = ds_at + 2 * TILE_BYTES + Shape::ROWS_BYTES;
     float* const row = (float*)(shared + 6 * TILE_BYTES);    // of the tile's queries: lse, and D
-    const int in_block = uniform(threadIdx.x / 32), warpgroup = in_block / 4, lane = threadIdx.x % 32;
+    const int warp = uniform(threadIdx.x / 32), warpgroup = warp / 4, lane = threadIdx.x % 32;
     const int tiles = (T + SIDE_2 - 1) / SIDE_2, C = NH * 64;
     const Operand keys(keys_at), queries(queries_at), douts(douts_at);
     const Operand own_keys(keys_at + warpgroup * 64 * ROW), own_values(values_at + warpgroup * 64 * ROW);
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
         // d (64,64) of this warpgroup, to rows of dqkv
         auto leave = [&](const float (&d)[32], int tile, int at, float scale) {
             for (int i = 0; i < 2; i++) for (int n = 0; n < 8; n++) {
-                const int t = tile * SIDE_2 + in_block * 16 + lane / 4 + 8 * i;
+                const int t = tile * SIDE_2 + warp * 16 + lane / 4 + 8 * i;
                 const float two[2] = {d[4 * n + 2 * i] * scale, d[4 * n + 2 * i + 1] * scale};
                 if (t < T) store(dqkv + ((size_t)b * T + t) * 3 * C + at + column + n * 8 + lane % 4 * 2, two);
             }
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 float l[2];
                 load(l, row + n * 8 + lane % 4 * 2);
                 UNROLL for (int e = 0; e < 4; e++) {
-                    const bool hidden = diagonal && n * 8 + lane % 4 * 2 + e % 2 < in_block * 16 + lane / 4 + e / 2 * 8;
+                    const bool hidden = diagonal && n * 8 + lane % 4 * 2 + e % 2 < warp * 16 + lane / 4 + e / 2 * 8;
                     s[4 * n + e] = hidden ? 0 : power_of_2(s[4 * n + e] * scale * LOG2E - l[e % 2]);
                 }
                 for (int i = 0; i < 2; i++) p[n / 2][n % 2 * 2 + i] = pair(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]);
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 for (int i = 0; i < 2; i++) ds[n / 2][n % 2 * 2 + i] = pair(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]);
             }
             UNROLL for (int k = 0; k < 8; k++) {             // two tiles (128 keys, 64 queries)
-                const int at = in_block * 16 + lane % 16, piece = k % 4 * 2 + lane / 16;
+                const int at = warp * 16 + lane % 16, piece = k % 4 * 2 + lane / 16;
                 store_fragments(ds_at + k / 4 * TILE_BYTES + at * ROW + (piece ^ at % 8) * 16, ds[k]);
             }
             stores_visible();

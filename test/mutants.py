@@ -16,6 +16,8 @@ HOME = 'build/mutants'
 REGIONS = [
     ('train_gpt.cu', r'// ---- \d+\. layers', r'static constexpr double GB'),
     ('train_gpt.cu', r'    void forward\(const int', r'// ---- \d+\. main'),
+    ('dev/host/heuristics.h', r'^struct Plan', r'^\}  // namespace gpu'),
+    ('dev/host/nccl.h', r'^/\* a vocabulary that ranks share', r'^\}  // namespace gpu'),
     ('train_gpt.cpp', r'// ---- \d+\. layers', r'product of bfloat16 numbers on AMX'),
     ('dev/host/vectors.h', r'^template <typename P> vec load', r'^\}  // namespace cpu'),
     ('dev/host/units.h', r'^inline void dots_multiply', r'^#else'),

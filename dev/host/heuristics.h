@@ -1,9 +1,9 @@
-/* dev/host/heuristics.h -- what cuBLASLt proposes for a matrix product, and which of these is taken: test/heuristics.cpp. */
+/* dev/host/heuristics.h -- what cuBLASLt proposes for a product, and which of it is taken: test/heuristics.cpp. */
 #pragma once
 #include <optional>
 #include <utility>
 #include <vector>
-#ifdef CUDART_VERSION                        // it is a part of train_gpt.cu, from which it takes Matmul, launch() and CHECK()
+#ifdef CUDART_VERSION                        // a part of train_gpt.cu, from which it takes Matmul, launch() and CHECK()
 namespace gpu {
 
 struct Plan {
