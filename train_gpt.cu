@@ -2123,11 +2123,7 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
 
 using act = floatX;
 using stat = float;
-struct Activations {
-#define X(type, field, ...) type* field;
-    GPU_ACTIVATIONS(X)
-#undef X
-};
+struct Activations { GPU_ACTIVATIONS(AS_POINTER) };
 
 inline int most_logits = 1 << 29;            // numbers at once; --check has fewer, so that they come in several chunks
 inline size_t head_rows(size_t N, int V) { return std::min<size_t>(N, std::clamp(most_logits / V, 64, 16384)); }
@@ -2251,7 +2247,7 @@ struct Model {
        memory's bandwidth, with the bytes of the kernels' comments: norms forward 3X + 4X a layer, backward 4X each,
        embedding backward about 4X. Activation and sums for biases do not count: they could be part of products. */
     Speed speed(double tokens, double seconds) const {
-        const Config w = c.whole();
+        const Config w = c.part(1, 0);
         const size_t all = layout.parameters, frozen = layout.frozen_parameters;
         const double matrices = c.C * (c.L * (w.qkv() + c.C + w.fc() + w.hidden()) + c.V);
         const double X = tokens * c.tp * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
@@ -2358,7 +2354,7 @@ struct Model {
             CHECK(cudaStreamSynchronize(device().stream));
             for (int r = 0; r < some; r++) std::copy_n(&z[(size_t)r * row], V, out + (size_t)(i + r) * V);
         }
-        join_logits(out, count, c);
+        join_columns(out, count, c.V, group.comm, [&](int rank) { return c.tokens(rank); });
     }
 
     // The device runs up to DRAWN - 1 tokens ahead of the host; what it draws behind an end of text is discarded.
