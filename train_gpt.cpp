@@ -619,18 +619,21 @@ void linear_forward(real* out, const real* x, Matrix<E> w, const real* b, const 
     gemm<P>({out, OC, plus, b}, {x, C, 1}, w, N, OC, C);
 }
 
-// db += sum over n of dout; threads own columns, so every sum runs over n upwards
-inline void bias_backward(real* db, const real* dout, int N, int OC) {
+// to (C) += the sums over n of what(i, n), i the place of (n,c); threads own columns, so every sum runs over n upwards
+template <typename F> void add_columns(real* to, int N, int C, F what) {
     #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < OC; c0 += 32) {
-        int width = std::min(32, OC - c0);
+    for (int c0 = 0; c0 < C; c0 += 32) {
+        const int width = std::min(32, C - c0);
         real sums[32] = {};
         for (int n = 0; n < N; n++) {
             #pragma omp simd
-            for (int c = 0; c < width; c++) sums[c] += dout[(size_t)n * OC + c0 + c];
+            for (int c = 0; c < width; c++) sums[c] += what((size_t)n * C + c0 + c, n);
         }
-        for (int c = 0; c < width; c++) db[c0 + c] += sums[c];
+        for (int c = 0; c < width; c++) to[c0 + c] += sums[c];
     }
+}
+inline void bias_backward(real* db, const real* dout, int N, int C) {        // db += sum_n dout
+    add_columns(db, N, C, [=](size_t i, int) { return dout[i]; });
 }
 
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless w is frozen;   db is bias_backward()'s
@@ -744,20 +747,8 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
         for (int c = 0; c < C; c++) dx_n[c] += r * (dout_n[c] * w[c] - sum - (x_n[c] - m) * r * dot);
     }
     if (!dw) return;                         // frozen
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < C; c0 += 32) {
-        int width = std::min(32, C - c0);
-        real sums_w[32] = {}, sums_b[32] = {};
-        for (int n = 0; n < N; n++) {
-            const real *x_n = x + (size_t)n * C + c0, *dout_n = dout + (size_t)n * C + c0;
-            #pragma omp simd
-            for (int c = 0; c < width; c++) {
-                sums_w[c] += dout_n[c] * (x_n[c] - mean[n]) * rstd[n];
-                sums_b[c] += dout_n[c];
-            }
-        }
-        for (int c = 0; c < width; c++) dw[c0 + c] += sums_w[c], db[c0 + c] += sums_b[c];
-    }
+    add_columns(dw, N, C, [=](size_t i, int n) { return dout[i] * (x[i] - mean[n]) * rstd[n]; });
+    bias_backward(db, dout, N, C);
 }
 
 /* attention -- causal self-attention, a block of queries and of keys at a time: a thread holds (64,512) scores at most
@@ -1019,14 +1010,18 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
     return v;
 }
 
-// A token for each of B rows of logits (B,V), none of those hidden; adjust(b, row) may change a row before.
-template <typename F>
-void pick_rows(int* token, float* logits, int B, int V, const Sampling& s, const std::vector<int>& hidden, Rng* rng, F adjust) {
+// Model::draw(), by way of the logits of all rows; adjust(b, row) may change a row of them before.
+template <typename M, typename F>
+void draw_adjusted(M& m, const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng,
+                   int* token, F adjust) {
+    std::vector<float> logits((size_t)B * m.c.V);
+    m.extend(x, B, t0, T);
+    m.logits(T - 1, T, B, logits.data());
     for (int b = 0; b < B; b++) {
-        float* const row = logits + (size_t)b * V;
+        float* const row = &logits[(size_t)b * m.c.V];
         adjust(b, row);
         for (int v : hidden) row[v] = NEVER;
-        token[b] = pick(row, V, s, rng[b]);
+        token[b] = pick(row, m.c.V, s, rng[b]);
     }
 }
 
@@ -1543,10 +1538,9 @@ struct Model {
         }
         join_logits(out, count, c);
     }
-    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token, bool) {
-        std::vector<float> z((size_t)B * c.V);
-        extend(x, B, t0, T), logits(T - 1, T, B, z.data());
-        pick_rows(token, z.data(), B, c.V, s, hidden, rng, [](int, float*) {});
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token,
+              bool) {
+        draw_adjusted(*this, x, B, t0, T, s, hidden, rng, token, [](auto...) {});
     }
 
     void update(const AdamW& o, double clip, integer step) {
@@ -1860,28 +1854,32 @@ void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::v
         std::vector<Rng> rng;
         for (int b = 0; b < B; b++) {
             const Prompt& p = prompts[number[b]];
-            rows.emplace_back(p.tokens.begin(), p.tokens.begin() + shortest), left.push_back(p.most);
+            rows.emplace_back(p.tokens.begin(), p.tokens.begin() + shortest);
+            left.push_back(p.most);
             rng.emplace_back(seed, p.stream + 1);
         }
         std::vector<int> tokens(B);
         int past = 0;                                                        // tokens of each row in the KV cache
-        if (held && B == 1)                                                  // but two: a single one goes on from a draw
-            past = std::mismatch(held->begin(), held->end(), rows[0].begin(), rows[0].end() - std::min<size_t>(2, shortest)).first - held->begin();
-        for (size_t at = shortest; std::any_of(left.begin(), left.end(), [](integer n) { return n > 0; }); at++) {
+        if (held && B == 1) {                                                // but two: a single one goes on from a draw
+            const auto begin = rows[0].begin(), end = rows[0].end() - std::min<size_t>(2, shortest);
+            past = std::mismatch(begin, end, held->begin(), held->end()).first - begin;
+        }
+        for (size_t at = shortest; *std::max_element(left.begin(), left.end()) > 0; at++) {
             if ((int)rows[0].size() > model.max_T) {
                 for (auto& row : rows) row.erase(row.begin(), row.end() - std::max(1, model.max_T / 2));
                 past = 0;
             }
-            const int length = rows[0].size();
+            const int length = rows[0].size(), T = length - past;
             std::vector<int> x;
             for (auto& row : rows) x.insert(x.end(), row.begin() + past, row.end());
-            if (!adjust && model.c.tp == 1) model.draw(x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(), at >= longest);
-            else {                                                           // as draw() would, but for what is adjusted
-                std::vector<float> logits((size_t)B * model.c.V);
-                model.extend(x.data(), B, past, length - past), model.logits(length - past - 1, length - past, B, logits.data());
-                cpu::pick_rows(tokens.data(), logits.data(), B, model.c.V, sampling, hidden, rng.data(),
-                    [&](int b, float* z) { if (adjust && at >= prompts[number[b]].tokens.size() && left[b] > 0) adjust(number[b], z); });
-            }
+            auto change = [&](int b, float* z) {
+                const int i = number[b];
+                if (adjust && at >= prompts[i].tokens.size() && left[b] > 0) adjust(i, z);
+            };
+            if (!adjust && model.c.tp == 1)
+                model.draw(x.data(), B, past, T, sampling, hidden, rng.data(), tokens.data(), at >= longest);
+            else
+                cpu::draw_adjusted(model, x.data(), B, past, T, sampling, hidden, rng.data(), tokens.data(), change);
             for (int b = 0; b < B; b++) {
                 const Prompt& p = prompts[number[b]];
                 if (at < p.tokens.size()) tokens[b] = p.tokens[at], rng[b] = Rng(seed, p.stream + 1);
