@@ -1774,10 +1774,10 @@ inline std::vector<float> fingerprint(Config c) {
 // ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
 // A model is a Model as section 7 describes it, of this program or of train_gpt.cu.
 
-// Scores n rows, `batch` at a time; each(row, target, its log-probability, likeliest token) sees the targets in order. Several
-// ranks take turns with batches.
-void score(auto& model, int batch, size_t n, auto row_at, auto each) {
-    each_batch(n, batch, row_at, [&](size_t i, const Batch& b) {
+// Scores n rows; each(row, target, its log-probability, likeliest token) sees the targets in order. Several ranks take turns
+// with batches.
+void score(auto& model, size_t n, auto row_at, auto each) {
+    each_batch(n, model.max_B, row_at, [&](size_t i, const Batch& b) {
         model.forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
         model.result();
         for (size_t k = 0; k < b.y.size(); k++) {
@@ -1790,10 +1790,12 @@ void score(auto& model, int batch, size_t n, auto row_at, auto each) {
     }, world().replica(), world().replicas());
 }
 
-Validation validate(auto& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
+Validation validate(auto& model, const ValidationRows& rows, const Tokenizer* tokenizer) {
     Validation v;
-    score(model, batch, rows.spans.size(), [&](size_t i) { return rows.row(i); }, [&](size_t, int target, double logprob, int) {
-        v.nats -= logprob, v.tokens++;
+    auto row_at = [&](size_t i) { return rows.row(i); };
+    score(model, rows.spans.size(), row_at, [&](size_t, int target, double logprob, int) {
+        v.nats -= logprob;
+        v.tokens++;
         if (tokenizer && !tokenizer->is_added(target)) v.bytes += tokenizer->decode(target).size();
     });
     auto sum = [](double value) { return world().sum_of_groups(value); };
@@ -1822,17 +1824,18 @@ Preferences validate_pairs(auto& model, const ValidationRows& rows, int eot) {
 
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
-size_t right_answers(auto& model, int batch, const Examples& e, int eot) {
+size_t right_answers(auto& model, const Examples& e, int eot) {
     std::vector<bool> wrong(e.size());
-    score(model, batch, e.size(), [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); },
-          [&](size_t i, int target, double, int best) { if (target != best) wrong[i] = true; });
+    auto row_at = [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); };
+    score(model, e.size(), row_at, [&](size_t i, int target, double, int best) { wrong[i] = wrong[i] || target != best; });
     return e.size() - world().sum_of_groups(std::count(wrong.begin(), wrong.end(), true));
 }
 
-ChoiceScores multiple_choice(auto& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
+ChoiceScores multiple_choice(auto& model, const Choices& choices, const Tokenizer* tokenizer) {
     const ChoiceRows rows(choices);
     std::vector<double> sums(rows.of.size());
-    score(model, batch, sums.size(), [&](size_t i) { return rows.row(i); }, [&](size_t i, int, double logprob, int) { sums[i] += logprob; });
+    auto row_at = [&](size_t i) { return rows.row(i); };
+    score(model, sums.size(), row_at, [&](size_t i, int, double logprob, int) { sums[i] += logprob; });
     return choice_scores(rows, sums, tokenizer);
 }
 
@@ -1892,23 +1895,37 @@ void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::v
     }
 }
 
-// Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on. --stop ends it, too.
-std::vector<Text> draw_texts(auto& model, const Options& o, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
-                             const Tokenizer* tokenizer, Guide* guide, auto shown, std::vector<int>* held = nullptr) {
+// How texts are drawn: --stop and the like; the end of text, or -1; for a --pattern its guide.
+struct Drawing {
+    const Options& o;
+    int eot;
+    const Tokenizer* tokenizer;
+    Guide* guide = nullptr;
+};
+
+// Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on.
+std::vector<Text> draw_texts(auto& model, const Drawing& how, uint64_t seed, const std::vector<Prompt>& prompts, auto shown,
+                             std::vector<int>* held = nullptr) {
+    const auto& [o, eot, tokenizer, guide] = how;
     const Stops stops = {o.stop};
     std::vector<Text> texts;
     for (const Prompt& p : prompts) texts.push_back({p});
     std::vector<int> states(prompts.size(), guide ? guide->start() : 0);     // of the pattern's automaton
     auto emit = [&](int i, int token) {
-        if (guide && token != eot) states[i] = guide->advance(states[i], token);
-        return texts[i].add(token, eot, tokenizer, stops) && shown(i, texts[i]);
+        if (how.guide && token != how.eot) states[i] = how.guide->advance(states[i], token);
+        return texts[i].add(token, how.eot, how.tokenizer, stops) && shown(i, texts[i]);
     };
-    auto adjust = [&](int i, float* z) {
-        cpu::penalize(z, texts[i].all(), o.repetition_penalty);
-        if (guide) guide->rule_out(z, states, i, eot, NEVER);
-    };
-    generate(model, Sampling(o), seed, prompts, eot, tokenizer, emit, guide || o.repetition_penalty != 1 ? Adjust(adjust) : Adjust(), held);
-    for (size_t i = 0; i < texts.size(); i++) texts[i].certain = texts[i].response.size(), shown(i, texts[i]);
+    Adjust adjust;
+    if (guide || o.repetition_penalty != 1)
+        adjust = [&](int i, float* z) {
+            cpu::penalize(z, texts[i].all(), how.o.repetition_penalty);
+            if (how.guide) how.guide->rule_out(z, states, i, how.eot, NEVER);
+        };
+    generate(model, Sampling(o), seed, prompts, eot, tokenizer, emit, adjust, held);
+    for (size_t i = 0; i < texts.size(); i++) {
+        texts[i].certain = texts[i].response.size();
+        shown(i, texts[i]);
+    }
     return texts;
 }
 
@@ -1916,30 +1933,33 @@ std::vector<Text> draw_texts(auto& model, const Options& o, uint64_t seed, const
 void score_texts(auto& model, std::vector<Text>& texts) {
     std::vector<Row> rows;
     std::vector<Text*> text;                                 // of each row
-    for (Text& t : texts)
-        for (Row& row : text_rows(t.all(), model.max_T)) rows.push_back(row), text.push_back(&t);
-    score(model, model.max_B, rows.size(), [&](size_t i) { return rows[i]; },
-          [&](size_t i, int, double logprob, int) { text[i]->logprobs.push_back(logprob); });
+    for (Text& t : texts) {
+        for (Row& row : text_rows(t.all(), model.max_T)) rows.push_back(row);
+        text.resize(rows.size(), &t);
+    }
+    auto row_at = [&](size_t i) { return rows[i]; };
+    score(model, rows.size(), row_at, [&](size_t i, int, double logprob, int) { text[i]->logprobs.push_back(logprob); });
 }
 
 void reward_answers(auto& rewarder, auto& answers, int eot) {
-    const std::vector<float> rewards = rewards_of(rewarder, answers.size(), [&](size_t i) { return answers[i].row(eot); }, eot);
+    auto row_at = [&](size_t i) { return answers[i].row(eot); };
+    const std::vector<float> rewards = rewards_of(rewarder, answers.size(), row_at, eot);
     for (size_t i = 0; i < rewards.size(); i++) answers[i].reward = rewards[i];
 }
 
 // Draws --samples, --best-of or --vote texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n)
 // gets those of prompt k, or the one of them that is taken.
 inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vote ? o.vote : o.samples; }
-void draw_groups(auto& model, auto* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot,
-                 const Tokenizer* tokenizer, Guide* guide, auto shown, auto each) {
+void draw_groups(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts, auto shown, auto each) {
+    const Options& o = how.o;
     const size_t n = texts_each(o), at_once = std::max<size_t>(1, 64 / n);
     for (size_t first = 0; first < prompts.size(); first += at_once) {
         std::vector<Prompt> some;
         for (size_t i = first * n; i < std::min(first + at_once, prompts.size()) * n; i++)
-            some.push_back(prompts[i / n]), some.back().stream = i;
-        std::vector<Text> texts = draw_texts(model, o, o.seed, some, eot, tokenizer, guide, shown);
+            some.emplace_back(prompts[i / n]).stream = i;
+        std::vector<Text> texts = draw_texts(model, how, o.seed, some, shown);
         if (o.format == "jsonl" || (o.best_of && !rewarder)) score_texts(model, texts);
-        if (rewarder) reward_answers(*rewarder, texts, eot);
+        if (rewarder) reward_answers(*rewarder, texts, how.eot);
         else if (o.best_of) for (Text& t : texts) t.reward = t.mean_logprob();
         for (size_t i = 0; i < texts.size(); i += n) {
             const size_t taken = o.vote ? elected(&texts[i], n, o.vote_after) : o.best_of ? best_of(&texts[i], n) : 0;
@@ -1948,36 +1968,26 @@ void draw_groups(auto& model, auto* rewarder, const Options& o, const std::vecto
     }
 }
 
-std::vector<std::string> sample_texts(auto& model, const Options& o, const std::vector<int>& prompt, int eot,
-                                      const Tokenizer* tokenizer) {
+std::vector<Text> sample_texts(auto& model, const Drawing& how, const std::vector<int>& prompt) {
     std::vector<Prompt> prompts;
-    std::vector<std::string> texts;
-    for (integer i = 0; i < o.samples; i++) prompts.push_back({prompt, o.tokens, (uint64_t)i});
-    for (Text& t : draw_texts(model, o, o.seed, prompts, eot, tokenizer, nullptr, [](auto...) { return true; })) texts.push_back(t.response);
-    return texts;
-}
-
-// Draws answers to prompts, each of at most so many tokens, and of what the context leaves; `before`: answers of other ranks.
-void draw_answers(auto& model, const Sampling& sampling, uint64_t seed, size_t before, integer most, std::vector<Answer>& answers,
-                  int eot, const Tokenizer* tokenizer) {
-    std::vector<Prompt> prompts;
-    for (const Answer& a : answers) prompts.push_back(prompt_of(a.example[0], eot, model.max_T, most, before + prompts.size()));
-    generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) { return answers[i].add(token, eot); });
+    for (integer i = 0; i < how.o.samples; i++) prompts.push_back({prompt, how.o.tokens, (uint64_t)i});
+    return draw_texts(model, how, how.o.seed, prompts, [](auto...) { return true; });
 }
 
 // A conversation; dev/host/chat.h says what it is made of.
-void chat(auto& model, const Options& o, int eot, const Tokenizer& tokenizer, Guide* guide) {
-    Conversation talk{tokenizer, eot, model.max_T, o.tokens};
+void chat(auto& model, const Drawing& how) {
+    Conversation talk{*how.tokenizer, how.eot, model.max_T, how.o.tokens};
     std::vector<int> held;
     std::string line;
     for (uint64_t n = 1; talk.listen(line); n++) {
         const Prompt p = talk.ask(line);
         if (p.most == 0) continue;
         size_t shown = 0;
-        talk.answered(draw_texts(model, o, o.seed + n, {p}, eot, &tokenizer, guide, [&](int, const Text& t) {
+        auto show = [&](int, const Text& t) {
             t.show(shown);
             return !stop_signal;
-        }, &held)[0]);
+        };
+        talk.answered(draw_texts(model, how, how.o.seed + n, {p}, show, &held)[0]);
         write_out("\n");
     }
 }
@@ -2263,7 +2273,7 @@ template <typename Model> struct Training : Run {
             fields = {{"accuracy", json_number(p.accuracy())}, {"margin", json_number(p.margin())},
                       {"calibration_error", json_number(p.calibration_error())}};
         } else {
-            const Validation v = validate(model, o.batch, *held_out->val, tokenizer.get());
+            const Validation v = validate(model, *held_out->val, tokenizer.get());
             loss = v.loss(), line = v.line(), display.val_loss = loss;
             const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
             fields = {{"bits_per_byte", json_number(bits)}, {"floor", json_number(floor)}};
@@ -2277,13 +2287,12 @@ template <typename Model> struct Training : Run {
         if (o.stage == "reward") return;     // its tokens are no text any more
         Options s = o;
         s.samples = samples, s.tokens = std::min<integer>(o.context, 200), s.seed = o.seed + position.step;
-        std::vector<std::string> texts = sample_texts(model, s, position.beginning, eot, tokenizer.get());
-        const bool ends = position.beginning[0] == eot;
-        const std::string begin = show_tokens({position.beginning.begin() + ends, position.beginning.end()}, tokenizer.get());
-        for (size_t i = 0; i < texts.size(); i++) {
-            texts[i] = begin + (begin.empty() || tokenizer ? "" : " ") + texts[i];
-            display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
-            directory->put("sample", position.step, {{"text", json_quote(valid_utf8(texts[i]))}});
+        const auto& first = position.beginning;
+        const std::string begin = show_tokens({first.begin() + (first[0] == eot), first.end()}, tokenizer.get());
+        for (const Text& t : sample_texts(model, {s, eot, tokenizer.get()}, first)) {
+            const std::string text = begin + (begin.empty() || tokenizer ? "" : " ") + t.response;
+            display.say("--- sample %llu\n%s", (unsigned long long)t.prompt.stream + 1, text.c_str());
+            directory->put("sample", position.step, {{"text", json_quote(valid_utf8(text))}});
         }
     }
     void save() {
@@ -2356,7 +2365,10 @@ template <typename Model> struct Training : Run {
 
     // Draws answers and says how good they are: 1 for the shard's own and else 0, or what a reward model or a program says.
     void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed, size_t before = 0) {
-        draw_answers(model, sampling, seed, before, o.response_tokens ? o.response_tokens : o.context, answers, eot, tokenizer.get());
+        const integer most = o.response_tokens ? o.response_tokens : o.context;
+        std::vector<Prompt> prompts;
+        for (const Answer& a : answers) prompts.push_back(prompt_of(a.example[0], eot, o.context, most, before + prompts.size()));
+        generate(model, sampling, seed, prompts, eot, tokenizer.get(), [&](int i, int token) { return answers[i].add(token, eot); });
         if (rewarder) return reward_answers(*rewarder, answers, eot);
         std::vector<std::pair<std::string, std::string>> texts;
         for (Answer& a : answers) {
@@ -2493,7 +2505,7 @@ template <typename Model> struct Training : Run {
             return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s", position.step,
                                shell_quote(o.out).c_str());
         if (auto& answers = held_out->answers) {
-            const integer right = right_answers(model, o.batch, *answers, eot), all = answers->size();
+            const integer right = right_answers(model, *answers, eot), all = answers->size();
             display.say("answers right %lld of %lld", right, all);
             directory->put("answers", steps, {{"right", show(right)}, {"of", show(all)}});
         }
@@ -2550,25 +2562,29 @@ template <typename Model> void run_verb(Options o) {
         });
     const auto guide = o.has("pattern") ? std::make_unique<Guide>(o.pattern, vocabulary_of(*tokenizer, c.V), "--pattern") : nullptr;
     if (o.stage != "reward") tell_stage("--model", o.model, false), tell_stage("--reward", o.reward, true);
-    if (o.verb == "chat") chat(model, o, eot, *tokenizer, guide.get());
+    const Drawing how = {o, eot, tokenizer.get(), guide.get()};
+    if (o.verb == "chat") chat(model, how);
     if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
-    else if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
+    else if (val) printf("%s\n", validate(model, *val, tokenizer.get()).line().c_str());
     if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
-    if (choices) printf("%s\n", multiple_choice(model, B, *choices, tokenizer.get()).line(!!tokenizer).c_str());
-    if (answers) printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
+    if (choices) printf("%s\n", multiple_choice(model, *choices, tokenizer.get()).line(!!tokenizer).c_str());
+    if (answers) printf("answers right %zu of %zu\n", right_answers(model, *answers, eot), answers->size());
     if (answers && (o.best_of || o.vote || o.has("pattern"))) {
         for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompt_of(answers->of(i)[0], eot, T));
         size_t right = 0;
-        draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), [](auto...) { return true; }, [&](size_t i, const Text* t, size_t) {
+        auto goes_on = [](auto...) { return true; };
+        draw_groups(model, rewarder.get(), how, prompts, goes_on, [&](size_t i, const Text* t, size_t) {
             right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
         });
-        const std::string how = o.vote ? format("vote of %lld", o.vote) : !o.best_of ? "with --pattern" : format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
-        printf("%s: answers right %zu of %zu\n", how.c_str(), right, answers->size());
+        std::string by = "with --pattern";
+        if (o.vote) by = format("vote of %lld", o.vote);
+        if (o.best_of) by = format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
+        printf("%s: answers right %zu of %zu\n", by.c_str(), right, answers->size());
     }
     if (o.verb != "sample") return;
     TextWriter writer(tokenizer.get(), prompts, texts_each(o), o.format == "jsonl");
     auto show = [&](int, const Text& t) { return writer.show(t), true; };
-    draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), show, [&](size_t k, const Text* t, size_t n) {
+    draw_groups(model, rewarder.get(), how, prompts, show, [&](size_t k, const Text* t, size_t n) {
         writer.put(k, t, n);
         if (o.vote && !answer_in(t->response, o.vote_after))
             warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());

@@ -74,9 +74,9 @@ static void examples(std::string_view) {
             must(r.x.size() == r.y.size() && r.x.size() <= (size_t)T && r.y.back() == EOT && r.x[0] == EOT, "a row of examples");
         }
     }
-    if (e.segments >= 2) must(right_answers(tiny_model(), 4, e, EOT) <= e.size(), "more right than there are");
+    if (e.segments >= 2) must(right_answers(tiny_model(), e, EOT) <= e.size(), "more right than there are");
 }
-static void choices(std::string_view) { multiple_choice(tiny_model(), 4, Choices(PATH, V, T), nullptr); }
+static void choices(std::string_view) { multiple_choice(tiny_model(), Choices(PATH, V, T), nullptr); }
 
 static void model(std::string_view) {                           // safetensors or llm.c, as --model opens it
     ModelFile m = open_model(PATH);
@@ -86,9 +86,9 @@ static void model(std::string_view) {                           // safetensors o
     load_tensors(stored(model), m.tensors, m.path);
     Options o;
     o.tokens = 3, o.top_p = 0.9, o.top_k = 5;
-    sample_texts(model, o, {0}, -1, nullptr);
+    sample_texts(model, {o, -1, nullptr}, {0});
     o.top_p = 1, o.temperature = 0;
-    sample_texts(model, o, {c.V - 1}, -1, nullptr);
+    sample_texts(model, {o, -1, nullptr}, {c.V - 1});
 }
 static void config(std::string_view bytes) {
     guarded([&] {

@@ -735,7 +735,7 @@ static void choices() {
         put(file, {65535, (int)body.size() + 6, e}), file += body;
     }
     write_file(DIR + "choices.bin", file);
-    const auto right = multiple_choice(model, 4, Choices(DIR + "choices.bin", c.V, c.T), &tokenizer).right;
+    const auto right = multiple_choice(model, Choices(DIR + "choices.bin", c.V, c.T), &tokenizer).right;
     check(right == want && apart > 4, "choices/right in all, a token, a byte: %d %d %d, expected %d %d %d; %d times apart", right[0], right[1],
           right[2], want[0], want[1], want[2], apart);
 }
