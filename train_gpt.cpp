@@ -1840,58 +1840,30 @@ ChoiceScores multiple_choice(auto& model, const Choices& choices, const Tokenize
 }
 
 /* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn, and says
-   whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. When the
-   context is full, its later half is the new prompt. Prefill covers the length of a batch's shortest prompt; longer
-   prompts are then fed a token a step, while the others decode. A text depends on the seed and its prompt, not on its
-   batch, except for rounding on a GPU: cuBLASLt may sum in another order for another number of rows. adjust(i, z) may
-   change the logits of prompt i's next token. held: what row 0 of the cache holds, before and after; of a single prompt
-   the tokens that it begins with are not computed again. */
+   whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. A text depends
+   on the seed and its prompt, not on its batch, except for rounding on a GPU: cuBLASLt may sum in another order for
+   another number of rows. adjust(i, z) may change the logits of prompt i's next token. held: what row 0 of the cache
+   holds, before and after; of a single prompt the tokens that it begins with are not computed again. */
 void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
               const Tokenizer* tokenizer, auto emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
     for (const std::vector<int>& number : by_length(prompts, std::min(model.max_B, 64))) {
-        const int B = number.size();
-        const size_t shortest = prompts[number[0]].tokens.size(), longest = prompts[number[B - 1]].tokens.size();
-        std::vector<std::vector<int>> rows;
-        std::vector<integer> left;
-        std::vector<Rng> rng;
-        for (int b = 0; b < B; b++) {
-            const Prompt& p = prompts[number[b]];
-            rows.emplace_back(p.tokens.begin(), p.tokens.begin() + shortest);
-            left.push_back(p.most);
-            rng.emplace_back(seed, p.stream + 1);
-        }
-        std::vector<int> tokens(B);
-        int past = 0;                                                        // tokens of each row in the KV cache
-        if (held && B == 1) {                                                // but two: a single one goes on from a draw
-            const auto begin = rows[0].begin(), end = rows[0].end() - std::min<size_t>(2, shortest);
-            past = std::mismatch(begin, end, held->begin(), held->end()).first - begin;
-        }
-        for (size_t at = shortest; *std::max_element(left.begin(), left.end()) > 0; at++) {
-            if ((int)rows[0].size() > model.max_T) {
-                for (auto& row : rows) row.erase(row.begin(), row.end() - std::max(1, model.max_T / 2));
-                past = 0;
-            }
-            const int length = rows[0].size(), T = length - past;
-            std::vector<int> x;
-            for (auto& row : rows) x.insert(x.end(), row.begin() + past, row.end());
+        Growing texts(prompts, number, seed);
+        std::vector<int> tokens(number.size());
+        if (held && number.size() == 1) texts.skip(*held);
+        while (texts.go_on()) {
+            const std::vector<int> x = texts.unseen(model.max_T);
+            const int B = number.size(), T = x.size() / B, past = texts.past;
             auto change = [&](int b, float* z) {
-                const int i = number[b];
-                if (adjust && at >= prompts[i].tokens.size() && left[b] > 0) adjust(i, z);
+                if (adjust && texts.draws(b)) adjust(number[b], z);
             };
-            if (!adjust && model.c.tp == 1)
-                model.draw(x.data(), B, past, T, sampling, hidden, rng.data(), tokens.data(), at >= longest);
-            else
-                cpu::draw_adjusted(model, x.data(), B, past, T, sampling, hidden, rng.data(), tokens.data(), change);
-            for (int b = 0; b < B; b++) {
-                const Prompt& p = prompts[number[b]];
-                if (at < p.tokens.size()) tokens[b] = p.tokens[at], rng[b] = Rng(seed, p.stream + 1);
-                else if (left[b] > 0) left[b] = emit(number[b], tokens[b]) && tokens[b] != eot ? left[b] - 1 : 0;
-                rows[b].push_back(tokens[b]);
-            }
-            past = length;
+            Rng* const rng = texts.rng.data();
+            if (adjust || model.c.tp > 1)
+                draw_adjusted(model, x.data(), B, past, T, sampling, hidden, rng, tokens.data(), change);
+            else model.draw(x.data(), B, past, T, sampling, hidden, rng, tokens.data(), texts.all_draw());
+            texts.add(tokens, eot, emit);
         }
-        if (held) held->assign(rows[0].begin(), rows[0].begin() + past);
+        if (held) *held = texts.cached();
     }
 }
 

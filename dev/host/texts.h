@@ -54,6 +54,60 @@ inline std::vector<std::vector<int>> by_length(const std::vector<Prompt>& prompt
 }
 using Adjust = std::function<void(int, float*)>;             // of a prompt's number, and the logits of its next token
 
+/* The texts to some prompts as they grow side by side, a row each, all of one length: at first that of the shortest prompt;
+   longer ones are then fed a token a step, while the others are drawn. When the context is full, its later half is the new
+   prompt. past: tokens of each row that the model holds in its cache. */
+struct Growing {
+    const std::vector<Prompt>& prompts;
+    const std::vector<int>& number;          // of each row's prompt, the shortest first
+    const uint64_t seed;
+    size_t at;                               // tokens of each text, with those that the context has lost
+    int past = 0;
+    std::vector<std::vector<int>> rows = {};
+    std::vector<long long> left = {};        // tokens to draw yet
+    std::vector<Rng> rng = {};
+
+    Growing(const std::vector<Prompt>& prompts, const std::vector<int>& number, uint64_t seed)
+        : prompts(prompts), number(number), seed(seed), at(prompts[number[0]].tokens.size()) {
+        for (int i : number) {
+            const Prompt& p = prompts[i];
+            rows.emplace_back(p.tokens.begin(), p.tokens.begin() + at);
+            left.push_back(p.most);
+            rng.emplace_back(seed, p.stream + 1);
+        }
+    }
+    // What the first text begins with is in the cache; its last two are fed again, since a single one goes on from a draw.
+    void skip(const std::vector<int>& held) {
+        const auto begin = rows[0].begin(), end = rows[0].end() - std::min<size_t>(2, at);
+        past = std::mismatch(begin, end, held.begin(), held.end()).first - begin;
+    }
+    bool go_on() const { return std::any_of(left.begin(), left.end(), [](long long n) { return n > 0; }); }
+    std::vector<int> unseen(int context) {   // by the model: the tokens to feed, as many of each row
+        if ((int)rows[0].size() > context) {
+            for (auto& row : rows) row.erase(row.begin(), row.end() - std::max(1, context / 2));
+            past = 0;
+        }
+        std::vector<int> x;
+        for (auto& row : rows) x.insert(x.end(), row.begin() + past, row.end());
+        return x;
+    }
+    bool draws(int b) const { return at >= prompts[number[b]].tokens.size() && left[b] > 0; }
+    bool all_draw() const { return at >= prompts[number.back()].tokens.size(); }         // or have ended
+    // A token for each row, of which those count that are no prompt's; emit(i, token) says whether prompt i's text goes on.
+    template <typename F> void add(const std::vector<int>& drawn, int eot, F emit) {
+        past = rows[0].size();
+        for (size_t b = 0; b < rows.size(); b++) {
+            const Prompt& p = prompts[number[b]];
+            const bool fed = at < p.tokens.size();
+            rows[b].push_back(fed ? p.tokens[at] : drawn[b]);
+            if (fed) rng[b] = Rng(seed, p.stream + 1);
+            else if (left[b] > 0) left[b] = emit(number[b], drawn[b]) && drawn[b] != eot ? left[b] - 1 : 0;
+        }
+        at++;
+    }
+    std::vector<int> cached() const { return {rows[0].begin(), rows[0].begin() + past}; }
+};
+
 // Strings before whose first occurrence a text ends.
 struct Stops {
     std::vector<std::string> strings;
