@@ -143,7 +143,8 @@ struct Options {
 inline const Program TRAIN_GPT = {
     PROGRAM, {{'t', "train"}, {'s', "sample"}, {'c', "chat"}, {'e', "eval"}, {'g', "graph"}, {'m', "merge"}},
     "train a GPT on token shards, sample from it, evaluate it",
-    "usage: " PROGRAM " [train|sample|chat|eval|graph|merge] [--option value]...      (" PROGRAM " --help lists all options)\n"
+    "usage: " PROGRAM " [train|sample|chat|eval|graph|merge] [--option value]...      "
+    "(" PROGRAM " --help lists all options)\n"
     "  make run\n"
     "  ./" PROGRAM " train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
     "--init custom --layers 2 --heads 2 --channels 64 --context 256 --steps 100 --out runs/first\n"
@@ -155,7 +156,8 @@ inline Options parse_options(const std::vector<std::string>& words) {
     Options o;
     o.verb = parse_words(TRAIN_GPT, words, o.table(), o.given);
     while (o.out.size() > 1 && o.out.back() == '/') o.out.pop_back();
-    if (o.verb == "train" && !o.resume && o.train.empty()) die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
+    if (o.verb == "train" && !o.resume && o.train.empty())
+        die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
     if (o.verb == "eval" && (o.val + o.choices + o.answers).empty()) die_usage("eval: give --val, --choices or --answers");
     for (const char* name : {"best_of", "vote", "examples", "pattern"})
         if (o.verb == "eval" && o.has(name) && o.answers.empty()) die_usage("%s: is for --answers", dashed(name).c_str());
@@ -183,21 +185,20 @@ inline Options parse_options(const std::vector<std::string>& words) {
     X(double,  eps,    1e-5,     "layer_norm_epsilon",    0)
 
 #define AS_MEMBER(type, field, value, name, largest) {name, &field, largest},
-struct Config {
+struct Config : Lora {                                       // with a rank, only A and B are trained
     CONFIG(AS_FIELD)
-    // LoRA: A and B of this rank beside the matrices that are targets; only they are trained then. No part of config.json.
-    int rank = 0;
-    double lora_alpha = 0;
-    std::set<std::string> targets = {};                      // as TENSORS names them
     Form form = Form::FP32;                                  // of the frozen matrices
 
+    void adapt(const Lora& lora) { Lora::operator=(lora); }
     bool adapts(const char* target) const { return rank && targets.count(target); }
-    double lora_scale() const { return lora_alpha / rank; }
+    double lora_scale() const { return alpha / rank; }
     // Where `tp` ranks share each layer, this one has the part at `place`, and of a token that many numbers:
     int tp = 1, place = 0;
-    Config whole() const {
+    Config part(int of, int at) const {
         Config c = *this;
-        return c.tp = 1, c.place = 0, c;
+        c.tp = of;
+        c.place = at;
+        return c;
     }
     int heads() const { return NH / tp; }
     int head_size() const { return C / NH; }
@@ -228,7 +229,7 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
 //    field     per      rows     columns  init      present          name in checkpoints
 //    rows 0: a vector, exempt from weight decay. RESID: the last product of a residual branch starts smaller, so that
 //    the variance of the residual stream does not grow with L (Radford et al. 2019, section 2.3). Products are X W, so
-//    weights stand (in, out), as in Hugging Face's GPT-2. LoRA's A and B come last: what is trained is one piece of memory.
+//    weights stand (in, out), as in Hugging Face's GPT-2. LoRA's A and B come last, so that what is trained is one piece.
 #define TENSORS(X) \
     X(wte,      ONCE,    c.vocab(), c.C,   0.02f,    true,            "transformer.wte.weight") \
     X(wpe,      ONCE,    c.T,     c.C,     0.02f,    true,            "transformer.wpe.weight") \
@@ -295,16 +296,17 @@ template <typename T, typename M = T*> struct Weights {
 template <typename T> using Layer = Linear<T, Place<T>>;
 
 #define AS_TENSOR(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
-// The rows of TENSORS for a model; %d in a name stands for the layer. native: what arenas hold is bfloat16 already, so that
-// it need not be packed.
+// The rows of TENSORS for a model; %d in a name stands for the layer. native: what arenas hold is bfloat16 already, so
+// that it need not be packed.
 inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c, bool native) {
     const float RESID = 0.02f / std::sqrt(2.0f * c.L);
-    const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as PEFT begins
+    const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as in PEFT
     auto rows_of = [&](const Config& c) { return std::vector<std::pair<Per, Tensor>>{TENSORS(AS_TENSOR)}; };
-    std::vector<std::pair<Per, Tensor>> list = rows_of(c), whole = rows_of(c.whole());
-    for (size_t k = 0; auto& [per, t] : list) {
+    std::vector<std::pair<Per, Tensor>> list = rows_of(c), whole = rows_of(c.part(1, 0));
+    for (size_t k = 0; k < list.size(); k++) {
+        auto& [per, t] = list[k];
         const size_t rows = whole[k].second.rows, cols = whole[k].second.cols, parts = t.cols == c.qkv() ? 3 : 1;
-        t.shape = rows ? std::vector{rows, cols} : std::vector{cols}, k++;
+        t.shape = rows ? std::vector{rows, cols} : std::vector{cols};
         if (t.rows != (int)rows) t.slice = {rows * c.place / c.tp * cols, t.count()};
         if (t.cols != (int)cols) t.slice = {cols / parts / c.tp * c.place, t.cols / parts, cols / parts};
         const Form form = per == BLOCK || c.form == Form::FP32 ? c.form : Form::BF16;
@@ -327,11 +329,16 @@ struct Layout {
         : rows(tensor_rows(c, native)), slots(arrays(c, tile, false), c.L), packed(arrays(c, tile, true), c.L) {
         for (size_t k = 0; k < rows.size(); k++) {
             const auto& [per, t] = rows[k];
-            if (t.adapter() && c.rank && !frozen) frozen = slots.first[k], frozen_parameters = parameters;
-            for (int l = 0; l < (per == BLOCK ? c.L : 1) && (t.present || !t.adapter()); l++) {
+            if (t.adapter() && c.rank && !frozen) {
+                frozen = slots.first[k];
+                frozen_parameters = parameters;
+            }
+            if (t.adapter() && !t.present) continue;
+            for (int l = 0; l < (per == BLOCK ? c.L : 1); l++) {
                 Tensor& added = tensors.emplace_back(t);
                 if (per == BLOCK) added.name.replace(t.name.find("%d"), 2, std::to_string(l));
-                added.offset = slots.place(k, l), added.packed = 16 * packed.place(k, l);
+                added.offset = slots.place(k, l);
+                added.packed = 16 * packed.place(k, l);
                 parameters += t.present ? t.whole() : 0;
             }
         }
@@ -361,12 +368,17 @@ struct Layout {
         auto place = [&] {
             const Tensor& t = rows[k].second;
             Place<T> w = {nullptr, nullptr, nullptr, t.form};
-            if (t.form == Form::FP32) w.p = arena && t.present && slots.first[k] >= from ? arena + slots.place(k, l) - from : nullptr;
-            else if (bytes) w.packed = bytes + 16 * packed.place(k, l), w.scales = (const float*)(w.packed + code_bytes(t.form, t.rows, t.cols));
+            if (t.form == Form::FP32) {
+                if (arena && t.present && slots.first[k] >= from) w.p = arena + slots.place(k, l) - from;
+            } else if (bytes) {
+                w.packed = bytes + 16 * packed.place(k, l);
+                w.scales = (const float*)(w.packed + code_bytes(t.form, t.rows, t.cols));
+            }
+            k++;
             return w;
         };
         W w;
-#define TAKE_PLACE(field, ...) w.field = place(), k++;
+#define TAKE_PLACE(field, ...) w.field = place();
         TENSORS(TAKE_PLACE)
         return w;
     }
@@ -377,37 +389,40 @@ private:
         for (auto& [per, t] : rows) {
             const size_t height = t.rows + (t.rows == c.vocab() ? (tile - t.rows % tile) % tile : 0);
             const size_t numbers = t.form == Form::FP32 ? std::max<size_t>(height, 1) * t.cols : 0;
-            v.push_back({per, !t.present ? 0 : in_fewer_bits ? (packed_bytes(t.form, height, t.cols) + 15) / 16 : numbers});
+            const size_t pieces = (packed_bytes(t.form, height, t.cols) + 15) / 16;
+            v.push_back({per, t.present * (in_fewer_bits ? pieces : numbers)});
         }
         return v;
     }
 };
 
-// A model whose layers' gradients take turns in memory, as with ZeRO 2: a layer's are sent to the ranks that keep them while
-// the layer below is computed, which begins the bias sum of yet another.
+// A model whose layers' gradients take turns in memory, as with ZeRO 2: a layer's are sent to the ranks that keep them
+// while the layer below is computed, which begins the bias sum of yet another.
 inline Config in_turns(Config c, int zero) {
     if (zero == 2) c.L = std::min(c.L, 3);
     return c;
 }
 
 // ---- 3. rows and stages ---------------------------------------------------------------------------------------------
-// What a step learns from. dev/host/rows.h makes the rows of token and example shards, their order in each epoch, from the
-// seed and the position in the data alone, and batches of them.
+// What a step learns from. dev/host/rows.h makes the rows of token and example shards, their order in each epoch, from
+// the seed and the position in the data alone, and batches of them.
 
 /* The stages of making a GPT are one network and one loop; they differ in their rows and in what these count for.
      pretrain   windows of token shards          the likelihood of every token
      sft        examples, side by side or one    the likelihood of the responses
-     reward     both answers of a preference     pair_loss() of their readouts: the logit of end of text behind an answer
+     reward     both answers of a preference     pair_loss() of their readouts: logits of end of text behind an answer
      rl         answers drawn to a prompt        ppo_loss() of their tokens, by their reward over that of their group */
 struct Stage {
+    const char* name;
     std::vector<int> kinds;                  // Examples: 0 dialogues, 1 prompts, 2 responses, 3 preferences; {}: tokens
     bool side_by_side = false;               // several examples packed into a row
 };
-inline const std::pair<const char*, Stage> STAGES[] = {{"pretrain", {}}, {"sft", {{0, 2}, true}}, {"reward", {{3}}}, {"rl", {{0, 1, 2}}}};
+inline const Stage STAGES[] = {{"pretrain", {}}, {"sft", {0, 2}, true}, {"reward", {3}}, {"rl", {0, 1, 2}}};
 inline Wanted wanted(const Options& o, const char* option, const text& pattern, int V, int T, int eot) {
-    const Stage& s = std::find_if(std::begin(STAGES), std::end(STAGES), [&](auto& row) { return o.stage == row.first; })->second;
-    return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
-            .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
+    const Stage* s = STAGES;
+    while (o.stage != s->name) s++;
+    return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s->kinds,
+            .raw = !o.raw.empty(), .side_by_side = s->side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
 }
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
@@ -505,8 +520,8 @@ HD uint32_t ordered(float x) {
 
 /* What a token adds to the loss, as a function of its log-probability lp under the model.
    likelihood   -w lp; w is 1 for a language model, the advantage for a policy gradient (Williams 1992)
-   PPO          -min(r w, clamp(r, 1 - clip, 1 + clip) w) + kl (e^d - d - 1),   r = e^(lp - old), d = ref - lp;   w is the
-                advantage, old and ref are the log-probability when it was drawn and that under the frozen start
+   PPO          -min(r w, clamp(r, 1 - clip, 1 + clip) w) + kl (e^d - d - 1),   r = e^(lp - old), d = ref - lp;   w is
+                the advantage, old and ref are the log-probability when it was drawn and that under the frozen start
    source       Schulman et al. 2017, arXiv:1707.06347, eq. 7; Schulman 2020, "Approximating KL divergence": k3 */
 template <typename R> struct TokenLoss { R loss, weight; };                  // weight: -dloss/dlp
 template <typename R> HD TokenLoss<R> likelihood_loss(R lp, R w) { return {-w * lp, w}; }
@@ -517,15 +532,15 @@ template <typename R> HD TokenLoss<R> ppo_loss(R lp, R w, R old, R ref, R clip, 
     return {-(unclipped ? ratio : clipped) * w + kl * (e - (ref - lp) - 1), (unclipped ? ratio * w : 0) + kl * (e - 1)};
 }
 
-/* What a pair adds to the loss, and its derivative, by how much more the chosen answer is rewarded than the rejected one.
+/* What a pair adds to the loss, and its derivative, by how much more the chosen answer is rewarded than the other one.
    math     -log sigmoid(margin)
    source   Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1 */
 inline std::pair<double, double> pair_loss(double margin) {
     return {std::log1p(std::exp(-std::abs(margin))) - std::min(margin, 0.0), -1 / (1 + std::exp(margin))};
 }
 
-// What the tokens of a batch count for, each (B,T); weights that are null are 1. With ref it is PPO; without old, they were
-// drawn from these very weights, so that r is 1.
+// What the tokens of a batch count for, each (B,T); weights that are null are 1. With ref it is PPO; without old, they
+// were drawn from these very weights, so that r is 1.
 struct Objective {
     const float *weight = nullptr, *old = nullptr, *ref = nullptr;
     double clip = 0, kl = 0;
@@ -653,7 +668,8 @@ inline void lora_down(real* u, const real* x, Matrix<> a, double scale, int N, i
     gemm({u, R}, {x, C, 1}, a, N, R, C);
     for (size_t i = 0; i < (size_t)N * R; i++) u[i] *= scale;
 }
-inline void lora_forward(real* out, real* u, const real* x, const Layer<real>& w, double scale, int N, int C, int OC, int R) {
+inline void lora_forward(real* out, real* u, const real* x, const Layer<real>& w, double scale, int N, int C, int OC,
+                         int R) {
     lora_down(u, x, {w.A, R, 1}, scale, N, C, R);
     gemm({out, OC, out}, {u, R, 1}, {w.B, OC, 1}, N, OC, R);
 }
@@ -671,8 +687,9 @@ inline void lora_backward(real* dx, const Linear<real>& g, real* u, real* du, co
    math     out[b,t] = wte[x[b,t]] + wpe[t0 + t]
    shapes   x (B,T)   wte (V,C)   wpe (positions,C)   out (B,T,C)
    Ranks that share the vocabulary have its rows first .. first + V - 1; others count as zero, and positions once. */
-template <typename E> void embedding_forward(real* out, const int* x, const E* wte, const E* wpe, int B, int t0, int T, int C,
-                                             int first = 0, int V = INT_MAX) {
+template <typename E>
+void embedding_forward(real* out, const int* x, const E* wte, const E* wpe, int B, int t0, int T, int C, int first = 0,
+                       int V = INT_MAX) {
     const std::vector<E> nothing(C);
     #pragma omp parallel for collapse(2) schedule(static)
     for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
@@ -723,7 +740,8 @@ inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, 
         real r = 1 / std::sqrt(squares / C + real(eps));
         #pragma omp simd
         for (int c = 0; c < C; c++) out_n[c] = (x_n[c] - m) * r * w[c] + b[c];
-        mean[n] = m, rstd[n] = r;
+        mean[n] = m;
+        rstd[n] = r;
     }
 }
 
@@ -742,7 +760,8 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
             sum += dxhat;
             dot += dxhat * (x_n[c] - m) * r;
         }
-        sum /= C, dot /= C;
+        sum /= C;
+        dot /= C;
         #pragma omp simd
         for (int c = 0; c < C; c++) dx_n[c] += r * (dout_n[c] * w[c] - sum - (x_n[c] - m) * r * dot);
     }
@@ -789,7 +808,8 @@ void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int
                 std::fill(s + visible, s + n, real(0));
                 const real shrink = fast_exp(scale * (maximum[i] - high));
                 if (j0) for (int c = 0; c < HS; c++) out_i[c] *= shrink;
-                sum[i] = sum[i] * shrink + total, maximum[i] = high;
+                sum[i] = sum[i] * shrink + total;
+                maximum[i] = high;
             }
             gemm_tile<P>({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
         }
@@ -822,7 +842,8 @@ template <typename P = real> void attention_backward(real* dqkv, const real* dou
             for (int part = 0; part < 3; part++) std::fill_n(dq.from(t, part * C).c, HS, real(0));
         for (int i0 = 0; i0 < T; i0 += QUERIES) {
             const int queries = std::min(QUERIES, T - i0);
-            const real *dout_0 = dout + ((size_t)b * T + i0) * C + h * HS, *out_0 = out + ((size_t)b * T + i0) * C + h * HS;
+            const size_t at = ((size_t)b * T + i0) * C + h * HS;
+            const real *dout_0 = dout + at, *out_0 = out + at;
             const real* lse_i = lse + ((size_t)b * NH + h) * T + i0;
             const Matrix q_i = q.from(i0, 0), dout_i = {dout_0, C, 1};
             real D[QUERIES] = {};
@@ -836,7 +857,8 @@ template <typename P = real> void attention_backward(real* dqkv, const real* dou
                 for (int j = 0; j < n; j++) {
                     real *p_j = &p[(size_t)j * queries], *ds_j = &ds[(size_t)j * queries];
                     const int hidden = std::max(0, j0 + j - i0);               // by causality
-                    std::fill_n(p_j, hidden, real(0)), std::fill_n(ds_j, hidden, real(0));
+                    std::fill_n(p_j, hidden, real(0));
+                    std::fill_n(ds_j, hidden, real(0));
                     #pragma omp simd
                     for (int i = hidden; i < queries; i++) {
                         p_j[i] = fast_exp(scale * p_j[i] - lse_i[i]);
@@ -866,8 +888,8 @@ inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
 /* cross_entropy -- log-probabilities of the targets, and if asked the gradients of their losses, in place of the logits
    math     logprob_n = logits_n[y_n] - log sum_v e^(logits_n[v])
             dlogits_n = weight_n (softmax(logits_n) - onehot(y_n)),   weight_n = -dloss_n/dlogprob_n
-   shapes   logits (N,V)   y (N); y_n = -1 counts nowhere   terms (N)   logprob (N), best (N): the likeliest token, or -1
-            where y_n is
+   shapes   logits (N,V)   y (N); y_n = -1 counts nowhere   terms (N)   logprob (N), best (N): the likeliest token, or
+            -1 where y_n is
    Ranks that share the vocabulary have V columns each, from `first` on, and tell each other what they have found. */
 struct Found { real maximum, sum, target; int best; };       // sum: of e^(logit - maximum), which the logits become
 inline Found softmax_parts(real* z, int y, int V) {          // y may be no column of these
@@ -880,8 +902,8 @@ inline Found softmax_parts(real* z, int y, int V) {          // y may be no colu
     for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - maximum);
     return {maximum, sum, target, best};
 }
-inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, const TokenTerms<double>& terms, int N, int V,
-                          bool gradients, int first = 0, Group<MpiLink, real> group = {}) {
+inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, const TokenTerms<double>& terms, int N,
+                          int V, bool gradients, int first = 0, Group<MpiLink, real> group = {}) {
     const int rank = group.comm.rank, ranks = group.comm.size;
     std::vector<Found> all((size_t)ranks * N);               // by rank, of each row
     auto finish = [&](int n) {
@@ -889,8 +911,10 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
         Found most = all[n];
         for (int r = 1; r < ranks; r++) if (all[r * N + n].maximum > most.maximum) most = all[r * N + n];
         auto shrink = [&](int r) { return fast_exp(all[r * N + n].maximum - most.maximum); };
-        for (int r = 0; r < ranks; r++) sum += all[r * N + n].sum * shrink(r), target += all[r * N + n].target;
-        best[n] = most.best, logprob[n] = target - most.maximum - std::log(sum);
+        for (int r = 0; r < ranks; r++) sum += all[r * N + n].sum * shrink(r);
+        for (int r = 0; r < ranks; r++) target += all[r * N + n].target;
+        best[n] = most.best;
+        logprob[n] = target - most.maximum - std::log(sum);
         if (!gradients) return;
         const real weight = terms.loss(n, logprob[n]).weight, scale = weight * shrink(rank) / sum;
         #pragma omp simd
@@ -899,10 +923,12 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
     };
     #pragma omp parallel for schedule(dynamic, 8)
     for (int n = 0; n < N; n++) {
-        logprob[n] = 0, best[n] = -1;
+        logprob[n] = 0;
+        best[n] = -1;
         if (y[n] < 0 && gradients) std::fill_n(logits + (size_t)n * V, V, real(0));
         if (y[n] < 0) continue;
-        all[rank * N + n] = softmax_parts(logits + (size_t)n * V, y[n] - first, V), all[rank * N + n].best += first;
+        all[rank * N + n] = softmax_parts(logits + (size_t)n * V, y[n] - first, V);
+        all[rank * N + n].best += first;
         if (ranks == 1) finish(n);
     }
     if (ranks == 1) return;
@@ -913,7 +939,7 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
 
 /* readout -- one logit of one token of each row of a batch: what a reward model says
    math     out_b = x[b,at_b] . w
-   shapes   out, at, dout (B)   x, dx (B,T,C)   w, dw (C): the token's row of the head's table; dx is set, dw added to */
+   shapes   out, at, dout (B)   x, dx (B,T,C)   w, dw (C): the token's row of the head's table; dw is added to */
 template <typename E> void readout_forward(float* out, const real* x, const int* at, Matrix<E> w, int B, int T, int C) {
     for (int b = 0; b < B; b++) {
         const real* x_b = x + ((size_t)b * T + at[b]) * C;
@@ -923,12 +949,14 @@ template <typename E> void readout_forward(float* out, const real* x, const int*
     }
 }
 template <typename E>
-void readout_backward(real* dx, real* dw, const float* dout, const real* x, const int* at, Matrix<E> w, int B, int T, int C) {
+void readout_backward(real* dx, real* dw, const float* dout, const real* x, const int* at, Matrix<E> w, int B, int T,
+                      int C) {
     std::fill_n(dx, (size_t)B * T * C, real(0));
     for (int b = 0; b < B; b++) {
         const size_t n = ((size_t)b * T + at[b]) * C;
         for (int i = 0; i < C; i++) dx[n + i] = dout[b] * real(w(0, i));
-        for (int i = 0; dw && i < C; i++) dw[i] += dout[b] * x[n + i];
+        if (!dw) continue;
+        for (int i = 0; i < C; i++) dw[i] += dout[b] * x[n + i];
     }
 }
 
@@ -942,7 +970,10 @@ inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const Ada
         const AdamWStep step = s;            // which no store below can change
         const size_t end = std::min(n, i0 + 1024);
         #pragma omp simd
-        for (size_t i = i0; i < end; i++) adamw_step(w[i], m[i], v[i], scale * g[i], step, decays), g[i] = 0;
+        for (size_t i = i0; i < end; i++) {
+            adamw_step(w[i], m[i], v[i], scale * g[i], step, decays);
+            g[i] = 0;
+        }
         if (rounded) round_all(rounded + i0, w + i0, end - i0);
     }
 }
@@ -988,7 +1019,7 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
             uint64_t sum = 0, kept = 0;
             for (uint64_t place : order) sum += weigh(id(place));
             const uint64_t least = multiply_high(sum, s.top_p);
-            size_t n = 0, sorted = 0;        // the likeliest: a few are enough as a rule, so that the rest is not sorted
+            size_t n = 0, sorted = 0;        // the likeliest: a few are enough as a rule, so the rest is not sorted
             while (kept < least) {
                 if (n == sorted) {
                     sorted = std::min(order.size(), 4 * n + 64);
@@ -1269,8 +1300,8 @@ template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E
 // What Training, checkpoints and the verbs need of a model, and cpu::Model, which is one.
 //   Model(config, B, T, training, bf16)      allocates for at most B rows of T tokens, once; dies if that does not fit
 //   forward(x, y, objective, denominator, B, T, backward)
-//                                      the sum of the tokens' losses / denominator; -log-probabilities in nats, or PPO's.
-//                                      The denominator is the whole step's, so that micro-batches add up to one batch.
+//                                      the sum of the tokens' losses / denominator; -log-probabilities in nats, or
+//                                      PPO's. The denominator is the step's, so that micro-batches add up to one batch.
 //                                      backward: a backward() follows, and the head's gradients are taken now, because
 //                                      logits are never kept
 //   readout(x, at, token, B, T, out)   another forward: out[b] is the logit of one token at position at[b] of row b
@@ -1280,28 +1311,29 @@ template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E
 //                                      clears; step counts from 1. It does nothing if the loss or norm is not finite.
 //   result()                           waits for all this; the sum of losses since the last result(), and the norm (L2,
 //                                      over all tensors) that the last update() found. logprob[n] and best[n], the
-//                                      likeliest token, of the last forward are then there for every y[n] >= 0, unless a
-//                                      backward() of likelihoods came after it
+//                                      likeliest token, of the last forward are then there for every y[n] >= 0, unless
+//                                      a backward() of likelihoods came after it
 //   extend(x, B, t0, T)                prefill and decode: T more tokens for each row, after the t0 in the KV cache
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   draw(x, B, t0, T, sampling, hidden, rng, token, ahead)
-//                                      extend, and then a token for each of at most 64 rows, with its own random number;
-//                                      none of those hidden. One token (T) goes on from the last draw, with its sampling
-//                                      ahead: the next x is what this gives, so tokens may be made ahead of time
+//                                      extend, and then a token for each of at most 64 rows, with its own random
+//                                      number; none of those hidden. One token (T) goes on from the last draw, with its
+//                                      sampling; ahead: the next x is what this gives, so more may be made already
 //   describe()                         one line about the machine and the memory in use
 //   speed(tokens, seconds)             of a step: for its line, and for the log
 //   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
 template <typename Model> void initialize(Model& model, uint64_t seed) {     // what is trained
-    for (size_t i = 0; i < model.layout.tensors.size(); i++)
-        if (model.layout.tensors[i].offset >= model.layout.frozen) model.set(WEIGHT, i, model.layout.initial_values(i, seed).data());
+    const Layout& layout = model.layout;
+    for (size_t i = 0; i < layout.tensors.size(); i++)
+        if (layout.tensors[i].offset >= layout.frozen) model.set(WEIGHT, i, layout.initial_values(i, seed).data());
 }
 struct StepResult { double loss, norm; };
-struct Speed { std::string text; std::vector<std::pair<const char*, std::string>> log; };
+struct Speed { std::string text; Fields log; };
 
-/* The network, for both programs: m has the layers, which cpu::Model below makes of section 5's functions, gpu::Model of
-   its kernels. norm_forward() returns the x of linear_forward(): normalized numbers or, where a GPU decodes few rows,
-   what its product is to normalize. */
+/* The network, for both programs: m has the layers, which cpu::Model below makes of section 5's functions, gpu::Model
+   of its kernels. norm_forward() returns the x of linear_forward(): normalized numbers or, where a GPU decodes few
+   rows, what its product is to normalize. */
 
 // Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
 // act is the type of activations, stat of sums over them; a GPU adds rows.
@@ -1321,21 +1353,24 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
     X(act,  dwide,     ONCE,   training ? N * std::max({c.qkv(), c.fc(), 2 * c.C}) : 0)     /* of qkv or fc; sums of the embedding */ \
     X(act,  lora,      ONCE,   2 * N * c.rank)              /* x A, and its gradient */ \
     X(act,  arrivals,  ONCE,   c.tp > 1 ? N * c.C + c.tp : 0)            /* from ranks that share the layers */
+#define AS_POINTER(type, field, ...) type* field;
 
 // Rows of logits of which each rank has some columns (count,vocab), made whole in place: all ranks do so at once.
 inline void join_logits(float* logits, size_t count, Config c) {
     if (c.tp == 1) return;
     const size_t most = count * (c.V / c.tp + 1), first = world().rank - c.place;
     std::vector<float> mine(logits, logits + count * c.vocab()), all(most * world().size);
-    mine.resize(most), world().gather(mine.data(), all.data(), most * sizeof(float));
-    for (c.place = 0; c.place < c.tp; c.place++) for (size_t n = 0; n < count; n++)
-        std::copy_n(&all[(first + c.place) * most + n * c.vocab()], c.vocab(), logits + n * c.V + c.first_token());
+    mine.resize(most);
+    world().gather(mine.data(), all.data(), most * sizeof(float));
+    for (c.place = 0; c.place < c.tp; c.place++)
+        for (size_t n = 0; n < count; n++)
+            std::copy_n(&all[(first + c.place) * most + n * c.vocab()], c.vocab(), logits + n * c.V + c.first_token());
 }
 
 // A branch joins the residual stream, by a product of whose rows ranks may have some each: what is added counts once.
 template <typename M> void join(M& m, auto out, auto x, auto layer, decltype(out) plus, int N, int width) {
-    if (!m.group.first()) layer.b = nullptr, plus = nullptr;
-    m.linear_forward(out, x, layer, plus, nullptr, N, width, m.c.C);
+    if (!m.group.first()) layer.b = nullptr;
+    m.linear_forward(out, x, layer, m.group.first() ? plus : nullptr, nullptr, N, width, m.c.C);
     m.group.sum(out, (size_t)N * m.c.C);
 }
 
@@ -1408,7 +1443,8 @@ template <typename M> void network_backward(M& m, int B, int T) {
         m.shares.reduce_gradients(l + 1);    // while the layer below is computed
     }
     m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
-    m.shares.reduce_gradients(0), m.shares.reduce_gradients(L + 1);
+    m.shares.reduce_gradients(0);
+    m.shares.reduce_gradients(L + 1);
     m.shares.await_gradients();
 }
 
@@ -1423,19 +1459,12 @@ inline size_t head_rows(size_t N, int V) {   // of a chunk: all have as many, as
 }
 inline size_t padded(int V) { return V; }
 
-struct Activations {
-#define X(type, field, ...) type* field;
-    ACTIVATIONS(X)
-#undef X
-};
+struct Activations { ACTIVATIONS(AS_POINTER) };
 
+#define AS_SLOT(type, field, per, count) {per, count},
 inline Slots activation_slots(const Config& c, size_t N, bool training) {
     const Per KEPT = training ? BLOCK : ONCE;
-    std::vector<std::pair<Per, size_t>> v;
-#define X(type, field, per, count) v.push_back({per, count});
-    ACTIVATIONS(X)
-#undef X
-    return Slots(v, c.L);
+    return Slots({ACTIVATIONS(AS_SLOT)}, c.L);
 }
 
 struct Model {
@@ -1443,7 +1472,7 @@ struct Model {
     static void leave() { leave_mpi(); }
     const Config c;
     const int max_B, max_T;                  // of a forward pass
-    const bool bf16, in_unit;                // products are made of numbers rounded to bfloat16; in a unit of the processor
+    const bool bf16, in_unit;                // products are made of bfloat16 numbers; in a unit of the processor
     const Layout layout;
     const Slots slots;
     const Config turns;                      // as many layers as their gradients have room for,
@@ -1459,8 +1488,8 @@ struct Model {
 
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
         : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
-          slots(activation_slots(c, (size_t)B * T, training)), turns(in_turns(c, training ? world().zero : 0)), ring(turns),
-          shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
+          slots(activation_slots(c, (size_t)B * T, training)), turns(in_turns(c, training ? world().zero : 0)),
+          ring(turns), shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
         size_t need = bytes(training), have = available_memory() / world().here;
@@ -1469,19 +1498,27 @@ struct Model {
                 "rows of %d tokens), %.2f GB available; lower --batch or --context",
                 need / 1e9, (need - (training * trained_numbers() + slots.size) * sizeof(real)) / 1e9,
                 training * trained_numbers() * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
-        weights = Buffer<real>(layout.slots.size), acts = Buffer<real>(slots.size), packed = Buffer<uint8_t>(16 * layout.packed.size);
-        if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
-        if (training) gradients = Buffer<real>(ring.trained());
-        if (training) for (Buffer<real>* b : {&moment1, &moment2}) *b = Buffer<real>(shares.moments());
-        if (training && shares.several()) sums = Buffer<real>(shares.kept.back()), arrivals = Buffer<real>(shares.landing);
-        shares.gradients = gradients.data(), shares.arrivals = arrivals.data();
-        shares.sums = (shares.several() ? sums : gradients).data(), group.arrivals = activations(0).arrivals;
-        logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
+        const bool several = training && shares.several();
+        weights = Buffer<real>(layout.slots.size);
+        acts = Buffer<real>(slots.size);
+        packed = Buffer<uint8_t>(16 * layout.packed.size);
+        rounded = Buffer<bfloat16>(bf16 * layout.slots.size);
+        gradients = Buffer<real>(training * ring.trained());
+        for (Buffer<real>* moment : {&moment1, &moment2}) *moment = Buffer<real>(training * shares.moments());
+        sums = Buffer<real>(several * shares.kept.back());
+        arrivals = Buffer<real>(several * shares.landing);
+        shares.gradients = gradients.data();
+        shares.sums = several ? sums.data() : gradients.data();
+        shares.arrivals = arrivals.data();
+        group.arrivals = activations(0).arrivals;
+        logprob.resize((size_t)B * T);
+        best.resize((size_t)B * T);
+        token_weight.resize((size_t)B * T);
     }
     std::string describe() {
         peak = measure_peak(bf16 ? unit() : Unit::NONE);
-        const char* const types[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)", ", bf16 in dot products",
-                                     ", bf16 on AMX"};
+        const char* const types[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)",
+                                     ", bf16 in dot products", ", bf16 on AMX"};
         const char* type = bf16 ? types[(int)unit()] : "";
         const double gb = sizeof(real) / 1e9, frozen = rounded.size * sizeof(bfloat16) / 1e9 + packed.size / 1e9;
         const size_t of_gradients = gradients.size + sums.size + arrivals.size;
@@ -1492,13 +1529,14 @@ struct Model {
             weights.size * gb + frozen, of_gradients * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
     }
     Speed speed(double step_tokens, double seconds) {
-        const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * step_tokens / seconds;
+        const double each = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T);
+        const double flops = each * step_tokens / seconds;
         peak = std::max(peak, flops);                        // measured beside other work it came out too low
         return {format("%.1f GFLOP/s (%.0f%%)", flops / 1e9, 100 * flops / peak), {}};
     }
     size_t bytes(bool training) const {
-        const size_t each = sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
-        return layout.slots.size * each + 16 * layout.packed.size + (slots.size + training * trained_numbers()) * sizeof(real);
+        const size_t numbers = layout.slots.size + slots.size + training * trained_numbers();
+        return numbers * sizeof(real) + bf16 * layout.slots.size * sizeof(bfloat16) + 16 * layout.packed.size;
     }
     size_t trained_numbers() const {         // gradients and moments
         return ring.trained() + shares.exchanged() + 2 * shares.moments();
@@ -1506,16 +1544,21 @@ struct Model {
 
     void forward(const int* x, const int* y, const Objective& o, double denominator, int B, int T, bool backward) {
         const int N = B * T;
-        tokens.assign(x, x + N), targets.assign(y, y + N), rows = B, columns = T;
+        take(x, B, T);
+        targets.assign(y, y + N);
         for (int n = 0; n < N; n++) token_weight[n] = (o.weight ? o.weight[n] : 1.0) / denominator;
         kl = o.kl / denominator;
         terms = {.weight = token_weight.data(), .kl = &kl, .old = o.old, .ref = o.ref, .clip = (float)o.clip};
         network_head(*this, network_forward(*this, B, 0, T, T), N, backward);
     }
     void readout(const int* x, const int* at, int token, int B, int T, float* out) {
-        tokens.assign(x, x + B * T), read_at.assign(at, at + B), read_token = token, rows = B, columns = T;
+        take(x, B, T);
+        read_at.assign(at, at + B);
+        read_token = token;
         const real* lnf = network_forward(*this, B, 0, T, T);
-        with_matrix(table(), c.C, [&]<typename P>(auto table) { readout_forward(out, lnf, at, table.from(token, 0), B, T, c.C); });
+        with_matrix(table(), c.C, [&]<typename P>(auto table) {
+            readout_forward(out, lnf, at, table.from(token, 0), B, T, c.C);
+        });
     }
     void readout_backward(const float* dout) {
         const Activations a = activations(0);
@@ -1526,7 +1569,7 @@ struct Model {
     }
     void backward() { network_backward(*this, rows, columns); }
     void extend(const int* x, int B, int t0, int T) {
-        tokens.assign(x, x + B * T);
+        take(x, B, T);
         network_forward(*this, B, t0, T, max_T);
     }
     void logits(int n, int step, int count, float* out) {
@@ -1545,11 +1588,15 @@ struct Model {
 
     void update(const AdamW& o, double clip, integer step) {
         const bool parts = shares.comm.zero > 0;             // each rank updates its own
-        double found[] = {c.place ? 0 : sum_of_squares(shares.sums, shares.kept.back()), c.place ? 0 : loss};
-        for (const Tensor& t : layout.tensors)               // what the first of the group does not have
-            if (c.place && !t.slice.all())
-                each_place(GRADIENT, t, 0, t.count(), [&](real* own, auto, size_t n) { found[0] += sum_of_squares(own, n); });
-        world().sum(found, 2), norm = std::sqrt(found[0]), loss = found[1];
+        double found[] = {loss, 0};                          // and the sum of squares
+        if (c.place) {                                       // of what the first of the group does not have
+            found[0] = 0;
+            auto add = [&](real* own, auto, size_t n) { found[1] += sum_of_squares(own, n); };
+            for (const Tensor& t : layout.tensors) if (!t.slice.all()) each_place(GRADIENT, t, 0, t.count(), add);
+        } else found[1] = sum_of_squares(shares.sums, shares.kept.back());
+        world().sum(found, 2);
+        loss = found[0];
+        norm = std::sqrt(found[1]);
         if (!std::isfinite(norm) || !std::isfinite(loss)) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
@@ -1559,13 +1606,17 @@ struct Model {
             if (!t.present || !t.trained) continue;
             shares.places(g, parts, t.offset - layout.frozen, t.count(), [&](real* at, size_t i, size_t n) {
                 const size_t own = at - g;
-                adamw_update(weights.data() + t.offset + i, moment1.data() + own, moment2.data() + own, at, n, s, t.decays(), scale,
-                             bf16 ? rounded.data() + t.offset + i : nullptr);
+                i += t.offset;
+                adamw_update(weights.data() + i, moment1.data() + own, moment2.data() + own, at, n, s, t.decays(), scale,
+                             bf16 ? rounded.data() + i : nullptr);
             });
         }
         real* const trained = weights.data() + layout.frozen;
         bfloat16* const its = bf16 ? rounded.data() + layout.frozen : nullptr;
-        if (parts) shares.send_weights(trained, [=](size_t at, size_t n) { if (its) convert(its + at, trained + at, n); });
+        if (!parts) return;
+        shares.send_weights(trained, [=](size_t at, size_t n) {
+            if (its) convert(its + at, trained + at, n);
+        });
     }
 
     StepResult result() { return {std::exchange(loss, 0), norm}; }
@@ -1575,32 +1626,35 @@ struct Model {
         const Tensor& t = layout.tensors[i];
         n = std::min(n, t.count() - from);
         if (which == WEIGHT) for (int g = 0; g <= c.L + 1; g++) shares.await_weights(g);
-        if (t.present && t.form != Form::FP32 && which == WEIGHT) return unpack(t.form, out, packed.data() + t.packed, t.rows, t.cols);
+        if (is_packed(which, t)) return unpack(t.form, out, packed.data() + t.packed, t.rows, t.cols);
         std::fill_n(out, n, 0);
         each_place(which, t, from, n, [&](real* own, size_t at, size_t some) { convert(out + at, own, some); });
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
-        if (t.present && t.form != Form::FP32 && which == WEIGHT) return pack(t.form, packed.data() + t.packed, in, t.rows, t.cols);
+        if (is_packed(which, t)) return pack(t.form, packed.data() + t.packed, in, t.rows, t.cols);
         each_place(which, t, 0, t.count(), [&](real* own, size_t at, size_t n) { convert(own, in + at, n); });
         if (which == WEIGHT && bf16 && t.present) convert(rounded.data() + t.offset, in, t.count());
     }
     // What this rank writes of a tensor.
-    auto mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
+    auto mine(size_t i) const {
+        const Tensor& t = layout.tensors[i];
+        return shares.of_tensor(t.offset - layout.frozen, t.count());
+    }
     Activations activations(int l) const {
         size_t k = 0;
-        auto pointer = [&] { return acts.data() + slots.first[k] + l * slots.stride[k]; };
         Activations a;
-#define X(type, field, ...) a.field = pointer(), k++;
-        ACTIVATIONS(X)
-#undef X
+#define TAKE_SLOT(type, field, ...) a.field = acts.data() + slots.place(k++, l);
+        ACTIVATIONS(TAKE_SLOT)
         return a;
     }
 
     // The layers, as the network calls them.
     using Parameters = Weights<real, Place<real>>;
     Parameters weights_of(int l) const { return layout.at<Parameters>(weights.data(), l, 0, packed.data()); }
-    Weights<real> gradients_of(int l) const { return ring.at<Weights<real>>(gradients.data(), l % turns.L, ring.frozen); }
+    Weights<real> gradients_of(int l) const {
+        return ring.at<Weights<real>>(gradients.data(), l % turns.L, ring.frozen);
+    }
     const real* embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
         auto embed = [&](auto* wte, auto* wpe) {
             embedding_forward(a.embedded, tokens.data(), wte, wpe, B, t0, T, c.C, c.first_token(), c.vocab());
@@ -1611,7 +1665,8 @@ struct Model {
         return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B * T);
     }
     const real* norm_forward(real* out, real* stats, const real* x, const Norm<real>& norm, int N) {
-        return layernorm_forward(out, stats, stats + N, x, norm.w, norm.b, N, c.C, c.eps), out;
+        layernorm_forward(out, stats, stats + N, x, norm.w, norm.b, N, c.C, c.eps);
+        return out;
     }
     void norm_backward(real* dresidual, bool add, const Norm<real>& g, real* dbias, const real* dout, const real* x,
                        const real* w, const real* stats, int N) {
@@ -1619,14 +1674,17 @@ struct Model {
         layernorm_backward(dresidual, g.w, g.b, dout, x, w, stats, stats + N, N, c.C);
         if (dbias) bias_backward(dbias, dresidual, N, c.C);
     }
-    void linear_forward(real* out, const real* x, const Layer<real>& layer, const real* plus, real* before_gelu, int N, int C, int OC) {
+    void linear_forward(real* out, const real* x, const Layer<real>& layer, const real* plus, real* before_gelu, int N,
+                        int C, int OC) {
         real* const to = before_gelu ? before_gelu : out;
-        with_matrix(layer.w, OC, [&]<typename P>(auto w) { cpu::linear_forward<P>(to, x, w, layer.b, plus, N, C, OC); });
+        with_matrix(layer.w, OC, [&]<typename P>(auto w) {
+            cpu::linear_forward<P>(to, x, w, layer.b, plus, N, C, OC);
+        });
         if (layer.A) lora_forward(to, activations(0).lora, x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(real* dx, const Linear<real>& g, const real* dout, const real* x, const Layer<real>& layer, int N,
-                         int C, int OC) {
+    void linear_backward(real* dx, const Linear<real>& g, const real* dout, const real* x, const Layer<real>& layer,
+                         int N, int C, int OC) {
         with_matrix(layer.w, OC, [&]<typename P>(auto w) { cpu::linear_backward<P>(dx, g.w, dout, x, w, N, C, OC); });
         real *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;
         if (layer.A) lora_backward(dx, g, u, du, dout, x, layer, c.lora_scale(), N, C, OC, c.rank);
@@ -1638,10 +1696,12 @@ struct Model {
     void attention_forward(const Activations& a, const real* qkv, int B, int t0, int T, int S) {
         const size_t row = c.qkv();
         if (T != S) for (int b = 0; b < B; b++) std::copy_n(qkv + b * T * row, T * row, a.qkv + (b * S + t0) * row);
-        (in_unit ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>)(a.att, a.lse, a.qkv, B, t0, T, S, c.att(), c.heads());
+        const auto attention = in_unit ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>;
+        attention(a.att, a.lse, a.qkv, B, t0, T, S, c.att(), c.heads());
     }
     void attention_backward(const Activations& a, real* db, int B, int T) {
-        (in_unit ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>)(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.att(), c.heads());
+        const auto attention = in_unit ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>;
+        attention(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.att(), c.heads());
         if (db) bias_backward(db, a.dwide, B * T, c.qkv());
     }
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
@@ -1656,8 +1716,8 @@ struct Model {
         });
     }
     void cross_entropy(int n0, int count, bool backward) {
-        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], terms.from(n0), count, c.vocab(),
-                           backward, c.first_token(), group);
+        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], terms.from(n0), count,
+                           c.vocab(), backward, c.first_token(), group);
     }
     void logits_backward(const real* x, int n0, int count) {
         const Activations a = activations(0);
@@ -1683,6 +1743,12 @@ private:
     int rows = 0, columns = 0, read_token = 0;
     double loss = 0, norm = 0, peak = 0;
 
+    void take(const int* x, int B, int T) {
+        tokens.assign(x, x + (size_t)B * T);
+        rows = B;
+        columns = T;
+    }
+    static bool is_packed(Which which, const Tensor& t) { return which == WEIGHT && t.present && t.form != Form::FP32; }
     template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
         if (!t.present || (which != WEIGHT && !t.trained)) return;
         if (which == WEIGHT) return f(weights.data() + t.offset + from, 0, n);
@@ -1700,12 +1766,13 @@ private:
             if (bf16) f.template operator()<bfloat16>(m);
             else f.template operator()<real>(m);
         };
+        auto as_real = [&](auto m) { f.template operator()<real>(m); };
         const long row = packed_row(cols);
         if (w.form == Form::BF16) as_bf16((const bfloat16*)w.packed);
-        else if (w.form == Form::INT8) f.template operator()<real>(Matrix<int8_t>{(const int8_t*)w.packed, w.scales, row, 1});
-        else if (w.form == Form::NF4) f.template operator()<real>(Matrix<nf4>{w.packed, w.scales, 0, row, 1});
+        else if (w.form == Form::INT8) as_real(Matrix<int8_t>{(const int8_t*)w.packed, w.scales, row, 1});
+        else if (w.form == Form::NF4) as_real(Matrix<nf4>{w.packed, w.scales, 0, row, 1});
         else if (bf16) as_bf16(rounded.data() + (w.p - weights.data()));
-        else f.template operator()<real>(Matrix{w.p, cols, 1});
+        else as_real(Matrix{w.p, cols, 1});
     }
 };
 
@@ -1719,18 +1786,18 @@ inline Config read_config(const Json& json, const std::string& path) {
     return c;
 }
 inline std::string config_json(Config c, int eot) { return config_json(c.members(), eot); }
-
 inline Config config_of(const ModelFile& m, int heads) {     // heads: of the command line
     const Config c = read_config(with_heads(m, heads), m.config_path.empty() ? m.path : m.config_path);
     if (heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, m.path.c_str(), c.NH);
     return c;
 }
 
-// A model's tensors as files hold them, in layout order: its own or those of its adapter; kinds: weights, or moments with
-// a prefix to their names.
+// A model's tensors as files hold them, in layout order: its own or those of its adapter; kinds: weights, or moments
+// with a prefix to their names.
 using Kinds = std::vector<std::pair<std::string, Which>>;
 const Kinds MOMENTS = {{"m.", MOMENT1}, {"v.", MOMENT2}};
-template <typename Model> std::vector<Stored> stored(Model& model, bool adapter = false, const Kinds& kinds = {{"", WEIGHT}}) {
+template <typename Model>
+std::vector<Stored> stored(Model& model, bool adapter = false, const Kinds& kinds = {{"", WEIGHT}}) {
     std::vector<Stored> list;
     for (auto& [prefix, which] : kinds)
         for (size_t i = 0; i < model.layout.tensors.size(); i++) {
@@ -1739,24 +1806,29 @@ template <typename Model> std::vector<Stored> stored(Model& model, bool adapter 
             auto get = [&model, which = which, i](float* out, size_t from, size_t n) { model.get(which, i, out, from, n); };
             auto set = [&model, which = which, i, &t](const float* in) {
                 std::vector<float> own(t.slice.all() ? 0 : t.count());
-                t.slice.each({0, own.size()}, [&](size_t k, size_t place, size_t n) { std::copy_n(in + place, n, &own[k]); });
+                t.slice.each({0, own.size()}, [&](size_t k, size_t at, size_t n) { std::copy_n(in + at, n, &own[k]); });
                 model.set(which, i, own.empty() ? in : own.data());
             };
             const bool twin = !t.present && t.name == "lm_head.weight";
             auto mine = model.mine(i);
             if (model.c.tp > 1 && !mine) mine = {{0, t.count()}};
             if (model.c.place && t.slice.all()) mine->clear();           // the first of the group writes it
-            list.push_back({prefix + t.name, t.shape, get, set, t.present, twin ? prefix + "transformer.wte.weight" : "", mine, t.slice});
+            list.push_back({.name = prefix + t.name, .shape = t.shape, .get = get, .set = set, .present = t.present,
+                            .same_as = twin ? prefix + "transformer.wte.weight" : "", .mine = mine, .slice = t.slice});
         }
     return list;
 }
 
-/* What this program computes, in at most 64 numbers: logits of a small model of a kind with c, whose weights are drawn so
-   that every layer matters (as they are initialized, a GELU is almost linear). It stands in state.json: a program that
-   computes another function of the same tensors must not go on with them as if they were its own. */
+/* What this program computes, in at most 64 numbers: logits of a small model of a kind with c, whose weights are drawn
+   so that every layer matters (as they are initialized, a GELU is almost linear). It stands in state.json: a program
+   that computes another function of the same tensors must not go on with them as if they were its own. */
 inline std::vector<float> fingerprint(Config c) {
     const int HS = std::min(c.head_size(), 64);
-    c = c.whole(), c.rank = 0, c.form = Form::FP32, c.L = std::min(c.L, 2), c.NH = std::min(c.NH, 2), c.C = HS * c.NH, c.V = std::min(c.V, 64), c.T = std::min(c.T, 128);
+    c = c.part(1, 0);
+    c.adapt({});
+    c.form = Form::FP32;
+    for (auto [size, most] : {std::pair{&c.L, 2}, {&c.NH, 2}, {&c.V, 64}, {&c.T, 128}}) *size = std::min(*size, most);
+    c.C = HS * c.NH;
     cpu::Model model(c, 1, c.T, false);
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {
         std::vector<float> values = model.layout.initial_values(i, 1);
@@ -1767,7 +1839,8 @@ inline std::vector<float> fingerprint(Config c) {
     std::vector<int> x;
     for (int t = 0; t < c.T; t++) x.push_back((7919 * t + 1) % c.V);
     std::vector<float> logits(c.V);
-    model.extend(x.data(), 1, 0, c.T), model.logits(c.T - 1, 1, 1, logits.data());
+    model.extend(x.data(), 1, 0, c.T);
+    model.logits(c.T - 1, 1, 1, logits.data());
     return logits;
 }
 
@@ -1970,36 +2043,41 @@ void chat(auto& model, const Drawing& how) {
 // The shape that --init and the size options ask for; fills in the options it decides, so that they can be printed.
 inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer* tokenizer) {
     Config c;
-    if (file) {
-        c = config_of(*file, o.heads);
-        auto same = [&](const char* name, integer asked, integer is) {
-            if (o.has(name) && asked != is) die_usage("%s %lld: %s has %lld", dashed(name).c_str(), asked, file->path.c_str(), is);
-        };
-        same("layers", o.layers, c.L), same("channels", o.channels, c.C), same("vocab", o.vocab, c.V);
-        same("bias", o.bias, c.bias), same("tied", o.tied, c.tied);
-        if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file->path.c_str(), c.T);
-        if (o.context == 0) o.context = std::min(c.T, 1024);
-    } else {
+    const auto preset = std::find_if(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return o.init == p.name; });
+    if (file) c = config_of(*file, o.heads);
+    else {
         if (o.init == "custom" && (!o.layers || !o.heads || !o.channels))
             die_usage("--init custom: give --layers, --heads and --channels");
-        for (const Preset& p : PRESETS) if (o.init == p.name) c.L = p.L, c.NH = p.NH, c.C = p.C;
-        if (o.layers) c.L = o.layers;
-        if (o.heads) c.NH = o.heads;
-        if (o.channels) c.C = o.channels;
-        c.V = o.vocab ? o.vocab : tokenizer ? tokenizer->vocab() : assumed_vocab(o.train, o.val, !o.raw.empty());
-        if (o.context == 0) o.context = 1024;
-        c.T = o.context, c.bias = o.bias, c.tied = o.tied;
-        if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);
+        c.L = preset->L;
+        c.NH = preset->NH;
+        c.C = preset->C;
+        c.T = o.context ? o.context : 1024;
+        if (!o.vocab) c.V = tokenizer ? tokenizer->vocab() : assumed_vocab(o.train, o.val, !o.raw.empty());
     }
+    auto settle = [&](const char* name, auto& option, auto& size) {          // a file has it, or the option decides
+        if (file && o.has(name) && option != size)
+            die_usage("%s %lld: %s has %d", dashed(name).c_str(), option, file->path.c_str(), size);
+        if (!file && (option || std::is_same_v<decltype(size), bool&>)) size = option;
+        option = size;
+    };
+    settle("layers", o.layers, c.L);
+    settle("heads", o.heads, c.NH);
+    settle("channels", o.channels, c.C);
+    settle("vocab", o.vocab, c.V);
+    settle("bias", o.bias, c.bias);
+    settle("tied", o.tied, c.tied);
+    if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file->path.c_str(), c.T);
+    if (o.context == 0) o.context = std::min(c.T, 1024);
+    if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);
     if (tokenizer && tokenizer->vocab() > c.V)
         die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
-    o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
-    if (o.lora_rank == 0 && o.has("base_dtype") && o.base_dtype != DTYPE) die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
+    if (o.lora_rank == 0 && o.has("base_dtype") && o.base_dtype != DTYPE)
+        die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
     if (o.lora_rank == 0) return c;
     c.form = form_of(o.base_dtype);
     if (!file) die_usage("--lora-rank: needs --init, a model to adapt");
-    c.rank = o.lora_rank, c.lora_alpha = o.lora_alpha, c.targets = read_targets("--lora-targets", o.lora_targets);
-    if (file->adapter) file->adapter->check(c.rank, c.lora_alpha, c.targets);
+    c.adapt({(int)o.lora_rank, o.lora_alpha, read_targets("--lora-targets", o.lora_targets)});
+    if (file->adapter) file->adapter->check(c);
     return c;
 }
 
@@ -2030,7 +2108,7 @@ struct Frozen {
                 tokenizer->vocab());
         if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file.path.c_str(), c.T);
         c.form = form_of(o.base_dtype);
-        if (const auto& a = file.adapter; a && c.form > Form::BF16) c.rank = a->rank, c.lora_alpha = a->alpha, c.targets = a->targets;
+        if (file.adapter && c.form > Form::BF16) c.adapt(*file.adapter);
     }
     template <typename Model> std::unique_ptr<Model> load(int B, int T, bool bf16) const {
         auto model = std::make_unique<Model>(c, B, T, false, bf16);
@@ -2226,7 +2304,7 @@ template <typename Model> struct Training : Run {
     void evaluate() {
         double loss;
         std::string line;
-        RunDirectory::Fields fields;
+        Fields fields;
         if (o.stage == "rl") {
             std::vector<Answer> answers;
             const auto& spans = held_out->val->spans;
@@ -2269,9 +2347,10 @@ template <typename Model> struct Training : Run {
     }
     void save() {
         saver.save({.out = o.out, .keep = (size_t)o.keep, .position = position, .options = options_json(o.table(), 't'),
-                    .config = c.rank ? adapter_config(base, c.rank, c.lora_alpha, c.targets) : config_json(c, eot),
+                    .config = c.rank ? adapter_config(base, c) : config_json(c, eot),
                     .adapter = c.rank > 0, .fingerprint = computes, .tokenizer = tokenizer.get(),
-                    .weights = c.rank ? as_peft(stored(model, true)) : stored(model), .moments = stored(model, c.rank > 0, MOMENTS)});
+                    .weights = c.rank ? as_peft(stored(model, true)) : stored(model),
+                    .moments = stored(model, c.rank > 0, MOMENTS)});
     }
     size_t windows_at(size_t g) const { return std::min(per_step, end - g); }            // of the step that begins with g
     std::vector<Batch> batches_at(size_t g) {                                            // its micro-batches
@@ -2441,7 +2520,7 @@ template <typename Model> struct Training : Run {
         position.step = step, position.window += taken;
         const double ms = (seconds() - began) * 1e3;
         const Speed speed = model.speed(tokens / world().size, ms / 1e3);
-        RunDirectory::Fields fields = {
+        Fields fields = {
             {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
             {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
             {"tokens", format("%.0f", (double)position.window * rows_of_window * o.context)}};

@@ -2159,11 +2159,7 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
 
 using act = floatX;
 using stat = float;
-struct Activations {
-#define X(type, field, ...) type* field;
-    GPU_ACTIVATIONS(X)
-#undef X
-};
+struct Activations { GPU_ACTIVATIONS(AS_POINTER) };
 
 inline int most_logits = 1 << 29;            // numbers at once; --check has fewer, so that they come in several chunks
 inline size_t head_rows(size_t N, int V) { return std::min<size_t>(N, std::clamp(most_logits / V, 64, 16384)); }
@@ -2287,7 +2283,7 @@ struct Model {
        memory's bandwidth, with the bytes of the kernels' comments: norms forward 3X + 4X a layer, backward 4X each,
        embedding backward about 4X. The activation and the biases' sums are not counted: they could be part of products. */
     Speed speed(double tokens, double seconds) const {
-        const Config w = c.whole();
+        const Config w = c.part(1, 0);
         const double matrices = c.C * (c.L * (w.qkv() + c.C + w.fc() + w.hidden()) + c.V), attention = 6.0 * c.L * c.C * max_T;
         const double X = tokens * c.tp * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
         const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits

@@ -157,7 +157,7 @@ static void layers() {
 static void whole_model(bool bias, bool tied, int L, int NH, int C, int T, int rank = 0) {
     Config c;
     c.L = L, c.NH = NH, c.C = C, c.V = 11, c.T = T + 2, c.bias = bias, c.tied = tied;
-    c.rank = rank, c.lora_alpha = 3, c.targets = {"qkv", "proj", "fcproj"};
+    c.rank = rank, c.alpha = 3, c.targets = {"qkv", "proj", "fcproj"};
     const int B = 2, N = B * T;
     cpu::Model model(c, B, T, true);
     initialize(model, 3);

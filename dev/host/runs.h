@@ -232,7 +232,6 @@ struct RunDirectory {
         fs::rename(log_path() + ".new", log_path(), error);
         if (error || !(log = fopen(log_path().c_str(), "a"))) die("%s: cannot write", log_path().c_str());
     }
-    using Fields = std::vector<std::pair<const char*, std::string>>;     // names, and values as JSON has them
     void put(const char* event, long long step, const Fields& fields) {
         if (!writes) return;
         std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, step);
