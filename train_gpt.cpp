@@ -20,10 +20,6 @@
       6 matrix product     7 model                  8 model files          9 evaluate, sample, chat    10 train, 11 main
    At a first reading take the headers of dev/host on trust: options, files, shards, tokenizer, checkpoints, runs. */
 
-#include <climits>
-#include <numeric>
-#include <optional>
-#include <utility>
 #include "dev/host/adapters.h"
 #include "dev/host/arena.h"
 #include "dev/host/chat.h"
@@ -158,9 +154,11 @@ inline Options parse_options(const std::vector<std::string>& words) {
     while (o.out.size() > 1 && o.out.back() == '/') o.out.pop_back();
     if (o.verb == "train" && !o.resume && o.train.empty())
         die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
-    if (o.verb == "eval" && (o.val + o.choices + o.answers).empty()) die_usage("eval: give --val, --choices or --answers");
+    if (o.verb == "eval" && (o.val + o.choices + o.answers).empty())
+        die_usage("eval: give --val, --choices or --answers");
     for (const char* name : {"best_of", "vote", "examples", "pattern"})
-        if (o.verb == "eval" && o.has(name) && o.answers.empty()) die_usage("%s: is for --answers", dashed(name).c_str());
+        if (o.verb == "eval" && o.answers.empty() && o.has(name))
+            die_usage("%s: is for --answers", dashed(name).c_str());
     if (o.verb == "train" && o.reward.empty() && o.reward_command.empty()) o.reward = "exact";
     if (o.has("vote_after") && !o.vote) die_usage("--vote-after: is for --vote");
     if (o.verb != "train" && o.has("reward") && !o.best_of) die_usage("--reward: is for --best-of");
@@ -220,8 +218,9 @@ struct Config : Lora {                                       // with a rank, onl
 struct Preset { const char* name; int L, NH, C; };
 inline constexpr Preset PRESETS[] = {{"d6", 6, 6, 384}, {"d12", 12, 12, 768}, {"d24", 24, 16, 1024},
                                      {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}, {"custom", 0, 0, 0}};
-inline bool is_preset(const text& init) {
-    return std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
+inline const Preset* preset_of(const text& init) {          // or null
+    const auto p = std::find_if(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
+    return p == std::end(PRESETS) ? nullptr : p;
 }
 
 constexpr float ONES = -1;      // in the column init: all ones; any other number there is a standard deviation
@@ -229,7 +228,7 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
 //    field     per      rows     columns  init      present          name in checkpoints
 //    rows 0: a vector, exempt from weight decay. RESID: the last product of a residual branch starts smaller, so that
 //    the variance of the residual stream does not grow with L (Radford et al. 2019, section 2.3). Products are X W, so
-//    weights stand (in, out), as in Hugging Face's GPT-2. LoRA's A and B come last, so that what is trained is one piece.
+//    weights stand (in, out), as in Hugging Face's GPT-2. LoRA's A and B come last: what is trained is one piece.
 #define TENSORS(X) \
     X(wte,      ONCE,    c.vocab(), c.C,   0.02f,    true,            "transformer.wte.weight") \
     X(wpe,      ONCE,    c.T,     c.C,     0.02f,    true,            "transformer.wpe.weight") \
@@ -611,8 +610,8 @@ namespace cpu {
    order    sums run over k upwards, in pieces of KC, whatever M and N are and however many threads there are
 
    Numbers are multiplied as type P: real, or bfloat16, to which both inputs are then rounded; sums are real in either
-   case. B may already lie there as bfloat16, which halves what is read of it. gemm() runs on all threads, gemm_tile() on
-   the one that calls it, and takes bfloat16 where the processor has a unit for it alone. */
+   case. B may already lie there as bfloat16, which halves what is read of it. gemm() runs on all threads, gemm_tile()
+   on the one that calls it, and takes bfloat16 where the processor has a unit for it alone. */
 
 // The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
@@ -702,8 +701,8 @@ void embedding_forward(real* out, const int* x, const E* wte, const E* wpe, int 
 }
 
 // Tokens repeat, so threads own columns, not rows.
-inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int* x, int B, int T, int C, int first = 0,
-                               int V = INT_MAX) {
+inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int* x, int B, int T, int C,
+                               int first = 0, int V = INT_MAX) {
     #pragma omp parallel for schedule(static)
     for (int c0 = 0; c0 < C; c0 += 16) {
         int width = std::min(16, C - c0);
@@ -1043,8 +1042,8 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
 
 // Model::draw(), by way of the logits of all rows; adjust(b, row) may change a row of them before.
 template <typename M, typename F>
-void draw_adjusted(M& m, const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng,
-                   int* token, F adjust) {
+void draw_adjusted(M& m, const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden,
+                   Rng* rng, int* token, F adjust) {
     std::vector<float> logits((size_t)B * m.c.V);
     m.extend(x, B, t0, T);
     m.logits(T - 1, T, B, logits.data());
@@ -1479,6 +1478,7 @@ struct Model {
     const Layout ring;                       // and how these lie
     mutable Sharing<MpiLink, real> shares;   // of what several ranks train
     Group<MpiLink, real> group;              // those that share each layer
+    const size_t need;                       // bytes
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<real> sums, arrivals;             // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
@@ -1489,31 +1489,31 @@ struct Model {
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
         : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
           slots(activation_slots(c, (size_t)B * T, training)), turns(in_turns(c, training ? world().zero : 0)),
-          ring(turns), shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
-        if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
-        if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
-        size_t need = bytes(training), have = available_memory() / world().here;
-        if (need > have)
-            die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d "
-                "rows of %d tokens), %.2f GB available; lower --batch or --context",
-                need / 1e9, (need - (training * trained_numbers() + slots.size) * sizeof(real)) / 1e9,
-                training * trained_numbers() * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
-        const bool several = training && shares.several();
-        weights = Buffer<real>(layout.slots.size);
-        acts = Buffer<real>(slots.size);
-        packed = Buffer<uint8_t>(16 * layout.packed.size);
-        rounded = Buffer<bfloat16>(bf16 * layout.slots.size);
-        gradients = Buffer<real>(training * ring.trained());
-        for (Buffer<real>* moment : {&moment1, &moment2}) *moment = Buffer<real>(training * shares.moments());
-        sums = Buffer<real>(several * shares.kept.back());
-        arrivals = Buffer<real>(several * shares.landing);
+          ring(turns), shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)),
+          group{world().group(c.tp)}, need(needed(training)), weights(layout.slots.size),
+          gradients(training * ring.trained()), moment1(training * shares.moments()), moment2(moment1.size),
+          acts(slots.size), sums(shares.several() * shares.kept.back()), arrivals(shares.several() * shares.landing),
+          rounded(bf16 * layout.slots.size), packed(16 * layout.packed.size), logprob((size_t)B * T),
+          best((size_t)B * T), token_weight((size_t)B * T) {
         shares.gradients = gradients.data();
-        shares.sums = several ? sums.data() : gradients.data();
+        shares.sums = shares.several() ? sums.data() : gradients.data();
         shares.arrivals = arrivals.data();
         group.arrivals = activations(0).arrivals;
-        logprob.resize((size_t)B * T);
-        best.resize((size_t)B * T);
-        token_weight.resize((size_t)B * T);
+    }
+    size_t needed(bool training) const {     // bytes; dies if there are fewer
+        if ((double)max_B * max_T > INT_MAX)
+            die("--batch %d x --context %d: more than 2^31 tokens at once", max_B, max_T);
+        if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
+        const size_t each = sizeof(real) + bf16 * sizeof(bfloat16), trained = ring.trained() + shares.exchanged();
+        const size_t for_weights = layout.slots.size * each + 16 * layout.packed.size;
+        const size_t for_training = training * (trained + 2 * shares.moments()) * sizeof(real);
+        const size_t for_acts = slots.size * sizeof(real), all = for_weights + for_training + for_acts;
+        const size_t have = available_memory() / world().here;
+        if (all > have)
+            die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d "
+                "rows of %d tokens), %.2f GB available; lower --batch or --context", all / 1e9, for_weights / 1e9,
+                for_training / 1e9, for_acts / 1e9, max_B, max_T, have / 1e9);
+        return all;
     }
     std::string describe() {
         peak = measure_peak(bf16 ? unit() : Unit::NONE);
@@ -1525,7 +1525,7 @@ struct Model {
         return format(
             "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
             "moments %.2f, activations %.2f",
-            omp_get_max_threads(), WITHOUT_OPENMP, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
+            omp_get_max_threads(), WITHOUT_OPENMP, VECTOR_BYTES * 8, type, peak / 1e9, need / 1e9,
             weights.size * gb + frozen, of_gradients * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
     }
     Speed speed(double step_tokens, double seconds) {
@@ -1533,13 +1533,6 @@ struct Model {
         const double flops = each * step_tokens / seconds;
         peak = std::max(peak, flops);                        // measured beside other work it came out too low
         return {format("%.1f GFLOP/s (%.0f%%)", flops / 1e9, 100 * flops / peak), {}};
-    }
-    size_t bytes(bool training) const {
-        const size_t numbers = layout.slots.size + slots.size + training * trained_numbers();
-        return numbers * sizeof(real) + bf16 * layout.slots.size * sizeof(bfloat16) + 16 * layout.packed.size;
-    }
-    size_t trained_numbers() const {         // gradients and moments
-        return ring.trained() + shares.exchanged() + 2 * shares.moments();
     }
 
     void forward(const int* x, const int* y, const Objective& o, double denominator, int B, int T, bool backward) {
@@ -1556,9 +1549,8 @@ struct Model {
         read_at.assign(at, at + B);
         read_token = token;
         const real* lnf = network_forward(*this, B, 0, T, T);
-        with_matrix(table(), c.C, [&]<typename P>(auto table) {
-            readout_forward(out, lnf, at, table.from(token, 0), B, T, c.C);
-        });
+        auto read = [&]<typename P>(auto table) { readout_forward(out, lnf, at, table.from(token, 0), B, T, c.C); };
+        with_matrix(table(), c.C, read);
     }
     void readout_backward(const float* dout) {
         const Activations a = activations(0);
@@ -1581,8 +1573,8 @@ struct Model {
         }
         join_logits(out, count, c);
     }
-    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token,
-              bool) {
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng,
+              int* token, bool) {
         draw_adjusted(*this, x, B, t0, T, s, hidden, rng, token, [](auto...) {});
     }
 
@@ -1607,16 +1599,14 @@ struct Model {
             shares.places(g, parts, t.offset - layout.frozen, t.count(), [&](real* at, size_t i, size_t n) {
                 const size_t own = at - g;
                 i += t.offset;
-                adamw_update(weights.data() + i, moment1.data() + own, moment2.data() + own, at, n, s, t.decays(), scale,
-                             bf16 ? rounded.data() + i : nullptr);
+                adamw_update(weights.data() + i, moment1.data() + own, moment2.data() + own, at, n, s, t.decays(),
+                             scale, bf16 ? rounded.data() + i : nullptr);
             });
         }
         real* const trained = weights.data() + layout.frozen;
         bfloat16* const its = bf16 ? rounded.data() + layout.frozen : nullptr;
-        if (!parts) return;
-        shares.send_weights(trained, [=](size_t at, size_t n) {
-            if (its) convert(its + at, trained + at, n);
-        });
+        auto round = [=](size_t at, size_t n) { if (its) convert(its + at, trained + at, n); };
+        if (parts) shares.send_weights(trained, round);
     }
 
     StepResult result() { return {std::exchange(loss, 0), norm}; }
@@ -1677,9 +1667,8 @@ struct Model {
     void linear_forward(real* out, const real* x, const Layer<real>& layer, const real* plus, real* before_gelu, int N,
                         int C, int OC) {
         real* const to = before_gelu ? before_gelu : out;
-        with_matrix(layer.w, OC, [&]<typename P>(auto w) {
-            cpu::linear_forward<P>(to, x, w, layer.b, plus, N, C, OC);
-        });
+        auto product = [&]<typename P>(auto w) { cpu::linear_forward<P>(to, x, w, layer.b, plus, N, C, OC); };
+        with_matrix(layer.w, OC, product);
         if (layer.A) lora_forward(to, activations(0).lora, x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
@@ -1803,7 +1792,7 @@ std::vector<Stored> stored(Model& model, bool adapter = false, const Kinds& kind
         for (size_t i = 0; i < model.layout.tensors.size(); i++) {
             const Tensor& t = model.layout.tensors[i];
             if (t.adapter() != adapter) continue;
-            auto get = [&model, which = which, i](float* out, size_t from, size_t n) { model.get(which, i, out, from, n); };
+            auto get = [&model, which = which, i](float* out, size_t at, size_t n) { model.get(which, i, out, at, n); };
             auto set = [&model, which = which, i, &t](const float* in) {
                 std::vector<float> own(t.slice.all() ? 0 : t.count());
                 t.slice.each({0, own.size()}, [&](size_t k, size_t at, size_t n) { std::copy_n(in + at, n, &own[k]); });
@@ -1847,8 +1836,8 @@ inline std::vector<float> fingerprint(Config c) {
 // ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
 // A model is a Model as section 7 describes it, of this program or of train_gpt.cu.
 
-// Scores n rows; each(row, target, its log-probability, likeliest token) sees the targets in order. Several ranks take turns
-// with batches.
+// Scores n rows; each(row, target, its log-probability, likeliest token) sees the targets in order. Several ranks take
+// turns with batches.
 void score(auto& model, size_t n, auto row_at, auto each) {
     each_batch(n, model.max_B, row_at, [&](size_t i, const Batch& b) {
         model.forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
@@ -1875,8 +1864,8 @@ Validation validate(auto& model, const ValidationRows& rows, const Tokenizer* to
     return {sum(v.nats), (size_t)sum(v.tokens), (size_t)sum(v.bytes)};
 }
 
-// What a reward model says of n rows that end in an answer: the logit of end of text behind it. Of several ranks that take
-// turns with batches each has some, and zeros.
+// What a reward model says of n rows that end in an answer: the logit of end of text behind it. Of several ranks that
+// take turns with batches each has some, and zeros.
 std::vector<float> rewards_of(auto& model, size_t n, auto row_at, int eot, int rank = 0, int ranks = 1) {
     std::vector<float> rewards(n);
     auto read = [&](size_t i, const Batch& b) { model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, &rewards[i]); };
@@ -1900,7 +1889,8 @@ Preferences validate_pairs(auto& model, const ValidationRows& rows, int eot) {
 size_t right_answers(auto& model, const Examples& e, int eot) {
     std::vector<bool> wrong(e.size());
     auto row_at = [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); };
-    score(model, e.size(), row_at, [&](size_t i, int target, double, int best) { wrong[i] = wrong[i] || target != best; });
+    auto compare = [&](size_t i, int target, double, int best) { if (target != best) wrong[i] = true; };
+    score(model, e.size(), row_at, compare);
     return e.size() - world().sum_of_groups(std::count(wrong.begin(), wrong.end(), true));
 }
 
@@ -1913,10 +1903,10 @@ ChoiceScores multiple_choice(auto& model, const Choices& choices, const Tokenize
 }
 
 /* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn, and says
-   whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. A text depends
-   on the seed and its prompt, not on its batch, except for rounding on a GPU: cuBLASLt may sum in another order for
-   another number of rows. adjust(i, z) may change the logits of prompt i's next token. held: what row 0 of the cache
-   holds, before and after; of a single prompt the tokens that it begins with are not computed again. */
+   whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. A text
+   depends on the seed and its prompt, not on its batch, except for rounding on a GPU: cuBLASLt may sum in another order
+   for another number of rows. adjust(i, z) may change the logits of prompt i's next token. held: what row 0 of the
+   cache holds, before and after; of a single prompt the tokens that it begins with are not computed again. */
 void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
               const Tokenizer* tokenizer, auto emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
@@ -1927,9 +1917,7 @@ void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::v
         while (texts.go_on()) {
             const std::vector<int> x = texts.unseen(model.max_T);
             const int B = number.size(), T = x.size() / B, past = texts.past;
-            auto change = [&](int b, float* z) {
-                if (adjust && texts.draws(b)) adjust(number[b], z);
-            };
+            auto change = [&](int b, float* z) { if (adjust && texts.draws(b)) adjust(number[b], z); };
             Rng* const rng = texts.rng.data();
             if (adjust || model.c.tp > 1)
                 draw_adjusted(model, x.data(), B, past, T, sampling, hidden, rng, tokens.data(), change);
@@ -1949,8 +1937,9 @@ struct Drawing {
 };
 
 // Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on.
-std::vector<Text> draw_texts(auto& model, const Drawing& how, uint64_t seed, const std::vector<Prompt>& prompts, auto shown,
-                             std::vector<int>* held = nullptr) {
+constexpr auto GOES_ON = [](auto...) { return true; };
+std::vector<Text> draw_texts(auto& model, const Drawing& how, uint64_t seed, const std::vector<Prompt>& prompts,
+                             auto shown, std::vector<int>* held = nullptr) {
     const auto& [o, eot, tokenizer, guide] = how;
     const Stops stops = {o.stop};
     std::vector<Text> texts;
@@ -1983,7 +1972,7 @@ void score_texts(auto& model, std::vector<Text>& texts) {
         text.resize(rows.size(), &t);
     }
     auto row_at = [&](size_t i) { return rows[i]; };
-    score(model, rows.size(), row_at, [&](size_t i, int, double logprob, int) { text[i]->logprobs.push_back(logprob); });
+    score(model, rows.size(), row_at, [&](size_t i, int, double lp, int) { text[i]->logprobs.push_back(lp); });
 }
 
 void reward_answers(auto& rewarder, auto& answers, int eot) {
@@ -1992,10 +1981,11 @@ void reward_answers(auto& rewarder, auto& answers, int eot) {
     for (size_t i = 0; i < rewards.size(); i++) answers[i].reward = rewards[i];
 }
 
-// Draws --samples, --best-of or --vote texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n)
-// gets those of prompt k, or the one of them that is taken.
+// Draws --samples, --best-of or --vote texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t,
+// n) gets those of prompt k, or the one of them that is taken.
 inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vote ? o.vote : o.samples; }
-void draw_groups(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts, auto shown, auto each) {
+void draw_groups(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts, auto shown,
+                 auto each) {
     const Options& o = how.o;
     const size_t n = texts_each(o), at_once = std::max<size_t>(1, 64 / n);
     for (size_t first = 0; first < prompts.size(); first += at_once) {
@@ -2011,12 +2001,6 @@ void draw_groups(auto& model, auto* rewarder, const Drawing& how, const std::vec
             each(first + i / n, &texts[i + taken], o.vote || o.best_of ? 1 : n);
         }
     }
-}
-
-std::vector<Text> sample_texts(auto& model, const Drawing& how, const std::vector<int>& prompt) {
-    std::vector<Prompt> prompts;
-    for (integer i = 0; i < how.o.samples; i++) prompts.push_back({prompt, how.o.tokens, (uint64_t)i});
-    return draw_texts(model, how, how.o.seed, prompts, [](auto...) { return true; });
 }
 
 // A conversation; dev/host/chat.h says what it is made of.
@@ -2043,11 +2027,11 @@ void chat(auto& model, const Drawing& how) {
 // The shape that --init and the size options ask for; fills in the options it decides, so that they can be printed.
 inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer* tokenizer) {
     Config c;
-    const auto preset = std::find_if(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return o.init == p.name; });
     if (file) c = config_of(*file, o.heads);
     else {
         if (o.init == "custom" && (!o.layers || !o.heads || !o.channels))
             die_usage("--init custom: give --layers, --heads and --channels");
+        const Preset* preset = preset_of(o.init);
         c.L = preset->L;
         c.NH = preset->NH;
         c.C = preset->C;
@@ -2070,7 +2054,8 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
     if (o.context == 0) o.context = std::min(c.T, 1024);
     if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);
     if (tokenizer && tokenizer->vocab() > c.V)
-        die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
+        die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V,
+            tokenizer->vocab());
     if (o.lora_rank == 0 && o.has("base_dtype") && o.base_dtype != DTYPE)
         die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
     if (o.lora_rank == 0) return c;
@@ -2117,8 +2102,8 @@ struct Frozen {
     }
 };
 
-// What a run reads, checks and decides before it has a model. A resumed run has the options, the position and the weights
-// of its newest whole checkpoint; without one it begins again, with the options that its log began with.
+// What a run reads, checks and decides before it has a model. A resumed run has the options, the position and the
+// weights of its newest whole checkpoint; without one it begins again, with the options that its log began with.
 struct Run {
     Options o;
     std::optional<RunDirectory> directory;   // held from the start by a resumed run; a new one is made later
@@ -2144,7 +2129,10 @@ struct Run {
         open_start();                        // of the directory that rank 0 has tidied
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         share_layers();
-        if (c.rank) base = fs::absolute(start->path.ends_with("/model.safetensors") ? directory_of(start->path) : start->path).string();
+        if (c.rank) {
+            const std::string& path = start->path;
+            base = fs::absolute(path.ends_with("/model.safetensors") ? directory_of(path) : path).string();
+        }
         eot = end_of_text(tokenizer.get(), c.V);
         if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(fingerprint(c), start->directory);
         open_data();
@@ -2157,10 +2145,10 @@ private:
     void share_layers() {
         if (!o.has("tensor_parallel") && world().size % o.tensor_parallel) o.tensor_parallel = 1;
         if (o.tensor_parallel > 1 && (c.rank || o.stage == "reward" || o.stage == "rl"))
-            die_usage("--tensor-parallel %lld: is for --stage pretrain and sft, without --lora-rank; --zero 2 saves memory, too",
-                      o.tensor_parallel);
+            die_usage("--tensor-parallel %lld: is for --stage pretrain and sft, without --lora-rank; --zero 2 saves "
+                      "memory, too", o.tensor_parallel);
         world().share_layers(o.tensor_parallel, c.rank ? 0 : o.zero, c.NH, c.V);         // ZeRO 0: an adapter is small
-        c.tp = world().tensor, c.place = world().place();
+        c = c.part(world().tensor, world().place());
     }
     // That all ranks are to do the same, and with the same: waits for all, too.
     void check_alike() {
@@ -2176,29 +2164,34 @@ private:
         directory.emplace(o.out, true, world().first());
         const Past past(o.out);
         const Json& was = past.options;
-        from = past.checkpoint, position = past.position;
-        const Table table = o.table();
-        if (was) resume_options(table, Options().table(), o.given, was, past.data_known, o.out, past.where, !from.empty());
+        from = past.checkpoint;
+        position = past.position;
+        const Table table = o.table(), defaults = Options().table();
+        if (was) resume_options(table, defaults, o.given, was, past.data_known, o.out, past.where, !from.empty());
         if (o.steps) o.epochs = 0;
         rescheduled = !from.empty() && (was["steps"].string != show(o.steps) || was["epochs"].string != show(o.epochs));
         for (const Option& row : table)
             if (auto* path = std::get_if<text*>(&row.value); path && !o.has(row.name))
-                if (row.is('D') || (!strcmp(row.name, "init") && !is_preset(o.init)))
+                if (row.is('D') || (!strcmp(row.name, "init") && !preset_of(o.init)))
                     **path = given_in(was["directory"].string, **path);
-        if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
+        if (o.train.empty())
+            die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
     }
 
     // The model's shape and tokenizer: of the checkpoint, of the weights to start from, or of the options.
     void open_start() {
         std::string init = from.empty() ? o.init : from, presets;
         for (const Preset& p : PRESETS) presets += (presets.empty() ? "" : ", ") + text(p.name);
-        if (from.empty() && !is_preset(init) && !exists(init))
+        if (from.empty() && !preset_of(init) && !exists(init))
             die_usage("--init %s: no such file or directory, and no size of a model: those are %s%s", init.c_str(),
                       presets.c_str(), published(init));
-        if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_adapted(init, from.empty() ? o.adapter : "");
+        if (!from.empty() || !preset_of(init)) {
+            held.emplace(hold_newest(init));
+            start = open_adapted(init, from.empty() ? o.adapter : "");
+        }
         const bool own = !from.empty() && !o.has("tokenizer");               // a checkpoint has its tokenizer
-        const std::string beside = start ? start->directory : "";
-        tokenizer = own ? find_tokenizer("", {from}) : find_tokenizer(o.tokenizer, directories_of(beside, o.train, o.val, o.answers));
+        const auto beside = directories_of(start ? start->directory : "", o.train, o.val, o.answers);
+        tokenizer = own ? find_tokenizer("", {from}) : find_tokenizer(o.tokenizer, beside);
         if (from.empty() || own) return;
         if (auto its = find_tokenizer("", {from}); its && !its->same(*tokenizer))
             die_usage("--tokenizer %s: is not that of the run in %s", o.tokenizer.c_str(), o.out.c_str());
@@ -2209,7 +2202,8 @@ private:
         const bool rl = o.stage == "rl", later = o.stage != "pretrain";
         if (!rl) refuse_idle(o.table(), Options().table(), o.given, 'L', "--stage rl");
         if (!o.lora_rank) refuse_idle(o.table(), Options().table(), o.given, 'A', "--lora-rank");
-        if (later && !rl && !start && !o.has("init")) warn("--stage %s: starts at random, without --init", o.stage.c_str());
+        if (later && !rl && !start && !o.has("init"))
+            warn("--stage %s: starts at random, without --init", o.stage.c_str());
         if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
         if (later && (!o.raw.empty() || o.rows == "sliding"))
             die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
@@ -2220,9 +2214,10 @@ private:
             die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
                       rl ? " and --group" : rows_of_window == 2 ? ", of pairs," : "", row_tokens);
         if (o.tokens_per_step % (row_tokens * world().replicas()))
-            warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others", o.tokens_per_step,
-                 world().replicas());
-        if (o.stage == "reward" && o.batch % 2) die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
+            warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others",
+                 o.tokens_per_step, world().replicas());
+        if (o.stage == "reward" && o.batch % 2)
+            die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
         if (!o.steps && o.epochs == 0) o.epochs = 1;
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
         per_step = o.tokens_per_step / o.context / rows_of_window;
@@ -2234,44 +2229,49 @@ private:
         data["train"] = windows->identity.text();
         if (rl) open_frozen(data);
         if (c.rank) data["init"] = Identity(start->path).text();
-        position.check(data, {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init}, {"reward", o.reward}},
-                       windows->total, steps, o.out);
+        const std::map<std::string, std::string> paths = {
+            {"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init}, {"reward", o.reward}};
+        position.check(data, paths, windows->total, steps, o.out);
         if (o.warmup >= steps && o.has("warmup"))
             warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
         if (o.min_lr > o.lr) warn("--min-lr %s: is above --lr %s", show(o.min_lr).c_str(), show(o.lr).c_str());
-        position.windows = windows->total, position.data = std::move(data);
-        position.beginning = (later && held_out->val ? (const Source&)*held_out->val : *windows).beginning(eot, o.context);
+        position.windows = windows->total;
+        position.data = std::move(data);
+        const Source& shown = later && held_out->val ? (const Source&)*held_out->val : *windows;
+        position.beginning = shown.beginning(eot, o.context);
     }
     // What reinforcement learning starts from, and what it is rewarded by.
     void open_frozen(std::map<std::string, std::string>& data) {
-        if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
-        reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = Identity(reference->file.path).text();
+        if (preset_of(o.init)) die_usage("--stage rl: needs --init, a model to start from");
+        reference.emplace("--init", o.init, o, o.heads, o.adapter);
+        data["init"] = Identity(reference->file.path).text();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
-            rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = Identity(rewarding->file.path).text();
+            rewarding.emplace("--reward", o.reward, o, 0);
+            data["reward"] = Identity(rewarding->file.path).text();
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
         windows->check_prompts(o.response_tokens, exact);
         if (held_out->val) held_out->val->check_prompts(o.response_tokens, exact);
-        tell_stage("--init", o.init, false), tell_stage("--reward", rewarding ? o.reward : "", true);
+        tell_stage("--init", o.init, false);
+        tell_stage("--reward", rewarding ? o.reward : "", true);
     }
 };
 
 template <typename Model> struct Training : Run {
     Model model;
     const Schedule schedule;
-    const double floor;
     const std::vector<float> computes = fingerprint(c);
-    Display display;
+    Display display{.floor = held_out->floor, .steps = steps};
     Saver saver;
     std::unique_ptr<Model> frozen, rewarder;                 // rl: --init, for the divergence from it; --reward
     std::unique_ptr<Scorer> scorer;                          // --reward-command
 
     explicit Training(const Options& given)
         : Run(given, std::is_same_v<Model, cpu::Model>), model(c, o.batch, o.context, true, o.dtype == "bf16"),
-          schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
+          schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps},
           saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false, world().first());
         directory->check_shared(world());
@@ -2281,30 +2281,33 @@ template <typename Model> struct Training : Run {
             Safetensors moments(from + "/optimizer.safetensors");
             load_tensors(stored(model, c.rank > 0, MOMENTS), moments.tensors, moments.file.path);
         }
-        start.reset(), held.reset();
-        if (reference) frozen = reference->load<Model>(o.batch, o.context, o.dtype == "bf16"), reference.reset();
-        if (rewarding) rewarder = rewarding->load<Model>(o.batch, o.context, o.dtype == "bf16"), rewarding.reset();
+        if (reference) frozen = reference->load<Model>(o.batch, o.context, o.dtype == "bf16");
+        if (rewarding) rewarder = rewarding->load<Model>(o.batch, o.context, o.dtype == "bf16");
         if (frozen && !o.reward_command.empty()) scorer = std::make_unique<Scorer>(o.reward_command, o.reward_timeout);
-        saver.run = &*directory, display.steps = steps, display.floor = floor;
+        start.reset();                       // files may change from here on
+        held.reset();
+        reference.reset();
+        rewarding.reset();
+        saver.run = &*directory;
         display.terminal &= world().size == 1;               // a launcher's is not ours to write over
         display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s%s",
-                    command_line(TRAIN_GPT, o.verb, o.table(), o.stage == "rl" ? 0 : 'L').c_str(), model.layout.parameters, steps, o.tokens_per_step,
-                    windows->total, world().describe().c_str(), model.describe().c_str());
+                    command_line(TRAIN_GPT, o.verb, o.table(), o.stage == "rl" ? 0 : 'L').c_str(),
+                    model.layout.parameters, steps, o.tokens_per_step, windows->total, world().describe().c_str(),
+                    model.describe().c_str());
         if (!from.empty()) display.say("resumed from %s", from.c_str());
         else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
         if (rescheduled && position.step < steps && o.schedule != "constant")
-            display.say("the schedule ends at step %lld now: the learning rate goes on at %.2e", steps, lr_at(schedule, position.step));
+            display.say("the schedule ends at step %lld now: the learning rate goes on at %.2e", steps,
+                        lr_at(schedule, position.step));
         directory->rewind_log(position.step, steps);
         if (position.step == 0)
             directory->put("run", 0, {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
-                                      {"floor", json_number(floor)}, {"options", options_json(o.table(), 't')}});
-        if (world().first() && saver.best == position.step && from != o.out + "/best") make_best(o.out, from);  // a kill came between
+                                      {"floor", json_number(display.floor)}, {"options", options_json(o.table(), 't')}});
+        if (world().first() && saver.best == position.step && from != o.out + "/best")
+            make_best(o.out, from);          // a kill came between
     }
 
     void evaluate() {
-        double loss;
-        std::string line;
-        Fields fields;
         if (o.stage == "rl") {
             std::vector<Answer> answers;
             const auto& spans = held_out->val->spans;
@@ -2315,31 +2318,29 @@ template <typename Model> struct Training : Run {
             draw_and_reward(answers, Sampling(greedy), 0);
             double reward = mean_reward(answers.data(), answers.size(), spans.size());
             world().sum(&reward, 1);
-            loss = 0 - reward, line = format("val reward %.6f, %zu prompts", reward, spans.size());
-            fields = {{"reward", json_number(reward)}};
-        } else if (o.stage == "reward") {
-            const Preferences p = validate_pairs(model, *held_out->val, eot);
-            loss = p.loss(), line = p.line(), display.val_loss = loss;
-            fields = {{"accuracy", json_number(p.accuracy())}, {"margin", json_number(p.margin())},
-                      {"calibration_error", json_number(p.calibration_error())}};
-        } else {
-            const Validation v = validate(model, *held_out->val, tokenizer.get());
-            loss = v.loss(), line = v.line(), display.val_loss = loss;
-            const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
-            fields = {{"bits_per_byte", json_number(bits)}, {"floor", json_number(floor)}};
+            report(AnswersRewarded{reward, spans.size()});
+        } else if (o.stage == "reward") report(validate_pairs(model, *held_out->val, eot));
+        else report(validate(model, *held_out->val, tokenizer.get()));
+    }
+    void report(const auto& found) {         // one of dev/host/reports.h
+        const double loss = found.loss();
+        if (o.stage != "rl") display.val_loss = loss;
+        if (loss < position.lowest) {
+            position.lowest = loss;
+            position.lowest_step = position.step;
         }
-        if (loss < position.lowest) position.lowest = loss, position.lowest_step = position.step;
-        display.say("%s", line.c_str());
-        fields.insert(fields.begin(), {"val_loss", json_number(loss)});
+        display.say("%s", found.line().c_str());
+        Fields fields = {{"val_loss", json_number(loss)}};
+        for (auto& [name, value] : found.measures(display.floor)) fields.push_back({name, json_number(value)});
         directory->put("eval", position.step, fields);
     }
     void sample(int samples) {
         if (o.stage == "reward") return;     // its tokens are no text any more
-        Options s = o;
-        s.samples = samples, s.tokens = std::min<integer>(o.context, 200), s.seed = o.seed + position.step;
         const auto& first = position.beginning;
         const std::string begin = show_tokens({first.begin() + (first[0] == eot), first.end()}, tokenizer.get());
-        for (const Text& t : sample_texts(model, {s, eot, tokenizer.get()}, first)) {
+        std::vector<Prompt> prompts;
+        for (int k = 0; k < samples; k++) prompts.push_back({first, std::min<integer>(o.context, 200), (uint64_t)k});
+        for (const Text& t : draw_texts(model, {o, eot, tokenizer.get()}, o.seed + position.step, prompts, GOES_ON)) {
             const std::string text = begin + (begin.empty() || tokenizer ? "" : " ") + t.response;
             display.say("--- sample %llu\n%s", (unsigned long long)t.prompt.stream + 1, text.c_str());
             directory->put("sample", position.step, {{"text", json_quote(valid_utf8(text))}});
@@ -2352,136 +2353,137 @@ template <typename Model> struct Training : Run {
                     .weights = c.rank ? as_peft(stored(model, true)) : stored(model),
                     .moments = stored(model, c.rank > 0, MOMENTS)});
     }
-    size_t windows_at(size_t g) const { return std::min(per_step, end - g); }            // of the step that begins with g
-    std::vector<Batch> batches_at(size_t g) {                                            // its micro-batches
+    size_t windows_at(size_t g) const { return std::min(per_step, end - g); }    // of the step that begins with g,
+    std::vector<Batch> batches_at(size_t g) {                                    // and its micro-batches
         if (o.stage == "rl") return drawn_at(g);
-        std::vector<Batch> batches;
-        const size_t last = g + windows_at(g), each = o.batch / rows_of_window;
-        for (; g < last; g += each * world().replicas()) {                               // every rank has as many
-            const size_t first = g + each * world().replica();
-            std::vector<Row> rows;
-            for (int answer = 1; answer <= rows_of_window; answer++)                     // of a pair; else 1
-                for (size_t k = first; k < std::min(first + each, last); k++) rows.push_back(windows->row(k, answer));
-            batches.push_back(rows.empty() ? NOTHING : Batch(rows));
-        }
-        return batches;
+        return windows->batches(g, windows_at(g), o.batch / rows_of_window, rows_of_window, world().replica(),
+                                world().replicas());
     }
-
-    // A rank's share of a step that others fill: one token without a target.
-    const Batch NOTHING{{Row{{0}, {-1}}}};
-
-    // What is said of a step beside its loss: sums of what its micro-batches add.
-    std::vector<std::pair<const char*, double>> notes;
-    void note(const char* name, double amount) {
-        const auto it = std::find_if(notes.begin(), notes.end(), [&](auto& n) { return !strcmp(n.first, name); });
-        if (it == notes.end()) notes.push_back({name, amount});
-        else it->second += amount;
-    }
+    Notes notes;                             // what is said of a step beside its loss
 
     // The loss of each stage: forward and backward of one micro-batch; `count` is the number of tokens or pairs of the
     // whole step. Returned is the part of the loss that a later model.result() does not have.
     double likelihood(Batch& b, double count, int) {
-        model.forward(b.x.data(), b.y.data(), {}, count, b.B, b.T, true), model.backward();
+        model.forward(b.x.data(), b.y.data(), {}, count, b.B, b.T, true);
+        model.backward();
         return 0;
     }
     double preference(Batch& b, double count, int) {
         const int pairs = b.B / 2;
         std::vector<float> reward(b.B), dreward(b.B);
         double loss = 0;
-        note("accuracy", 0), note("margin", 0);
+        for (const char* name : {"accuracy", "margin"}) notes.add(name, 0);              // also without a pair
         model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, reward.data());
         for (int i = 0, k = pairs; i < pairs; i++, k++) {
             const double margin = reward[i] - reward[k];
             const auto [nats, slope] = pair_loss(margin);
-            loss += nats / count, dreward[i] = slope / count, dreward[k] = -dreward[i];
-            note("accuracy", (margin > 0) / count), note("margin", margin / count);
+            loss += nats / count;
+            dreward[i] = slope / count;
+            dreward[k] = -dreward[i];
+            notes.add("accuracy", (margin > 0) / count);
+            notes.add("margin", margin / count);
         }
-        model.readout_backward(dreward.data()), model.backward();
+        model.readout_backward(dreward.data());
+        model.backward();
         return loss;
     }
     // In pass 0 the weights are those that drew the answers: r is 1, and logprob becomes `old` from then on.
     double policy(Batch& b, double count, int pass) {
         const Objective ppo{b.weight.data(), pass ? b.old.data() : nullptr, b.ref.data(), o.ppo_clip, o.kl};
-        model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true), model.backward();
+        model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true);
+        model.backward();
         const double loss = model.result().loss;             // waits for the log-probabilities, too
         if (pass == 0) b.old.assign(model.logprob.begin(), model.logprob.begin() + b.y.size());
-        note("kl", 0), note("entropy", 0), note("clipped", 0);
-        for (size_t n = 0; n < b.y.size(); n++) if (b.y[n] >= 0) {
+        for (const char* name : {"kl", "entropy", "clipped"}) notes.add(name, 0);
+        for (size_t n = 0; n < b.y.size(); n++) {
+            if (b.y[n] < 0) continue;
             const double lp = model.logprob[n], moved = std::exp(lp - b.old[n]), d = b.ref[n] - lp;
-            if (pass == 0) note("kl", (std::exp(d) - d - 1) / count), note("entropy", -lp / count);
-            note("clipped", (b.weight[n] * (moved - 1) > std::abs(b.weight[n]) * o.ppo_clip) / count / o.rl_passes);
+            if (pass == 0) notes.add("kl", (std::exp(d) - d - 1) / count);
+            if (pass == 0) notes.add("entropy", -lp / count);
+            const bool clipped = b.weight[n] * (moved - 1) > std::abs(b.weight[n]) * o.ppo_clip;
+            notes.add("clipped", clipped / count / o.rl_passes);
         }
         return loss;
     }
 
-    // Draws answers and says how good they are: 1 for the shard's own and else 0, or what a reward model or a program says.
+    // Draws answers and rewards them: the shard's own by 1, others by 0, or as a reward model or a program says.
     void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed, size_t before = 0) {
         const integer most = o.response_tokens ? o.response_tokens : o.context;
         std::vector<Prompt> prompts;
-        for (const Answer& a : answers) prompts.push_back(prompt_of(a.example[0], eot, o.context, most, before + prompts.size()));
-        generate(model, sampling, seed, prompts, eot, tokenizer.get(), [&](int i, int token) { return answers[i].add(token, eot); });
+        for (const Answer& a : answers)
+            prompts.push_back(prompt_of(a.example[0], eot, o.context, most, before + prompts.size()));
+        auto emit = [&](int i, int token) { return answers[i].add(token, eot); };
+        generate(model, sampling, seed, prompts, eot, tokenizer.get(), emit);
         if (rewarder) return reward_answers(*rewarder, answers, eot);
         std::vector<std::pair<std::string, std::string>> texts;
         for (Answer& a : answers) {
-            a.reward = !scorer && a.ended && a.tokens == a.example[1];
-            if (scorer) texts.push_back({show_tokens(a.example[0], tokenizer.get()), show_tokens(a.tokens, tokenizer.get())});
+            a.reward = a.ended && a.tokens == a.example[1];
+            if (!scorer) continue;
+            texts.push_back({show_tokens(a.example[0], tokenizer.get()), show_tokens(a.tokens, tokenizer.get())});
         }
-        if (scorer) for (size_t i = 0; const double r : scorer->scores(texts)) answers[i++].reward = r;
-    }
-    static double mean_reward(const Answer* answers, size_t n, size_t of) {             // what n add to the mean of so many
-        return std::accumulate(answers, answers + n, 0.0, [&](double sum, const Answer& a) { return sum + a.reward / of; });
+        if (!scorer) return;
+        const auto scores = scorer->scores(texts);
+        for (size_t i = 0; i < answers.size(); i++) answers[i].reward = scores[i];
     }
     // Micro-batches of answers drawn to a step's prompts. GRPO: an advantage is a reward less the mean of its group,
     // answers to one prompt (Shao et al. 2024, arXiv:2402.03300; without the deviation Liu et al. 2025, 2503.20783).
     std::vector<Batch> drawn_at(size_t g) {
         std::vector<Answer> answers;
-        const size_t prompts = windows_at(g), ranks = world().size, most = (prompts + ranks - 1) / ranks;        // of a rank
+        const size_t prompts = windows_at(g), ranks = world().size, most = (prompts + ranks - 1) / ranks;    // a rank's
         const size_t first = std::min(prompts, most * world().rank);
         for (size_t k = first; k < std::min(prompts, first + most); k++) {
             const auto [file, i] = windows->find(g + k);
             answers.insert(answers.end(), o.group, {windows->examples[file]->example(i)});
         }
         const double began = seconds();
-        draw_and_reward(answers, Sampling(o), mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1), first * o.group);
-        const double n = prompts * o.group, mine = answers.size();
-        note("reward", mean_reward(answers.data(), mine, n));
-        note("drawn_ms", (seconds() - began) * 1e3 / ranks), note("samples_per_s", mine / (seconds() - began)), note("length", 0);
+        const uint64_t seed = mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1);
+        draw_and_reward(answers, Sampling(o), seed, first * o.group);
+        const double n = prompts * o.group, mine = answers.size(), took = seconds() - began;
+        notes.add("reward", mean_reward(answers.data(), mine, n));
+        notes.add("drawn_ms", took * 1e3 / ranks);
+        notes.add("samples_per_s", mine / took);
+        notes.add("length", 0);
         std::vector<float> advantages;
         for (size_t i = 0; i < answers.size(); i++) {
             const Answer* const group = &answers[i / o.group * o.group];
             const double mean = mean_reward(group, o.group, o.group);
             double square = 0;
-            for (int k = 0; k < o.group; k++) square += (group[k].reward - mean) * (group[k].reward - mean) / (o.group - 1);
+            for (const Answer* a = group; a < group + o.group; a++)
+                square += (a->reward - mean) * (a->reward - mean) / (o.group - 1);
             advantages.push_back((answers[i].reward - mean) / (o.advantage == "mean" ? 1 : std::sqrt(square) + 1e-4));
-            note("length", answers[i].tokens.size() / n);
+            notes.add("length", answers[i].tokens.size() / n);
         }
         std::vector<Batch> batches;
-        for (size_t i = 0; i < answers.size(); i += o.batch) {
-            std::vector<Row> rows;
-            for (size_t k = i; k < std::min<size_t>(i + o.batch, answers.size()); k++) rows.push_back(answers[k].row(eot));
-            Batch& b = batches.emplace_back(rows);
-            frozen->forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false), frozen->result();
+        auto row_at = [&](size_t i) { return answers[i].row(eot); };
+        each_batch(answers.size(), o.batch, row_at, [&](size_t i, const Batch& drawn) {
+            Batch& b = batches.emplace_back(drawn);
+            frozen->forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
+            frozen->result();
             b.ref.assign(frozen->logprob.begin(), frozen->logprob.begin() + b.y.size());
             for (size_t k = 0; k < b.y.size(); k++) b.weight.push_back(advantages[i + k / b.T]);
-        }
-        while (batches.size() * o.batch < most * o.group) batches.push_back(NOTHING);
+        });
+        while (batches.size() * o.batch < most * o.group) batches.push_back(Batch::nothing());
         return batches;
     }
 
     // What ranks have to agree on before a step's update: what the next step counts, unless rl has yet to draw it; the
-    // loss that is no model's to sum, and notes; whether one of them is to stop, and the clock of the first says to save.
-    double count = 0, tokens = 0;
-    bool stop = false, save_now = false;
+    // loss that is no model's to sum, and notes; whether one is to stop, and the clock of the first says to save.
+    double count = 0, tokens = 0, stop = 0, save_now = 0;
     void agree(const std::vector<Batch>& batches, double& loss, bool noted) {
         const double since = seconds() - saver.last;
         const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * saver.stood_ms / 1e3;
-        std::vector<double> sums = {(double)stop_signal, 0, 0, loss, (double)(by_time && world().first())};
-        for (const Batch& b : batches) sums[1] += o.stage == "reward" ? b.B / 2 : b.targets(), sums[2] += b.x.size();
-        if (noted) for (auto& [name, value] : notes) sums.push_back(value);
-        if (c.place) std::fill(sums.begin() + 1, sums.end(), 0);         // what the first of its group says for all
+        stop = stop_signal;
+        save_now = by_time && world().first();
+        count = std::accumulate(batches.begin(), batches.end(), 0.0, [&](double sum, const Batch& b) {
+            return sum + (o.stage == "reward" ? b.B / 2 : b.targets());
+        });
+        tokens = std::accumulate(batches.begin(), batches.end(), 0.0, [](double n, auto& b) { return n + b.x.size(); });
+        std::vector<double*> values = {&stop, &save_now, &count, &tokens, &loss};
+        if (noted) for (auto& [name, value] : notes.sums) values.push_back(&value);
+        std::vector<double> sums;            // of a group its first says all but when to stop
+        for (double* value : values) sums.push_back(c.place && value != &stop ? 0 : *value);
         world().sum(sums.data(), sums.size());
-        stop = sums[0] > 0, count = sums[1], tokens = sums[2], loss = sums[3], save_now = sums[4] > 0;
-        for (size_t i = 5; i < sums.size(); i++) notes[i - 5].second = sums[i];
+        for (size_t i = 0; i < sums.size(); i++) *values[i] = sums[i];
     }
 
     // Takes a step with `batches`, then replaces them by the next step's while a GPU is still computing; rl draws its
@@ -2493,7 +2495,7 @@ template <typename Model> struct Training : Run {
         const size_t taken = windows_at(position.window);
         const double lr = lr_at(schedule, position.step);
         const auto learn = rl ? &Training::policy : o.stage == "reward" ? &Training::preference : &Training::likelihood;
-        notes.clear();
+        notes.sums.clear();
         if (rl) batches = batches_at(position.window);
         double loss = 0, norm = 0;
         if (rl) agree(batches, loss, false);
@@ -2505,31 +2507,41 @@ template <typename Model> struct Training : Run {
             agree(batches, loss, pass + 1 == passes);
             model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, position.step * passes + pass + 1);
             const StepResult result = model.result();
-            loss += result.loss, norm = result.norm;
-            if (std::isfinite(loss) && std::isfinite(norm)) continue;
-            saver.finish();
-            auto plain = [](double v) { return std::isnan(v) ? NAN : v; };               // not -nan
-            std::string bad = std::isfinite(loss) ? "" : "the loss";
-            const Kinds of_gradients = {{"gradient of ", GRADIENT}};
-            if (bad.empty())
-                for (auto& its : world().texts(first_not_finite(stored(model, c.rank > 0, of_gradients)))) bad = bad.empty() ? its : bad;
-            die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss), plain(norm),
-                bad.empty() ? "the norm, but no gradient," : bad.c_str(),
-                saver.saved.empty() ? "none" : saver.saved.c_str());
+            loss += result.loss;
+            norm = result.norm;
+            if (!std::isfinite(loss) || !std::isfinite(norm)) die_of(step, loss, norm);
         }
-        position.step = step, position.window += taken;
+        position.step = step;
+        position.window += taken;
         const double ms = (seconds() - began) * 1e3;
         const Speed speed = model.speed(tokens / world().size, ms / 1e3);
         Fields fields = {
-            {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
-            {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
+            {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
+            {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
             {"tokens", format("%.0f", (double)position.window * rows_of_window * o.context)}};
         fields.insert(fields.end(), speed.log.begin(), speed.log.end());
         if (world().size > 1) fields.push_back({"sent_bytes", show(std::exchange(world().sent, 0))});
         std::string text = speed.text;
-        for (auto& [name, value] : notes) text += format("  %s %.4g", name, value), fields.push_back({name, json_number(value)});
+        for (auto& [name, value] : notes.sums) {
+            text += format("  %s %.4g", name, value);
+            fields.push_back({name, json_number(value)});
+        }
         display.step(step, loss, norm, lr, ms, tokens, text);
         directory->put("step", step, fields);
+    }
+
+    void die_of(integer step, double loss, double norm) {    // one of which is not finite
+        saver.finish();
+        std::string bad = "the loss";
+        if (std::isfinite(loss)) {
+            const Kinds of_gradients = {{"gradient of ", GRADIENT}};
+            const auto found = world().texts(first_not_finite(stored(model, c.rank > 0, of_gradients)));
+            const auto first = std::find_if(found.begin(), found.end(), [](auto& s) { return !s.empty(); });
+            bad = first == found.end() ? "the norm, but no gradient," : *first;
+        }
+        auto plain = [](double v) { return std::isnan(v) ? NAN : v; };                   // not -nan
+        die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss),
+            plain(norm), bad.c_str(), saver.saved.empty() ? "none" : saver.saved.c_str());
     }
 
     void run() {
@@ -2549,12 +2561,13 @@ template <typename Model> struct Training : Run {
         saver.finish();
         const bool ended = position.step == steps;
         if (ended && held_out->val) evaluate();
-        if (ended && std::isfinite(floor)) display.say("floor %.6f nats/token", floor);
+        if (ended && std::isfinite(display.floor)) display.say("floor %.6f nats/token", display.floor);
         if (saver.saved != o.out + format("/step_%08lld", position.step) || position.lowest_step != saver.best)
-            save(), saver.finish();
+            save();
+        saver.finish();
         if (!ended)
-            return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s", position.step,
-                               shell_quote(o.out).c_str());
+            return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s",
+                               position.step, shell_quote(o.out).c_str());
         if (auto& answers = held_out->answers) {
             const integer right = right_answers(model, *answers, eot), all = answers->size();
             display.say("answers right %lld of %lld", right, all);
@@ -2568,7 +2581,8 @@ template <typename Model> struct Training : Run {
 // ---- 11. main -------------------------------------------------------------------------------------------------------
 template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return Training<Model>(o).run();
-    if (o.stage == "rl") die_usage("--stage rl: evaluates nothing by itself; --answers counts the answers that are right");
+    if (o.stage == "rl")
+        die_usage("--stage rl: evaluates nothing by itself; --answers counts the answers that are right");
     std::optional<Frozen> file(std::in_place, "--model", o.model, o, o.heads, o.adapter);
     const Config c = file->c;
     const std::unique_ptr<Tokenizer> tokenizer = std::move(file->tokenizer);
@@ -2578,8 +2592,8 @@ template <typename Model> void run_verb(Options o) {
     const int eot = end_of_text(tokenizer.get(), c.V);
     for (const char* name : {"best_of", "vote", "pattern"})
         if (o.has(name) && eot < 0) die_usage("%s: needs a tokenizer, to know the end of text", dashed(name).c_str());
-    if ((o.verb == "chat" || o.has("stop") || o.has("examples")) && !tokenizer)
-        die_usage("%s: needs a tokenizer, to know texts", o.has("stop") ? "--stop" : o.has("examples") ? "--examples" : "chat");
+    const char* of_texts = o.has("stop") ? "--stop" : o.has("examples") ? "--examples" : o.verb == "chat" ? "chat" : "";
+    if (*of_texts && !tokenizer) die_usage("%s: needs a tokenizer, to know texts", of_texts);
     if (o.verb == "merge") {
         file->c.form = Form::FP32;
         const auto model = file->load<cpu::Model>(1, 1, false);
@@ -2587,32 +2601,43 @@ template <typename Model> void run_verb(Options o) {
         return (void)printf("saved %s\n", o.out.c_str());
     }
     int T = o.context ? o.context : c.T;
-    Prompter prompter = {tokenizer.get(), path, c.V, T, eot, o.tokens, o.has("reward") || (stage != "" && stage != "pretrain")};
+    const bool after_end = o.has("reward") || (stage != "" && stage != "pretrain");
+    Prompter prompter = {.tokenizer = tokenizer.get(), .model = path, .V = c.V, .T = T, .eot = eot, .most = o.tokens,
+                         .after_end = after_end};
     if (o.has("examples")) prompter.take_examples(o.examples);
     std::vector<Prompt> prompts;
     if (o.verb == "sample") {
         if (written) prompter.beginning = Position(written, state).beginning;
-        for (const text& given : given_prompts(o.prompt, o.prompt_file, o.prompts)) prompts.push_back(prompter.prompt(given));
+        for (const text& given : given_prompts(o.prompt, o.prompt_file, o.prompts))
+            prompts.push_back(prompter.prompt(given));
         T = std::min<integer>(T, prompter.longest + o.tokens);              // no larger a cache than needed
         if (o.best_of) for (Prompt& p : prompts) p.most = std::min<integer>(o.tokens, T - p.tokens.size());
     }
-    HeldOut held_out(wanted(o, "--val", o.val, c.V, T, eot), o.has("eval_rows") ? o.eval_rows : 0, o.train, o.choices, o.answers);
+    const integer most_rows = o.has("eval_rows") ? o.eval_rows : 0;
+    HeldOut held_out(wanted(o, "--val", o.val, c.V, T, eot), most_rows, o.train, o.choices, o.answers);
     auto& [val, choices, answers, data, floor] = held_out;
     if (answers) prompter.put_examples(*answers);
     prompter.tell();
-    const int B = o.verb == "sample" ? std::min<size_t>(texts_each(o) * prompts.size(), 64) : o.verb == "eval" ? o.batch : 1;
+    int B = o.verb == "eval" ? o.batch : 1;
+    if (o.verb == "sample") B = std::min<size_t>(texts_each(o) * prompts.size(), 64);
 
     choose_threads(o, c, o.verb == "sample" ? B : (size_t)B * T, false);
     const std::unique_ptr<Model> loaded = file->load<Model>(B, T, o.dtype == "bf16");
     Model& model = *loaded;
     file.reset();
-    const auto rewarder = o.has("reward") ? Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16") : nullptr;
-    if (o.verb == "graph")                                                  // the Markov chain that it is when its context is full
+    std::unique_ptr<Model> rewarder;
+    if (o.has("reward")) rewarder = Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16");
+    if (o.verb == "graph")                   // the Markov chain that it is when its context is full
         print_chain(c.V, T, [&](const std::vector<int>& context, std::vector<float>& logits) {
-            model.extend(context.data(), 1, 0, T), model.logits(T - 1, 1, 1, logits.data());
+            model.extend(context.data(), 1, 0, T);
+            model.logits(T - 1, 1, 1, logits.data());
         });
-    const auto guide = o.has("pattern") ? std::make_unique<Guide>(o.pattern, vocabulary_of(*tokenizer, c.V), "--pattern") : nullptr;
-    if (o.stage != "reward") tell_stage("--model", o.model, false), tell_stage("--reward", o.reward, true);
+    std::unique_ptr<Guide> guide;
+    if (o.has("pattern")) guide = std::make_unique<Guide>(o.pattern, vocabulary_of(*tokenizer, c.V), "--pattern");
+    if (o.stage != "reward") {
+        tell_stage("--model", o.model, false);
+        tell_stage("--reward", o.reward, true);
+    }
     const Drawing how = {o, eot, tokenizer.get(), guide.get()};
     if (o.verb == "chat") chat(model, how);
     if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
@@ -2623,8 +2648,7 @@ template <typename Model> void run_verb(Options o) {
     if (answers && (o.best_of || o.vote || o.has("pattern"))) {
         for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompt_of(answers->of(i)[0], eot, T));
         size_t right = 0;
-        auto goes_on = [](auto...) { return true; };
-        draw_groups(model, rewarder.get(), how, prompts, goes_on, [&](size_t i, const Text* t, size_t) {
+        draw_groups(model, rewarder.get(), how, prompts, GOES_ON, [&](size_t i, const Text* t, size_t) {
             right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
         });
         std::string by = "with --pattern";
@@ -2644,18 +2668,21 @@ template <typename Model> void run_verb(Options o) {
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.
 template <typename Model> int run_program(int argc, char** argv) {
-    spin_briefly(argv), name_speaker();
+    spin_briefly(argv);
+    name_speaker();
     const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
     if (words.empty()) return fputs(TRAIN_GPT.usage, stderr), 2;
     return run_main([&] {
         if (answer(TRAIN_GPT, Options().table(), words)) return;
         Options o = parse_options(words);
-        if (o.verb == "train") watch_signals(), Model::join(o);
-        else if (const int n = launched().size; n > 1)
+        const bool trains = o.verb == "train";
+        if (const int n = launched().size; n > 1 && !trains)
             die_usage("%s: runs as one process, but was started as one of %d", o.verb.c_str(), n);
+        if (trains) watch_signals();
+        if (trains) Model::join(o);
         if (o.threads) omp_set_num_threads(o.threads);
         run_verb<Model>(o);
-        if (o.verb == "train") Model::leave();
+        if (trains) Model::leave();
     });
 }
 

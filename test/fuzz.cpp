@@ -86,9 +86,9 @@ static void model(std::string_view) {                           // safetensors o
     load_tensors(stored(model), m.tensors, m.path);
     Options o;
     o.tokens = 3, o.top_p = 0.9, o.top_k = 5;
-    sample_texts(model, {o, -1, nullptr}, {0});
+    draw_texts(model, {o, -1, nullptr}, o.seed, {{{0}, o.tokens}}, GOES_ON);
     o.top_p = 1, o.temperature = 0;
-    sample_texts(model, {o, -1, nullptr}, {c.V - 1});
+    draw_texts(model, {o, -1, nullptr}, o.seed, {{{c.V - 1}, o.tokens}}, GOES_ON);
 }
 static void config(std::string_view bytes) {
     guarded([&] {

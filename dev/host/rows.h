@@ -60,6 +60,7 @@ struct Batch {
         }
     }
     size_t targets() const { return y.size() - std::count(y.begin(), y.end(), -1); }
+    static Batch nothing() { return Batch({Row{{0}, {-1}}}); }           // one token without a target
 };
 
 // f(i, rows i, i + 1, ... as a batch) for all n rows, at most so many at a time, or every `ranks`th of these batches.
@@ -199,6 +200,20 @@ struct Windows : Source {
         while (in_epoch >= before + windows[order[i]]) before += windows[order[i++]];
         open_shard(order[i]);
         return {open, window_order[in_epoch - before]};
+    }
+    // The batches of n windows from g on that a rank has, each of so many windows, whose answers 1 .. `answers` are its rows. All
+    // ranks have as many batches; those at the end may hold nothing.
+    std::vector<Batch> batches(size_t g, size_t n, size_t each, int answers, size_t rank, size_t ranks) {
+        std::vector<Batch> made;
+        const size_t last = g + n;
+        for (; g < last; g += each * ranks) {
+            std::vector<Row> rows;
+            const size_t first = g + each * rank, end = std::min(first + each, last);
+            for (int answer = 1; answer <= answers; answer++)
+                for (size_t k = first; k < end; k++) rows.push_back(row(k, answer));
+            made.push_back(rows.empty() ? Batch::nothing() : Batch(rows));
+        }
+        return made;
     }
     size_t end_of(double epochs) {           // where so many passes end
         while (begins.size() < epochs + 1) next_epoch();

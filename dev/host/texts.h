@@ -375,3 +375,7 @@ struct Answer {
         return r;
     }
 };
+// What n answers add to the mean reward of so many.
+inline double mean_reward(const Answer* answers, size_t n, size_t of) {
+    return std::accumulate(answers, answers + n, 0.0, [&](double sum, auto& a) { return sum + a.reward / of; });
+}
