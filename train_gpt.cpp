@@ -50,80 +50,80 @@
 
 //    type     name             default       allowed                         marks       help
 #define OPTIONS(X) \
-    X(text,    stage,           "pretrain",   "pretrain|sft|reward|rl",       "te",       "what to learn from: token shards; responses; pairs of answers; rewards of drawn answers. The last three take example shards") \
+    X(text,    stage,           "pretrain",   "pretrain|sft|reward|rl",       "te",       "what to learn from: tokens, responses, preferences or rewards") \
     X(text,    train,           "",           "",                             "tDP",      "shards to train on: a glob, in quotes [required]") \
     X(text,    val,             "",           "",                             "teDP",     "shards to validate on: a glob [none]") \
-    X(text,    raw,             "",           "u16",                          "te",       "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
-    X(text,    tokenizer,       "",           "",                             "tsecgmDPR", "GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
-    X(text,    init,            "d12",        "",                             "tP",       "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
-    X(text,    model,           "",           "",                             "secgmP!",  "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
-    X(text,    adapter,         "",           "",                             "tsecgmP",  "LoRA adapter for the model (train: for --init): a run or a PEFT directory; its weights are merged, or trained on with --lora-rank") \
-    X(integer, lora_rank,       0,            "0..65536",                     "t",        "train an adapter of this rank beside frozen weights (LoRA) [0: all weights are trained]") \
+    X(text,    raw,             "",           "u16",                          "te",       "headerless 16-bit tokens, as nanoGPT's [llm.c's header]") \
+    X(text,    tokenizer,       "",           "",                             "tsecgmDPR", "GPT-2 merges file, or `bytes` [the one beside data or model]") \
+    X(text,    init,            "d12",        "",                             "tP",       "a size (d6 d12 d24 d36 d48, custom), or weights, as for --model") \
+    X(text,    model,           "",           "",                             "secgmP!",  "run, checkpoint, Hugging Face directory, .safetensors, llm.c .bin") \
+    X(text,    adapter,         "",           "",                             "tsecgmP",  "LoRA adapter of --model or --init: a run or PEFT directory [none]") \
+    X(integer, lora_rank,       0,            "0..65536",                     "t",        "LoRA: rank of an adapter to train [0: all weights are trained]") \
     X(number,  lora_alpha,      16,           "0.000001..1000000",            "tA",       "LoRA: the adapter counts alpha / rank times") \
     X(text,    lora_targets,    "qkv,proj,fc,fcproj", "",                     "tA",       "LoRA: which matrices of a block are adapted") \
     X(integer, layers,          0,            "1..1000",                      "t",        "layers [from --init]") \
-    X(integer, heads,           0,            "1..1000",                      "tsecgm",   "attention heads [from --init or the model; where a file does not say, C/64]") \
+    X(integer, heads,           0,            "1..1000",                      "tsecgm",   "attention heads [from --init or the model, else C/64]") \
     X(integer, channels,        0,            "1..100000",                    "t",        "channels [from --init]") \
     X(integer, vocab,           0,            "1..16777216",                  "t",        "vocabulary [the tokenizer's; 50257 without one]") \
     X(integer, context,         0,            "1..1048576",                   "tec",      "tokens of a row [1024, or the model's]") \
     X(integer, bias,            1,            "0..1",                         "t",        "Linear layers have a bias") \
     X(integer, tied,            1,            "0..1",                         "t",        "the head is the token embedding") \
     X(integer, batch,           4,            "1..1048576",                   "teR",      "rows computed at once") \
-    X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",        "tokens of an optimizer step, a multiple of batch x context [batch x context]") \
+    X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",        "tokens of an optimizer step [batch x context]") \
     X(integer, steps,           0,            "1..1000000000000",             "tR1",      "optimizer steps [--epochs decides]") \
     X(number,  epochs,          0,            "0.000001..1000000",            "tR1",      "passes over the training data [1]") \
     X(number,  lr,              6e-4,         "0..1000",                      "t",        "maximum learning rate") \
     X(number,  min_lr,          -1,           "0..1000",                      "t",        "lowest learning rate; wsd falls to 0 [0.1 x lr]") \
     X(integer, warmup,          0,            "0..1000000000000",             "t",        "steps of linear warm-up") \
-    X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",        "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
+    X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",        "after the warm-up; wsd: constant, but the last fifth falls") \
     X(number,  beta1,           0.9,          "0..0.999999999",               "t",        "AdamW: decay of the mean gradient") \
     X(number,  beta2,           0.95,         "0..0.999999999",               "t",        "AdamW: decay of the mean squared gradient") \
     X(number,  eps,             1e-8,         "1e-30..1",                     "t",        "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",        "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",        "largest gradient norm; 0 = off") \
-    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32; bf16 on a CPU: on AMX or in dot products, whichever is faster, or rounded and multiplied in fp32") \
-    X(text,    base_dtype,      DTYPE,        BASE_DTYPES,                    "tsecF",    "how matrices that are not trained are kept (train: with --lora-rank): int8, nf4: those of the blocks, and bf16 the others") \
+    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32") \
+    X(text,    base_dtype,      DTYPE,        BASE_DTYPES,                    "tsecF",    "numbers of frozen matrices; int8, nf4: of those in blocks") \
     X(integer, threads,         0,            "1..4096",                      "tsecgR",   "threads [all, fewer for models too small for them]") \
-    X(integer, zero,            1,            "0..2",                         "tR",       "several processes: what each keeps only its part of: 1 moments, 2 gradients, too; 0 nothing") \
-    X(integer, tensor_parallel, 1,            "1..1024",                      "tR",       "several processes: so many consecutive ones share each layer, and train on the same rows") \
+    X(integer, zero,            1,            "0..2",                         "tR",       "ranks keep parts of: 1 moments, 2 gradients, too; 0 nothing") \
+    X(integer, tensor_parallel, 1,            "1..1024",                      "tR",       "so many consecutive ranks share each layer, and their rows") \
     X(integer, seed,            1,            "0..9007199254740992",          "tsec",     "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",       "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",       "rows of a validation; 0 = all [64; eval: all]") \
-    X(text,    rows,            "packed",     "packed|documents|sliding",     "te",       "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
-    X(text,    answers,         "",           "",                             "teDP",     "example shard of (prompt, response), or of dialogues, whose last response counts: count what greedy decoding gets right [none]") \
+    X(text,    rows,            "packed",     "packed|documents|sliding",     "te",       "packed: side by side; documents: one a row; sliding: every window") \
+    X(text,    answers,         "",           "",                             "teDP",     "example shard, whose responses greedy decoding is to give [none]") \
     X(text,    choices,         "",           "",                             "eP",       "multiple choice questions in llm.c's HellaSwag format [none]") \
     X(integer, sample_every,    100,          "0..1000000000000",             "tR",       "steps between samples; 0 = never") \
-    X(integer, save_every,      0,            "0..1000000000000",             "tR",       "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
-    X(number,  save_minutes,    5,            "0..1000000",                   "tR",       "minutes between checkpoints, more where they take over 2 % of the time; 0 = by steps alone") \
+    X(integer, save_every,      0,            "0..1000000000000",             "tR",       "steps between checkpoints; 0 = by time, and at the best val loss") \
+    X(number,  save_minutes,    5,            "0..1000000",                   "tR",       "minutes between checkpoints, at least; 0 = by steps alone") \
     X(integer, keep,            2,            "1..1000000",                   "tR",       "checkpoints to keep, beside the best in OUT/best") \
-    X(text,    out,             "",           "",                             "tmRP!",    "directory of the run: log.jsonl and checkpoints; merge: of the model") \
+    X(text,    out,             "",           "",                             "tmRP!",    "directory of the run; merge: of the model") \
     X(flag,    resume,          false,        "",                             "t",        "go on from the newest whole checkpoint in --out") \
-    X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn for each prompt, whose mean reward is subtracted") \
+    X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn to each prompt") \
     X(integer, response_tokens, 0,            "1..1048576",                   "tL",       "rl: tokens of an answer, at most [what the context leaves]") \
-    X(text,    reward,          "",           "",                             "tseDPL4",  "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage; --best-of: that model [exact]") \
-    X(text,    reward_command,  "",           "",                             "tL4",      "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
+    X(text,    reward,          "",           "",                             "tseDPL4",  "rl: exact, or a reward model; --best-of: that model [exact]") \
+    X(text,    reward_command,  "",           "",                             "tL4",      "rl: program that answers JSON Lines with rewards [--reward]") \
     X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",      "rl: seconds to wait for that program") \
-    X(text,    advantage,       "mean",       "mean|normalized",              "tL",       "rl: reward less the group's mean; normalized: over its standard deviation, too") \
+    X(text,    advantage,       "mean",       "mean|normalized",              "tL",       "rl: reward less the group's mean; normalized: by its deviation") \
     X(integer, rl_passes,       1,            "1..1000",                      "tL",       "rl: optimizer steps with the same answers") \
-    X(number,  ppo_clip,        0.2,          "0..1000",                      "tL",       "rl: by how much a token's probability may change in a step and still gain") \
+    X(number,  ppo_clip,        0.2,          "0..1000",                      "tL",       "rl: change of a token's probability that still gains") \
     X(number,  kl,              0.05,         "0..1000",                      "tL",       "rl: weight of the divergence from --init") \
     X(text,    prompt,          "",           "",                             "sE2",      "text to continue; without a tokenizer, token ids [end of text]") \
-    X(text,    prompt_file,     "",           "",                             "s2P",      "file with the text to continue, less a last line break; - is standard input [--prompt]") \
-    X(text,    prompts,         "",           "",                             "s2P",      "file of prompts: each line is one, or JSON Lines with \"prompt\"; - is standard input [--prompt]") \
-    X(text,    examples,        "",           "",                             "seP",      "JSON Lines of \"prompt\" and \"response\", to stand before each prompt; those that do not fit are left out, the first ones first [none]") \
+    X(text,    prompt_file,     "",           "",                             "s2P",      "file of the text to continue; - is standard input [--prompt]") \
+    X(text,    prompts,         "",           "",                             "s2P",      "prompts: lines, or JSON Lines; - is standard input [--prompt]") \
+    X(text,    examples,        "",           "",                             "sePWT",    "JSON Lines of prompts and responses, before each prompt [none]") \
     X(integer, tokens,          100,          "1..1000000000",                "sc",       "tokens to write, at most; an end of text stops earlier") \
-    X(text_list, stop,          {},           "",                             "sec",      "end a text before this one occurs in it; \\n, \\t, \\r and \\\\ are as in C; may be given several times [none]") \
+    X(text_list, stop,          {},           "",                             "secT",     "end a text before this, with \\n as in C; may be repeated [none]") \
     X(integer, samples,         1,            "1..4096",                      "s3",       "texts to write to each prompt, side by side") \
-    X(text,    format,          "text",       "text|jsonl",                   "s",        "text, or JSON Lines: a text a line, with its tokens and their log-probabilities") \
-    X(integer, best_of,         0,            "2..4096",                      "se3",      "draw so many texts, and take the one that --reward prefers, else that with the highest log-probability a token; eval: for each of --answers") \
-    X(integer, vote,            0,            "2..4096",                      "se3",      "draw so many texts, and take the first with the answer that most end in; eval: for each of --answers") \
-    X(text,    vote_after,      "",           "",                             "se",       "what stands behind the last of these is a text's answer; \\n and the like as in C [the whole text is]") \
-    X(number,  repetition_penalty, 1,         "0.01..100",                    "sec",      "divide logits of tokens that prompt or text hold by this, multiply them where negative; 1 = off") \
+    X(text,    format,          "text",       "text|jsonl",                   "s",        "text, or JSON Lines with tokens and their log-probabilities") \
+    X(integer, best_of,         0,            "2..4096",                      "se3WZ",    "draw so many texts, and take the best by --reward, or likelihood") \
+    X(integer, vote,            0,            "2..4096",                      "se3WZ",    "draw so many texts, and take the first with the commonest answer") \
+    X(text,    vote_after,      "",           "",                             "se",       "an answer stands behind the last of these [it is the whole text]") \
+    X(number,  repetition_penalty, 1,         "0.01..100",                    "sec",      "divides the logits of tokens that are there already; 1 = off") \
     X(number,  temperature,     1,            "0..1000",                      "sec",      "0 takes the likeliest token") \
     X(integer, top_k,           0,            "0..16777216",                  "sec",      "choose among the k likeliest; 0 = all") \
     X(number,  top_p,           1,            "0.000001..1",                  "sec",      "choose among the fewest tokens with this probability") \
-    X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens with at least this share of the likeliest one's probability") \
-    X(text,    pattern,         "",           "",                             "sec",      "regular expression that a text matches as a whole: tokens that no match goes on with are never drawn [none]")
+    X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens of this share of the maximum probability") \
+    X(text,    pattern,         "",           "",                             "secWZ",    "regular expression that a text matches as a whole [none]")
 
 // What a row of this table or of CONFIG is in a struct, and to who takes tables as they come.
 #define AS_FIELD(type, name, value, ...) type name = value;
@@ -134,13 +134,13 @@ struct Options {
     OPTIONS(AS_FIELD)
     bool has(const char* name) const { return given.count(name) > 0; }
     Table table() { return {OPTIONS(AS_OPTION)}; }
+    void refuse(char mark, const char* why) { refuse_given(table(), Options().table(), given, mark, why); }
 };
 
 inline const Program TRAIN_GPT = {
     PROGRAM, {{'t', "train"}, {'s', "sample"}, {'c', "chat"}, {'e', "eval"}, {'g', "graph"}, {'m', "merge"}},
     "train a GPT on token shards, sample from it, evaluate it",
-    "usage: " PROGRAM " [train|sample|chat|eval|graph|merge] [--option value]...      "
-    "(" PROGRAM " --help lists all options)\n"
+    "usage: " PROGRAM " [train|sample|chat|eval|graph|merge] [--option value]...   (" PROGRAM " --help lists all)\n"
     "  make run\n"
     "  ./" PROGRAM " train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
     "--init custom --layers 2 --heads 2 --channels 64 --context 256 --steps 100 --out runs/first\n"
@@ -156,9 +156,7 @@ inline Options parse_options(const std::vector<std::string>& words) {
         die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
     if (o.verb == "eval" && (o.val + o.choices + o.answers).empty())
         die_usage("eval: give --val, --choices or --answers");
-    for (const char* name : {"best_of", "vote", "examples", "pattern"})
-        if (o.verb == "eval" && o.answers.empty() && o.has(name))
-            die_usage("%s: is for --answers", dashed(name).c_str());
+    if (o.verb == "eval" && o.answers.empty()) o.refuse('W', "is for --answers");
     if (o.verb == "train" && o.reward.empty() && o.reward_command.empty()) o.reward = "exact";
     if (o.has("vote_after") && !o.vote) die_usage("--vote-after: is for --vote");
     if (o.verb != "train" && o.has("reward") && !o.best_of) die_usage("--reward: is for --best-of");
@@ -204,8 +202,12 @@ struct Config : Lora {                                       // with a rank, onl
     int qkv() const { return 3 * att(); }                    // queries, keys and values of all its heads,
     int hidden() const { return 4 * C / tp; }                // those between the two products of an MLP,
     int fc() const { return hidden(); }                      // what the first of them makes: gates would come on top,
-    int first_token() const { return integer(V) * place / tp; }
-    int vocab() const { return integer(V) * (place + 1) / tp - first_token(); }          // and logits, from that one on
+    Range tokens(int at) const {
+        const size_t first = (size_t)V * at / tp;
+        return {first, (size_t)V * (at + 1) / tp - first};
+    }
+    int first_token() const { return tokens(place).at; }
+    int vocab() const { return tokens(place).n; }            // and logits, from that one on
 
     // floating point operations of training on one token: 2 forward and 4 backward for every parameter, and causal
     // attention counted once (6 P + 6 L C T, the convention of llm.c); for one that is frozen 2 forward and 2 backward.
@@ -282,10 +284,7 @@ template <typename T> struct Place {
     operator T*() const { return p; }
 };
 template <typename T> struct Norm { T *w, *b; };
-template <typename T, typename M = T*> struct Linear {
-    M w;
-    T *b, *A, *B;
-};
+template <typename T, typename M = T*> struct Linear { M w; T *b, *A, *B; };
 // Pointers to the tensors of one layer, and to those that exist once, in an arena of weights or of their gradients.
 template <typename T, typename M = T*> struct Weights {
     M wte, wpe, head_w;
@@ -427,11 +426,6 @@ inline Wanted wanted(const Options& o, const char* option, const text& pattern, 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
 // edit gelu() and gelu_grad() here, for the GPU too; `make test` differentiates gelu().
-#ifdef __CUDACC__
-#define HD __host__ __device__ inline
-#else
-#define HD inline
-#endif
 
 /* e^x for |x| <= 60; saturating above, 0 below; NaN stays NaN. Branch-free, so that loops over it become vector code.
    The cut at -60 keeps softmax and gates clear of subnormal numbers, which are slow on many machines (dev/SPEED.md).
@@ -1230,7 +1224,7 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
     return {copy, K, 1};
 }
 
-// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, or in dot products: dev/host/units.h has its loops.
+// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, or in dot products (dev/host/units.h)
 struct Put {
     Target to;
     Put from(int k, int i, int j) const { return {(k ? Target{to.c, to.ldc, to.c} : to).from(i, j)}; }
@@ -1244,34 +1238,13 @@ struct Put {
 
 // Multiply-adds of all threads on numbers in registers (of a unit: in the level-1 cache), in FLOP/s: the roof of gemm()
 inline double measure_peak(Unit unit, int trials = 32) {
-    double best = 0;
-    for (int trial = 0; trial < trials; trial++) {           // the best one is the least disturbed
-        const double start = seconds(), flops = unit == Unit::NONE ? register_trial<vec, real, MR, VECTORS>() : unit_trial(unit);
-        best = std::max(best, flops / (seconds() - start));
-    }
-    return best;
+    const auto vectors = register_trial<vec, real, MR, VECTORS>;
+    return peak_of(trials, [=] { return unit == Unit::NONE ? vectors() : unit_trial(unit); });
 }
-
-// Where bfloat16 numbers are multiplied: in the fastest unit that the processor has, if that is faster by a margin than
-// vectors of floats. A run keeps its own (state.json), since each adds up in another order.
+// Where bfloat16 numbers are multiplied; a run keeps its own (state.json), since each adds up in another order
 inline Unit& unit() {
-    static Unit chosen = [] {
-        Unit best = Unit::NONE;
-        double most = 1.3 * measure_peak(best);
-        for (Unit u : {Unit::DOTS, Unit::AMX}) if (has(u))
-            if (const double rate = measure_peak(u); rate > most) best = u, most = rate;
-        return best;
-    }();
+    static Unit chosen = fastest_unit([](Unit unit) { return measure_peak(unit); });
     return chosen;
-}
-// The unit of a run: that of the checkpoint which it goes on from, if there is one and this machine has it.
-inline std::string keep_unit(const std::string& kept, const std::string& checkpoint) {
-    const Unit its = Unit(std::find(std::begin(UNITS), std::end(UNITS), kept) - std::begin(UNITS));
-    if (!checkpoint.empty() && has(its)) unit() = its;
-    else if (!checkpoint.empty())
-        warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another order",
-             checkpoint.c_str(), kept.c_str());
-    return UNITS[(int)unit()];
 }
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
@@ -1328,7 +1301,6 @@ template <typename Model> void initialize(Model& model, uint64_t seed) {     // 
         if (layout.tensors[i].offset >= layout.frozen) model.set(WEIGHT, i, layout.initial_values(i, seed).data());
 }
 struct StepResult { double loss, norm; };
-struct Speed { std::string text; Fields log; };
 
 /* The network, for both programs: m has the layers, which cpu::Model below makes of section 5's functions, gpu::Model
    of its kernels. norm_forward() returns the x of linear_forward(): normalized numbers or, where a GPU decodes few
@@ -1353,18 +1325,6 @@ struct Speed { std::string text; Fields log; };
     X(act,  lora,      ONCE,   2 * N * c.rank)              /* x A, and its gradient */ \
     X(act,  arrivals,  ONCE,   c.tp > 1 ? N * c.C + c.tp : 0)            /* from ranks that share the layers */
 #define AS_POINTER(type, field, ...) type* field;
-
-// Rows of logits of which each rank has some columns (count,vocab), made whole in place: all ranks do so at once.
-inline void join_logits(float* logits, size_t count, Config c) {
-    if (c.tp == 1) return;
-    const size_t most = count * (c.V / c.tp + 1), first = world().rank - c.place;
-    std::vector<float> mine(logits, logits + count * c.vocab()), all(most * world().size);
-    mine.resize(most);
-    world().gather(mine.data(), all.data(), most * sizeof(float));
-    for (c.place = 0; c.place < c.tp; c.place++)
-        for (size_t n = 0; n < count; n++)
-            std::copy_n(&all[(first + c.place) * most + n * c.vocab()], c.vocab(), logits + n * c.V + c.first_token());
-}
 
 // A branch joins the residual stream, by a product of whose rows ranks may have some each: what is added counts once.
 template <typename M> void join(M& m, auto out, auto x, auto layer, decltype(out) plus, int N, int width) {
@@ -1478,7 +1438,7 @@ struct Model {
     const Layout ring;                       // and how these lie
     mutable Sharing<MpiLink, real> shares;   // of what several ranks train
     Group<MpiLink, real> group;              // those that share each layer
-    const size_t need;                       // bytes
+    const Memory memory;
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<real> sums, arrivals;             // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
@@ -1490,7 +1450,7 @@ struct Model {
         : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
           slots(activation_slots(c, (size_t)B * T, training)), turns(in_turns(c, training ? world().zero : 0)),
           ring(turns), shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)),
-          group{world().group(c.tp)}, need(needed(training)), weights(layout.slots.size),
+          group{world().group(c.tp)}, memory(needed(training)), weights(layout.slots.size),
           gradients(training * ring.trained()), moment1(training * shares.moments()), moment2(moment1.size),
           acts(slots.size), sums(shares.several() * shares.kept.back()), arrivals(shares.several() * shares.landing),
           rounded(bf16 * layout.slots.size), packed(16 * layout.packed.size), logprob((size_t)B * T),
@@ -1500,33 +1460,23 @@ struct Model {
         shares.arrivals = arrivals.data();
         group.arrivals = activations(0).arrivals;
     }
-    size_t needed(bool training) const {     // bytes; dies if there are fewer
+    Memory needed(bool training) const {     // dies if there is less
         if ((double)max_B * max_T > INT_MAX)
             die("--batch %d x --context %d: more than 2^31 tokens at once", max_B, max_T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
-        const size_t each = sizeof(real) + bf16 * sizeof(bfloat16), trained = ring.trained() + shares.exchanged();
-        const size_t for_weights = layout.slots.size * each + 16 * layout.packed.size;
-        const size_t for_training = training * (trained + 2 * shares.moments()) * sizeof(real);
-        const size_t for_acts = slots.size * sizeof(real), all = for_weights + for_training + for_acts;
-        const size_t have = available_memory() / world().here;
-        if (all > have)
-            die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d "
-                "rows of %d tokens), %.2f GB available; lower --batch or --context", all / 1e9, for_weights / 1e9,
-                for_training / 1e9, for_acts / 1e9, max_B, max_T, have / 1e9);
-        return all;
+        const double each = sizeof(real), copies = bf16 * sizeof(bfloat16), have = available_memory() / world().here;
+        const Memory m = {.weights = layout.slots.size * (each + copies) + 16 * layout.packed.size,
+                          .gradients = training * (ring.trained() + shares.exchanged()) * each,
+                          .moments = training * 2 * shares.moments() * each, .activations = slots.size * each};
+        if (m.all() > have)
+            die("not enough memory: %s for %d rows of %d tokens, %.2f GB available; lower --batch or --context",
+                m.text().c_str(), max_B, max_T, have / 1e9);
+        return m;
     }
     std::string describe() {
         peak = measure_peak(bf16 ? unit() : Unit::NONE);
-        const char* const types[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)",
-                                     ", bf16 in dot products", ", bf16 on AMX"};
-        const char* type = bf16 ? types[(int)unit()] : "";
-        const double gb = sizeof(real) / 1e9, frozen = rounded.size * sizeof(bfloat16) / 1e9 + packed.size / 1e9;
-        const size_t of_gradients = gradients.size + sums.size + arrivals.size;
-        return format(
-            "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
-            "moments %.2f, activations %.2f",
-            omp_get_max_threads(), WITHOUT_OPENMP, VECTOR_BYTES * 8, type, peak / 1e9, need / 1e9,
-            weights.size * gb + frozen, of_gradients * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
+        return format("%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %s", omp_get_max_threads(),
+                      WITHOUT_OPENMP, VECTOR_BYTES * 8, bf16 ? told(unit()) : "", peak / 1e9, memory.text().c_str());
     }
     Speed speed(double step_tokens, double seconds) {
         const double each = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T);
@@ -1571,7 +1521,7 @@ struct Model {
             logits_forward(a.lnf, n + i * step, step, some);
             std::copy_n(a.logits, (size_t)some * c.vocab(), out + (size_t)i * c.vocab());
         }
-        join_logits(out, count, c);
+        join_columns(out, count, c.V, group.comm, [&](int rank) { return c.tokens(rank); });
     }
     void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng,
               int* token, bool) {
@@ -1775,9 +1725,10 @@ inline Config read_config(const Json& json, const std::string& path) {
     return c;
 }
 inline std::string config_json(Config c, int eot) { return config_json(c.members(), eot); }
-inline Config config_of(const ModelFile& m, int heads) {     // heads: of the command line
+inline Config config_of(const ModelFile& m, int heads, integer context = 0) {             // of the command line
     const Config c = read_config(with_heads(m, heads), m.config_path.empty() ? m.path : m.config_path);
     if (heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, m.path.c_str(), c.NH);
+    if (context > c.T) die_usage("--context %lld: %s has positions for %d", context, m.path.c_str(), c.T);
     return c;
 }
 
@@ -1987,38 +1938,27 @@ inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vo
 void draw_groups(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts, auto shown,
                  auto each) {
     const Options& o = how.o;
-    const size_t n = texts_each(o), at_once = std::max<size_t>(1, 64 / n);
-    for (size_t first = 0; first < prompts.size(); first += at_once) {
-        std::vector<Prompt> some;
-        for (size_t i = first * n; i < std::min(first + at_once, prompts.size()) * n; i++)
-            some.emplace_back(prompts[i / n]).stream = i;
+    const size_t n = texts_each(o);
+    size_t k = 0;
+    for (const std::vector<Prompt>& some : repeated(prompts, n, 64)) {
         std::vector<Text> texts = draw_texts(model, how, o.seed, some, shown);
         if (o.format == "jsonl" || (o.best_of && !rewarder)) score_texts(model, texts);
         if (rewarder) reward_answers(*rewarder, texts, how.eot);
         else if (o.best_of) for (Text& t : texts) t.reward = t.mean_logprob();
         for (size_t i = 0; i < texts.size(); i += n) {
             const size_t taken = o.vote ? elected(&texts[i], n, o.vote_after) : o.best_of ? best_of(&texts[i], n) : 0;
-            each(first + i / n, &texts[i + taken], o.vote || o.best_of ? 1 : n);
+            each(k++, &texts[i + taken], o.vote || o.best_of ? 1 : n);
         }
     }
 }
 
 // A conversation; dev/host/chat.h says what it is made of.
 void chat(auto& model, const Drawing& how) {
-    Conversation talk{*how.tokenizer, how.eot, model.max_T, how.o.tokens};
     std::vector<int> held;
-    std::string line;
-    for (uint64_t n = 1; talk.listen(line); n++) {
-        const Prompt p = talk.ask(line);
-        if (p.most == 0) continue;
-        size_t shown = 0;
-        auto show = [&](int, const Text& t) {
-            t.show(shown);
-            return !stop_signal;
-        };
-        talk.answered(draw_texts(model, how, how.o.seed + n, {p}, show, &held)[0]);
-        write_out("\n");
-    }
+    Conversation talk{*how.tokenizer, how.eot, model.max_T, how.o.tokens};
+    talk.hold([&](const Prompt& p, uint64_t n, auto show) {
+        return draw_texts(model, how, how.o.seed + n, {p}, show, &held)[0];
+    });
 }
 
 // ---- 10. train ------------------------------------------------------------------------------------------------------
@@ -2027,7 +1967,7 @@ void chat(auto& model, const Drawing& how) {
 // The shape that --init and the size options ask for; fills in the options it decides, so that they can be printed.
 inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer* tokenizer) {
     Config c;
-    if (file) c = config_of(*file, o.heads);
+    if (file) c = config_of(*file, o.heads, o.context);
     else {
         if (o.init == "custom" && (!o.layers || !o.heads || !o.channels))
             die_usage("--init custom: give --layers, --heads and --channels");
@@ -2050,7 +1990,6 @@ inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer*
     settle("vocab", o.vocab, c.V);
     settle("bias", o.bias, c.bias);
     settle("tied", o.tied, c.tied);
-    if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file->path.c_str(), c.T);
     if (o.context == 0) o.context = std::min(c.T, 1024);
     if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);
     if (tokenizer && tokenizer->vocab() > c.V)
@@ -2085,13 +2024,13 @@ struct Frozen {
     std::unique_ptr<Tokenizer> tokenizer;
 
     Frozen(const char* option, const std::string& given, const Options& o, integer heads, const text& adapter = "")
-        : path(given), held(hold_model(option, path)), file(open_adapted(path, adapter)), c(config_of(file, heads)) {
+        : path(given), held(hold_model(option, path)), file(open_adapted(path, adapter)),
+          c(config_of(file, heads, o.context)) {
         if (exists(path, true)) check_fingerprint(fingerprint(c), file.directory);
         tokenizer = find_tokenizer(o.tokenizer, directories_of(file.directory, o.train, o.val, o.answers));
         if (tokenizer && tokenizer->vocab() > c.V)
             die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
                 tokenizer->vocab());
-        if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file.path.c_str(), c.T);
         c.form = form_of(o.base_dtype);
         if (file.adapter && c.form > Form::BF16) c.adapt(*file.adapter);
     }
@@ -2125,7 +2064,7 @@ struct Run {
 
     Run(const Options& given, bool on_cpu) : o(given) {
         if (o.resume) resume();
-        if (on_cpu && o.dtype == "bf16") position.unit = cpu::keep_unit(position.unit, from);
+        if (on_cpu && o.dtype == "bf16") position.unit = keep_unit(cpu::unit(), position.unit, from);
         open_start();                        // of the directory that rank 0 has tidied
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         share_layers();
@@ -2170,10 +2109,8 @@ private:
         if (was) resume_options(table, defaults, o.given, was, past.data_known, o.out, past.where, !from.empty());
         if (o.steps) o.epochs = 0;
         rescheduled = !from.empty() && (was["steps"].string != show(o.steps) || was["epochs"].string != show(o.epochs));
-        for (const Option& row : table)
-            if (auto* path = std::get_if<text*>(&row.value); path && !o.has(row.name))
-                if (row.is('D') || (!strcmp(row.name, "init") && !preset_of(o.init)))
-                    **path = given_in(was["directory"].string, **path);
+        auto is_path = [&](auto& row) { return row.is('D') || (!strcmp(row.name, "init") && !preset_of(o.init)); };
+        paths_from(was["directory"].string, table, o.given, is_path);
         if (o.train.empty())
             die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
     }
@@ -2200,8 +2137,8 @@ private:
     // An epoch ends where its last window does: the rows of a step beyond it stay empty.
     void open_data() {
         const bool rl = o.stage == "rl", later = o.stage != "pretrain";
-        if (!rl) refuse_idle(o.table(), Options().table(), o.given, 'L', "--stage rl");
-        if (!o.lora_rank) refuse_idle(o.table(), Options().table(), o.given, 'A', "--lora-rank");
+        if (!rl) o.refuse('L', "is for --stage rl");
+        if (!o.lora_rank) o.refuse('A', "is for --lora-rank");
         if (later && !rl && !start && !o.has("init"))
             warn("--stage %s: starts at random, without --init", o.stage.c_str());
         if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
@@ -2302,9 +2239,9 @@ template <typename Model> struct Training : Run {
         directory->rewind_log(position.step, steps);
         if (position.step == 0)
             directory->put("run", 0, {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
-                                      {"floor", json_number(display.floor)}, {"options", options_json(o.table(), 't')}});
-        if (world().first() && saver.best == position.step && from != o.out + "/best")
-            make_best(o.out, from);          // a kill came between
+                                      {"floor", json_number(display.floor)},
+                                      {"options", options_json(o.table(), 't')}});
+        if (world().first() && saver.best == position.step && from != o.out + "/best") make_best(o.out, from);
     }
 
     void evaluate() {
@@ -2325,23 +2262,18 @@ template <typename Model> struct Training : Run {
     void report(const auto& found) {         // one of dev/host/reports.h
         const double loss = found.loss();
         if (o.stage != "rl") display.val_loss = loss;
-        if (loss < position.lowest) {
-            position.lowest = loss;
-            position.lowest_step = position.step;
-        }
+        position.found(loss);
         display.say("%s", found.line().c_str());
-        Fields fields = {{"val_loss", json_number(loss)}};
-        for (auto& [name, value] : found.measures(display.floor)) fields.push_back({name, json_number(value)});
-        directory->put("eval", position.step, fields);
+        directory->put("eval", position.step, fields_of(loss, found.measures(display.floor)));
     }
     void sample(int samples) {
         if (o.stage == "reward") return;     // its tokens are no text any more
         const auto& first = position.beginning;
         const std::string begin = show_tokens({first.begin() + (first[0] == eot), first.end()}, tokenizer.get());
         std::vector<Prompt> prompts;
-        for (int k = 0; k < samples; k++) prompts.push_back({first, std::min<integer>(o.context, 200), (uint64_t)k});
+        for (int k = 0; k < samples; k++) prompts.push_back({first, std::min(o.context, 200LL), (uint64_t)k, begin});
         for (const Text& t : draw_texts(model, {o, eot, tokenizer.get()}, o.seed + position.step, prompts, GOES_ON)) {
-            const std::string text = begin + (begin.empty() || tokenizer ? "" : " ") + t.response;
+            const std::string text = t.prompt.shown(tokenizer.get()) + t.response;
             display.say("--- sample %llu\n%s", (unsigned long long)t.prompt.stream + 1, text.c_str());
             directory->put("sample", position.step, {{"text", json_quote(valid_utf8(text))}});
         }
@@ -2414,33 +2346,27 @@ template <typename Model> struct Training : Run {
             prompts.push_back(prompt_of(a.example[0], eot, o.context, most, before + prompts.size()));
         auto emit = [&](int i, int token) { return answers[i].add(token, eot); };
         generate(model, sampling, seed, prompts, eot, tokenizer.get(), emit);
-        if (rewarder) return reward_answers(*rewarder, answers, eot);
-        std::vector<std::pair<std::string, std::string>> texts;
-        for (Answer& a : answers) {
-            a.reward = a.ended && a.tokens == a.example[1];
-            if (!scorer) continue;
-            texts.push_back({show_tokens(a.example[0], tokenizer.get()), show_tokens(a.tokens, tokenizer.get())});
-        }
-        if (!scorer) return;
-        const auto scores = scorer->scores(texts);
-        for (size_t i = 0; i < answers.size(); i++) answers[i].reward = scores[i];
+        auto shown = [&](const std::vector<int>& ids) { return show_tokens(ids, tokenizer.get()); };
+        if (rewarder) reward_answers(*rewarder, answers, eot);
+        else if (scorer) scorer->reward(answers, shown);
+        else for (Answer& a : answers) a.reward = a.ended && a.tokens == a.example[1];
     }
     // Micro-batches of answers drawn to a step's prompts. GRPO: an advantage is a reward less the mean of its group,
     // answers to one prompt (Shao et al. 2024, arXiv:2402.03300; without the deviation Liu et al. 2025, 2503.20783).
     std::vector<Batch> drawn_at(size_t g) {
         std::vector<Answer> answers;
-        const size_t prompts = windows_at(g), ranks = world().size, most = (prompts + ranks - 1) / ranks;    // a rank's
-        const size_t first = std::min(prompts, most * world().rank);
-        for (size_t k = first; k < std::min(prompts, first + most); k++) {
-            const auto [file, i] = windows->find(g + k);
+        const size_t prompts = windows_at(g);
+        const Range own = world().share(prompts);
+        for (size_t k = 0; k < own.n; k++) {
+            const auto [file, i] = windows->find(g + own.at + k);
             answers.insert(answers.end(), o.group, {windows->examples[file]->example(i)});
         }
         const double began = seconds();
         const uint64_t seed = mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1);
-        draw_and_reward(answers, Sampling(o), seed, first * o.group);
+        draw_and_reward(answers, Sampling(o), seed, own.at * o.group);
         const double n = prompts * o.group, mine = answers.size(), took = seconds() - began;
         notes.add("reward", mean_reward(answers.data(), mine, n));
-        notes.add("drawn_ms", took * 1e3 / ranks);
+        notes.add("drawn_ms", took * 1e3 / world().size);
         notes.add("samples_per_s", mine / took);
         notes.add("length", 0);
         std::vector<float> advantages;
@@ -2462,6 +2388,7 @@ template <typename Model> struct Training : Run {
             b.ref.assign(frozen->logprob.begin(), frozen->logprob.begin() + b.y.size());
             for (size_t k = 0; k < b.y.size(); k++) b.weight.push_back(advantages[i + k / b.T]);
         });
+        const size_t most = world().share(prompts, 0).n;     // prompts of a rank: all make as many batches
         while (batches.size() * o.batch < most * o.group) batches.push_back(Batch::nothing());
         return batches;
     }
@@ -2470,14 +2397,10 @@ template <typename Model> struct Training : Run {
     // loss that is no model's to sum, and notes; whether one is to stop, and the clock of the first says to save.
     double count = 0, tokens = 0, stop = 0, save_now = 0;
     void agree(const std::vector<Batch>& batches, double& loss, bool noted) {
-        const double since = seconds() - saver.last;
-        const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * saver.stood_ms / 1e3;
         stop = stop_signal;
-        save_now = by_time && world().first();
-        count = std::accumulate(batches.begin(), batches.end(), 0.0, [&](double sum, const Batch& b) {
-            return sum + (o.stage == "reward" ? b.B / 2 : b.targets());
-        });
-        tokens = std::accumulate(batches.begin(), batches.end(), 0.0, [](double n, auto& b) { return n + b.x.size(); });
+        save_now = world().first() && saver.due(o.save_minutes);
+        count = sum_over(batches, [&](auto& b) { return o.stage == "reward" ? b.B / 2 : b.targets(); });
+        tokens = sum_over(batches, [](auto& b) { return b.x.size(); });
         std::vector<double*> values = {&stop, &save_now, &count, &tokens, &loss};
         if (noted) for (auto& [name, value] : notes.sums) values.push_back(&value);
         std::vector<double> sums;            // of a group its first says all but when to stop
@@ -2514,31 +2437,19 @@ template <typename Model> struct Training : Run {
         position.step = step;
         position.window += taken;
         const double ms = (seconds() - began) * 1e3;
-        const Speed speed = model.speed(tokens / world().size, ms / 1e3);
-        Fields fields = {
-            {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
-            {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
-            {"tokens", format("%.0f", (double)position.window * rows_of_window * o.context)}};
-        fields.insert(fields.end(), speed.log.begin(), speed.log.end());
-        if (world().size > 1) fields.push_back({"sent_bytes", show(std::exchange(world().sent, 0))});
-        std::string text = speed.text;
-        for (auto& [name, value] : notes.sums) {
-            text += format("  %s %.4g", name, value);
-            fields.push_back({name, json_number(value)});
-        }
-        display.step(step, loss, norm, lr, ms, tokens, text);
-        directory->put("step", step, fields);
+        const double seen = (double)position.window * rows_of_window * o.context;
+        StepReport report = {.step = step, .loss = loss, .norm = norm, .lr = lr, .ms = ms, .tokens = tokens,
+                             .seen = seen, .speed = model.speed(tokens / world().size, ms / 1e3)};
+        if (world().size > 1) report.speed.log.push_back({"sent_bytes", show(std::exchange(world().sent, 0))});
+        display.step(report, notes);
+        directory->put("step", step, report.log(notes));
     }
 
     void die_of(integer step, double loss, double norm) {    // one of which is not finite
         saver.finish();
+        const Kinds of_gradients = {{"gradient of ", GRADIENT}};
         std::string bad = "the loss";
-        if (std::isfinite(loss)) {
-            const Kinds of_gradients = {{"gradient of ", GRADIENT}};
-            const auto found = world().texts(first_not_finite(stored(model, c.rank > 0, of_gradients)));
-            const auto first = std::find_if(found.begin(), found.end(), [](auto& s) { return !s.empty(); });
-            bad = first == found.end() ? "the norm, but no gradient," : *first;
-        }
+        if (std::isfinite(loss)) bad = not_finite_of_all(stored(model, c.rank > 0, of_gradients));
         auto plain = [](double v) { return std::isnan(v) ? NAN : v; };                   // not -nan
         die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss),
             plain(norm), bad.c_str(), saver.saved.empty() ? "none" : saver.saved.c_str());
@@ -2590,10 +2501,9 @@ template <typename Model> void run_verb(Options o) {
     const Json written = is_checkpoint(file->file.directory) ? read_json(state) : Json();
     const text& stage = written["options"]["stage"].string;
     const int eot = end_of_text(tokenizer.get(), c.V);
-    for (const char* name : {"best_of", "vote", "pattern"})
-        if (o.has(name) && eot < 0) die_usage("%s: needs a tokenizer, to know the end of text", dashed(name).c_str());
-    const char* of_texts = o.has("stop") ? "--stop" : o.has("examples") ? "--examples" : o.verb == "chat" ? "chat" : "";
-    if (*of_texts && !tokenizer) die_usage("%s: needs a tokenizer, to know texts", of_texts);
+    if (eot < 0) o.refuse('Z', "needs a tokenizer, to know the end of text");
+    if (!tokenizer) o.refuse('T', "needs a tokenizer, to know texts");
+    if (!tokenizer && o.verb == "chat") die_usage("chat: needs a tokenizer, to know texts");
     if (o.verb == "merge") {
         file->c.form = Form::FP32;
         const auto model = file->load<cpu::Model>(1, 1, false);
@@ -2651,14 +2561,12 @@ template <typename Model> void run_verb(Options o) {
         draw_groups(model, rewarder.get(), how, prompts, GOES_ON, [&](size_t i, const Text* t, size_t) {
             right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
         });
-        std::string by = "with --pattern";
-        if (o.vote) by = format("vote of %lld", o.vote);
-        if (o.best_of) by = format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
-        printf("%s: answers right %zu of %zu\n", by.c_str(), right, answers->size());
+        printf("%s: ", taken_by(o.vote, o.best_of, o.reward).c_str());
+        printf("answers right %zu of %zu\n", right, answers->size());
     }
     if (o.verb != "sample") return;
     TextWriter writer(tokenizer.get(), prompts, texts_each(o), o.format == "jsonl");
-    auto show = [&](int, const Text& t) { return writer.show(t), true; };
+    auto show = [&](int, const Text& t) { return writer.show(t); };
     draw_groups(model, rewarder.get(), how, prompts, show, [&](size_t k, const Text* t, size_t n) {
         writer.put(k, t, n);
         if (o.vote && !answer_in(t->response, o.vote_after))
@@ -2671,7 +2579,7 @@ template <typename Model> int run_program(int argc, char** argv) {
     spin_briefly(argv);
     name_speaker();
     const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
-    if (words.empty()) return fputs(TRAIN_GPT.usage, stderr), 2;
+    if (words.empty()) return tell_usage(TRAIN_GPT);
     return run_main([&] {
         if (answer(TRAIN_GPT, Options().table(), words)) return;
         Options o = parse_options(words);

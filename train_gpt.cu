@@ -2378,7 +2378,7 @@ struct Model {
             CHECK(cudaStreamSynchronize(device().stream));
             for (int r = 0; r < some; r++) std::copy_n(&z[(size_t)r * row], V, out + (size_t)(i + r) * V);
         }
-        join_logits(out, count, c);
+        join_columns(out, count, c.V, group.comm, [&](int rank) { return c.tokens(rank); });
     }
 
     // The device runs up to DRAWN - 1 tokens ahead of the host; what it draws behind an end of text is discarded.

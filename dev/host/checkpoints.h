@@ -81,6 +81,12 @@ inline std::string first_not_finite(const std::vector<Stored>& gradients) {
     return "";
 }
 
+// The same where ranks have parts of them.
+inline std::string not_finite_of_all(const std::vector<Stored>& gradients) {
+    for (const std::string& name : world().texts(first_not_finite(gradients))) if (!name.empty()) return name;
+    return "the norm, but no gradient,";
+}
+
 // The head of a file of float32 safetensors; `at` becomes where in the file each tensor begins, and where the last one ends.
 inline std::string safetensors_head(const std::vector<Stored>& tensors, std::vector<size_t>& at) {
     std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
@@ -170,6 +176,11 @@ struct Position {
         unit = state["unit"].string;
         for (const Json& token : state["beginning"].items) beginning.push_back(token.number);
         if (const Json& l = state["lowest"]) lowest = l["val_loss"].number, lowest_step = l["step"].number;
+    }
+    void found(double loss) {                // by a validation
+        if (!(loss < lowest)) return;
+        lowest = loss;
+        lowest_step = step;
     }
     // Dies if the run in `out`, which is to end before window `end`, is beyond it.
     void check_window(size_t end, size_t windows_now, double epochs, const std::string& out) const {
@@ -346,6 +357,11 @@ struct Saver {
     std::future<std::string> writing = {};   // the one under way,
     long long step = 0;                      // and its step
 
+    // Whether one is due by time, of which checkpoints are to take 2 % at most.
+    bool due(double minutes) const {
+        const double since = seconds() - last;
+        return minutes > 0 && since > 60 * minutes && since > 50 * stood_ms / 1e3;
+    }
     // Waits for the checkpoint that is under way, or dies of what the thread died of.
     void finish() {
         if (!writing.valid()) return;

@@ -6,6 +6,13 @@
 
 using Measures = std::vector<std::pair<const char*, double>>;            // names, and values
 
+// For the log: a validation's loss, and what else was measured.
+inline Fields fields_of(double loss, const Measures& measures) {
+    Fields fields = {{"val_loss", json_number(loss)}};
+    for (auto& [name, value] : measures) fields.push_back({name, json_number(value)});
+    return fields;
+}
+
 struct Validation {
     double nats = 0;
     size_t tokens = 0, bytes = 0;            // bytes: of the targets' text; an end of text has none
@@ -34,6 +41,31 @@ struct Notes {
         const auto it = std::find_if(sums.begin(), sums.end(), [&](auto& sum) { return !strcmp(sum.first, name); });
         if (it == sums.end()) sums.push_back({name, amount});
         else it->second += amount;
+    }
+};
+
+// How fast a step was: for its line, and for the log.
+struct Speed {
+    std::string text;
+    Fields log;
+};
+
+// What is told of a step.
+struct StepReport {
+    long long step;
+    double loss, norm, lr, ms, tokens, seen;                 // tokens: of this step; seen: of all so far
+    Speed speed;
+    std::string text(const Notes& notes) const {             // what stands behind tokens a second
+        std::string s = speed.text;
+        for (auto& [name, value] : notes.sums) s += format("  %s %.4g", name, value);
+        return s;
+    }
+    Fields log(const Notes& notes) const {
+        Fields fields = {{"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
+                         {"tokens_per_s", format("%.1f", tokens / ms * 1e3)}, {"tokens", format("%.0f", seen)}};
+        fields.insert(fields.end(), speed.log.begin(), speed.log.end());
+        for (auto& [name, value] : notes.sums) fields.push_back({name, json_number(value)});
+        return fields;
     }
 };
 

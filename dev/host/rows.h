@@ -63,6 +63,10 @@ struct Batch {
     static Batch nothing() { return Batch({Row{{0}, {-1}}}); }           // one token without a target
 };
 
+template <typename F> double sum_over(const std::vector<Batch>& batches, F f) {
+    return std::accumulate(batches.begin(), batches.end(), 0.0, [&](double sum, const Batch& b) { return sum + f(b); });
+}
+
 // f(i, rows i, i + 1, ... as a batch) for all n rows, at most so many at a time, or every `ranks`th of these batches.
 template <typename RowAt, typename F> void each_batch(size_t n, size_t most, RowAt row_at, F f, int rank = 0, int ranks = 1) {
     for (size_t i = rank * most; i < n; i += ranks * most) {

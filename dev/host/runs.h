@@ -1,6 +1,7 @@
 /* dev/host/runs.h -- the directory of a run: its checkpoints step_N, of which the best is in best, too; its log; and
    what tells its data from other data. Checkpoints are written by checkpoints.h, whole ones are known by state.json. */
 #pragma once
+#include "options.h"
 #include "shards.h"
 #include <sys/file.h>
 #include <utility>
@@ -43,6 +44,12 @@ inline std::string given_in(const std::string& directory, const std::string& pat
         glob_files(there, "");
         return there;
     } catch (const Error&) { return path; }
+}
+
+// Options of text that hold such paths, by is_path(row), become what they are from here, but for those given anew.
+template <typename F> void paths_from(const std::string& directory, const Table& options, const std::set<std::string>& given, F is_path) {
+    for (const Option& row : options)
+        if (auto* path = std::get_if<text*>(&row.value); path && !given.count(row.name) && is_path(row)) **path = given_in(directory, **path);
 }
 
 // The last line of state.json vouches for all before it.

@@ -52,6 +52,17 @@ inline std::vector<std::vector<int>> by_length(const std::vector<Prompt>& prompt
     for (size_t i = 0; i < order.size(); i += n) groups.emplace_back(&order[i], &order[i] + std::min(n, order.size() - i));
     return groups;
 }
+// n copies of each prompt, with random numbers of their own, as many prompts at a time as make about `most` texts.
+inline std::vector<std::vector<Prompt>> repeated(const std::vector<Prompt>& prompts, size_t n, size_t most) {
+    const size_t at_once = std::max<size_t>(1, most / n);
+    std::vector<std::vector<Prompt>> groups;
+    for (size_t i = 0; i < prompts.size() * n; i++) {
+        if (i % (at_once * n) == 0) groups.emplace_back();
+        groups.back().push_back(prompts[i / n]);
+        groups.back().back().stream = i;
+    }
+    return groups;
+}
 using Adjust = std::function<void(int, float*)>;             // of a prompt's number, and the logits of its next token
 
 /* The texts to some prompts as they grow side by side, a row each, all of one length: at first that of the shortest prompt;
@@ -218,6 +229,11 @@ inline size_t best_of(const Text* texts, size_t n) {
     return std::max_element(texts, texts + n, [](auto& a, auto& b) { return a.reward < b.reward; }) - texts;
 }
 
+// By what one of several texts is taken, or any.
+inline std::string taken_by(long long vote, long long best_of, const std::string& reward) {
+    if (best_of) return format("best of %lld by %s", best_of, reward.empty() ? "log-probability" : reward.c_str());
+    return vote ? format("vote of %lld", vote) : "with --pattern";
+}
 // What stands above a text where there are several.
 inline std::string heading(size_t k, size_t prompts, size_t i, size_t texts) {
     std::string s = prompts > 1 ? format("--- prompt %zu", k + 1) : "";
@@ -251,7 +267,10 @@ struct TextWriter {
         : tokenizer(tokenizer), prompts(all.size()), json(json), grows(!json && prompts == 1 && each == 1) {
         if (grows) write_out(all[0].shown(tokenizer));
     }
-    void show(const Text& t) { if (grows) t.show(shown); }
+    bool show(const Text& t) {               // whether it goes on
+        if (grows) t.show(shown);
+        return true;
+    }
     void put(size_t k, const Text* t, size_t n) {            // n texts to prompt k
         for (size_t i = 0; i < n; i++)
             write_out(json ? json_line(t[i]) : grows ? "\n" : heading(k, prompts, i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
