@@ -1871,7 +1871,7 @@ void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::v
             auto change = [&](int b, float* z) { if (adjust && texts.draws(b)) adjust(number[b], z); };
             Rng* const rng = texts.rng.data();
             if (adjust || model.c.tp > 1)
-                draw_adjusted(model, x.data(), B, past, T, sampling, hidden, rng, tokens.data(), change);
+                cpu::draw_adjusted(model, x.data(), B, past, T, sampling, hidden, rng, tokens.data(), change);
             else model.draw(x.data(), B, past, T, sampling, hidden, rng, tokens.data(), texts.all_draw());
             texts.add(tokens, eot, emit);
         }
