@@ -21,19 +21,14 @@
    At a first reading take the headers of dev/host on trust: options, files, shards, tokenizer, checkpoints, runs. */
 
 #include "dev/host/adapters.h"
-#include "dev/host/arena.h"
 #include "dev/host/chat.h"
 #include "dev/host/checkpoints.h"
-#include "dev/host/comm.h"
 #include "dev/host/display.h"
-#include "dev/host/machine.h"
 #include "dev/host/options.h"
 #include "dev/host/pattern.h"
-#include "dev/host/reports.h"
 #include "dev/host/rows.h"
 #include "dev/host/scorer.h"
 #include "dev/host/units.h"
-#include "dev/host/vectors.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table,
@@ -221,8 +216,8 @@ struct Preset { const char* name; int L, NH, C; };
 inline constexpr Preset PRESETS[] = {{"d6", 6, 6, 384}, {"d12", 12, 12, 768}, {"d24", 24, 16, 1024},
                                      {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}, {"custom", 0, 0, 0}};
 inline const Preset* preset_of(const text& init) {          // or null
-    const auto p = std::find_if(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
-    return p == std::end(PRESETS) ? nullptr : p;
+    for (const Preset& p : PRESETS) if (init == p.name) return &p;
+    return nullptr;
 }
 
 constexpr float ONES = -1;      // in the column init: all ones; any other number there is a standard deviation
@@ -275,14 +270,6 @@ struct Tensor {
     bool adapter() const { return name.find(".lora_") < name.size(); }
 };
 
-// Where a matrix of weights is: at p, or packed in fewer bits (dev/host/packed.h).
-template <typename T> struct Place {
-    T* p;
-    const uint8_t* packed;
-    const float* scales;
-    Form form;
-    operator T*() const { return p; }
-};
 template <typename T> struct Norm { T *w, *b; };
 template <typename T, typename M = T*> struct Linear { M w; T *b, *A, *B; };
 // Pointers to the tensors of one layer, and to those that exist once, in an arena of weights or of their gradients.
@@ -445,11 +432,7 @@ HD float fast_exp(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, 4);
-    bits = (bits + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
+    const float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127) << 23);
     return vanishes ? 0.0f : p * power;
 }
 HD double fast_exp(double x) { return exp(x); }
@@ -505,9 +488,7 @@ HD uint64_t weight_of(float below, float scale) {
 
 // The bits of a float as an integer that is greater where the float is; 0 and -0 are equal.
 HD uint32_t ordered(float x) {
-    x += 0.0f;
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
+    const uint32_t bits = std::bit_cast<uint32_t>(x + 0.0f);
     return bits ^ (bits >> 31 ? 0xffffffff : 0x80000000);
 }
 
@@ -1270,30 +1251,28 @@ template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E
 
 // ---- 7. model -------------------------------------------------------------------------------------------------------
 // What Training, checkpoints and the verbs need of a model, and cpu::Model, which is one.
-//   Model(config, B, T, training, bf16)      allocates for at most B rows of T tokens, once; dies if that does not fit
+//   Model(config, B, T, training, bf16)   allocates for at most B rows of T tokens, once; dies if that does not fit
 //   forward(x, y, objective, denominator, B, T, backward)
-//                                      the sum of the tokens' losses / denominator; -log-probabilities in nats, or
-//                                      PPO's. The denominator is the step's, so that micro-batches add up to one batch.
-//                                      backward: a backward() follows, and the head's gradients are taken now, because
-//                                      logits are never kept
+//       the sum of the tokens' losses / denominator; -log-probabilities in nats, or PPO's. The denominator is that of
+//       the step, so that micro-batches add up to one batch. backward: a backward() follows, and the head's gradients
+//       are taken now, because logits are never kept
 //   readout(x, at, token, B, T, out)   another forward: out[b] is the logit of one token at position at[b] of row b
 //   readout_backward(dout)             its gradients; a backward() follows
 //   backward()                         of the last forward; adds to the gradients
-//   update(adamw, clip, step)          with gradients scaled to a norm of clip at most (0: as they are), which it then
-//                                      clears; step counts from 1. It does nothing if the loss or norm is not finite.
-//   result()                           waits for all this; the sum of losses since the last result(), and the norm (L2,
-//                                      over all tensors) that the last update() found. logprob[n] and best[n], the
-//                                      likeliest token, of the last forward are then there for every y[n] >= 0, unless
-//                                      a backward() of likelihoods came after it
+//   update(adamw, clip, step)
+//       with gradients scaled to a norm of clip at most (0: as they are), which it then clears; step counts from 1. It
+//       does nothing if the loss or norm is not finite
+//   result()
+//       waits for all this; the sum of losses since the last result(), and the norm (L2, over all tensors) that the
+//       last update() found. logprob[n] and best[n], the likeliest token, of the last forward are then there for every
+//       y[n] >= 0, unless a backward() of likelihoods came after it
 //   extend(x, B, t0, T)                prefill and decode: T more tokens for each row, after the t0 in the KV cache
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   draw(x, B, t0, T, sampling, hidden, rng, token, ahead)
-//                                      extend, and then a token for each of at most 64 rows, with its own random
-//                                      number; none of those hidden. One token (T) goes on from the last draw, with its
-//                                      sampling; ahead: the next x is what this gives, so more may be made already
-//   describe()                         one line about the machine and the memory in use
-//   speed(tokens, seconds)             of a step: for its line, and for the log
-//   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
+//       extend, and then a token for each of at most 64 rows, with its own random number; none of those hidden. One
+//       token (T) goes on from the last draw, with its sampling; ahead: the next x is what this gives
+//   describe(), speed(tokens, seconds)    the machine and the memory in use; a step's speed, for its line and the log
+//   get(which, i, out), set(which, i, in)    tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
 template <typename Model> void initialize(Model& model, uint64_t seed) {     // what is trained
     const Layout& layout = model.layout;
@@ -1438,7 +1417,7 @@ struct Model {
     const Layout ring;                       // and how these lie
     mutable Sharing<MpiLink, real> shares;   // of what several ranks train
     Group<MpiLink, real> group;              // those that share each layer
-    const Memory memory;
+    const Footprint memory;
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<real> sums, arrivals;             // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
@@ -1460,14 +1439,13 @@ struct Model {
         shares.arrivals = arrivals.data();
         group.arrivals = activations(0).arrivals;
     }
-    Memory needed(bool training) const {     // dies if there is less
-        if ((double)max_B * max_T > INT_MAX)
-            die("--batch %d x --context %d: more than 2^31 tokens at once", max_B, max_T);
+    Footprint needed(bool training) const {     // dies if there is less
+        if (max_B > INT_MAX / max_T) die("--batch %d x --context %d: more than 2^31 tokens at once", max_B, max_T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
         const double each = sizeof(real), copies = bf16 * sizeof(bfloat16), have = available_memory() / world().here;
-        const Memory m = {.weights = layout.slots.size * (each + copies) + 16 * layout.packed.size,
-                          .gradients = training * (ring.trained() + shares.exchanged()) * each,
-                          .moments = training * 2 * shares.moments() * each, .activations = slots.size * each};
+        const Footprint m = {.weights = layout.slots.size * (each + copies) + 16 * layout.packed.size,
+                             .gradients = training * (ring.trained() + shares.exchanged()) * each,
+                             .moments = training * 2 * shares.moments() * each, .activations = slots.size * each};
         if (m.all() > have)
             die("not enough memory: %s for %d rows of %d tokens, %.2f GB available; lower --batch or --context",
                 m.text().c_str(), max_B, max_T, have / 1e9);
@@ -1478,9 +1456,8 @@ struct Model {
         return format("%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %s", omp_get_max_threads(),
                       WITHOUT_OPENMP, VECTOR_BYTES * 8, bf16 ? told(unit()) : "", peak / 1e9, memory.text().c_str());
     }
-    Speed speed(double step_tokens, double seconds) {
-        const double each = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T);
-        const double flops = each * step_tokens / seconds;
+    Speed speed(double tokens, double seconds) {
+        const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * tokens / seconds;
         peak = std::max(peak, flops);                        // measured beside other work it came out too low
         return {format("%.1f GFLOP/s (%.0f%%)", flops / 1e9, 100 * flops / peak), {}};
     }
@@ -1719,14 +1696,10 @@ private:
 
 // ---- 8. model files -------------------------------------------------------------------------------------------------
 // The shape of a model on disk, its tensors, and what tells whether this program computes what its writer did.
-inline Config read_config(const Json& json, const std::string& path) {
-    Config c;
-    read_config(c.members(), json, path);
-    return c;
-}
 inline std::string config_json(Config c, int eot) { return config_json(c.members(), eot); }
 inline Config config_of(const ModelFile& m, int heads, integer context = 0) {             // of the command line
-    const Config c = read_config(with_heads(m, heads), m.config_path.empty() ? m.path : m.config_path);
+    Config c;
+    read_config(c.members(), with_heads(m, heads), m.config_path.empty() ? m.path : m.config_path);
     if (heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, m.path.c_str(), c.NH);
     if (context > c.T) die_usage("--context %lld: %s has positions for %d", context, m.path.c_str(), c.T);
     return c;
@@ -1745,9 +1718,8 @@ std::vector<Stored> stored(Model& model, bool adapter = false, const Kinds& kind
             if (t.adapter() != adapter) continue;
             auto get = [&model, which = which, i](float* out, size_t at, size_t n) { model.get(which, i, out, at, n); };
             auto set = [&model, which = which, i, &t](const float* in) {
-                std::vector<float> own(t.slice.all() ? 0 : t.count());
-                t.slice.each({0, own.size()}, [&](size_t k, size_t at, size_t n) { std::copy_n(in + at, n, &own[k]); });
-                model.set(which, i, own.empty() ? in : own.data());
+                std::vector<float> own;
+                model.set(which, i, t.slice.of(in, t.count(), own));
             };
             const bool twin = !t.present && t.name == "lm_head.weight";
             auto mine = model.mine(i);
@@ -1805,8 +1777,7 @@ void score(auto& model, size_t n, auto row_at, auto each) {
 
 Validation validate(auto& model, const ValidationRows& rows, const Tokenizer* tokenizer) {
     Validation v;
-    auto row_at = [&](size_t i) { return rows.row(i); };
-    score(model, rows.spans.size(), row_at, [&](size_t, int target, double logprob, int) {
+    score(model, rows.spans.size(), rows_of(rows), [&](size_t, int target, double logprob, int) {
         v.nats -= logprob;
         v.tokens++;
         if (tokenizer && !tokenizer->is_added(target)) v.bytes += tokenizer->decode(target).size();
@@ -1848,8 +1819,7 @@ size_t right_answers(auto& model, const Examples& e, int eot) {
 ChoiceScores multiple_choice(auto& model, const Choices& choices, const Tokenizer* tokenizer) {
     const ChoiceRows rows(choices);
     std::vector<double> sums(rows.of.size());
-    auto row_at = [&](size_t i) { return rows.row(i); };
-    score(model, sums.size(), row_at, [&](size_t i, int, double logprob, int) { sums[i] += logprob; });
+    score(model, sums.size(), rows_of(rows), [&](size_t i, int, double logprob, int) { sums[i] += logprob; });
     return choice_scores(rows, sums, tokenizer);
 }
 
@@ -1891,22 +1861,22 @@ struct Drawing {
 constexpr auto GOES_ON = [](auto...) { return true; };
 std::vector<Text> draw_texts(auto& model, const Drawing& how, uint64_t seed, const std::vector<Prompt>& prompts,
                              auto shown, std::vector<int>* held = nullptr) {
-    const auto& [o, eot, tokenizer, guide] = how;
+    const Options& o = how.o;
     const Stops stops = {o.stop};
     std::vector<Text> texts;
     for (const Prompt& p : prompts) texts.push_back({p});
-    std::vector<int> states(prompts.size(), guide ? guide->start() : 0);     // of the pattern's automaton
+    std::vector<int> states(prompts.size(), how.guide ? how.guide->start() : 0);     // of the pattern's automaton
     auto emit = [&](int i, int token) {
         if (how.guide && token != how.eot) states[i] = how.guide->advance(states[i], token);
         return texts[i].add(token, how.eot, how.tokenizer, stops) && shown(i, texts[i]);
     };
     Adjust adjust;
-    if (guide || o.repetition_penalty != 1)
+    if (how.guide || o.repetition_penalty != 1)
         adjust = [&](int i, float* z) {
-            cpu::penalize(z, texts[i].all(), how.o.repetition_penalty);
+            cpu::penalize(z, texts[i].all(), o.repetition_penalty);
             if (how.guide) how.guide->rule_out(z, states, i, how.eot, NEVER);
         };
-    generate(model, Sampling(o), seed, prompts, eot, tokenizer, emit, adjust, held);
+    generate(model, Sampling(o), seed, prompts, how.eot, how.tokenizer, emit, adjust, held);
     for (size_t i = 0; i < texts.size(); i++) {
         texts[i].certain = texts[i].response.size();
         shown(i, texts[i]);
@@ -2068,12 +2038,11 @@ struct Run {
         open_start();                        // of the directory that rank 0 has tidied
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         share_layers();
-        if (c.rank) {
-            const std::string& path = start->path;
-            base = fs::absolute(path.ends_with("/model.safetensors") ? directory_of(path) : path).string();
-        }
+        if (c.rank) base = base_path(start->path);
         eot = end_of_text(tokenizer.get(), c.V);
         if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(fingerprint(c), start->directory);
+        check_stage();
+        size_steps();
         open_data();
         choose_threads(o, c, o.batch * o.context, true);
         check_alike();
@@ -2134,8 +2103,7 @@ private:
             die_usage("--tokenizer %s: is not that of the run in %s", o.tokenizer.c_str(), o.out.c_str());
     }
 
-    // An epoch ends where its last window does: the rows of a step beyond it stay empty.
-    void open_data() {
+    void check_stage() {
         const bool rl = o.stage == "rl", later = o.stage != "pretrain";
         if (!rl) o.refuse('L', "is for --stage rl");
         if (!o.lora_rank) o.refuse('A', "is for --lora-rank");
@@ -2144,37 +2112,40 @@ private:
         if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
         if (later && (!o.raw.empty() || o.rows == "sliding"))
             die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
-        rows_of_window = rl ? o.group : o.stage == "reward" ? 2 : 1;
+    }
+    void size_steps() {
+        rows_of_window = o.stage == "rl" ? o.group : o.stage == "reward" ? 2 : 1;
         const integer row_tokens = std::lcm(o.batch, (integer)rows_of_window) * o.context;
+        const char* const by = o.stage == "rl" ? " and --group" : rows_of_window == 2 ? ", of pairs," : "";
         if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens * world().replicas();
         if (o.tokens_per_step % row_tokens)
-            die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
-                      rl ? " and --group" : rows_of_window == 2 ? ", of pairs," : "", row_tokens);
+            die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step, by,
+                      row_tokens);
         if (o.tokens_per_step % (row_tokens * world().replicas()))
             warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others",
                  o.tokens_per_step, world().replicas());
         if (o.stage == "reward" && o.batch % 2)
             die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
+        per_step = o.tokens_per_step / o.context / rows_of_window;
+    }
+    // An epoch ends where its last window does: the rows of a step beyond it stay empty.
+    void open_data() {
         if (!o.steps && o.epochs == 0) o.epochs = 1;
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
-        per_step = o.tokens_per_step / o.context / rows_of_window;
         end = o.steps ? SIZE_MAX : windows->end_of(o.epochs);
         position.check_window(end, windows->total, o.epochs, o.out);
         steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
         held_out.emplace(wanted(o, "--val", o.val, c.V, o.context, eot), o.eval_rows, o.train, o.choices, o.answers);
         std::map<std::string, std::string> data = held_out->data;
         data["train"] = windows->identity.text();
-        if (rl) open_frozen(data);
+        if (o.stage == "rl") open_frozen(data);
         if (c.rank) data["init"] = Identity(start->path).text();
-        const std::map<std::string, std::string> paths = {
-            {"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init}, {"reward", o.reward}};
-        position.check(data, paths, windows->total, steps, o.out);
+        auto path_of = [&](const std::string& option) { return value_of(o.table(), option); };
+        position.take(data, path_of, windows->total, steps, o.out);
         if (o.warmup >= steps && o.has("warmup"))
             warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
         if (o.min_lr > o.lr) warn("--min-lr %s: is above --lr %s", show(o.min_lr).c_str(), show(o.lr).c_str());
-        position.windows = windows->total;
-        position.data = std::move(data);
-        const Source& shown = later && held_out->val ? (const Source&)*held_out->val : *windows;
+        const Source& shown = o.stage != "pretrain" && held_out->val ? (const Source&)*held_out->val : *windows;
         position.beginning = shown.beginning(eot, o.context);
     }
     // What reinforcement learning starts from, and what it is rewarded by.
@@ -2208,8 +2179,8 @@ template <typename Model> struct Training : Run {
 
     explicit Training(const Options& given)
         : Run(given, std::is_same_v<Model, cpu::Model>), model(c, o.batch, o.context, true, o.dtype == "bf16"),
-          schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps},
-          saver{from, position.lowest_step} {
+          schedule{.kind = o.schedule, .lr = o.lr, .min_lr = o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, .warmup = o.warmup,
+                   .steps = steps}, saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false, world().first());
         directory->check_shared(world());
         if (start) load(model, *start);
@@ -2253,9 +2224,8 @@ template <typename Model> struct Training : Run {
             Options greedy = o;
             greedy.temperature = 0;
             draw_and_reward(answers, Sampling(greedy), 0);
-            double reward = mean_reward(answers.data(), answers.size(), spans.size());
-            world().sum(&reward, 1);
-            report(AnswersRewarded{reward, spans.size()});
+            const double mine = mean_reward(answers.data(), answers.size(), spans.size());
+            report(AnswersRewarded{world().sum_of_groups(mine), spans.size()});
         } else if (o.stage == "reward") report(validate_pairs(model, *held_out->val, eot));
         else report(validate(model, *held_out->val, tokenizer.get()));
     }
@@ -2306,7 +2276,8 @@ template <typename Model> struct Training : Run {
         double loss = 0;
         for (const char* name : {"accuracy", "margin"}) notes.add(name, 0);              // also without a pair
         model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, reward.data());
-        for (int i = 0, k = pairs; i < pairs; i++, k++) {
+        for (int i = 0; i < pairs; i++) {
+            const int k = pairs + i;
             const double margin = reward[i] - reward[k];
             const auto [nats, slope] = pair_loss(margin);
             loss += nats / count;
@@ -2321,7 +2292,8 @@ template <typename Model> struct Training : Run {
     }
     // In pass 0 the weights are those that drew the answers: r is 1, and logprob becomes `old` from then on.
     double policy(Batch& b, double count, int pass) {
-        const Objective ppo{b.weight.data(), pass ? b.old.data() : nullptr, b.ref.data(), o.ppo_clip, o.kl};
+        const Objective ppo = {.weight = b.weight.data(), .old = pass ? b.old.data() : nullptr, .ref = b.ref.data(),
+                               .clip = o.ppo_clip, .kl = o.kl};
         model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true);
         model.backward();
         const double loss = model.result().loss;             // waits for the log-probabilities, too
@@ -2339,11 +2311,10 @@ template <typename Model> struct Training : Run {
     }
 
     // Draws answers and rewards them: the shard's own by 1, others by 0, or as a reward model or a program says.
-    void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed, size_t before = 0) {
+    void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed, size_t past = 0) {
         const integer most = o.response_tokens ? o.response_tokens : o.context;
         std::vector<Prompt> prompts;
-        for (const Answer& a : answers)
-            prompts.push_back(prompt_of(a.example[0], eot, o.context, most, before + prompts.size()));
+        for (auto& a : answers) prompts.push_back(prompt_of(a.example[0], eot, o.context, most, past + prompts.size()));
         auto emit = [&](int i, int token) { return answers[i].add(token, eot); };
         generate(model, sampling, seed, prompts, eot, tokenizer.get(), emit);
         auto shown = [&](const std::vector<int>& ids) { return show_tokens(ids, tokenizer.get()); };
@@ -2417,6 +2388,8 @@ template <typename Model> struct Training : Run {
         const integer step = position.step + 1, passes = rl ? o.rl_passes : 1;
         const size_t taken = windows_at(position.window);
         const double lr = lr_at(schedule, position.step);
+        const AdamW adamw = {.lr = lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps,
+                             .weight_decay = o.weight_decay};
         const auto learn = rl ? &Training::policy : o.stage == "reward" ? &Training::preference : &Training::likelihood;
         notes.sums.clear();
         if (rl) batches = batches_at(position.window);
@@ -2428,7 +2401,7 @@ template <typename Model> struct Training : Run {
             for (Batch& b : batches) loss += (this->*learn)(b, count, pass);
             if (!rl) batches = batches_at(position.window + taken);
             agree(batches, loss, pass + 1 == passes);
-            model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, position.step * passes + pass + 1);
+            model.update(adamw, o.clip, position.step * passes + pass + 1);
             const StepResult result = model.result();
             loss += result.loss;
             norm = result.norm;
@@ -2447,9 +2420,8 @@ template <typename Model> struct Training : Run {
 
     void die_of(integer step, double loss, double norm) {    // one of which is not finite
         saver.finish();
-        const Kinds of_gradients = {{"gradient of ", GRADIENT}};
         std::string bad = "the loss";
-        if (std::isfinite(loss)) bad = not_finite_of_all(stored(model, c.rank > 0, of_gradients));
+        if (std::isfinite(loss)) bad = not_finite_of_all(stored(model, c.rank > 0, {{"gradient of ", GRADIENT}}));
         auto plain = [](double v) { return std::isnan(v) ? NAN : v; };                   // not -nan
         die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss),
             plain(norm), bad.c_str(), saver.saved.empty() ? "none" : saver.saved.c_str());
@@ -2490,6 +2462,37 @@ template <typename Model> struct Training : Run {
 };
 
 // ---- 11. main -------------------------------------------------------------------------------------------------------
+void print_evaluation(auto& model, auto* rewarder, const Drawing& how, const HeldOut& held_out) {
+    const Options& o = how.o;
+    auto& [val, choices, answers, data, floor] = held_out;
+    if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, how.eot).line().c_str());
+    else if (val) printf("%s\n", validate(model, *val, how.tokenizer).line().c_str());
+    if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
+    if (choices) printf("%s\n", multiple_choice(model, *choices, how.tokenizer).line(!!how.tokenizer).c_str());
+    if (!answers) return;
+    printf("answers right %zu of %zu\n", right_answers(model, *answers, how.eot), answers->size());
+    if (!o.best_of && !o.vote && !how.guide) return;
+    std::vector<Prompt> prompts;
+    for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompt_of(answers->of(i)[0], how.eot, model.max_T));
+    size_t right = 0;
+    draw_groups(model, rewarder, how, prompts, GOES_ON, [&](size_t i, const Text* t, size_t) {
+        right += t->is_right(held_out.answers->of(i)[1], how.tokenizer, o.vote ? &o.vote_after : nullptr);
+    });
+    printf("%s: ", taken_by(o.vote, o.best_of, o.reward).c_str());
+    printf("answers right %zu of %zu\n", right, answers->size());
+}
+
+void write_texts(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts) {
+    const Options& o = how.o;
+    TextWriter writer(how.tokenizer, prompts, texts_each(o), o.format == "jsonl");
+    auto show = [&](int, const Text& t) { return writer.show(t); };
+    draw_groups(model, rewarder, how, prompts, show, [&](size_t k, const Text* t, size_t n) {
+        writer.put(k, t, n);
+        if (o.vote && !answer_in(t->response, o.vote_after))
+            warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
+    });
+}
+
 template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return Training<Model>(o).run();
     if (o.stage == "rl")
@@ -2518,18 +2521,15 @@ template <typename Model> void run_verb(Options o) {
     std::vector<Prompt> prompts;
     if (o.verb == "sample") {
         if (written) prompter.beginning = Position(written, state).beginning;
-        for (const text& given : given_prompts(o.prompt, o.prompt_file, o.prompts))
-            prompts.push_back(prompter.prompt(given));
+        for (auto& given : given_prompts(o.prompt, o.prompt_file, o.prompts)) prompts.push_back(prompter.prompt(given));
         T = std::min<integer>(T, prompter.longest + o.tokens);              // no larger a cache than needed
         if (o.best_of) for (Prompt& p : prompts) p.most = std::min<integer>(o.tokens, T - p.tokens.size());
     }
     const integer most_rows = o.has("eval_rows") ? o.eval_rows : 0;
     HeldOut held_out(wanted(o, "--val", o.val, c.V, T, eot), most_rows, o.train, o.choices, o.answers);
-    auto& [val, choices, answers, data, floor] = held_out;
-    if (answers) prompter.put_examples(*answers);
+    if (held_out.answers) prompter.put_examples(*held_out.answers);
     prompter.tell();
-    int B = o.verb == "eval" ? o.batch : 1;
-    if (o.verb == "sample") B = std::min<size_t>(texts_each(o) * prompts.size(), 64);
+    const int B = o.verb == "eval" ? o.batch : std::clamp<size_t>(texts_each(o) * prompts.size(), 1, 64);
 
     choose_threads(o, c, o.verb == "sample" ? B : (size_t)B * T, false);
     const std::unique_ptr<Model> loaded = file->load<Model>(B, T, o.dtype == "bf16");
@@ -2550,28 +2550,8 @@ template <typename Model> void run_verb(Options o) {
     }
     const Drawing how = {o, eot, tokenizer.get(), guide.get()};
     if (o.verb == "chat") chat(model, how);
-    if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
-    else if (val) printf("%s\n", validate(model, *val, tokenizer.get()).line().c_str());
-    if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
-    if (choices) printf("%s\n", multiple_choice(model, *choices, tokenizer.get()).line(!!tokenizer).c_str());
-    if (answers) printf("answers right %zu of %zu\n", right_answers(model, *answers, eot), answers->size());
-    if (answers && (o.best_of || o.vote || o.has("pattern"))) {
-        for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompt_of(answers->of(i)[0], eot, T));
-        size_t right = 0;
-        draw_groups(model, rewarder.get(), how, prompts, GOES_ON, [&](size_t i, const Text* t, size_t) {
-            right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
-        });
-        printf("%s: ", taken_by(o.vote, o.best_of, o.reward).c_str());
-        printf("answers right %zu of %zu\n", right, answers->size());
-    }
-    if (o.verb != "sample") return;
-    TextWriter writer(tokenizer.get(), prompts, texts_each(o), o.format == "jsonl");
-    auto show = [&](int, const Text& t) { return writer.show(t); };
-    draw_groups(model, rewarder.get(), how, prompts, show, [&](size_t k, const Text* t, size_t n) {
-        writer.put(k, t, n);
-        if (o.vote && !answer_in(t->response, o.vote_after))
-            warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
-    });
+    if (o.verb == "eval") print_evaluation(model, rewarder.get(), how, held_out);
+    if (o.verb == "sample") write_texts(model, rewarder.get(), how, prompts);
 }
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.

@@ -188,7 +188,7 @@ static void kinds() {
         reader("encode", !c.text, [&] { check_text(path, Input(path).text()); });
         reader("--prompt-file", !c.text, [&] { read_prompt(path); });
         reader("--tokenizer", !plain, [&] { Tokenizer::load(path); });
-        reader("config.json", !c.text, [&] { read_config(read_json(path), path); });
+        reader("config.json", !c.text, [&] { read_config(Config().members(), read_json(path), path); });
         if (c.text && !json && wrong.empty())
             wrong = error_of([&] { check_text(path, Input(path).text()), shards::Source(Input(path).text(), path, "", "text"); });
         check(wrong.empty(), "cases/named: %s%s", c.what, wrong.c_str());

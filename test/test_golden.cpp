@@ -136,7 +136,8 @@ static void run_case(Case& k) {
     const bool lm = kind == "lm", ppo = kind == "ppo", pairs = kind == "reward";
     if (!lm && !ppo && !pairs && kind != "policy_gradient") die("loss '%s' is not supported", kind.c_str());
     const std::string config = k.dir + "/config.json";
-    Config c = read_config(read_json(config), config);
+    Config c;
+    read_config(c.members(), read_json(config), config);
     if (const Json& lora = k.training["lora"])
         c.rank = need(lora, "r").number, c.alpha = need(lora, "alpha").number, c.targets = {"qkv", "proj", "fc", "fcproj"};
     Safetensors expected(k.dir + "/expected.safetensors");

@@ -130,6 +130,11 @@ inline void load_adapted(const std::vector<Stored>& weights, const std::vector<S
     if (a && !adapter.empty()) load_tensors(adapter, a->tensors, a->path);
 }
 
+// By what path an adapter names a model whose weights are in `weights`: its directory, if that is one, from the root on.
+inline std::string base_path(const std::string& weights) {
+    return fs::absolute(weights.ends_with("/model.safetensors") ? directory_of(weights) : weights).string();
+}
+
 // PEFT's description of an adapter for the model in `base`.
 inline std::string adapter_config(const std::string& base, const Lora& lora) {
     std::string modules;

@@ -58,7 +58,7 @@ inline void spin_briefly(char** argv) {
 }
 
 // What a model takes, in bytes.
-struct Memory {
+struct Footprint {
     double weights, gradients, moments, activations;
     double all() const { return weights + gradients + moments + activations; }
     std::string text() const {

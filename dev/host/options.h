@@ -85,6 +85,11 @@ struct Option {
 };
 using Table = std::vector<Option>;
 
+inline std::string value_of(const Table& options, const std::string& name) {
+    const auto row = std::find_if(options.begin(), options.end(), [&](const Option& o) { return name == o.name; });
+    return row == options.end() ? "" : row->show();
+}
+
 struct Verb {
     char letter;
     const char *name, *help = "";

@@ -44,6 +44,10 @@ struct ChoiceRows {
     }
 };
 
+inline auto rows_of(const auto& rows) {      // as functions that take rows ask for them
+    return [&rows](size_t i) { return rows.row(i); };
+}
+
 // A padded batch: rows shorter than the longest end in inputs whose target is -1, which counts nowhere.
 struct Batch {
     int B, T = 0;
