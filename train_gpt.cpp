@@ -1857,8 +1857,8 @@ struct Drawing {
     Guide* guide = nullptr;
 };
 
-// Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on.
 constexpr auto GOES_ON = [](auto...) { return true; };
+// Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on.
 std::vector<Text> draw_texts(auto& model, const Drawing& how, uint64_t seed, const std::vector<Prompt>& prompts,
                              auto shown, std::vector<int>* held = nullptr) {
     const Options& o = how.o;
@@ -1902,9 +1902,9 @@ void reward_answers(auto& rewarder, auto& answers, int eot) {
     for (size_t i = 0; i < rewards.size(); i++) answers[i].reward = rewards[i];
 }
 
-// Draws --samples, --best-of or --vote texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t,
-// n) gets those of prompt k, or the one of them that is taken.
 inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vote ? o.vote : o.samples; }
+// Draws so many texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n) gets the n texts t of
+// prompt k, or the one of them that is taken.
 void draw_groups(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts, auto shown,
                  auto each) {
     const Options& o = how.o;

@@ -183,6 +183,7 @@ static void resuming() {
         return s;
     };
     Settings s = resumed({});
+    check(value_of(s.table(), "rate") == "0.25" && value_of(s.table(), "none").empty(), "host/options/the value of an option");
     check(s.data == "old.bin" && s.rate == 0.25 && s.steps == 7 && s.epochs == 0 && s.kind == "cosine", "host/resume/values come back, and those that say 'not given'");
     check(resumed({"--steps", "9"}).steps == 9, "host/resume/R may differ");
     check(resumed({"--rate", "0.250"}).rate == 0.25, "host/resume/the same value");
@@ -492,6 +493,10 @@ static void ranks() {
         for (int i = 0; i < 15; i++) wrong += pass && rows[i] != value(rank / 2, i / 5, i % 5);
     }
     check(wrong == 0, "host/ranks/columns are joined: %d wrong of 60", wrong);
+    const float whole[] = {0, 1, 2, 3, 4, 5, 6, 7};
+    std::vector<float> own;
+    const float* const some = Slice{1, 2, 4}.of(whole, 4, own);          // runs of two, one every four numbers
+    check(some == own.data() && own == std::vector<float>({1, 2, 5, 6}) && Slice{}.of(whole, 8, own) == whole, "host/ranks/what a rank has of an array");
     float alone = 7;
     join_columns(&alone, 1, 1, {}, part);
     check(alone == 7, "host/ranks/one rank has all columns");
@@ -930,6 +935,7 @@ static void chats() {
     });
     Conversation held{bytes, 256, 20, 8};
     lseek(0, 0, SEEK_SET), clearerr(stdin);
+    check(sum_over(std::vector<Batch>{Batch({Row{{1, 2}, {2, 3}}}), Batch::nothing()}, [](auto& b) { return b.targets(); }) == 2, "host/rows/a sum over batches");
     const std::string seen = output_of([&] {
         held.hold([&](const Prompt& p, uint64_t n, auto show) {
             Text answer = {p};
