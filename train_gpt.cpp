@@ -1903,8 +1903,8 @@ void reward_answers(auto& rewarder, auto& answers, int eot) {
 }
 
 inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vote ? o.vote : o.samples; }
-// Draws so many texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n) gets the n texts t of
-// prompt k, or the one of them that is taken.
+// Draws so many texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n) gets the n texts t
+// of prompt k, or the one of them that is taken.
 void draw_groups(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts, auto shown,
                  auto each) {
     const Options& o = how.o;

@@ -183,7 +183,8 @@ static void resuming() {
         return s;
     };
     Settings s = resumed({});
-    check(value_of(s.table(), "rate") == "0.25" && value_of(s.table(), "none").empty(), "host/options/the value of an option");
+    check(value_of(s.table(), "rate") == "0.25" && value_of(s.table(), "none").empty(),
+          "host/options/the value of an option");
     check(s.data == "old.bin" && s.rate == 0.25 && s.steps == 7 && s.epochs == 0 && s.kind == "cosine", "host/resume/values come back, and those that say 'not given'");
     check(resumed({"--steps", "9"}).steps == 9, "host/resume/R may differ");
     check(resumed({"--rate", "0.250"}).rate == 0.25, "host/resume/the same value");
@@ -338,7 +339,10 @@ static void checkpoints() {
     check(state["options"]["rate"].string == "1" && state["files"].members.size() + 1 == entries_of(run + "/step_00000001").size(), "host/checkpoint/options, and a checksum of every other file");
     // what a run in `out` may not go on with
     using Names = std::map<std::string, std::string>;
-    auto goes_on = [&](const Names& now, size_t windows, long long steps) { return error_of([&] { p.check(now, [](const std::string& name) { return name == "train" ? "t.bin" : std::string(); }, windows, steps, "out"); }); };
+    auto path_of = [](const std::string& name) { return name == "train" ? "t.bin" : std::string(); };
+    auto goes_on = [&](const Names& now, size_t windows, long long steps) {
+        return error_of([&] { p.check(now, path_of, windows, steps, "out"); });
+    };
     same("position/the same data", goes_on({{"train", "it"}, {"val", "more"}}, 9, 1), "");
     same("position/other data", goes_on({{"train", "its"}}, 9, 1),
          "1 --train t.bin: its, but the run in out was given other data: it; --init out --out with another directory begins a new run from its weights");
@@ -425,12 +429,14 @@ static void checkpoints() {
 // ---- display.h, machine.h ----
 static void display() {
     auto report = [](long long n, double loss, double ms) {
-        return StepReport{.step = n, .loss = loss, .norm = 1.25, .lr = 1e-3, .ms = ms, .tokens = 1000, .seen = 5e9, .speed = {"fast", {{"mfu", "0.5"}}}};
+        return StepReport{.step = n, .loss = loss, .norm = 1.25, .lr = 1e-3, .ms = ms, .tokens = 1000, .seen = 5e9,
+                          .speed = {"fast", {{"mfu", "0.5"}}}};
     };
     auto step = [&](Display& d, long long n, double loss, double ms) { d.step(report(n, loss, ms), {}); };
     std::string log;
     for (auto& [name, value] : report(1, 2.5, 500).log({{{"kl", 3.25}}})) log += std::string(name) + " " + value + ", ";
-    same("display/a step for the log", log, "loss 2.5, norm 1.25, lr 0.001, ms 500.000, tokens_per_s 2000.0, tokens 5000000000, mfu 0.5, kl 3.25, ");
+    same("display/a step for the log", log,
+         "loss 2.5, norm 1.25, lr 0.001, ms 500.000, tokens_per_s 2000.0, tokens 5000000000, mfu 0.5, kl 3.25, ");
     same("display/a step's notes", report(1, 2.5, 500).text({{{"kl", 3.25}, {"entropy", 2e-5}}}), "fast  kl 3.25  entropy 2e-05");
     same("display/a line", output_of([&] {
         Display d{.terminal = false, .floor = NAN, .steps = 10001};
@@ -470,7 +476,8 @@ static void machine() {
 // ---- comm.h, units.h ----
 static void ranks() {
     const Comm one = {}, first = {.rank = 0, .size = 3}, last = {.rank = 2, .size = 3};
-    check(one.share(5).n == 5 && first.share(7).n == 3 && last.share(7).at == 6 && last.share(7).n == 1, "host/ranks/shares of things to do");
+    check(one.share(5).n == 5 && first.share(7).n == 3 && last.share(7).at == 6 && last.share(7).n == 1,
+          "host/ranks/shares of things to do");
     check(last.share(2).n == 0 && last.share(4).at == 4 && last.share(4).n == 0 && last.share(4, 1).at == 2 &&
               Comm{.rank = 3, .size = 4}.share(5).n == 0, "host/ranks/a rank with nothing to do");
 
@@ -497,7 +504,8 @@ static void ranks() {
     const float whole[] = {0, 1, 2, 3, 4, 5, 6, 7};
     std::vector<float> own;
     const float* const some = Slice{1, 2, 4}.of(whole, 4, own);          // runs of two, one every four numbers
-    check(some == own.data() && own == std::vector<float>({1, 2, 5, 6}) && Slice{}.of(whole, 8, own) == whole, "host/ranks/what a rank has of an array");
+    check(some == own.data() && own == std::vector<float>({1, 2, 5, 6}) && Slice{}.of(whole, 8, own) == whole,
+          "host/ranks/what a rank has of an array");
     float alone = 7;
     join_columns(&alone, 1, 1, {}, part);
     check(alone == 7, "host/ranks/one rank has all columns");
@@ -515,13 +523,15 @@ static void units() {
     const Unit dots = has(Unit::DOTS) ? Unit::DOTS : Unit::NONE, amx = has(Unit::AMX) ? Unit::AMX : Unit::NONE;
     check(fastest(12.9, 12.9) == Unit::NONE, "host/units/none is faster by a margin");
     check(fastest(20, 12.9) == dots && fastest(12.9, 20) == amx, "host/units/one is");
-    check(fastest(20, 30) == (amx == Unit::NONE ? dots : amx) && fastest(30, 20) == (dots == Unit::NONE ? amx : dots), "host/units/both are");
+    check(fastest(20, 30) == (amx == Unit::NONE ? dots : amx) && fastest(30, 20) == (dots == Unit::NONE ? amx : dots),
+          "host/units/both are");
     Unit unit = Unit::AMX;
     same("units/a run that begins", keep_unit(unit, "", ""), "amx");
     same("units/a run that goes on", keep_unit(unit, "", "c"), "");
     std::string kept;
     const std::string told = output_of([&] { kept = keep_unit(unit = Unit::NONE, "other", "c"); }, stderr);
-    same("units/one that is not here", kept + told, "warning: c: its bf16 products were made in a unit that is not here, 'other': from now on sums are added up in another order\n");
+    same("units/one that is not here", kept + told,
+         "warning: c: its bf16 products were made in a unit that is not here, 'other': from now on sums are added up in another order\n");
 }
 
 // ---- weights.h ----
@@ -663,7 +673,8 @@ static void runs() {
     Settings was;
     was.data = "b.bin", was.kind = "b.bin", was.prompt = "b.bin", was.given = {"prompt_text"};
     paths_from(here + "/" + DIR, was.table(), was.given, [](const Option& row) { return strcmp(row.name, "kind") != 0; });
-    check(was.data == here + "/" + DIR + "b.bin" && was.kind == "b.bin" && was.prompt == "b.bin", "host/runs/paths that are not given anew");
+    check(was.data == here + "/" + DIR + "b.bin" && was.kind == "b.bin" && was.prompt == "b.bin",
+          "host/runs/paths that are not given anew");
     same("runs/an absolute one", given_in("/nowhere", here + "/" + DIR + "b.bin"), here + "/" + DIR + "b.bin");
 
     const std::string logged = DIR + "logged";
@@ -895,8 +906,11 @@ static void texts() {
         copies += "| ";
     }
     same("texts/copies of prompts", copies, "1:0 1:1 1:2 2:3 2:4 2:5 | 3:6 3:7 3:8 | ");
-    check(repeated({{{1}, 9}, {{2}, 9}}, 8, 7).size() == 2 && repeated({}, 8, 7).empty(), "host/texts/more copies than are made at a time, and none");
-    same("texts/by what texts are taken", taken_by(0, 0, "") + ", " + taken_by(3, 0, "") + ", " + taken_by(0, 4, "") + ", " + taken_by(0, 4, "R"), "with --pattern, vote of 3, best of 4 by log-probability, best of 4 by R");
+    check(repeated({{{1}, 9}, {{2}, 9}}, 8, 7).size() == 2 && repeated({}, 8, 7).empty(),
+          "host/texts/more copies than are made at a time, and none");
+    const std::string by = taken_by(0, 0, "") + ", " + taken_by(3, 0, "") + ", " + taken_by(0, 4, "") + ", ";
+    same("texts/by what texts are taken", by + taken_by(0, 4, "R"),
+         "with --pattern, vote of 3, best of 4 by log-probability, best of 4 by R");
     ChoiceScores scores;
     scores.add(0, 2, 1, -4, 4, 1), scores.add(1, 2, 1, -3, 1, 4), scores.add(0, 2, 1, -1, 1, 1), scores.add(1, 2, 1, -2, 4, 2);
     same("reports/choices", scores.line(true), "acc 0.5000 (1 of 2), acc_norm 0.5000 (1 of 2), acc_norm a byte 0.5000 (1 of 2)");
@@ -936,7 +950,8 @@ static void chats() {
     });
     Conversation held{bytes, 256, 20, 8};
     rewind(stdin);
-    check(sum_over(std::vector<Batch>{Batch({Row{{1, 2}, {2, 3}}}), Batch::nothing()}, [](auto& b) { return b.targets(); }) == 2, "host/rows/a sum over batches");
+    const std::vector<Batch> batches = {Batch({Row{{1, 2}, {2, 3}}}), Batch::nothing()};
+    check(sum_over(batches, [](auto& b) { return b.targets(); }) == 2, "host/rows/a sum over batches");
     std::string numbers;
     const std::string seen = output_of([&] {
         held.hold([&](const Prompt& p, uint64_t n, auto show) {
@@ -946,7 +961,8 @@ static void chats() {
             return answer;
         });
     });
-    check(seen.find("y\ny\ny\n") != seen.npos && numbers == "1234" && held.turns.empty(), "host/chat/a conversation is held: answers to lines %s", numbers.c_str());
+    check(seen.find("y\ny\ny\n") != seen.npos && numbers == "1234" && held.turns.empty(),
+          "host/chat/a conversation is held: answers to lines %s", numbers.c_str());
     dup2(kept, 0), close(kept), clearerr(stdin);
     same("chat/what is said, and what commands do", heard, "[one]1[/etc/x]1[/ no]2[again]2");
     same("chat/what commands say", printed, std::string(Conversation::HELP) + "there is no turn to forget\n/nwe is no command; /help lists them\n");

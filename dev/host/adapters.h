@@ -130,7 +130,7 @@ inline void load_adapted(const std::vector<Stored>& weights, const std::vector<S
     if (a && !adapter.empty()) load_tensors(adapter, a->tensors, a->path);
 }
 
-// By what path an adapter names a model whose weights are in `weights`: its directory, if that is one, from the root on.
+// By what path an adapter names a model whose weights are in `weights`: its directory, if that is one.
 inline std::string base_path(const std::string& weights) {
     return fs::absolute(weights.ends_with("/model.safetensors") ? directory_of(weights) : weights).string();
 }

@@ -66,7 +66,7 @@ struct Conversation {
             warn("the context is full: the oldest turn is forgotten");
         }
     }
-    // Until the end of what is typed: draw(prompt, n, show) gives the answer to the n-th line, and shows it as it grows.
+    // Until the end of what is typed: draw(prompt, n, show) gives the answer to line n, and shows it as it grows.
     template <typename F> void hold(F draw) {
         std::string line;
         for (uint64_t n = 1; listen(line); n++) {

@@ -188,23 +188,24 @@ struct Position {
             die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(epochs).c_str(), out.c_str(),
                       window, windows_now);
     }
-    // Dies if the run in `out` cannot go on from here with what it is given now: to read, from path_of(the option), windows of
-    // an epoch, and steps in all.
+    using Data = std::map<std::string, std::string>;
+    // Dies if the run in `out` cannot go on from here with what it is given now: to read, from path_of(the option),
+    // windows of an epoch, and steps in all.
     template <typename F>
-    void check(std::map<std::string, std::string> now, F path_of, size_t windows_now, long long steps, const std::string& out) const {
+    void check(Data now, F path_of, size_t windows_now, long long steps, const std::string& out) const {
         const char* run = out.c_str();
         for (auto& [name, was] : data)
             if (now[name] != was)
                 die("--%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new run "
                     "from its weights", name.c_str(), path_of(name).c_str(), now[name].c_str(), run, was.c_str(), run);
         if (windows && windows != windows_now)
-            die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", path_of("train").c_str(),
-                windows_now, run, windows);
+            die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?",
+                path_of("train").c_str(), windows_now, run, windows);
         if (step > steps) die_usage("--steps %lld: the run in %s has done %lld already", steps, run, step);
     }
     // Goes on with that, if it can.
     template <typename F>
-    void take(const std::map<std::string, std::string>& now, F path_of, size_t windows_now, long long steps, const std::string& out) {
+    void take(const Data& now, F path_of, size_t windows_now, long long steps, const std::string& out) {
         check(now, path_of, windows_now, steps, out);
         data = now;
         windows = windows_now;

@@ -104,8 +104,8 @@ inline Comm& world() {
     return comm;
 }
 
-// Rows of `width` numbers, of which rank r of a group has the columns part(r), side by side, made whole in place: all ranks of
-// all groups do so at once.
+// Rows of `width` numbers, of which rank r of a group has the columns part(r), side by side, made whole in place: all
+// ranks of all groups do so at once.
 template <typename F> void join_columns(float* rows, size_t count, size_t width, const Comm& group, F part) {
     if (group.size == 1) return;
     const size_t n = part(group.rank).n, most = count * (width / group.size + 1);        // numbers that a rank sends

@@ -34,7 +34,8 @@ struct Display {
                        r.tokens / r.ms * 1e3, r.text(notes).c_str(), left / 3600, int(left / 60 % 60), int(left % 60));
         midline = terminal;
         if (terminal) printf("\r%s%s\x1b[K", line.c_str(), sparkline().c_str());
-        else if (r.step <= 20 || r.step == steps || r.step % std::max(1LL, steps / 200) == 0) printf("%s\n", line.c_str());
+        const bool shown = r.step <= 20 || r.step == steps || r.step % std::max(1LL, steps / 200) == 0;
+        if (!terminal && shown) printf("%s\n", line.c_str());
         fflush(stdout);
     }
     // an ordinary line between step lines

@@ -62,8 +62,8 @@ struct Footprint {
     double weights, gradients, moments, activations;
     double all() const { return weights + gradients + moments + activations; }
     std::string text() const {
-        return format("%.2f GB: weights %.2f, gradients %.2f, moments %.2f, activations %.2f", all() / 1e9, weights / 1e9,
-                      gradients / 1e9, moments / 1e9, activations / 1e9);
+        return format("%.2f GB: weights %.2f, gradients %.2f, moments %.2f, activations %.2f", all() / 1e9,
+                      weights / 1e9, gradients / 1e9, moments / 1e9, activations / 1e9);
     }
 };
 

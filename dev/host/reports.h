@@ -61,8 +61,9 @@ struct StepReport {
         return s;
     }
     Fields log(const Notes& notes) const {
-        Fields fields = {{"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
-                         {"tokens_per_s", format("%.1f", tokens / ms * 1e3)}, {"tokens", format("%.0f", seen)}};
+        Fields fields = {{"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
+                         {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
+                         {"tokens", format("%.0f", seen)}};
         fields.insert(fields.end(), speed.log.begin(), speed.log.end());
         for (auto& [name, value] : notes.sums) fields.push_back({name, json_number(value)});
         return fields;

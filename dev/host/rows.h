@@ -209,8 +209,8 @@ struct Windows : Source {
         open_shard(order[i]);
         return {open, window_order[in_epoch - before]};
     }
-    // The batches of n windows from g on that a rank has, each of so many windows, whose answers 1 .. `answers` are its rows. All
-    // ranks have as many batches; those at the end may hold nothing.
+    // The batches of n windows from g on that a rank has, each of so many windows, whose answers 1 .. `answers` are its
+    // rows. All ranks have as many batches; those at the end may hold nothing.
     std::vector<Batch> batches(size_t g, size_t n, size_t each, int answers, size_t rank, size_t ranks) {
         std::vector<Batch> made;
         const size_t last = g + n;

@@ -47,9 +47,12 @@ inline std::string given_in(const std::string& directory, const std::string& pat
 }
 
 // Options of text that hold such paths, by is_path(row), become what they are from here, but for those given anew.
-template <typename F> void paths_from(const std::string& directory, const Table& options, const std::set<std::string>& given, F is_path) {
-    for (const Option& row : options)
-        if (auto* path = std::get_if<text*>(&row.value); path && !given.count(row.name) && is_path(row)) **path = given_in(directory, **path);
+template <typename F>
+void paths_from(const std::string& directory, const Table& options, const std::set<std::string>& given, F is_path) {
+    for (const Option& row : options) {
+        auto* path = std::get_if<text*>(&row.value);
+        if (path && !given.count(row.name) && is_path(row)) **path = given_in(directory, **path);
+    }
 }
 
 // The last line of state.json vouches for all before it.

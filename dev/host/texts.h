@@ -65,9 +65,9 @@ inline std::vector<std::vector<Prompt>> repeated(const std::vector<Prompt>& prom
 }
 using Adjust = std::function<void(int, float*)>;             // of a prompt's number, and the logits of its next token
 
-/* The texts to some prompts as they grow side by side, a row each, all of one length: at first that of the shortest prompt;
-   longer ones are then fed a token a step, while the others are drawn. When the context is full, its later half is the new
-   prompt. past: tokens of each row that the model holds in its cache. */
+/* The texts to some prompts as they grow side by side, a row each, all of one length: at first that of the shortest
+   prompt; longer ones are then fed a token a step, while the others are drawn. When the context is full, its later half
+   is the new prompt. past: tokens of each row that the model holds in its cache. */
 struct Growing {
     const std::vector<Prompt>& prompts;
     const std::vector<int>& number;          // of each row's prompt, the shortest first
@@ -87,7 +87,7 @@ struct Growing {
             rng.emplace_back(seed, p.stream + 1);
         }
     }
-    // What the first text begins with is in the cache; its last two are fed again, since a single one goes on from a draw.
+    // What the first text begins with is in the cache; its last two are fed again: one alone goes on from a draw.
     void skip(const std::vector<int>& held) {
         const auto begin = rows[0].begin(), end = rows[0].end() - std::min<size_t>(2, at);
         past = std::mismatch(begin, end, held.begin(), held.end()).first - begin;
@@ -104,7 +104,7 @@ struct Growing {
     }
     bool draws(int b) const { return at >= prompts[number[b]].tokens.size() && left[b] > 0; }
     bool all_draw() const { return at >= prompts[number.back()].tokens.size(); }         // or have ended
-    // A token for each row, of which those count that are no prompt's; emit(i, token) says whether prompt i's text goes on.
+    // A token for each row, of which those count that are no prompt's; emit(i, token) says whether text i goes on.
     template <typename F> void add(const std::vector<int>& drawn, int eot, F emit) {
         past = rows[0].size();
         for (size_t b = 0; b < rows.size(); b++) {

@@ -22,7 +22,8 @@
 enum class Unit { NONE, DOTS, AMX };
 inline constexpr const char* UNITS[] = {"", "dots", "amx"};                    // in state.json
 inline const char* told(Unit unit) {         // how bf16 products are made
-    const char* const texts[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)", ", bf16 in dot products", ", bf16 on AMX"};
+    const char* const texts[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)",
+                                 ", bf16 in dot products", ", bf16 on AMX"};
     return texts[(int)unit];
 }
 typedef float floats16 __attribute__((vector_size(64), may_alias));
@@ -136,8 +137,8 @@ inline std::string keep_unit(Unit& unit, const std::string& kept, const std::str
     const Unit its = Unit(std::find(std::begin(UNITS), std::end(UNITS), kept) - std::begin(UNITS));
     if (!checkpoint.empty() && has(its)) unit = its;
     else if (!checkpoint.empty())
-        warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another order",
-             checkpoint.c_str(), kept.c_str());
+        warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another "
+             "order", checkpoint.c_str(), kept.c_str());
     return UNITS[(int)unit];
 }
 
