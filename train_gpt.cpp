@@ -1113,9 +1113,9 @@ inline void pack_a(real* panels, Matrix<> a, int M, int K) {
             }
 }
 
-// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are TILE_N numbers apart, rows of a KC. The next R
+// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are `row` vectors apart, rows of a KC numbers. The next R
 // rows are prefetched: hardware does so along a row, not down a column.
-template <typename P, int R, typename E> void add_rows(vec* sums, const real* a, Matrix<E> b, int M, int n) {
+template <typename P, int R, typename E> void add_rows(vec* sums, int row, const real* a, Matrix<E> b, int M, int n) {
     for (int j = 0; j < n; j++) {
         vec rows[R];
         for (int r = 0; r < R; r++) {
@@ -1123,44 +1123,44 @@ template <typename P, int R, typename E> void add_rows(vec* sums, const real* a,
             b.prefetch(r + R, j * VL);
         }
         for (int i = 0; i < M; i++) {
-            vec sum = sums[i * TILE_N / VL + j];
+            vec sum = sums[i * row + j];
             for (int r = 0; r < R; r++) sum += a[i * KC + r] * rows[r];
-            sums[i * TILE_N / VL + j] = sum;
+            sums[i * row + j] = sum;
         }
     }
 }
 
 // The product when A has few rows, as when decoding: bound by memory, so B is read once, unpacked, in strips along its
 // rows or columns, whichever are contiguous. The sums are those of multiply_add, in the same order.
+inline int few_columns(int M) { return MR * TILE_N / M / VL * VL; }      // whose sums stay in the level-1 cache
 template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    const int strip = b.col == 1 ? TILE_N : VL;
+    const int strip = b.col == 1 ? few_columns(M) : VL, row = strip / VL;
     for (int j0 = 0; j0 < N; j0 += strip) for (int k0 = 0; k0 < K; k0 += KC) {
         const int n = std::min(strip, N - j0), kn = std::min(KC, K - k0), wide = b.col == 1 ? n / VL : 0;
-        const Matrix<> a_k = a.from(0, k0);
         const Matrix<E> b_k = b.from(k0, j0);
         real piece[MR * KC];                                 // of A; zeros up to a whole block
         vec sums[MR * TILE_N / VL];
         for (int i = 0; i < M; i++) {
-            for (int j = 0; j < (n + VL - 1) / VL; j++) sums[i * TILE_N / VL + j] = vec{};
-            for (int k = 0; k < kn; k++) piece[i * KC + k] = P(a_k.p[i * a.row + k * a.col]);
+            for (int j = 0; j < (n + VL - 1) / VL; j++) sums[i * row + j] = vec{};
+            for (int k = 0; k < kn; k++) piece[i * KC + k] = P(a(i, k0 + k));
             for (int k = kn; k % DEEP<E>; k++) piece[i * KC + k] = 0;
         }
         int k = 0;
-        for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, piece + k, b_k.from(k, 0), M, wide);
-        for (; k < kn; k++) add_rows<P, 1>(sums, piece + k, b_k.from(k, 0), M, wide);
+        for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, row, piece + k, b_k.from(k, 0), M, wide);
+        for (; k < kn; k++) add_rows<P, 1>(sums, row, piece + k, b_k.from(k, 0), M, wide);
         for (int j = wide; j * VL < n; j++)                  // what does not lie in whole vectors
             for (k = 0; k < kn; k += DEEP<E>) {
                 real block[DEEP<E> * VL];
                 for (int l = 0; l < VL; l++) b_k.prefetch(k, (j + 1) * VL + l);
                 copy_block<P>(block, VL, b_k.from(k, j * VL), kn - k, n - j * VL);
                 for (int d = 0; d < DEEP<E>; d += VL)
-                    add_rows<real, VL>(sums + j, piece + k + d, Matrix{block + d * VL, VL, 1}, M, 1);
+                    add_rows<real, VL>(sums + j, row, piece + k + d, Matrix{block + d * VL, VL, 1}, M, 1);
             }
         const Target target = k0 ? Target{to.c, to.ldc, to.c} : to;
         for (int i = 0; i < M; i++) {
-            const vec* row = sums + i * TILE_N / VL;
-            for (int j = 0; j < n / VL; j++) put(target.from(i, j0 + j * VL), row[j]);
-            for (int j = n / VL * VL; j < n; j++) put(target.from(i, j0 + j), row[j / VL][j % VL]);
+            const vec* its = sums + i * row;
+            for (int j = 0; j < n / VL; j++) put(target.from(i, j0 + j * VL), its[j]);
+            for (int j = n / VL * VL; j < n; j++) put(target.from(i, j0 + j), its[j / VL][j % VL]);
         }
     }
 }
@@ -1228,19 +1228,39 @@ inline Unit& unit() {
     return chosen;
 }
 
+// Few rows, on all threads. Memory is read fastest in long runs, so where rows of B are contiguous, strips are wide, and
+// pieces of K are work of their own; their sums are then added in order, as gemm_rows() adds them.
+template <typename P, typename E> void gemm_pieces(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+    static thread_local std::vector<real> memory;            // sums of each piece, unless there is only one
+    const int deep = b.col == 1 ? KC : K, pieces = (K - 1) / deep + 1;
+    int strip = b.col == 1 ? few_columns(M) : TILE_N;
+    while (pieces * ((N - 1) / strip + 1) < omp_get_max_threads() && strip > NR) strip = strip / 2 / VL * VL;
+    memory.resize(std::max(memory.size(), (size_t)pieces * M * N));
+    auto sums_of = [=, sums = memory.data()](int p) { return pieces > 1 ? Target{sums + (size_t)p * M * N, N} : to; };
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
+    for (int n0 = 0; n0 < N; n0 += strip) for (int piece = 0; piece < pieces; piece++) {
+        const int k0 = piece * deep, n = std::min(strip, N - n0), kn = std::min(deep, K - k0);
+        gemm_rows<P>(sums_of(piece).from(0, n0), a.from(0, k0), b.from(k0, n0), M, n, kn);
+    }
+    for (int i = 0; i < M && pieces > 1; i++)
+        for (int piece = 0; piece < pieces; piece++) Put{to}.from(piece, i, 0)(0, 0, sums_of(piece).from(i, 0).c, N);
+}
+
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
+    if (M <= MR) return gemm_pieces<P>(to, a, b, M, N, K);
+    if constexpr (std::is_same_v<P, bfloat16>) {
         if (const Unit u = unit(); u != Unit::NONE) return unit_product(u, a, b, M, N, K, Put{to});
         a = rounded(a, M, K);
     }
     int tile_m = TILE_M, tile_n = TILE_N;                    // halving tile_m packs B twice as often, tile_n at most A
-    const int enough = (M > MR ? 4 : 1) * omp_get_max_threads();
-    auto tiles = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1); };
-    while (tiles() < enough && tile_n > NR) tile_n /= 2;
-    while (tiles() < enough && tile_m > 4 * MR) tile_m /= 2;
+    auto few = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1) < 4 * omp_get_max_threads(); };
+    while (few() && tile_n > NR) tile_n /= 2;
+    while (few() && tile_m > 4 * MR) tile_m /= 2;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
-    for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m)
-        vector_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
+    for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m) {
+        const int m = std::min(tile_m, M - m0), n = std::min(tile_n, N - n0);
+        vector_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), m, n, K);
+    }
 }
 template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) return unit_tile(unit(), a, b, M, N, K, Put{to});
