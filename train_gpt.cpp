@@ -105,7 +105,7 @@
     X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn for each prompt, whose mean reward is subtracted") \
     X(integer, response_tokens, 0,            "1..1048576",                   "tL",       "rl: tokens of an answer, at most [what the context leaves]") \
     X(text,    reward,          "",           "",                             "tseDPL4",  "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage; --best-of: that model [exact]") \
-    X(text,    reward_command,  "",           "",                             "tL4",      "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
+    X(text,    reward_command,  "",           "",                             "tRL4",     "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
     X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",      "rl: seconds to wait for that program") \
     X(text,    advantage,       "mean",       "mean|normalized",              "tL",       "rl: reward less the group's mean; normalized: over its standard deviation, too") \
     X(integer, rl_passes,       1,            "1..1000",                      "tL",       "rl: optimizer steps with the same answers") \
@@ -2123,10 +2123,8 @@ private:
         if (was) resume_options(table, Options().table(), o.given, was, past.data_known, o.out, past.where, !from.empty());
         if (o.steps) o.epochs = 0;
         rescheduled = !from.empty() && (was["steps"].string != show(o.steps) || was["epochs"].string != show(o.epochs));
-        for (const Option& row : table)
-            if (auto* path = std::get_if<text*>(&row.value); path && !o.has(row.name))
-                if (row.is('D') || (!strcmp(row.name, "init") && !is_preset(o.init)))
-                    **path = given_in(was["directory"].string, **path);
+        past.find_paths(table, o.given, is_preset(o.init));
+        position.take_command(was["reward_command"].string, o.reward_command);
         if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
     }
 
@@ -2176,8 +2174,8 @@ private:
         data["train"] = windows->identity.text();
         if (rl) open_frozen(data);
         if (c.rank) data["init"] = Identity(start->path).text();
-        position.check(data, {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init}, {"reward", o.reward}},
-                       windows->total, steps, o.out);
+        position.check(data, {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init}, {"reward", o.reward},
+                              {"adapter", o.adapter.empty() ? o.init : o.adapter}}, windows->total, steps, o.out);
         if (o.warmup >= steps && o.has("warmup"))
             warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
         if (o.min_lr > o.lr) warn("--min-lr %s: is above --lr %s", show(o.min_lr).c_str(), show(o.lr).c_str());
@@ -2188,10 +2186,11 @@ private:
     void open_frozen(std::map<std::string, std::string>& data) {
         if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
         reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = Identity(reference->file.path).text();
+        if (const auto& a = reference->file.adapter) data["adapter"] = a->identity();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
-            rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = Identity(rewarding->file.path).text();
+            rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = identity_of(rewarding->file);
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
@@ -2531,7 +2530,7 @@ template <typename Model> void run_verb(Options o) {
     std::vector<Prompt> prompts;
     if (o.verb == "sample") {
         if (written) prompter.beginning = Position(written, state).beginning;
-        for (const text& given : given_prompts(o.prompt, o.prompt_file, o.prompts)) prompts.push_back(prompter.prompt(given));
+        for (const Asked& given : given_prompts(o.prompt, o.prompt_file, o.prompts)) prompts.push_back(prompter.prompt(given));
         T = std::min<integer>(T, prompter.longest + o.tokens);              // no larger a cache than needed
         if (o.best_of) for (Prompt& p : prompts) p.most = std::min<integer>(o.tokens, T - p.tokens.size());
     }

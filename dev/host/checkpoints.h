@@ -4,6 +4,7 @@
    under another name, synced, then renamed. Of a model it knows a list of tensors. */
 #pragma once
 #include "comm.h"
+#include "options.h"
 #include "tokenizer.h"
 #include "weights.h"
 #include <future>
@@ -177,6 +178,12 @@ struct Position {
             die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(epochs).c_str(), out.c_str(),
                       window, windows_now);
     }
+    // A program that rewards is known by its command alone, which may have been mended.
+    void take_command(const std::string& was, const std::string& now) {
+        if (was.empty() || now.empty() || was == now) return;
+        warn("--reward-command: from step %lld on %s rewards, before it did %s", step + 1, shell_quote(now).c_str(), shell_quote(was).c_str());
+        if (data.count("reward")) data["reward"] = now;
+    }
     // Dies if the run in `out` cannot go on from here with what it is given now: to read, from `paths` by the name of the option,
     // windows of an epoch, and steps in all.
     void check(std::map<std::string, std::string> now, std::map<std::string, std::string> paths, size_t windows_now, long long steps,
@@ -214,6 +221,14 @@ struct Past {
                     of("steps") ? INFINITY : std::round(std::max(1.0, of("epochs") * position.windows)));
         }
         if (options.kind != Json::OBJECT) options = {};
+    }
+    // Options that are paths and were given in another directory, as they are seen from here.
+    void find_paths(const Table& table, const std::set<std::string>& given, bool preset) const {
+        for (const Option& row : table) {
+            const bool model = !strcmp(row.name, "adapter") || (!strcmp(row.name, "init") && !preset);
+            if (auto* path = std::get_if<text*>(&row.value); path && (model || row.is('D')) && !given.count(row.name))
+                **path = given_in(options["directory"].string, **path);
+        }
     }
 };
 
