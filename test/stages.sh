@@ -181,7 +181,7 @@ mended() {                                   # RUN STEP: of where another comman
 expect "another command before the first checkpoint" mended none 1
 refused "a command that fails later" 1 "is no number" stage rl later $init $rl $group --train $data/prompts.bin --steps 6 --save-every 1 \
     --reward-command 'n=0; while read line; do n=$((n + 1)); [ $n -lt 33 ] && echo $((n % 3)) || echo no; done'
-cp -r $dir/later $dir/later.model && refused "a model instead of a command on resume" 1 "was given other data" \
+cp -r $dir/later $dir/later.model && refused "a model instead of a command on resume" 2 "must not differ in it" \
     $program train --resume --out $dir/later.model --reward $dir/reward
 expect "another command goes on from it" mended later 5
 refused "a command that ends at once" 1 "ended with exit code 3" stage rl early --init $dir/base --adapter $dir/lora.long $rl $group \
@@ -193,6 +193,7 @@ expect "it leaves a whole checkpoint" $program eval --stage sft --model $dir/lat
 [ -z "$STRESS" ] || expect "from text to an assistant in a hundredth of the steps" dev/assistant.sh $dir/assistant 1 100
 refused "another reward model on resume" 1 "was given other data" $program train --resume --steps 8 --out $dir/model.stopped --reward $dir/reward.long
 refused "a model instead of the exact reward on resume" 1 "was given other data: exact" $program train --resume --steps 8 --out $dir/exact.stopped --reward $dir/reward.long
+refused "a command instead of the exact reward on resume" 1 "was given other data: exact" $program train --resume --steps 8 --out $dir/exact.stopped --reward-command cat
 mv $dir/lora.long $dir/lora.moved && cp -r $dir/lora $dir/lora.long
 refused "another adapter on resume" 1 "^error: --adapter $dir/lora.long: .* was given other data" $program train --resume --steps 8 --out $dir/lora.rl.stopped
 rm -r $dir/lora.long && mv $dir/lora.moved $dir/lora.long
