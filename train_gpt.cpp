@@ -96,7 +96,7 @@
     X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn to each prompt") \
     X(integer, response_tokens, 0,            "1..1048576",                   "tL",       "rl: tokens of an answer, at most [what the context leaves]") \
     X(text,    reward,          "",           "",                             "tseDPL4",  "rl: exact, or a reward model; --best-of: that model [exact]") \
-    X(text,    reward_command,  "",           "",                             "tL4",      "rl: program that answers JSON Lines with rewards [--reward]") \
+    X(text,    reward_command,  "",           "",                             "tRL4",     "rl: program that answers JSON Lines with rewards [--reward]") \
     X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",      "rl: seconds to wait for that program") \
     X(text,    advantage,       "mean",       "mean|normalized",              "tL",       "rl: reward less the group's mean; normalized: by its deviation") \
     X(integer, rl_passes,       1,            "1..1000",                      "tL",       "rl: optimizer steps with the same answers") \
@@ -1064,6 +1064,17 @@ inline void put(Target to, vec sums) {
     if (to.plus) sums += *(const vec*)to.plus;
     *(vec*)to.c = sums;
 }
+// Neighbours to where they belong, or with k > 0 to the sums that are there already.
+struct Put {
+    Target to;
+    Put from(int k, int i, int j) const { return {(k ? Target{to.c, to.ldc, to.c} : to).from(i, j)}; }
+    void prefetch(int i, int j) const { if (to.plus) Matrix{to.plus, to.ldc, 1}.prefetch(i, j); }
+    void operator()(int i, int j, const auto* sums, int n) const {
+        const Target target = to.from(i, j);
+        for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
+        for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
+    }
+};
 
 // c (m,n) = sum over k of a(i,k) b(k,j), m <= MR, n <= V VL; a has MR rows, b is packed (K,NR)
 template <int V> __attribute__((noinline))
@@ -1156,12 +1167,7 @@ template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E
                 for (int d = 0; d < DEEP<E>; d += VL)
                     add_rows<real, VL>(sums + j, row, piece + k + d, Matrix{block + d * VL, VL, 1}, M, 1);
             }
-        const Target target = k0 ? Target{to.c, to.ldc, to.c} : to;
-        for (int i = 0; i < M; i++) {
-            const vec* its = sums + i * row;
-            for (int j = 0; j < n / VL; j++) put(target.from(i, j0 + j * VL), its[j]);
-            for (int j = n / VL * VL; j < n; j++) put(target.from(i, j0 + j), its[j / VL][j % VL]);
-        }
+        for (int i = 0; i < M; i++) Put{to}.from(k0, i, j0)(0, 0, (const real*)(sums + i * row), n);
     }
 }
 
@@ -1205,18 +1211,6 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
     return {copy, K, 1};
 }
 
-// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, or in dot products (dev/host/units.h)
-struct Put {
-    Target to;
-    Put from(int k, int i, int j) const { return {(k ? Target{to.c, to.ldc, to.c} : to).from(i, j)}; }
-    void prefetch(int i, int j) const { if (to.plus) Matrix{to.plus, to.ldc, 1}.prefetch(i, j); }
-    void operator()(int i, int j, const auto* sums, int n) const {
-        const Target target = to.from(i, j);
-        for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
-        for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
-    }
-};
-
 // Multiply-adds of all threads on numbers in registers (of a unit: in the level-1 cache), in FLOP/s: the roof of gemm()
 inline double measure_peak(Unit unit, int trials = 32) {
     const auto vectors = register_trial<vec, real, MR, VECTORS>;
@@ -1228,8 +1222,8 @@ inline Unit& unit() {
     return chosen;
 }
 
-// Few rows, on all threads. Memory is read fastest in long runs, so where rows of B are contiguous, strips are wide, and
-// pieces of K are work of their own; their sums are then added in order, as gemm_rows() adds them.
+// Few rows, on all threads. Memory is read fastest in long runs, so where rows of B are contiguous, strips are wide,
+// and pieces of K are work of their own; their sums are then added in order, as gemm_rows() adds them.
 template <typename P, typename E> void gemm_pieces(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     static thread_local std::vector<real> memory;            // sums of each piece, unless there is only one
     const int deep = b.col == 1 ? KC : K, pieces = (K - 1) / deep + 1;
@@ -2098,8 +2092,9 @@ private:
         if (was) resume_options(table, defaults, o.given, was, past.data_known, o.out, past.where, !from.empty());
         if (o.steps) o.epochs = 0;
         rescheduled = !from.empty() && (was["steps"].string != show(o.steps) || was["epochs"].string != show(o.epochs));
-        auto is_path = [&](auto& row) { return row.is('D') || (!strcmp(row.name, "init") && !preset_of(o.init)); };
+        auto is_path = [&](auto& row) { return row.is('P') && (strcmp(row.name, "init") || !preset_of(o.init)); };
         paths_from(was["directory"].string, table, o.given, is_path);
+        position.take_command(was["reward_command"].string, o.reward_command);
         if (o.train.empty())
             die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
     }
@@ -2160,7 +2155,9 @@ private:
         data["train"] = windows->identity.text();
         if (o.stage == "rl") open_frozen(data);
         if (c.rank) data["init"] = Identity(start->path).text();
-        auto path_of = [&](const std::string& option) { return value_of(o.table(), option); };
+        auto path_of = [&](const std::string& name) {
+            return value_of(o.table(), name == "adapter" && o.adapter.empty() ? "init" : name);
+        };
         position.take(data, path_of, windows->total, steps, o.out);
         if (o.warmup >= steps && o.has("warmup"))
             warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
@@ -2173,11 +2170,12 @@ private:
         if (preset_of(o.init)) die_usage("--stage rl: needs --init, a model to start from");
         reference.emplace("--init", o.init, o, o.heads, o.adapter);
         data["init"] = Identity(reference->file.path).text();
+        if (const auto& a = reference->file.adapter) data["adapter"] = a->identity();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
             rewarding.emplace("--reward", o.reward, o, 0);
-            data["reward"] = Identity(rewarding->file.path).text();
+            data["reward"] = identity_of(rewarding->file);
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }

@@ -699,7 +699,8 @@ static void runs() {
     fs::create_directories(logged + "/step_00000003"), write_file(logged + "/step_00000003/state.json", "{\n  \"format\": 1,\n  \"step\": 3");
     for (const std::string end : {"", "/"})
         dies(("runs/a checkpoint is no run" + end).c_str(), "1 " + logged + "/step_00000003" + end + ": is a checkpoint; its run is the directory above: --out " + logged + "/", [&] { RunDirectory(logged + "/step_00000003" + end, true); });
-    dies("runs/not empty", "1 " + logged + ": is not empty; choose another --out, or go on with --resume", [&] { RunDirectory(logged, false); });
+    for (const char* again : {"runs/not empty", "runs/not empty, and let go of"})
+        dies(again, "1 " + logged + ": is not empty; choose another --out, or go on with --resume", [&] { RunDirectory(logged, false); });
 
     std::string bytes(3 << 20, 'x');
     bytes[5] = 'y';
@@ -870,15 +871,25 @@ static void texts() {
     auto read = [&](const std::string& path, const std::string& content) {
         write_file(path, content);
         std::string s;
-        for (auto& prompt : read_prompts(path)) s += "[" + prompt + "]";
+        for (const Asked& prompt : read_prompts(path))
+            if (prompt.turns.empty()) s += "[" + prompt.text + "]";
+            else for (auto& [role, content] : prompt.turns) s += "<" + role + ":" + content + ">";
         return s;
     };
     same("texts/prompts, a line each", read(file, "\xef\xbb\xbfone\r\n\n \ntwo {\n{three"), "[one][two {][{three]");
     same("texts/prompts that begin like JSON", read(file, "{\n{\"a\": 1}\n{\"prompt\": 3"), "[{][{\"a\": 1}][{\"prompt\": 3]");
     same("texts/prompts as JSON Lines, by the first", read(file, "\n{\"prompt\": \"a\\nb\", \"id\": 3}\n\n{\"prompt\": \"\"}"), "[a\nb][]");
     same("texts/prompts as JSON Lines, by the name", read(jsonl, "{\"prompt\": \"a\"}\n"), "[a]");
-    check(given_prompts("p", "", "") == std::vector<std::string>{"p"} && given_prompts("", "", jsonl) == std::vector<std::string>{"a"} &&
-              given_prompts("", jsonl, "") == std::vector<std::string>{"{\"prompt\": \"a\"}"}, "host/texts/prompts in each way that they are given");
+    check(given_prompts("p", "", "") == std::vector<Asked>{{"p"}} && given_prompts("", "", jsonl) == std::vector<Asked>{{"a"}} &&
+              given_prompts("", jsonl, "") == std::vector<Asked>{{"{\"prompt\": \"a\"}"}}, "host/texts/prompts in each way that they are given");
+    const std::string turns = "[{\"role\": \"user\", \"content\": \"a\"}]", said = "[{\"role\": \"assistant\", \"content\": \"b\"}]";
+    same("texts/prompts that are turns", read(file, "{\"messages\": " + turns + "}\n{\"prompt\": " + turns + "}\n{\"prompt\": \"a\"}"),
+         "<user:a><user:a>[a]");
+    same("texts/turns first", read(file, "{\"prompt\": " + turns + "}"), "<user:a>");
+    dies("texts/turns that end in an answer", "1 " + jsonl + ": line 1: \"messages\" is a list of 1 turns, expected one to be answered at its end",
+         [&] { read(jsonl, "{\"messages\": " + said + "}"); });
+    dies("texts/no turns", "1 " + jsonl + ": line 1: \"prompt\" is a list of 0 turns, expected one to be answered at its end",
+         [&] { read(jsonl, "{\"prompt\": []}"); });
     dies("texts/no prompts", "1 " + file + ": holds no prompts", [&] { read(file, "\n\r\n"); });
     dies("texts/no prompt in a line", "1 " + jsonl + ": line 3: expected an object with a string \"prompt\"", [&] { read(jsonl, "{\"prompt\": \"a\"}\n\n{\"prompt\": 3}\n"); });
     dies("texts/a line that is no JSON", "1 " + jsonl + ": line 1: byte 0: found byte 0x61, expected a JSON value", [&] { read(jsonl, "a\n"); });
@@ -889,7 +900,7 @@ static void texts() {
     auto prompted = [&](int T, long long most, const std::string& said, bool after_end) {
         Prompter p = {&bytes, "m", 256, T, 256, most, after_end, {256, 66}};
         p.take_examples(jsonl);
-        const Prompt made = p.prompt(said);
+        const Prompt made = p.prompt({said});
         return format("%zu left out: ", p.left_out) + show_tokens(made.tokens, &bytes) + "|" + made.text;
     };
     same("texts/examples before a prompt", prompted(100, 4, "x", false), "0 left out: abc\nde\nx|x");
@@ -898,8 +909,25 @@ static void texts() {
     same("texts/the first is left out", prompted(10, 4, "x", false), "1 left out: de\nx|x");
     same("texts/both are left out", prompted(6, 4, "xyz", false), "2 left out: xyz|xyz");
     Prompter none = {nullptr, "m", 9, 3, -1, 4, false, {7, 8}};
-    check(none.prompt("").tokens == std::vector<int>({7, 8}) && none.prompt("").text == "7 8" && none.prompt("1 2").tokens == std::vector<int>({1, 2}) && none.longest == 2, "host/texts/ids, and what an empty prompt is");
-    dies("texts/ids that are none", "2 --prompt 9: m has no tokenizer, so the prompt must be token ids below 9", [&] { none.prompt("9"); });
+    check(none.prompt({""}).tokens == std::vector<int>({7, 8}) && none.prompt({""}).text == "7 8" && none.prompt({"1 2"}).tokens == std::vector<int>({1, 2}) && none.longest == 2, "host/texts/ids, and what an empty prompt is");
+    Tokenizer formed = Tokenizer::load("bytes");
+    formed.chat_template = "{role}:{content};";
+    const std::string end(bytes.decode(256)), asked = "user:a;assistant:b" + end + "user:c;assistant:";
+    const Turns chat = {{"user", "a"}, {ASSISTANT, "b"}, {"user", "c"}};
+    Prompter base = {&formed, "m", 257, 99, 256, 4, false}, tuned = {&formed, "m", 257, 99, 256, 4, true};
+    const Prompt made = base.prompt({"", chat});
+    check(show_tokens(made.tokens, &formed) == end + asked && made.text == asked && made.most == 4,
+          "host/texts/turns become a prompt as in training: %s", made.text.c_str());
+    auto told = [&](Prompter p, const std::string& text) {
+        p.prompt({text});
+        return output_of([&] { p.tell(); }, stderr);
+    };
+    check(told(tuned, "a").starts_with("warning: m: has a template of chats, and a bare text is no turn of one"), "host/texts/a bare text, told");
+    check(told(tuned, "user:a;assistant:") + told(tuned, "") + told(base, "a") + told({&bytes, "m", 257, 99, 256, 4, true}, "a") == "",
+          "host/texts/a text that is a turn, none, and a model without chats: nothing to tell");
+    dies("texts/turns without a template", "1 m: has no template of chats, so a prompt cannot be a list of turns; give it as a text",
+         [&] { Prompter({&bytes, "m", 257, 99, 256, 4, true}).prompt({"", chat}); });
+    dies("texts/ids that are none", "2 --prompt 9: m has no tokenizer, so the prompt must be token ids below 9", [&] { none.prompt({"9"}); });
     std::string copies;
     for (auto& some : repeated({{{1}, 9}, {{2}, 9}, {{3}, 9}}, 3, 7)) {
         for (const Prompt& p : some) copies += format("%d:%d ", p.tokens[0], (int)p.stream);

@@ -64,6 +64,7 @@ struct Adapter : Lora {
             std::swap(own.shape[0], own.shape[1]), own.transposed = true;
         }
     }
+    std::string identity() const { return Identity(path + "/adapter_model.safetensors").text(); }
     // For a model that is to train it on as one of this shape.
     void check(const Lora& asked) const {
         std::string own;
@@ -93,6 +94,11 @@ inline ModelFile open_adapted(const std::string& path, const std::string& given)
     if (was != is) die("%s: is for another model than %s: for %s, and this is %s", adapter->path.c_str(), m.path.c_str(), was.c_str(), is.c_str());
     m.directory = adapter->path;             // of tokenizer and state.json
     return m;
+}
+
+// Of a model and its adapter.
+inline std::string identity_of(const ModelFile& file) {
+    return Identity(file.path).text() + (file.adapter ? "; adapter: " + file.adapter->identity() : "");
 }
 
 // Tensors of a model that an adapter becomes part of as they are set: w + scale A B, scale = alpha / rank.

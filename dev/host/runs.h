@@ -3,6 +3,7 @@
 #pragma once
 #include "options.h"
 #include "shards.h"
+#include <optional>
 #include <sys/file.h>
 #include <utility>
 
@@ -181,7 +182,7 @@ inline void make_best(const std::string& run, const std::string& checkpoint) {
 // a line; on resume it is rewound to the checkpoint's step. Of several processes one writes there.
 struct RunDirectory {
     std::string path;
-    int lock = -1;
+    std::optional<Held> lock = {};           // let go of if this constructor throws, too
     FILE* log = nullptr;
     const bool writes;
 
@@ -194,9 +195,9 @@ struct RunDirectory {
         if (!writes) return;
         fs::create_directories(path, error);
         if (error) die("%s: cannot create: %s", name, error.message().c_str());
-        lock = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (lock < 0) die("%s: cannot open: %s", name, strerror(errno));
-        if (flock(lock, LOCK_EX | LOCK_NB) != 0)
+        lock.emplace(path, LOCK_EX);
+        if (lock->fd < 0) die("%s: cannot open: %s", name, strerror(errno));
+        if (!lock->all)
             die("%s: %s", name, errno == EWOULDBLOCK ? "another train_gpt is writing there" : strerror(errno));
         if (!resume && !fs::is_empty(path, error))
             die("%s: is not empty; choose another --out, or go on with --resume", name);
@@ -206,7 +207,6 @@ struct RunDirectory {
     }
     ~RunDirectory() {
         if (log) fclose(log);
-        if (lock >= 0) close(lock);
     }
     RunDirectory(const RunDirectory&) = delete;
     RunDirectory& operator=(const RunDirectory&) = delete;

@@ -292,26 +292,39 @@ inline std::string member(const Json& object, const char* name, const std::strin
     return object[name].string;
 }
 
-// Prompts: JSON Lines with "prompt", as its name says or its first line is; else every line is one.
-inline std::vector<std::string> read_prompts(const std::string& path) {
+// A prompt as it is given: a text, or the turns of a chat.
+struct Asked {
+    std::string text;
+    Turns turns = {};                        // if there are some, the text is none
+    bool operator==(const Asked&) const = default;
+};
+
+// Prompts: JSON Lines with "prompt", or "messages", as its name says or its first line is; else every line is one.
+inline std::vector<Asked> read_prompts(const std::string& path) {
     const Input file(path);
     check_text(path, file.text());
     bool json = false;
     for (const char* ending : {".jsonl", ".ndjson", ".jsonlines"}) json |= path.ends_with(ending);
-    std::vector<std::string> prompts;
+    std::vector<Asked> prompts;
     each_line(path, file.text(), [&](std::string_view line, const std::string& where) {
-        if (prompts.empty() && !json)
-            try { json = bool(parse_json(line, where)["prompt"]); } catch (const Error&) {}
-        prompts.push_back(json ? member(parse_json(line, where), "prompt", where) : std::string(line));
+        Json object;
+        if (prompts.empty() || json)
+            try {
+                object = parse_json(line, where);
+            } catch (const Error&) { if (json) throw; }
+        const char* chat = object["messages"] ? "messages" : object["prompt"].kind == Json::ARRAY ? "prompt" : nullptr;
+        json |= chat || object["prompt"];
+        if (chat) prompts.push_back({"", read_asked(object, chat, where)});
+        else prompts.push_back({json ? member(object, "prompt", where) : std::string(line)});
     });
     if (prompts.empty()) die("%s: holds no prompts", shown(path));
     return prompts;
 }
 
 // Of which at most one is given: a file of prompts, a file that is one, or the prompt itself.
-inline std::vector<std::string> given_prompts(const std::string& prompt, const std::string& prompt_file, const std::string& prompts) {
+inline std::vector<Asked> given_prompts(const std::string& prompt, const std::string& prompt_file, const std::string& prompts) {
     if (!prompts.empty()) return read_prompts(prompts);
-    return {prompt_file.empty() ? prompt : read_prompt(prompt_file)};
+    return {{prompt_file.empty() ? prompt : read_prompt(prompt_file)}};
 }
 
 // Examples to stand before a prompt: JSON Lines of a prompt and a response, each then followed by a line break.
@@ -338,6 +351,7 @@ struct Prompter {
     std::string examples = {};               // a file, and the tokens of each
     std::vector<std::vector<int>> shots = {};
     size_t left_out = 0, longest = 0;        // of the examples, where that were most; tokens of a prompt
+    bool bare = false;                       // a prompt is no turn of a chat, though the model has a template of them
 
     void take_examples(const std::string& path) {
         examples = path;
@@ -354,19 +368,38 @@ struct Prompter {
         for (size_t i = 0; i < answers.size(); i++) put_examples(answers.tokens[answers.first[i]], T - answers.length(i));
     }
     void tell() const {
+        if (bare)
+            warn("%s: has a template of chats, and a bare text is no turn of one: it is continued as it stands; --prompts "
+                 "takes turns, {\"prompt\": [{\"role\": \"user\", \"content\": \"...\"}]} a line, and chat asks", model.c_str());
         if (left_out) warn("--examples %s: the first %zu of %zu do not fit the context beside a prompt and its answer", examples.c_str(), left_out, shots.size());
     }
-    Prompt prompt(const std::string& text) {
+    bool opens_none(const std::string& text) const {         // of the turns in which the model learned to answer
+        const std::string& form = tokenizer->chat_template;
+        return !form.empty() && text.find(ChatTemplate(form).opening(ASSISTANT)) == text.npos;
+    }
+    std::vector<int> dialogue(Turns turns) const {           // up to where the assistant is to answer
+        if (!tokenizer || tokenizer->chat_template.empty())
+            die("%s: has no template of chats, so a prompt cannot be a list of turns; give it as a text", model.c_str());
+        size_t open;
+        std::vector<int> ids;
+        Tokenizer::Scratch scratch;
+        turns.push_back({ASSISTANT, ""});
+        tokenizer->encode_prompt(ChatTemplate(tokenizer->chat_template).exchanges(turns, open), ids, scratch);
+        return ids;
+    }
+    Prompt prompt(const Asked& asked) {
+        const auto& [text, turns] = asked;
         Prompt p = {{}, most, 0, text};
         std::vector<int>& ids = p.tokens;
-        if (tokenizer) ids = tokenizer->encode(text);
+        if (!turns.empty()) ids = dialogue(turns), p.text = show_tokens(ids, tokenizer);
+        else if (tokenizer) ids = tokenizer->encode(text), bare |= !text.empty() && after_end && opens_none(text);
         else if (!read_ids(text, V, ids))
             die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d", text.c_str(), model.c_str(), V);
         put_examples(ids, T - 1 - (long long)ids.size() - std::min<long long>(most, T / 4));
         if (ids.empty() && !beginning.empty()) {
             ids = beginning;
             p.text = show_tokens({ids.begin() + (ids[0] == eot), ids.end()}, tokenizer);
-        } else if (after_end) ids.insert(ids.begin(), eot);
+        } else if (after_end || !turns.empty()) ids.insert(ids.begin(), eot);
         if (ids.empty()) ids.push_back(eot >= 0 ? eot : 0);
         if (ids.size() > (size_t)T) {
             warn("a prompt of %zu tokens: the context takes %d, so only the last of them count", ids.size(), T);
