@@ -113,7 +113,7 @@
     X(number,  kl,              0.05,         "0..1000",                      "tL",       "rl: weight of the divergence from --init") \
     X(text,    prompt,          "",           "",                             "sE2",      "text to continue; without a tokenizer, token ids [end of text]") \
     X(text,    prompt_file,     "",           "",                             "s2P",      "file with the text to continue, less a last line break; - is standard input [--prompt]") \
-    X(text,    prompts,         "",           "",                             "s2P",      "file of prompts: each line is one, or JSON Lines with \"prompt\"; - is standard input [--prompt]") \
+    X(text,    prompts,         "",           "",                             "s2P",      "file of prompts: each line is one, or JSON Lines with \"prompt\", a text or turns; - is standard input [--prompt]") \
     X(text,    examples,        "",           "",                             "seP",      "JSON Lines of \"prompt\" and \"response\", to stand before each prompt; those that do not fit are left out, the first ones first [none]") \
     X(integer, tokens,          100,          "1..1000000000",                "sc",       "tokens to write, at most; an end of text stops earlier") \
     X(text_list, stop,          {},           "",                             "sec",      "end a text before this one occurs in it; \\n, \\t, \\r and \\\\ are as in C; may be given several times [none]") \
@@ -2572,7 +2572,7 @@ template <typename Model> void run_verb(Options o) {
     draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), show, [&](size_t k, const Text* t, size_t n) {
         writer.put(k, t, n);
         if (o.vote && !answer_in(t->response, o.vote_after))
-            warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
+            warn("--vote-after %s: is in no text; the first is taken", shell_quote(o.vote_after).c_str());
     });
 }
 
