@@ -1437,7 +1437,7 @@ static void talks() {
     const std::string mark = json[1]["response"].string.substr(20, 2);
     check(sample({"--prompt", "ab", "--vote", "3", "--vote-after", mark}) == "ab" + json[1]["response"].string + "\n",
         "cases/a vote of the only text with the mark");
-    check(has(sample({"--prompt", "ab", "--vote", "3", "--vote-after", "\\n\\n"}), "warning: --vote-after \\x0a\\x0a: is in no text; the first is taken"), "cases/a vote of no text");
+    check(has(sample({"--prompt", "ab", "--vote", "3", "--vote-after", "\\n\\n"}), "warning: --vote-after '\\x0a\\x0a': is in no text; the first is taken"), "cases/a vote of no text");
     for (const char* how : {"--vote", "--best-of"})
         check(has(run_with({"eval", "--answers", dir + "/answers.bin", "--context", "16"}, {how, "2"}), how[2] == 'v' ? "\nvote of 2: answers right 0 of 2\n" : "\nbest of 2 by log-probability: answers right 0 of 2\n"), "cases/eval %s", how);
     // penalties

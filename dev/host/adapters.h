@@ -84,8 +84,8 @@ inline ModelFile open_adapted(const std::string& path, const std::string& given)
     if (!itself && given.empty()) return open_model(path);
     const auto adapter = std::make_shared<Adapter>(itself ? path : given);
     if (itself && !exists(adapter->base))
-        die("%s/adapter_config.json: the model that it is for, '%s', is not there; give it as the model, and this with --adapter",
-            path.c_str(), adapter->base.c_str());
+        die("%s/adapter_config.json: the model that it is for, '%s', is not there; give it as the model, and this with "
+            "--adapter; --resume needs it there", path.c_str(), adapter->base.c_str());
     ModelFile m = open_model(itself ? adapter->base : path);
     m.adapter = adapter;
     if (!is_checkpoint(adapter->path)) return m;

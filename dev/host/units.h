@@ -121,8 +121,11 @@ template <typename F> double peak_of(int trials, F trial) {
     }
     return best;
 }
-// The fastest unit that the processor has, by peak(unit), if it is faster by a margin than vectors of floats.
+// The fastest unit that the processor has, by peak(unit), if it is faster by a margin than vectors of floats. On one thread:
+// beside other work several are seldom undisturbed together, and the choice must be the same again.
 template <typename F> Unit fastest_unit(F peak) {
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
     Unit best = Unit::NONE;
     double most = 1.3 * peak(best);
     for (Unit unit : {Unit::DOTS, Unit::AMX}) {
@@ -130,6 +133,7 @@ template <typename F> Unit fastest_unit(F peak) {
         if (rate > most) best = unit;
         most = std::max(most, rate);
     }
+    omp_set_num_threads(threads);
     return best;
 }
 // Makes `unit` that of the checkpoint which a run goes on from, if there is one and this machine has it; its name.
