@@ -16,11 +16,11 @@ HOME = 'build/mutants'
 REGIONS = [
     ('train_gpt.cu', r'// ---- \d+\. layers', r'static constexpr double GB'),
     ('train_gpt.cu', r'    void forward\(const int', r'// ---- \d+\. main'),
-    ('train_gpt.cpp', r'// ---- \d+\. layers', r'product of bfloat16 numbers on AMX'),
+    ('train_gpt.cpp', r'// ---- \d+\. layers', r'^// Multiply-adds of all threads'),
     ('dev/host/vectors.h', r'^template <typename P> vec load', r'^\}  // namespace cpu'),
     ('dev/host/units.h', r'^inline void dots_multiply', r'^#else'),
     ('dev/host/units.h', r'^inline void side_by_side', r'^#else'),
-    ('train_gpt.cpp', r'^template .* void gemm\(Target.*\{$', r'^\}  // namespace cpu'),
+    ('train_gpt.cpp', r'^template .* void gemm_pieces', r'^\}  // namespace cpu'),
     ('train_gpt.cpp', r'^/\* The network, for both', r'    std::string describe\(\)'),
     ('train_gpt.cpp', r'    void forward\(const int', r'// ---- \d+\. model files')]
 # What tells people something, is told to the compiler alone, or is checked before anything runs.
