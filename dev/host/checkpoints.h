@@ -193,7 +193,8 @@ struct Position {
     // A program that rewards is known by its command alone, which may have been mended.
     void take_command(const std::string& was, const std::string& now) {
         if (was.empty() || now.empty() || was == now) return;
-        warn("--reward-command: from step %lld on %s rewards, before it did %s", step + 1, shell_quote(now).c_str(), shell_quote(was).c_str());
+        warn("--reward-command: from step %lld on %s rewards, before it did %s", step + 1,
+             shell_quote(now).c_str(), shell_quote(was).c_str());
         if (data.count("reward")) data["reward"] = now;
     }
     // Dies if the run in `out` cannot go on from here with what it is given now: to read, from path_of(the option),

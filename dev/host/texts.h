@@ -322,7 +322,8 @@ inline std::vector<Asked> read_prompts(const std::string& path) {
 }
 
 // Of which at most one is given: a file of prompts, a file that is one, or the prompt itself.
-inline std::vector<Asked> given_prompts(const std::string& prompt, const std::string& prompt_file, const std::string& prompts) {
+inline std::vector<Asked> given_prompts(const std::string& prompt, const std::string& prompt_file,
+                                        const std::string& prompts) {
     if (!prompts.empty()) return read_prompts(prompts);
     return {{prompt_file.empty() ? prompt : read_prompt(prompt_file)}};
 }
@@ -369,8 +370,9 @@ struct Prompter {
     }
     void tell() const {
         if (bare)
-            warn("%s: has a template of chats, and a bare text is no turn of one: it is continued as it stands; --prompts "
-                 "takes turns, {\"prompt\": [{\"role\": \"user\", \"content\": \"...\"}]} a line, and chat asks", model.c_str());
+            warn("%s: has a template of chats, and a bare text is no turn of one: it is continued as it stands; "
+                 "--prompts takes turns, {\"prompt\": [{\"role\": \"user\", \"content\": \"...\"}]} a line, and chat "
+                 "asks", model.c_str());
         if (left_out) warn("--examples %s: the first %zu of %zu do not fit the context beside a prompt and its answer", examples.c_str(), left_out, shots.size());
     }
     bool opens_none(const std::string& text) const {         // of the turns in which the model learned to answer
@@ -379,7 +381,8 @@ struct Prompter {
     }
     std::vector<int> dialogue(Turns turns) const {           // up to where the assistant is to answer
         if (!tokenizer || tokenizer->chat_template.empty())
-            die("%s: has no template of chats, so a prompt cannot be a list of turns; give it as a text", model.c_str());
+            die("%s: has no template of chats, so a prompt cannot be a list of turns; give it as a text",
+                model.c_str());
         size_t open;
         std::vector<int> ids;
         Tokenizer::Scratch scratch;
