@@ -1143,14 +1143,15 @@ template <typename P, int R, typename E> void add_rows(vec* sums, int row, const
 
 // The product when A has few rows, as when decoding: bound by memory, so B is read once, unpacked, in strips along its
 // rows or columns, whichever are contiguous. The sums are those of multiply_add, in the same order.
-inline int few_columns(int M) { return MR * TILE_N / M / VL * VL; }      // whose sums stay in the level-1 cache
+constexpr int FEW_SUMS = 2 * MR * TILE_N;    // in the level-1 cache
+inline int few_columns(int M) { return FEW_SUMS / M / VL * VL; }
 template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     const int strip = b.col == 1 ? few_columns(M) : VL, row = strip / VL;
     for (int j0 = 0; j0 < N; j0 += strip) for (int k0 = 0; k0 < K; k0 += KC) {
         const int n = std::min(strip, N - j0), kn = std::min(KC, K - k0), wide = b.col == 1 ? n / VL : 0;
         const Matrix<E> b_k = b.from(k0, j0);
         real piece[MR * KC];                                 // of A; zeros up to a whole block
-        vec sums[MR * TILE_N / VL];
+        vec sums[FEW_SUMS / VL];
         for (int i = 0; i < M; i++) {
             for (int j = 0; j < (n + VL - 1) / VL; j++) sums[i * row + j] = vec{};
             for (int k = 0; k < kn; k++) piece[i * KC + k] = P(a(i, k0 + k));
