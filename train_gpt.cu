@@ -85,7 +85,7 @@ struct Device {
     void* workspace;
     size_t workspace_size = 32 << 20;
     int number;                              // as CUDA counts
-    int built_for, written_for;              // compute capabilities, times ten: of the machine code, and of what it was made of
+    int built_for, written_for;              // compute capabilities times ten: of the machine code, of its PTX
 
     Device() {
         int count = 0;
@@ -183,7 +183,7 @@ DEVICE void load(float (&x)[WIDE], const Raw& raw) {
     for (int i = 0; i < WIDE; i++) x[i] = float(pack.v[i]);
 }
 // kernel<WIDE> if WIDE divides the columns, else kernel<1>
-#define WIDTH(columns, kernel) ((columns) % WIDE ? kernel<1> : kernel<WIDE>)
+#define WIDTH(C, name, ...) ((C) % WIDE ? name<1 __VA_OPT__(, ) __VA_ARGS__> : name<WIDE __VA_OPT__(, ) __VA_ARGS__>)
 
 // f(f(x, y), z) ... over all lanes of a warp, and over all threads of a block, a multiple of 32; every thread gets the
 // result. f(x, none) is x.
@@ -205,8 +205,8 @@ template <typename X> DEVICE X block_sum(X x) { return over_block(x, [](X x, X y
 DEVICE float block_max(float x) { return over_block(x, [](float x, float y) { return fmaxf(x, y); }, -INFINITY); }
 
 // ---- 2. instructions ------------------------------------------------------------------------------------------------
-// One function for each PTX instruction that C++ cannot express: what the emulator does instead, and the instruction, under
-// whose name the PTX ISA explains it, with its operands.
+// One function for each PTX instruction that C++ cannot express: what the emulator does instead, and the instruction,
+// under whose name the PTX ISA explains it, with its operands.
 #define INSTRUCTION(function, emulated, ...) DEVICE void function { EMU(emulated;) ASM(__VA_ARGS__ : "memory"); }
 constexpr float LOG2E = 1.4426950408889634f;
 DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
@@ -241,8 +241,8 @@ INSTRUCTION(copies_commit(), emu::cp_async_commit(), "cp.async.commit_group;" ::
 template <int LEFT>                          // until all groups but the last LEFT are there
 INSTRUCTION(copies_wait(), emu::cp_async_wait(LEFT), "cp.async.wait_group %0;" ::"n"(LEFT))
 
-// Programmatic dependent launch (sm_90): from when all blocks have called next_kernel_may_begin(), the next kernel may, if
-// it is launched early; what the kernel ahead has written, and those before it, is there after kernel_ahead_wait().
+// Programmatic dependent launch (sm_90): from when all blocks have called next_kernel_may_begin(), the next kernel may,
+// if it is launched early; what the kernel ahead has written, and those before it, is there after kernel_ahead_wait().
 #if defined(CUDA_EMU) || __CUDA_ARCH__ >= 900
 INSTRUCTION(next_kernel_may_begin(), emu::griddep_launch(), "griddepcontrol.launch_dependents;" ::)
 INSTRUCTION(kernel_ahead_wait(), emu::griddep_wait(), "griddepcontrol.wait;" ::)
@@ -306,14 +306,14 @@ INSTRUCTION(bulk_wait_read(), emu::bulk_wait_read(), "cp.async.bulk.wait_group.r
 // Makes this thread's stores to shared memory visible to TMA and wgmma; all threads' stores, with a barrier after it.
 INSTRUCTION(stores_visible(), emu::fence_proxy_async(), "fence.proxy.async.shared::cta;" ::)
 
-/* Tensor cores, as the four warps of a warpgroup use them (wgmma): d (64,N) = a (64,16) b (16,N), or d += a b, while the
-   warps go on. Lane l of warp w holds of d the number (16 w + l / 4 + 8 i, 8 n + l % 4 * 2 + j) in d[4 n + 2 i + j].
-   b, and a of multiply_shared(), lie in shared memory as TMA leaves them: panels of 64 numbers a row, in 128 bytes whose
-   16-byte pieces are permuted by the row's number (the 128-byte swizzle). A panel's row is one m or n, with k along it
-   (K-major); if TRANSPOSED, it is one k (MN-major). An Operand is the address of a part: the next 16 k begin 32 bytes
-   further, or 16 rows if TRANSPOSED. ("Asynchronous Warpgroup Level Matrix Instructions") */
+/* Tensor cores, as the four warps of a warpgroup use them (wgmma): d (64,N) = a (64,16) b (16,N), or d += a b, while
+   the warps go on. Lane l of warp w holds of d the number (16 w + l / 4 + 8 i, 8 n + l % 4 * 2 + j) in
+   d[4 n + 2 i + j]. b, and a of multiply_shared(), lie in shared memory as TMA leaves them: panels of 64 numbers a row,
+   in 128 bytes whose 16-byte pieces are permuted by the row's number (the 128-byte swizzle). A panel's row is one m or
+   n, with k along it (K-major); if TRANSPOSED, it is one k (MN-major). An Operand is the address of a part: the next
+   16 k begin 32 bytes further, or 16 rows if TRANSPOSED. ("Asynchronous Warpgroup Level Matrix Instructions") */
 constexpr int PANEL_ROW = 128;               // bytes
-struct Operand {                             // the lower half of the hardware's descriptor; the upper is the same for all
+struct Operand {                             // the lower half of the hardware's descriptor; the upper never changes
     unsigned low;
     DEVICE explicit Operand(unsigned address) : low(address >> 4 | 1 << 16) {}
     DEVICE uint64_t after(int bytes) const { return uint64_t(1024 >> 4 | 1 << 30) << 32 | (low + bytes / 16); }
@@ -328,29 +328,29 @@ INSTRUCTION(wgmma_wait(), emu::wgmma_wait<LEFT>(), "wgmma.wait_group.sync.aligne
 #define NUMBERS_8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
     "+f"(d[i + 6]), "+f"(d[i + 7])
 #define NUMBERS_32(d, i) NUMBERS_8(d, i), NUMBERS_8(d, i + 8), NUMBERS_8(d, i + 16), NUMBERS_8(d, i + 24)
-#define REGISTERS_0_31 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
-    "%26,%27,%28,%29,%30,%31"
+#define REGISTERS_0_31 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24," \
+    "%25,%26,%27,%28,%29,%30,%31"
 #define REGISTERS_32_63 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54," \
     "%55,%56,%57,%58,%59,%60,%61,%62,%63"
 template <bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
 DEVICE void multiply_shared(float (&d)[32], uint64_t a, uint64_t b, bool add) {
     EMU(emu::wgmma_ss<64>(d, a, b, add, A_TRANSPOSED, B_TRANSPOSED);)
-    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_0_31
-        "}, %32, %33, p, 1, 1, %35, %36;\n}"
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        REGISTERS_0_31 "}, %32, %33, p, 1, 1, %35, %36;\n}"
         : NUMBERS_32(d, 0) : "l"(a), "l"(b), "r"((int)add), "n"((int)A_TRANSPOSED), "n"((int)B_TRANSPOSED));
 }
 DEVICE void multiply_shared(float (&d)[64], uint64_t a, uint64_t b, bool add) {
     EMU(emu::wgmma_ss<128>(d, a, b, add, false, false);)
-    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" REGISTERS_0_31
-        "," REGISTERS_32_63 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        REGISTERS_0_31 "," REGISTERS_32_63 "}, %64, %65, p, 1, 1, 0, 0;\n}"
         : NUMBERS_32(d, 0), NUMBERS_32(d, 32) : "l"(a), "l"(b), "r"((int)add));
 }
 // a in registers, as pairs of bf16: a[2 k + i] holds (16 w + l / 4 + 8 i, 8 k + l % 4 * 2) and its neighbour
 template <bool B_TRANSPOSED = false>
 DEVICE void multiply_registers(float (&d)[32], const unsigned (&a)[4], uint64_t b, bool add) {
     EMU(emu::wgmma_rs<64>(d, a, b, add, B_TRANSPOSED);)
-    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" REGISTERS_0_31
-        "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        REGISTERS_0_31 "}, {%32,%33,%34,%35}, %36, p, 1, 1, %38;\n}"
         : NUMBERS_32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add), "n"((int)B_TRANSPOSED));
 }
 // d (64,N) = a b^T, of tiles of HS columns; a is a part of one of ROWS rows
@@ -396,8 +396,8 @@ inline void add_partials(Targets to, int arrays, const float* partial, int block
    math     out = (x - mean) rstd w + b,   rstd = 1 / sqrt(var + eps);   before the first block x is made here:
             x = embedded = wte[token] + wpe[t0 + t]
    shapes   token (N), N = B T   wte (V,C)   wpe (positions,C)   embedded, x, out (N,C)   mean, rstd (N)
-   layout   a warp takes a row, of which each lane keeps K pieces of W neighbours in registers; a row with more than that
-            is read again, from the cache
+   layout   a warp takes a row, of which each lane keeps K pieces of W neighbours in registers; a row with more than
+            that is read again, from the cache
    cost     2X; with the embedding 3X
    source   Ba, Kiros, Hinton 2016, arXiv:1607.06450, eq. 4 */
 struct Embedding {
@@ -407,8 +407,8 @@ struct Embedding {
     int t0 = 0, T = 0;
 };
 template <int W, int K, bool EMBED>
-__global__ void __launch_bounds__(256, 2) layernorm_forward_kernel(
-    floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N, int C, float eps, Embedding e) {
+__global__ void __launch_bounds__(256, 2) layernorm_forward_kernel(floatX* out, float* mean, float* rstd,
+    const floatX* x, const floatX* w, const floatX* b, int N, int C, float eps, Embedding e) {
     const int lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (n >= N) return;
     const floatX* const row = (EMBED ? e.embedded : x) + (size_t)n * C;
@@ -459,23 +459,23 @@ inline void layernorm_forward(floatX* out, float* mean, float* rstd, const float
         launch(e.embedded ? embedded : given, ceil_div(N, 8), 256, 0, out, mean, rstd, x, w, b, N, C, (float)eps, e);
     };
     if (C % WIDE) with(layernorm_forward_kernel<1, 7, false>, layernorm_forward_kernel<1, 7, true>);
-    else if (C <= 3 * 32 * WIDE) with(layernorm_forward_kernel<WIDE, 3, false>, layernorm_forward_kernel<WIDE, 3, true>);
+    else if (C <= 3 * 32 * WIDE)
+        with(layernorm_forward_kernel<WIDE, 3, false>, layernorm_forward_kernel<WIDE, 3, true>);
     else with(layernorm_forward_kernel<WIDE, 7, false>, layernorm_forward_kernel<WIDE, 7, true>);
 }
 
 /* forward: xhat = (x - mean) rstd;   out = xhat w + b     so, with dxhat = dout w:
    math     dresidual += rstd (dxhat - mean_c(dxhat) - xhat mean_c(dxhat xhat))
-            dw += sum_n dout xhat;   db += sum_n dout;   dbias += sum_n dresidual, the bias gradient of the product whose
-            output joined the stream here
-   layout   a block asks for x, dout and dresidual of some rows at once, in shared memory; a warp takes a row for the two
-            means, then a thread takes W columns of these rows, K times, whose sums it keeps in registers. Where columns are
-            fewer than threads, several groups of threads share the rows.
+            dw += sum_n dout xhat;   db += sum_n dout;   dbias += sum_n dresidual, the bias gradient of the product
+            whose output joined the stream here
+   layout   a block asks for x, dout and dresidual of some rows at once, in shared memory; a warp takes a row for the
+            two means, then a thread takes W columns of these rows, K times, whose sums it keeps in registers. Where
+            columns are fewer than threads, several groups of threads share the rows.
    cost     4X: x, dout and dresidual are read, dresidual is written */
 constexpr int LAYERNORM_THREADS = 896;       // for which registers suffice: 72 each, so four blocks of 224, too
-template <int W, int K>
-__global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
-    floatX* dresidual, bool add, float* partial, const floatX* dout, const floatX* x, const floatX* w, const float* mean,
-    const float* rstd, int N, int C, int rows, int groups) {
+template <int W, int K> __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
+    floatX* dresidual, bool add, float* partial, const floatX* dout, const floatX* x, const floatX* w,
+    const float* mean, const float* rstd, int N, int C, int rows, int groups) {
     SHARED_DYNAMIC(shared);
     struct Row { float mean, rstd, sum, dot; };
     const size_t size = (size_t)rows * C;
@@ -538,16 +538,17 @@ __global__ void __launch_bounds__(LAYERNORM_THREADS) layernorm_backward_kernel(
     }
 }
 // add: to dresidual, else its first gradient, which needs no zeros to be added to
-inline void layernorm_backward(floatX* dresidual, bool add, float* dw, float* db, float* dbias, float* partial, const floatX* dout,
-                               const floatX* x, const floatX* w, const float* mean, const float* rstd, int N, int C) {
+inline void layernorm_backward(floatX* dresidual, bool add, float* dw, float* db, float* dbias, float* partial,
+                               const floatX* dout, const floatX* x, const floatX* w, const float* mean,
+                               const float* rstd, int N, int C) {
     const int each = C % WIDE ? 4 : WIDE, across = ceil_div(C, each);              // columns of a thread: W K
     if (across > LAYERNORM_THREADS) die("--channels %d: a GPU's layernorm takes %d", C, LAYERNORM_THREADS * each);
     const int groups = max(1, 192 / across), threads = threads_for(groups * across, LAYERNORM_THREADS);
     const size_t row = 3 * C * sizeof(floatX) + 16;
     const int rows = rows_for(row, threads / 32), blocks = min(ceil_div(N, rows), SUM_BLOCKS * device().sms());
     launch(C % WIDE ? layernorm_backward_kernel<1, 4> : layernorm_backward_kernel<WIDE, 1>, blocks, threads,
-           max(rows * row + 16, groups * 3 * C * sizeof(float)), dresidual, add, partial, dout, x, w, mean, rstd, N, C, rows,
-           groups);
+           max(rows * row + 16, groups * 3 * C * sizeof(float)), dresidual, add, partial, dout, x, w, mean, rstd, N, C,
+           rows, groups);
     add_partials({dw, db, dbias}, 3, partial, blocks, C);
 }
 
@@ -609,9 +610,7 @@ inline void gelu_backward(floatX* d, float* db, float* partial, const floatX* x,
     column_sums<true>(d, db, partial, N, C, x);
 }
 // numbers in `partial`: 3C from each block; or 32 W at most from each, and 4C
-inline size_t partial_size(size_t C) {
-    return SUM_BLOCKS * device().sms() * max<size_t>(3 * C, 32 * WIDE) + 4 * C;
-}
+inline size_t partial_size(size_t C) { return SUM_BLOCKS * device().sms() * max<size_t>(3 * C, 32 * WIDE) + 4 * C; }
 
 /* attention -- causal self-attention; three versions: plain, tiles (mma.sync), and below them wgmma (sm_90a)
    math     s_j = q_i . k_j / sqrt(HS) for j <= i;   p = softmax(s);   out_i = sum_j p_j v_j;   lse_i = log sum_j e^s_j
@@ -805,15 +804,15 @@ __global__ void __launch_bounds__(128) attention_forward_tiles_kernel(floatX* ou
         if (lane % 4 == 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);
     }
 }
-template <int HS> void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
-    launch(attention_forward_tiles_kernel<HS>, dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out, lse,
-           qkv, T, S, NH * HS, 1 / sqrtf(HS));
+template <int HS>
+void attention_forward_tiles(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
+    launch(attention_forward_tiles_kernel<HS>, dim3(ceil_div(T, TILE), NH, B), 128, 5 * TILE * HS * sizeof(floatX), out,
+           lse, qkv, T, S, NH * HS, 1 / sqrtf(HS));
 }
 
 // KEYS: dk and dv of 64 keys, from all queries; else dq of 64 queries, from all keys. `own` are the 64 rows, which lie
 // along A; `other` come in steps of STEP. Scores are then (own, other): transposed, for keys.
-template <int HS, bool KEYS>
-__global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
+template <int HS, bool KEYS> __global__ void __launch_bounds__(128) attention_backward_tiles_kernel(
     floatX* dqkv, const floatX* dout, const floatX* qkv, const float* lse, const float* D, int T, int C, float scale) {
     SHARED_DYNAMIC(shared);
     constexpr int STEP = HS > 64 ? 32 : 64;                  // so that all sums fit the registers
@@ -877,8 +876,8 @@ template <int HS> void attention_backward_tiles(floatX* dqkv, const floatX* dout
 inline bool tiles_fit(int HS) { return BF16 && (HS == 64 || HS == 128); }
 
 /* The same with wgmma and TMA, for heads of 64 and 128 on sm_90a, any T: behind the last token TMA puts zeros, and the
-   causal mask does the rest. What overlaps with what is as in Shah et al. 2024, arXiv:2407.08608, but without warps that
-   only copy. All sums have a fixed order.
+   causal mask does the rest. What overlaps with what is as in Shah et al. 2024, arXiv:2407.08608, but without warps
+   that only copy. All sums have a fixed order.
 
    Boxes: 64 columns and so many rows of the first T tokens of x (B,S,columns). */
 inline CUtensorMap boxes(const floatX* x, int B, int T, int S, int columns, int rows) {
@@ -899,9 +898,9 @@ inline CUtensorMap boxes(const floatX* x, int B, int T, int S, int columns, int 
     if (error) die("a tensor map of (%d,%d,%d) numbers: error %d", B, T, columns, error);
     return map;
 }
-// d (64,64) times scale, of each of a lane's two rows, as bf16: this warp's 16 rows to shared memory, as TMA expects them
+// d (64,64) times scale, of each of a lane's two rows, as bf16: this warp's 16 rows to shared memory, for TMA
 DEVICE void stage_rows(unsigned to, const float (&d)[32], float scale_0, float scale_1) {
-    const int row = threadIdx.x % 16, right = threadIdx.x / 16 % 2;      // of the 8 x 8 numbers whose row this lane names
+    const int row = threadIdx.x % 16, right = threadIdx.x / 16 % 2;  // of the 8 x 8 numbers whose row this lane names
     UNROLL for (int k = 0; k < 4; k++) {
         const float* const x = &d[8 * k];
         const unsigned f[4] = {pair(x[0] * scale_0, x[1] * scale_0), pair(x[2] * scale_1, x[3] * scale_1),
@@ -913,17 +912,18 @@ DEVICE void stage_rows(unsigned to, const float (&d)[32], float scale_0, float s
 /* layout   a block takes 128 queries of a head, 192 if it has 128 columns, 64 for each warpgroup; keys and values come
             through a ring in shared memory, 64 at a time. Four warpgroups fit an SM, or three: while one of them takes
             exponentials, others multiply.
-   cost     2 B T^2 C FLOPs (and 1 / 16 more at T = 1024, above the diagonal); 4X, if the level-2 cache keeps a head's keys */
+   cost     2 B T^2 C FLOPs (and 1 / 16 more at T = 1024, above the diagonal); 4X, if the L2 cache keeps the keys */
 template <int HS> struct ForwardShape {
     static constexpr int PANELS = HS / 64, WARPGROUPS = HS == 64 ? 2 : 3, THREADS = 128 * WARPGROUPS;
     static constexpr int QUERIES = 64 * WARPGROUPS, STEP = 64, RING = 4;
     static constexpr int PANEL = STEP * PANEL_ROW, TILE_BYTES = PANELS * PANEL;          // a panel, a tile: 64 rows
     static constexpr size_t SHARED_BYTES = (WARPGROUPS + 2 * RING) * TILE_BYTES + 16 * RING + 8;
-    static_assert(WARPGROUPS < RING);        // so that the first warpgroup, which has the fewest steps, fetches the last
+    static_assert(WARPGROUPS < RING);        // the first warpgroup, which has the fewest steps, fetches the last tiles
 };
 template <int HS>
 __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) attention_forward_wgmma_kernel(
-    const __grid_constant__ CUtensorMap out, float* lse, const __grid_constant__ CUtensorMap qkv, int T, int C, float scale) {
+    const __grid_constant__ CUtensorMap out, float* lse, const __grid_constant__ CUtensorMap qkv, int T, int C,
+    float scale) {
 #ifdef SM90A
     using S = ForwardShape<HS>;
     constexpr int STEP = S::STEP, RING = S::RING, PANEL = S::PANEL, BYTES = S::TILE_BYTES;
@@ -932,8 +932,8 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     const unsigned full = ring + 2 * RING * BYTES, empty = full + 8 * RING, queries_full = empty + 8 * RING;
     const int block = gridDim.x - 1 - blockIdx.x, h = blockIdx.y, b = blockIdx.z;        // longest first
     const int in_block = uniform(threadIdx.x / 32), warpgroup = in_block / 4, lane = threadIdx.x % 32;
-    const int busy = ::min(S::WARPGROUPS, (T + 63) / 64 - block * S::WARPGROUPS);        // warpgroups with queries below T
-    const int mine = block * S::WARPGROUPS + warpgroup + 1, steps = block * S::WARPGROUPS + busy;        // to the diagonal
+    const int busy = ::min(S::WARPGROUPS, (T + 63) / 64 - block * S::WARPGROUPS);     // warpgroups with queries below T
+    const int mine = block * S::WARPGROUPS + warpgroup + 1, steps = block * S::WARPGROUPS + busy;     // to the diagonal
     const int column = h * HS;
     auto fetch = [&](int j) {
         const unsigned to = ring + j % RING * 2 * BYTES, ready = full + j % RING * 8;
@@ -942,11 +942,15 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
             load_box(to + i * BYTES + p * PANEL, &qkv, ready, (i + 1) * C + column + p * 64, j * STEP, b);
     };
     if (threadIdx.x == 0) {
-        for (int i = 0; i < RING; i++) mbarrier_init(full + 8 * i, 1), mbarrier_init(empty + 8 * i, 4 * busy);
+        for (int i = 0; i < RING; i++) {
+            mbarrier_init(full + 8 * i, 1);
+            mbarrier_init(empty + 8 * i, 4 * busy);
+        }
         mbarrier_init(queries_full, 1);
         mbarrier_expect(queries_full, S::WARPGROUPS * BYTES);
         for (int i = 0; i < S::WARPGROUPS; i++) for (int p = 0; p < S::PANELS; p++)
-            load_box(queries + i * BYTES + p * PANEL, &qkv, queries_full, column + p * 64, block * S::QUERIES + i * 64, b);
+            load_box(queries + i * BYTES + p * PANEL, &qkv, queries_full, column + p * 64,
+                     block * S::QUERIES + i * 64, b);
         for (int j = 0; j < RING && j < steps; j++) fetch(j);
     }
     __syncthreads();
@@ -975,11 +979,15 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
         UNROLL for (int i = 0; i < 2; i++) {
             float high = maximum[i];
             UNROLL for (int n = 0; n < 8; n++) high = fmaxf(high, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
-            high = fmaxf(high, __shfl_xor_sync(WARP, high, 1)), high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
+            high = fmaxf(high, __shfl_xor_sync(WARP, high, 1));
+            high = fmaxf(high, __shfl_xor_sync(WARP, high, 2));
             const float shift = high * c;
-            shrink[i] = power_of_2((maximum[i] - high) * c), maximum[i] = high, sum[i] *= shrink[i];
+            shrink[i] = power_of_2((maximum[i] - high) * c);
+            maximum[i] = high;
+            sum[i] *= shrink[i];
             UNROLL for (int n = 0; n < 8; n++) {
-                const float p0 = power_of_2(s[4 * n + 2 * i] * c - shift), p1 = power_of_2(s[4 * n + 2 * i + 1] * c - shift);
+                const float p0 = power_of_2(s[4 * n + 2 * i] * c - shift);
+                const float p1 = power_of_2(s[4 * n + 2 * i + 1] * c - shift);
                 sum[i] += p0 + p1;
                 p[n / 2][n % 2 * 2 + i] = pair(p0, p1);
             }
@@ -1007,35 +1015,37 @@ __global__ void __launch_bounds__(ForwardShape<HS>::THREADS, HS == 64 ? 2 : 1) a
     bulk_commit(), bulk_wait_read();
 #endif
 }
-template <int HS> void attention_forward_wgmma(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
+template <int HS>
+void attention_forward_wgmma(floatX* out, float* lse, const floatX* qkv, int B, int T, int S, int NH) {
     using F = ForwardShape<HS>;
     const int C = NH * HS;
     launch(attention_forward_wgmma_kernel<HS>, dim3(ceil_div(T, F::QUERIES), NH, B), F::THREADS, F::SHARED_BYTES,
            boxes(out, B, T, T, C, 16), lse, boxes(qkv, B, T, S, 3 * C, F::STEP), T, C, 1 / sqrtf(HS));
 }
 
-/* backward: a block takes whole heads, one after another. For each 128 keys it walks over the tiles of 128 queries at and
-   after them, or of 64, if heads have 128 columns. p and ds come transposed, (keys,queries), 64 keys for each of two
-   warpgroups, in registers, where they are operands of dv = p dout and dk = ds q. For dq = ds^T k, ds goes through shared
-   memory, and each warpgroup takes 64 queries, or 64 columns. So one barrier a tile is enough.
-   dq sums up over the keys, in fp32 in `sums`, which stays in the level-2 cache: each warp adds its 4 KB of a tile by a bulk
-   reduction, and waits for these before it goes on to other keys, so that the order is always the same. The sum is complete
-   at the diagonal, the last keys that the queries see.
-   overlap  products run while the warps that asked for them do something else; a turn of the loop, with numbers of tiles:
+/* backward: a block takes whole heads, one after another. For each 128 keys it walks over the tiles of 128 queries at
+   and after them, or of 64, if heads have 128 columns. p and ds come transposed, (keys,queries), 64 keys for each of
+   two warpgroups, in registers, where they are operands of dv = p dout and dk = ds q. For dq = ds^T k, ds goes through
+   shared memory, and each warpgroup takes 64 queries, or 64 columns. So one barrier a tile is enough.
+   dq sums up over the keys, in fp32 in `sums`, which stays in the level-2 cache: each warp adds its 4 KB of a tile by a
+   bulk reduction, and waits for these before it goes on to other keys, so that the order is always the same. The sum is
+   complete at the diagonal, the last keys that the queries see.
+   overlap  products run while the warps that asked for them do something else; a turn of the loop, tiles numbered:
               products   dk 0      dq 0, s 1   dp 1                   dv 1
               else       barrier               dq 0 leaves, exp 1     ds 1
    shared   keys and values: two buffers, or one of heads of 128; three of queries and dout, two of ds and of rows
    shapes   rows (B,NH,tiles,2,QUERIES): lse in units of log 2, and D;   sums (blocks,tiles,8192)
             sums_16 (B, T / 16, 3C): column sums of dqkv over 16 tokens, for the bias of what made qkv; or null
             T rounded up to 128
-   cost     5 B T^2 C FLOPs (and 1 / 8 more at T = 1024, above the diagonal); 8X, if `sums` and a head's queries stay in the
-            level-2 cache */
+   cost     5 B T^2 C FLOPs (and 1 / 8 more at T = 1024, above the diagonal); 8X, if `sums` and a head's queries stay in
+            the level-2 cache */
 template <int HS> struct BackwardShape {
-    static constexpr int PANELS = HS / 64, KEYS = 128, QUERIES = 8192 / HS, EACH = KEYS / QUERIES;   // query tiles for a key's
+    static constexpr int PANELS = HS / 64, KEYS = 128, QUERIES = 8192 / HS, EACH = KEYS / QUERIES;   // tiles: 1 or 2
     static constexpr int KEY_BUFFERS = HS == 64 ? 2 : 1, STAGES = 3;
     static constexpr int KEYS_PANEL = KEYS * PANEL_ROW, KEYS_BYTES = PANELS * KEYS_PANEL;
     static constexpr int QUERIES_PANEL = QUERIES * PANEL_ROW, QUERIES_BYTES = PANELS * QUERIES_PANEL;
-    static constexpr int DS_BYTES = KEYS * QUERIES * 2, ROWS_BYTES = 2 * QUERIES * 4, DQ_BYTES = HS == 64 ? 0 : 8192 * 4;
+    static constexpr int DS_BYTES = KEYS * QUERIES * 2, ROWS_BYTES = 2 * QUERIES * 4;
+    static constexpr int DQ_BYTES = HS == 64 ? 0 : 8192 * 4;
     static constexpr size_t SHARED_BYTES = 2 * KEY_BUFFERS * KEYS_BYTES + 2 * STAGES * QUERIES_BYTES + 2 * DS_BYTES +
                                            DQ_BYTES + 2 * ROWS_BYTES + 8 * (STAGES + KEY_BUFFERS);
     static int tiles(int T) { return ceil_div(T, KEYS) * EACH; }
@@ -1088,7 +1098,7 @@ DEVICE void sum_rows(float* to, const float (&d)[32], float scale) {
     }
     store(to + threadIdx.x % 32 * 2, {v[0][0] * scale, v[0][1] * scale});
 }
-template <int EACH> struct Walk {            // over the tiles of all heads of a block: key counts 128 keys, query a tile
+template <int EACH> struct Walk {            // over the tiles of a block's heads: key counts 128 keys, query a tile
     int head, b, h, key, query;
     DEVICE Walk(int head, int NH) : head(head), b(head / NH), h(head % NH), key(0), query(0) {}
     DEVICE void next(int tiles, int NH) {
@@ -1099,8 +1109,7 @@ template <int EACH> struct Walk {            // over the tiles of all heads of a
     DEVICE bool first() const { return query == key * EACH; }            // of these keys
     DEVICE bool diagonal() const { return query < (key + 1) * EACH; }
 };
-template <int HS>
-__global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
+template <int HS> __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     const __grid_constant__ CUtensorMap dqkv, float* sums, float* sums_16, const __grid_constant__ CUtensorMap qkv,
     const __grid_constant__ CUtensorMap dout, const float* rows, int heads, int NH, int T, float scale) {
 #ifdef SM90A
@@ -1109,7 +1118,8 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
     constexpr bool ROOMY = S::KEY_BUFFERS == 2;
     SHARED_DYNAMIC(shared);
     // the first iteration multiplies uninitialized memory and discards the result, which a sanitizer cannot know
-    EMU(for (size_t i = threadIdx.x; i < S::SHARED_BYTES; i += blockDim.x) shared[i] = 0; emu::fence_proxy_async(); __syncthreads();)
+    EMU(for (size_t i = threadIdx.x; i < S::SHARED_BYTES; i += blockDim.x) shared[i] = 0;
+        emu::fence_proxy_async(); __syncthreads();)
     const unsigned keys_0 = shared_address(shared), queries_0 = keys_0 + 2 * S::KEY_BUFFERS * S::KEYS_BYTES;
     const unsigned ds_0 = queries_0 + 2 * STAGES * S::QUERIES_BYTES, dq_0 = ds_0 + 2 * S::DS_BYTES;
     const unsigned rows_0 = dq_0 + S::DQ_BYTES, queries_full = rows_0 + 2 * S::ROWS_BYTES;
@@ -1178,7 +1188,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             store_box(&dqkv, dv_room + n * S::KEYS_PANEL, 2 * C + column, row, at.b);
         }
     };
-    int stage = STAGES - 1, phase = 1, key_buffer = ROOMY, key_phase = 1, odd = 1;       // where `at` is; odd: its number
+    int stage = STAGES - 1, phase = 1, key_buffer = ROOMY, key_phase = 1, odd = 1;  // of `at`; odd: its number
     while (at.head < heads) {
         const bool first = at.first(), last = at.query == tiles - 1, complete = at.diagonal();
         const unsigned keys_at = keys_0 + key_buffer * 2 * S::KEYS_BYTES;
@@ -1211,10 +1221,10 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
         float dq[32];
         wgmma_fence();
         UNROLL for (int k = 0; k < KEYS / 16; k++)
-            multiply_shared<true, true>(dq, ds_queries.after(k * QUERIES / 4 * PANEL_ROW), keys.after(k * 16 * PANEL_ROW),
-                                        k > 0);
+            multiply_shared<true, true>(dq, ds_queries.after(k * QUERIES / 4 * PANEL_ROW),
+                                        keys.after(k * 16 * PANEL_ROW), k > 0);
         wgmma_commit();
-        if (!ROOMY && last && at.head >= 0) {                // keys and values make room for dk and dv, then for other keys
+        if (!ROOMY && last && at.head >= 0) {            // keys and values make room for dk and dv, then for other keys
             wgmma_wait<0>();
             __syncthreads();                                 // the other warpgroup's dq has read the keys
             store_keys(dk_room, dv_room);
@@ -1286,15 +1296,15 @@ __global__ void __launch_bounds__(256, 1) attention_backward_wgmma_kernel(
             float l[2];
             load(l, row_lse + n * 8 + lane % 4 * 2);
             UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] = power_of_2(s[4 * n + e] * c - l[e % 2]);
-            p[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), p[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
+            UNROLL for (int i = 0; i < 2; i++) p[n / 2][n % 2 * 2 + i] = pair(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]);
         }
         multiply_results(dv, p, douts, !after.first());
         wgmma_wait<1>();                                  // for dp
         UNROLL for (int n = 0; n < QUERIES / 8; n++) {
             float d[2];
             load(d, row_D + n * 8 + lane % 4 * 2);
-            UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];    // scale comes with dk and dq
-            ds[n / 2][n % 2 * 2] = pair(s[4 * n], s[4 * n + 1]), ds[n / 2][n % 2 * 2 + 1] = pair(s[4 * n + 2], s[4 * n + 3]);
+            UNROLL for (int e = 0; e < 4; e++) s[4 * n + e] *= dp[4 * n + e] - d[e % 2];   // scale comes with dk and dq
+            UNROLL for (int i = 0; i < 2; i++) ds[n / 2][n % 2 * 2 + i] = pair(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]);
         }
         if (elected()) bulk_wait_read();                     // what left has been read
         __syncwarp();
@@ -1318,12 +1328,12 @@ template <int HS> void attention_backward_wgmma(floatX* dqkv, float* dqkv_b, flo
     const int C = NH * HS;
     float *const rows = scratch, *const sums = rows + S::rows(B, T, NH), *const sums_16 = sums + S::sums(B, T, NH);
     launch(attention_rows_kernel<HS>, dim3(NH, S::tiles(T), B), 256, 0, rows, dout, out, lse, T, NH);
-    launch(attention_backward_wgmma_kernel<HS>, S::blocks(B, NH), 256, S::SHARED_BYTES, boxes(dqkv, B, T, T, 3 * C, 16), sums,
-           dqkv_b ? sums_16 : nullptr, boxes(qkv, B, T, T, 3 * C, S::QUERIES), boxes(dout, B, T, T, C, S::QUERIES), rows,
-           B * NH, NH, T, 1 / sqrtf(HS));
+    launch(attention_backward_wgmma_kernel<HS>, S::blocks(B, NH), 256, S::SHARED_BYTES, boxes(dqkv, B, T, T, 3 * C, 16),
+           sums, dqkv_b ? sums_16 : nullptr, boxes(qkv, B, T, T, 3 * C, S::QUERIES),
+           boxes(dout, B, T, T, C, S::QUERIES), rows, B * NH, NH, T, 1 / sqrtf(HS));
     if (dqkv_b) column_sums(sums_16, dqkv_b, partial, S::groups(B, T), 3 * C);
 }
-// Whether this GPU has the instructions, and the program was built for them: else the kernels are empty, a few registers.
+// Whether the GPU has the instructions and the program was built for them; else the kernels are empty, a few registers.
 template <int HS> bool wgmma_built() {
     cudaFuncAttributes kernel;
     CHECK(cudaFuncGetAttributes(&kernel, attention_backward_wgmma_kernel<HS>));
@@ -1406,7 +1416,8 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
     const float total = block_sum(maximum == -INFINITY ? 0 : sum * power_of_2((maximum - high) * LOG2E));
     unsigned first = V;                                      // the first place of the maximum
     for (int i = 0; i < W; i++)
-        if (maximum == high && where + i < V && float(row[where + i]) == high) first = ::min(first, unsigned(where + i));
+        if (maximum == high && where + i < V && float(row[where + i]) == high)
+            first = ::min(first, unsigned(where + i));
     first = __reduce_min_sync(WARP, first);
     if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = first;
     __syncthreads();
@@ -1427,8 +1438,8 @@ __global__ void cross_entropy_kernel(floatX* logits, float* logprob, int* best, 
         }
     }
 }
-inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms, int rows,
-                          int V, int stride, bool gradients) {
+inline void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms,
+                          int rows, int V, int stride, bool gradients) {
     const size_t row = stride * sizeof(floatX);              // a multiple of 16
     const bool fits = row + 1024 <= device().properties.sharedMemPerBlockOptin;
     launch(gradients ? cross_entropy_kernel<true> : cross_entropy_kernel<false>, rows,
@@ -1451,8 +1462,8 @@ __global__ void add_loss_kernel(Outcome* outcome, const float* logprob, TokenTer
 }
 
 /* readout -- one logit of one token of each row of a batch, and its gradients: cpu::readout_forward
-   cost     reads 2BC numbers; backward: writes dx (B,T,C), of which BC are not zero, and reads as much again: in order, as
-            a thread has a channel */
+   cost     reads 2BC numbers; backward: writes dx (B,T,C), of which BC are not zero, and reads as much again: in order,
+            as a thread has a channel */
 __global__ void readout_kernel(float* out, const floatX* x, const int* at, const floatX* w, int T, int C) {
     const floatX* x_b = x + ((size_t)blockIdx.x * T + at[blockIdx.x]) * C;
     float sum = 0;
@@ -1460,20 +1471,21 @@ __global__ void readout_kernel(float* out, const floatX* x, const int* at, const
     sum = warp_sum(sum);
     if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
-__global__ void readout_backward_kernel(floatX* dx, float* dw, const float* dout, const floatX* x, const int* at, const floatX* w,
-                                        int B, int T, int C) {
+__global__ void readout_backward_kernel(floatX* dx, float* dw, const float* dout, const floatX* x, const int* at,
+                                        const floatX* w, int B, int T, int C) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= C) return;
     float sum = 0;
     for (int b = 0; b < B; b++) {
         const size_t n = ((size_t)b * T + at[b]) * C + i;
-        sum += dout[b] * float(x[n]), dx[n] = floatX(dout[b] * float(w[i]));
+        sum += dout[b] * float(x[n]);
+        dx[n] = floatX(dout[b] * float(w[i]));
     }
     if (dw) dw[i] += sum;
 }
 
-/* embedding, backward -- tokens repeat, some of them thousands of times, so the host sorts the positions by their token and
-   cuts them into pieces of one token; a block sums up a piece, and then another a token's pieces, in order
+/* embedding, backward -- tokens repeat, some of them thousands of times, so the host sorts the positions by their token
+   and cuts them into pieces of one token; a block sums up a piece, and then another a token's pieces, in order
    math     dwte[v] += sum over n with token[n] = v of dout[n];   dwpe[t] += sum over b of dout[b,t]
    shapes   order (N): positions, sorted   start (pieces + 1): where each piece begins   first (tokens + 1): the first
             piece of each token that occurs   partial (pieces,C)
@@ -1517,13 +1529,11 @@ template <int W> __global__ void embedding_backward_wpe_kernel(float* dwpe, cons
     add(sum, dwpe + i);
     store(dwpe + i, sum);
 }
-inline void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout, const int* x, Occurrences o,
-                               int B, int T, int C) {
+inline void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout, const int* x,
+                               Occurrences o, int B, int T, int C) {
     const int W = C % WIDE ? 1 : WIDE, blocks = std::min(B * T, 32 * device().sms()), threads = threads_for(C / W, 128);
-    launch(C % WIDE ? embedding_backward_kernel<1, true, floatX> : embedding_backward_kernel<WIDE, true, floatX>, blocks,
-           threads, 0, partial, dout, x, o, C);
-    launch(C % WIDE ? embedding_backward_kernel<1, false, float> : embedding_backward_kernel<WIDE, false, float>, blocks,
-           threads, 0, dwte, partial, x, o, C);
+    launch(WIDTH(C, embedding_backward_kernel, true, floatX), blocks, threads, 0, partial, dout, x, o, C);
+    launch(WIDTH(C, embedding_backward_kernel, false, float), blocks, threads, 0, dwte, partial, x, o, C);
     launch(WIDTH(C, embedding_backward_wpe_kernel), ceil_div((size_t)T * C, 128 * W), 128, 0, dwpe, dout, B, T * C);
 }
 
@@ -1577,12 +1587,12 @@ inline void adamw(float* w, float* m, float* v, float* g, floatX* rounded, const
                   n, s, (float)clip, squares, parts, outcome);
 }
 
-/* a vocabulary that ranks share, V tokens from `first` on in this one: cpu::embedding_forward, of tokens less `first`, and
-   cpu::cross_entropy
+/* a vocabulary that ranks share, V tokens from `first` on in this one: cpu::embedding_forward, of tokens less `first`,
+   and cpu::cross_entropy
    layout   a block takes a row; what ranks have found in theirs is exchanged between the two kernels of cross-entropy
    cost     embedding 2X; cross-entropy: logits three times, with gradients four */
-__global__ void embedding_part_kernel(floatX* embedded, const int* token, const floatX* wte, const floatX* wpe, int t0, int T, int C,
-                                      int V, bool positions) {
+__global__ void embedding_part_kernel(floatX* embedded, const int* token, const floatX* wte, const floatX* wpe, int t0,
+                                      int T, int C, int V, bool positions) {
     const int n = blockIdx.x, v = token[n];
     for (int c = threadIdx.x; c < C; c += blockDim.x) {
         const float what = (unsigned)v < (unsigned)V ? float(wte[(size_t)v * C + c]) : 0;
@@ -1590,7 +1600,8 @@ __global__ void embedding_part_kernel(floatX* embedded, const int* token, const 
         embedded[(size_t)n * C + c] = floatX(what + where);
     }
 }
-__global__ void softmax_part_kernel(cpu::Found* found, const floatX* logits, const int* y, int first, int V, int stride) {
+__global__ void softmax_part_kernel(cpu::Found* found, const floatX* logits, const int* y, int first, int V,
+                                    int stride) {
     const int n = blockIdx.x, target = y[n] - first;
     const floatX* const z = logits + (size_t)n * stride;
     float maximum = -INFINITY, sum = 0;
@@ -1603,17 +1614,20 @@ __global__ void softmax_part_kernel(cpu::Found* found, const floatX* logits, con
     }
     sum = block_sum(sum);
     best = over_block(best, [](unsigned a, unsigned b) { return ::min(a, b); }, ~0u);
-    if (threadIdx.x == 0) found[n] = {maximum, sum, (unsigned)target < (unsigned)V ? float(z[target]) : 0, first + (int)best};
+    if (threadIdx.x == 0)
+        found[n] = {maximum, sum, (unsigned)target < (unsigned)V ? float(z[target]) : 0, first + (int)best};
 }
-__global__ void cross_entropy_part_kernel(floatX* logits, float* logprob, int* best, const int* y, TokenTerms<float> terms,
-                                          const cpu::Found* found, int ranks, int first, int V, int stride, bool gradients) {
+__global__ void cross_entropy_part_kernel(floatX* logits, float* logprob, int* best, const int* y,
+                                          TokenTerms<float> terms, const cpu::Found* found, int ranks, int first, int V,
+                                          int stride, bool gradients) {
     const int n = blockIdx.x, rows = gridDim.x, target = y[n];
     cpu::Found most = found[n];
     float sum = 0, at_target = 0;
     for (int r = 1; r < ranks; r++) if (found[r * rows + n].maximum > most.maximum) most = found[r * rows + n];
     for (int r = 0; r < ranks; r++) {
         const cpu::Found& its = found[r * rows + n];
-        sum += its.sum * power_of_2((its.maximum - most.maximum) * LOG2E), at_target += its.target;
+        sum += its.sum * power_of_2((its.maximum - most.maximum) * LOG2E);
+        at_target += its.target;
     }
     const float lp = target >= 0 ? at_target - most.maximum - logf(sum) : 0;
     if (threadIdx.x == 0) logprob[n] = lp, best[n] = target >= 0 ? most.best : -1;
@@ -1626,12 +1640,13 @@ __global__ void cross_entropy_part_kernel(floatX* logits, float* logprob, int* b
     }
 }
 template <typename Group>
-void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms, cpu::Found* found,
-                   Group& group, int rows, int first, int V, int stride, bool gradients) {
+void cross_entropy(floatX* logits, float* logprob, int* best, const int* y, const TokenTerms<float>& terms,
+                   cpu::Found* found, Group& group, int rows, int first, int V, int stride, bool gradients) {
     const int threads = threads_for(V, 512);
     launch(softmax_part_kernel, rows, threads, 0, found + group.comm.rank * rows, logits, y, first, V, stride);
     group.gather(found, rows);
-    launch(cross_entropy_part_kernel, rows, threads, 0, logits, logprob, best, y, terms, found, group.comm.size, first, V, stride, gradients);
+    launch(cross_entropy_part_kernel, rows, threads, 0, logits, logprob, best, y, terms, found, group.comm.size, first,
+           V, stride, gradients);
 }
 
 }  // namespace gpu
@@ -1746,7 +1761,8 @@ inline std::optional<Plan> fastest(const Matmul& p, const floatX* bias, double l
     size_t bytes = 0;
     auto room = [&](size_t n) { return std::exchange(bytes, bytes + (n + 255) / 256 * 256); };
     const size_t size = sizeof(floatX), d_size = (size_t)p.n * p.ldd * (p.fp32 ? sizeof(float) : size);
-    const size_t a = room((p.a_transposed ? p.m : p.k) * p.lda * size), b = room((p.b_transposed ? p.k : p.n) * p.ldb * size);
+    const size_t a = room((p.a_transposed ? p.m : p.k) * p.lda * size);
+    const size_t b = room((p.b_transposed ? p.k : p.n) * p.ldb * size);
     const size_t with = room(p.bias ? p.m * size : 0), c = room(p.plus ? d_size : 0), given = bytes;
     const size_t d = room(d_size), result = bytes - given, other = room(result);         // the first result, later ones
     const size_t found = room(sizeof(int));
@@ -1798,11 +1814,11 @@ inline void matmul(void* d, const floatX* a, const floatX* b, Matmul p, const fl
 }
 
 // linear -- the Linear layer, as in cpu::linear_forward: out = x w + b (+ plus), of x (N,C), w (C,OC), b (OC) or null
-inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus, int N, int C,
-                           int OC) {
+inline void linear_forward(floatX* out, const floatX* x, const floatX* w, const floatX* b, const floatX* plus, int N,
+                           int C, int OC) {
     matmul(out, w, x, {.m = OC, .n = N, .k = C, .bias = b != nullptr, .plus = plus != nullptr}, b, plus);
 }
-// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless it is frozen; the bias's is summed up where dout is written
+// forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless frozen; db is summed up where dout is written
 inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const floatX* x, const floatX* w, int N, int C,
                             int OC) {
     matmul(dx, w, dout, {.m = C, .n = N, .k = OC, .a_transposed = true});
@@ -1810,12 +1826,13 @@ inline void linear_backward(floatX* dx, float* dw, const floatX* dout, const flo
 }
 
 // lora, as in cpu::lora_forward: out += u B,   u = scale x A
-inline void lora_forward(floatX* out, floatX* u, const floatX* x, const Layer<floatX>& w, float scale, int N, int C, int OC, int R) {
+inline void lora_forward(floatX* out, floatX* u, const floatX* x, const Layer<floatX>& w, float scale, int N, int C,
+                         int OC, int R) {
     matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
     matmul(out, w.B, u, {.m = OC, .n = N, .k = R, .plus = true});
 }
-inline void lora_backward(floatX* dx, const Linear<float>& g, floatX* u, floatX* du, const floatX* dout, const floatX* x,
-                          const Layer<floatX>& w, float scale, int N, int C, int OC, int R) {
+inline void lora_backward(floatX* dx, const Linear<float>& g, floatX* u, floatX* du, const floatX* dout,
+                          const floatX* x, const Layer<floatX>& w, float scale, int N, int C, int OC, int R) {
     matmul(u, w.A, x, {.m = R, .n = N, .k = C, .scale = scale});
     matmul(du, w.B, dout, {.m = R, .n = N, .k = OC, .a_transposed = true, .scale = scale});
     matmul(dx, w.A, du, {.m = C, .n = N, .k = R, .a_transposed = true, .plus = true});
@@ -1851,7 +1868,7 @@ few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const f
     floatX *const xs = (floatX*)shared, *const ws = xs + ROWS * C, *const bs = ws + C; // x; the layernorm's weights
     const int columns = across * WIDE, c = blockIdx.x * columns + threadIdx.x % across * WIDE, lane = threadIdx.x % 32;
     const int first = threadIdx.x / across, step = blockDim.x / across, end = c < OC ? C : 0;
-    const int column = blockIdx.x * columns + threadIdx.x;               // which this thread ends, if it is one of the first
+    const int column = blockIdx.x * columns + threadIdx.x;    // which this thread ends, if it is one of the first
     const bool ends = (int)threadIdx.x < columns && column < OC;
     const int n0 = ROWS > 1 ? blockIdx.y * ROWS : 0, rows = ROWS > 1 ? min(ROWS, N - n0) : 1;
     SHARED(parts, float[ROWS][16][8 * WIDE]);                // sums of each warp
@@ -1927,11 +1944,12 @@ inline void few_rows(floatX* out, Normed x, const Place<floatX>& w, const floatX
                  C * across > 2048 ? 512 : 256, few_rows_bytes(N, C), out, x, w, b, plus, gelu, N, C, OC, across);
 }
 
-// embedded (B,C) = wte[token] + wpe[position]. Kernels behind it ask for weights at once, so they may only begin when all
-// ahead of it is done.
+// embedded (B,C) = wte[token] + wpe[position]. Kernels behind it ask for weights at once, so they may only begin when
+// all ahead of it is done.
 __global__ void embedding_step_kernel(floatX* embedded, const int* token, const int* position, const floatX* wte,
                                       const floatX* wpe, int C) {
-    kernel_ahead_wait(), next_kernel_may_begin();
+    kernel_ahead_wait();
+    next_kernel_may_begin();
     embedded += (size_t)blockIdx.x * C, wte += (size_t)token[blockIdx.x] * C, wpe += (size_t)position[blockIdx.x] * C;
     for (int c = threadIdx.x; c < C; c += blockDim.x) embedded[c] = floatX(float(wte[c]) + float(wpe[c]));
 }
@@ -1944,8 +1962,8 @@ __global__ void embedding_step_kernel(floatX* embedded, const int* token, const 
             the end, in order. HS is a multiple of WIDE and at most 32 WIDE.
    cost     2 C numbers a key */
 constexpr int DECODERS = 1024;                // threads
-__global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(
-    floatX* out, floatX* cache, const floatX* fresh, const int* position, int S, int C, int HS, int lanes, float scale) {
+__global__ void __launch_bounds__(DECODERS, 1) attention_step_kernel(floatX* out, floatX* cache, const floatX* fresh,
+    const int* position, int S, int C, int HS, int lanes, float scale) {
     constexpr int W = WIDE, AT_ONCE = 4, WARPS = DECODERS / 32;
     SHARED(sums, float[WARPS]);
     SHARED(highs, float[WARPS]);
@@ -2014,12 +2032,12 @@ inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, cons
 }
 
 /* pick -- as in cpu::pick, the same token from the same logits: all sums are of integers
-   layout   a block takes a row, to shared memory if it fits there, each thread a range of it. For top-k and top-p, radix
-            select finds the smallest key that is kept, one bit a pass. */
+   layout   a block takes a row, to shared memory if it fits there, each thread a range of it. For top-k and top-p,
+            radix select finds the smallest key that is kept, one bit a pass. */
 struct Pickers {                             // of each row
     int *token, *position;                   // the last, and where it stands
     Rng* rng;
-    int* drawn;                              // (DRAWN,B), for the host: tokens, or the bits of a logit that is not finite
+    int* drawn;                              // (DRAWN,B), for the host: tokens, or the bits of a logit not finite
 };
 constexpr int DRAWN = 4, PICKERS = 1024, KEY_BITS = 8 * sizeof(floatX);
 using wide = unsigned long long;
@@ -2197,8 +2215,9 @@ struct Model {
     std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool = false)
-        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16), turns(in_turns(c, training ? world().zero : 0)),
-          ring(turns, VOCABULARY_TILE, BF16), shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
+        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16),
+          turns(in_turns(c, training ? world().zero : 0)), ring(turns, VOCABULARY_TILE, BF16),
+          shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
         if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
@@ -2219,7 +2238,8 @@ struct Model {
         weights = !BF16 ? (float*)rounded + layout.frozen : training ? allocate<float>(shares.moments()) : nullptr;
         if (training) gradients = shares.gradients = shares.sums = allocate<float>(ring.trained());
         if (training) for (float** p : {&moment1, &moment2}) *p = allocate<float>(shares.moments());
-        if (shares.several()) shares.sums = allocate<float>(shares.kept.back()), shares.arrivals = allocate<float>(shares.landing);
+        if (shares.several()) shares.sums = allocate<float>(shares.kept.back());
+        if (shares.several()) shares.arrivals = allocate<float>(shares.landing);
         place_activations();
         group.arrivals = activations(0).arrivals;
         for (Staged& s : staged) {
@@ -2246,8 +2266,9 @@ struct Model {
     ~Model() {
         cudaStreamSynchronize(device().stream);
         if (nccl()) cudaStreamSynchronize(nccl()->stream);
-        for (float* p : {BF16 ? weights : nullptr, gradients, moment1, moment2, shares.several() ? shares.sums : nullptr, shares.arrivals}) cudaFree(p);
-        cudaFree(rounded), cudaFree(packed), cudaFree(decays), cudaFree(counts);
+        for (void* p : std::initializer_list<void*>{BF16 ? weights : nullptr, gradients, moment1, moment2,
+                                                    shares.several() ? shares.sums : nullptr, shares.arrivals, rounded,
+                                                    packed, decays, counts}) cudaFree(p);
         for (void* p : owned) cudaFree(p);
         for (Staged& s : staged) cudaEventDestroy(s.copied), cudaFreeHost(s.memory);
         for (cudaEvent_t e : ready) cudaEventDestroy(e);
@@ -2257,7 +2278,8 @@ struct Model {
 
     static constexpr double GB = 1e-9;
     double weight_bytes() const {
-        return layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size + (BF16 && training) * 4.0 * shares.moments();
+        return layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size +
+               (BF16 && training) * 4.0 * shares.moments();
     }
     double gradient_bytes() const {          // with what is needed to add up those of several ranks
         return !training ? 0 : 4.0 * (ring.trained() + shares.exchanged());
@@ -2274,24 +2296,25 @@ struct Model {
     std::string describe() const {
         const Device& d = device();
         return format("%s, %d SMs, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, "
-                      "%.2f TB/s; attention: %s; %s", d.properties.name, d.sms(), d.capability() / 10, d.capability() % 10,
-                      d.built_for / 10, d.built_for % 10, DTYPE, d.peak() / 1e12, d.bandwidth() / 1e12,
-                      attention_kernels(c.C / c.NH), memory(max_B).c_str());
+                      "%.2f TB/s; attention: %s; %s", d.properties.name, d.sms(), d.capability() / 10,
+                      d.capability() % 10, d.built_for / 10, d.built_for % 10, DTYPE, d.peak() / 1e12,
+                      d.bandwidth() / 1e12, attention_kernels(c.C / c.NH), memory(max_B).c_str());
     }
 
     /* The least time of a step of so many tokens: products and attention at 80 % of the peak, all else at 90 % of the
        memory's bandwidth, with the bytes of the kernels' comments: norms forward 3X + 4X a layer, backward 4X each,
-       embedding backward about 4X. The activation and the biases' sums are not counted: they could be part of products. */
+       embedding backward about 4X. The activation and the biases' sums are not counted: products could do them. */
     Speed speed(double tokens, double seconds) const {
         const Config w = c.part(1, 0);
-        const double matrices = c.C * (c.L * (w.qkv() + c.C + w.fc() + w.hidden()) + c.V), attention = 6.0 * c.L * c.C * max_T;
+        const double matrices = c.C * (c.L * (w.qkv() + c.C + w.fc() + w.hidden()) + c.V);
+        const double attention = 6.0 * c.L * c.C * max_T;
         const double X = tokens * c.tp * c.C * sizeof(floatX), logits = tokens * c.V * sizeof(floatX);
         const double moved = (3 + 4 * c.L + 4 * (2 * c.L + 1) + 4) * X + 2 * logits
                            + 38.0 * (layout.parameters - layout.frozen_parameters);
         const double flops = tokens * ((c.rank ? 4 : 6) * matrices + attention), peak = device().peak();
         const double bandwidth = device().bandwidth();
-        const double floor = flops / (0.8 * peak) + (bandwidth ? moved / (0.9 * bandwidth) : 0);
-        const double mfu = tokens * c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) / seconds / peak, sol = floor / seconds;
+        const double sol = (flops / (0.8 * peak) + (bandwidth ? moved / (0.9 * bandwidth) : 0)) / seconds;
+        const auto mfu = tokens * c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) / seconds / peak;
         return {format("MFU %.1f%%  SOL %.1f%%", 100 * mfu, 100 * sol),
                 {{"mfu", json_number(mfu)}, {"mfu_products", json_number(flops / seconds / peak)},
                  {"sol", json_number(sol)}}};
@@ -2303,7 +2326,9 @@ struct Model {
         Pinned pinned(*this);
         for (int n = 0; n < N; n++) token_weight[n] = (o.weight ? o.weight[n] : 1.0) / denominator;
         const std::vector<int> tokens = in_table(x, N);
-        pinned.send(a.token, tokens.data(), N), pinned.send(a.target, y, N), pinned.send(a.weight, token_weight.data(), N);
+        pinned.send(a.token, tokens.data(), N);
+        pinned.send(a.target, y, N);
+        pinned.send(a.weight, token_weight.data(), N);
         terms = {a.weight, a.kl, o.old ? a.old : nullptr, o.ref ? a.ref : nullptr, (float)o.clip};
         const float kl = o.kl / denominator;
         if (o.old) pinned.send(a.old, o.old, N);
@@ -2317,9 +2342,11 @@ struct Model {
     void readout(const int* x, const int* at, int token, int B, int T, float* out) {
         const Activations a = activations(0);
         Pinned pinned(*this);
-        pinned.send(a.token, x, B * T), pinned.send(a.read_at, at, B);
+        pinned.send(a.token, x, B * T);
+        pinned.send(a.read_at, at, B);
         rows = B, columns = T, read_token = token, scored = 0;
-        launch(readout_kernel, B, 32, 0, a.read, network_forward(*this, B, 0, T, T).x, a.read_at, table() + (size_t)token * c.C, T, c.C);
+        launch(readout_kernel, B, 32, 0, a.read, network_forward(*this, B, 0, T, T).x, a.read_at,
+               table() + (size_t)token * c.C, T, c.C);
         if (training) send_sorted(pinned, x, B * T);
         download(out, a.read, B);
         CHECK(cudaStreamSynchronize(device().stream));
@@ -2329,8 +2356,8 @@ struct Model {
         const size_t row = (size_t)read_token * c.C;
         upload(a.read, dout, rows);
         CHECK(cudaMemsetAsync(a.dx, 0, sizeof(floatX) * rows * columns * c.C, device().stream));
-        launch(readout_backward_kernel, ceil_div(c.C, 128), 128, 0, a.dx, dtable() ? dtable() + row : nullptr, a.read, a.lnf, a.read_at, table() + row,
-               rows, columns, c.C);
+        launch(readout_backward_kernel, ceil_div(c.C, 128), 128, 0, a.dx, dtable() ? dtable() + row : nullptr,
+               a.read, a.lnf, a.read_at, table() + row, rows, columns, c.C);
     }
     void backward() { play(BACKWARD, rows, columns, [&] { network_backward(*this, rows, columns); }); }
 
@@ -2342,12 +2369,13 @@ struct Model {
         if (shares.several() || group.several()) shares.link.agree(a.outcome, a.squares, parts), parts = 1;
         if (shares.several() && shares.comm.zero == 0) shares.gather_gradients();
         if (shares.comm.zero == 0)
-            return adamw(weights, moment1, moment2, gradients, trained, decays, layout.trained(), s, clip, a.squares, parts, a.outcome);
+            return adamw(weights, moment1, moment2, gradients, trained, decays, layout.trained(), s, clip,
+                         a.squares, parts, a.outcome);
         for (size_t p = 0; p < shares.pieces.size(); p++) {              // each rank updates its parts
             const Range mine = shares.part(p, shares.comm.rank);
             const size_t own = shares.kept[p];
-            adamw(weights + (BF16 ? own : mine.at), moment1 + own, moment2 + own, shares.sums + own, trained + mine.at, decays + mine.at / 128,
-                  mine.n, s, clip, a.squares, parts, a.outcome);
+            adamw(weights + (BF16 ? own : mine.at), moment1 + own, moment2 + own, shares.sums + own, trained + mine.at,
+                  decays + mine.at / 128, mine.n, s, clip, a.squares, parts, a.outcome);
         }
         shares.send_weights(trained, [](auto...) {});
     }
@@ -2382,7 +2410,8 @@ struct Model {
     }
 
     // The device runs up to DRAWN - 1 tokens ahead of the host; what it draws behind an end of text is discarded.
-    void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token, bool ahead) {
+    void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token,
+              bool ahead) {
         const Activations a = activations(0);
         const int at = t0 + T;               // where the new tokens will stand
         if (t0 == 0 || T > 1 || made < at) {
@@ -2422,7 +2451,9 @@ struct Model {
         if (codes.size()) unpack(t.form, out, codes.data(), t.rows, t.cols);
         convert(out, values.data(), values.size());
     }
-    auto mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
+    auto mine(size_t i) const {
+        return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count());
+    }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
         std::vector<floatX> values;
@@ -2458,11 +2489,13 @@ struct Model {
     bool fused_step(int N, int C) const { return decoding && N == 1 && !c.rank && few_rows_fit(N, C); }
     Normed embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
         if (decoding) {
-            launch_early(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte, w.wpe, c.C);
+            launch_early(embedding_step_kernel, B, threads_for(c.C, 256), 0, a.embedded, a.token, a.position, w.wte,
+                         w.wpe, c.C);
             return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B);
         }
         if (group.several()) {
-            launch(embedding_part_kernel, B * T, threads_for(c.C, 256), 0, a.embedded, a.token, w.wte, w.wpe, t0, T, c.C, c.vocab(), group.first());
+            launch(embedding_part_kernel, B * T, threads_for(c.C, 256), 0, a.embedded, a.token, w.wte, w.wpe,
+                   t0, T, c.C, c.vocab(), group.first());
             group.sum(a.embedded, (size_t)B * T * c.C);
             return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B * T);
         }
@@ -2475,12 +2508,13 @@ struct Model {
         layernorm_forward(out, stats, stats + N, x, norm.w, norm.b, N, c.C, c.eps);
         return out;
     }
-    void norm_backward(floatX* dresidual, bool add, const Norm<float>& g, float* dbias, const floatX* dout, const floatX* x,
-                       const floatX* w, const float* stats, int N) {
-        layernorm_backward(dresidual, add, g.w, g.b, dbias, activations(0).partial, dout, x, w, stats, stats + N, N, c.C);
+    void norm_backward(floatX* dresidual, bool add, const Norm<float>& g, float* dbias, const floatX* dout,
+                       const floatX* x, const floatX* w, const float* stats, int N) {
+        float* const partial = activations(0).partial;
+        layernorm_backward(dresidual, add, g.w, g.b, dbias, partial, dout, x, w, stats, stats + N, N, c.C);
     }
-    void linear_forward(floatX* out, const Normed& x, const Layer<floatX>& layer, const floatX* plus, floatX* before_gelu, int N, int C,
-                        int OC) {
+    void linear_forward(floatX* out, const Normed& x, const Layer<floatX>& layer, const floatX* plus,
+                        floatX* before_gelu, int N, int C, int OC) {
         if (fused_step(N, C)) return few_rows(out, x, layer.w, layer.b, plus, before_gelu, N, C, OC);
         floatX* const to = before_gelu ? before_gelu : out;
         if (decoding && layer.w.packed && few_rows_fit(N, C)) few_rows(to, x, layer.w, layer.b, plus, false, N, C, OC);
@@ -2488,8 +2522,8 @@ struct Model {
         if (layer.A) lora_forward(to, activations(0).lora, x.x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(floatX* dx, const Linear<float>& g, const floatX* dout, const floatX* x, const Layer<floatX>& layer, int N,
-                         int C, int OC) {
+    void linear_backward(floatX* dx, const Linear<float>& g, const floatX* dout, const floatX* x,
+                         const Layer<floatX>& layer, int N, int C, int OC) {
         gpu::linear_backward(dx, g.w, dout, x, matrix(layer.w, C, OC), N, C, OC);
         floatX *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;
         if (layer.A) lora_backward(dx, g, u, du, dout, x, layer, c.lora_scale(), N, C, OC, c.rank);
@@ -2510,8 +2544,8 @@ struct Model {
     }
     void embedding_backward(const Weights<float>& g, const floatX* dout, int B, int T) {
         const Activations a = activations(0);
-        if (g.wte) gpu::embedding_backward(g.wte, g.wpe, (float*)a.dwide, dout, a.token, {a.order, a.start, a.first, a.tokens}, B, T,
-                                c.C);
+        if (g.wte) gpu::embedding_backward(g.wte, g.wpe, (float*)a.dwide, dout, a.token,
+                                           {a.order, a.start, a.first, a.tokens}, B, T, c.C);
     }
 
     int chunk() const { return (int)head_rows((size_t)max_B * max_T, c.V / c.tp); }
@@ -2526,9 +2560,11 @@ struct Model {
     void cross_entropy(int n0, int rows, bool gradients) {
         const Activations a = activations(0);
         const int V = c.vocab();
-        if (group.several()) gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, terms.from(n0), a.found, group, rows,
-                                                c.first_token(), V, padded(V), gradients);
-        else gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, terms.from(n0), rows, V, padded(V), gradients);
+        auto with = [&](auto&&... rest) {
+            gpu::cross_entropy(a.logits, a.logprob + n0, a.best + n0, a.target + n0, terms.from(n0), rest...);
+        };
+        if (group.several()) with(a.found, group, rows, c.first_token(), V, padded(V), gradients);
+        else with(rows, V, padded(V), gradients);
     }
     void logits_backward(const Normed& x, int n0, int rows) {
         const Activations a = activations(0);
@@ -2546,7 +2582,7 @@ private:
     float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
     floatX* rounded = nullptr;               // the weights as kernels read them; `weights` are those that are trained
     uint8_t* packed = nullptr;               // frozen matrices in fewer bits
-    unsigned char *decays = nullptr, *counts = nullptr;      // whether weights decay; whether the norm counts gradients, null: all
+    unsigned char *decays = nullptr, *counts = nullptr;      // whether a weight decays, counts for the norm; null: all
     std::vector<char*> places;               // of array k of GPU_ACTIVATIONS in layer l: places[k L + l]
     std::vector<void*> owned;                // the memory they lie in
     std::vector<float> token_weight;
@@ -2587,7 +2623,8 @@ private:
     float* arena(Which which) const { return std::array{weights, shares.sums, moment1, moment2}[which]; }
     template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
         const bool of_parts = which == GRADIENT ? shares.several() : shares.comm.zero && (which != WEIGHT || BF16);
-        if (arena(which) && t.present && t.trained) shares.places(arena(which), of_parts, t.offset - layout.frozen + from, n, f);
+        if (!arena(which) || !t.present || !t.trained) return;
+        shares.places(arena(which), of_parts, t.offset - layout.frozen + from, n, f);
     }
     // One piece of memory for all; under emulation one for each, where an array's end is watched.
     void place_activations() {
@@ -2613,7 +2650,8 @@ private:
     std::map<std::tuple<Sequence, int, int>, cudaGraphExec_t> graphs;
     template <typename F> void play(Sequence sequence, int B, int T, F enqueue) {
         auto [it, first] = graphs.try_emplace({sequence, B, T}, nullptr);
-        if (first || SYNCHRONOUS || ((shares.several() || group.several()) && sequence != STEP)) return enqueue();   // which other ranks take part in
+        const bool exchanges = (shares.several() || group.several()) && sequence != STEP;        // with other ranks
+        if (first || SYNCHRONOUS || exchanges) return enqueue();
         if (!it->second) {
             cudaGraph_t graph;
             CHECK(cudaStreamBeginCapture(device().stream, cudaStreamCaptureModeThreadLocal));
