@@ -20,24 +20,15 @@
       6 matrix product     7 model                  8 model files          9 evaluate, sample, chat    10 train, 11 main
    At a first reading take the headers of dev/host on trust: options, files, shards, tokenizer, checkpoints, runs. */
 
-#include <climits>
-#include <numeric>
-#include <optional>
-#include <utility>
 #include "dev/host/adapters.h"
-#include "dev/host/arena.h"
 #include "dev/host/chat.h"
 #include "dev/host/checkpoints.h"
-#include "dev/host/comm.h"
 #include "dev/host/display.h"
-#include "dev/host/machine.h"
 #include "dev/host/options.h"
 #include "dev/host/pattern.h"
-#include "dev/host/reports.h"
 #include "dev/host/rows.h"
 #include "dev/host/scorer.h"
 #include "dev/host/units.h"
-#include "dev/host/vectors.h"
 
 // ---- 1. options -----------------------------------------------------------------------------------------------------
 // One row an option: struct, parser, --help, start-up print and the list kept in checkpoints all come from this table,
@@ -54,80 +45,80 @@
 
 //    type     name             default       allowed                         marks       help
 #define OPTIONS(X) \
-    X(text,    stage,           "pretrain",   "pretrain|sft|reward|rl",       "te",       "what to learn from: token shards; responses; pairs of answers; rewards of drawn answers. The last three take example shards") \
+    X(text,    stage,           "pretrain",   "pretrain|sft|reward|rl",       "te",       "what to learn from: tokens, responses, preferences or rewards") \
     X(text,    train,           "",           "",                             "tDP",      "shards to train on: a glob, in quotes [required]") \
     X(text,    val,             "",           "",                             "teDP",     "shards to validate on: a glob [none]") \
-    X(text,    raw,             "",           "u16",                          "te",       "shards are headerless 16-bit tokens, as nanoGPT writes them [they have llm.c's header]") \
-    X(text,    tokenizer,       "",           "",                             "tsecgmDPR", "GPT-2 merges file, or `bytes` [merges.txt or vocab.bpe beside the data or the model]") \
-    X(text,    init,            "d12",        "",                             "tP",       "d6 d12 d24 d36 d48 or custom; or weights to start from: a Hugging Face directory, .safetensors, llm.c .bin") \
-    X(text,    model,           "",           "",                             "secgmP!",  "a run, a checkpoint, a Hugging Face directory, .safetensors or llm.c .bin") \
-    X(text,    adapter,         "",           "",                             "tsecgmP",  "LoRA adapter for the model (train: for --init): a run or a PEFT directory; its weights are merged, or trained on with --lora-rank") \
-    X(integer, lora_rank,       0,            "0..65536",                     "t",        "train an adapter of this rank beside frozen weights (LoRA) [0: all weights are trained]") \
+    X(text,    raw,             "",           "u16",                          "te",       "headerless 16-bit tokens, as nanoGPT's [llm.c's header]") \
+    X(text,    tokenizer,       "",           "",                             "tsecgmDPR", "GPT-2 merges file, or `bytes` [the one beside data or model]") \
+    X(text,    init,            "d12",        "",                             "tP",       "a size (d6 d12 d24 d36 d48, custom), or weights, as for --model") \
+    X(text,    model,           "",           "",                             "secgmP!",  "run, checkpoint, Hugging Face directory, .safetensors, llm.c .bin") \
+    X(text,    adapter,         "",           "",                             "tsecgmP",  "LoRA adapter of --model or --init: a run or PEFT directory [none]") \
+    X(integer, lora_rank,       0,            "0..65536",                     "t",        "LoRA: rank of an adapter to train [0: all weights are trained]") \
     X(number,  lora_alpha,      16,           "0.000001..1000000",            "tA",       "LoRA: the adapter counts alpha / rank times") \
     X(text,    lora_targets,    "qkv,proj,fc,fcproj", "",                     "tA",       "LoRA: which matrices of a block are adapted") \
     X(integer, layers,          0,            "1..1000",                      "t",        "layers [from --init]") \
-    X(integer, heads,           0,            "1..1000",                      "tsecgm",   "attention heads [from --init or the model; where a file does not say, C/64]") \
+    X(integer, heads,           0,            "1..1000",                      "tsecgm",   "attention heads [from --init or the model, else C/64]") \
     X(integer, channels,        0,            "1..100000",                    "t",        "channels [from --init]") \
     X(integer, vocab,           0,            "1..16777216",                  "t",        "vocabulary [the tokenizer's; 50257 without one]") \
     X(integer, context,         0,            "1..1048576",                   "tec",      "tokens of a row [1024, or the model's]") \
     X(integer, bias,            1,            "0..1",                         "t",        "Linear layers have a bias") \
     X(integer, tied,            1,            "0..1",                         "t",        "the head is the token embedding") \
     X(integer, batch,           4,            "1..1048576",                   "teR",      "rows computed at once") \
-    X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",        "tokens of an optimizer step, a multiple of batch x context [batch x context]") \
+    X(integer, tokens_per_step, 0,            "1..1099511627776",             "t",        "tokens of an optimizer step [batch x context]") \
     X(integer, steps,           0,            "1..1000000000000",             "tR1",      "optimizer steps [--epochs decides]") \
     X(number,  epochs,          0,            "0.000001..1000000",            "tR1",      "passes over the training data [1]") \
     X(number,  lr,              6e-4,         "0..1000",                      "t",        "maximum learning rate") \
     X(number,  min_lr,          -1,           "0..1000",                      "t",        "lowest learning rate; wsd falls to 0 [0.1 x lr]") \
     X(integer, warmup,          0,            "0..1000000000000",             "t",        "steps of linear warm-up") \
-    X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",        "after the warm-up: cosine, linear, wsd (the last fifth falls), constant") \
+    X(text,    schedule,        "cosine",     "cosine|linear|wsd|constant",   "t",        "after the warm-up; wsd: constant, but the last fifth falls") \
     X(number,  beta1,           0.9,          "0..0.999999999",               "t",        "AdamW: decay of the mean gradient") \
     X(number,  beta2,           0.95,         "0..0.999999999",               "t",        "AdamW: decay of the mean squared gradient") \
     X(number,  eps,             1e-8,         "1e-30..1",                     "t",        "AdamW: added to the root") \
     X(number,  weight_decay,    0.1,          "0..1000",                      "t",        "AdamW: decay of every 2-D tensor") \
     X(number,  clip,            1,            "0..1e30",                      "t",        "largest gradient norm; 0 = off") \
-    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32; bf16 on a CPU: on AMX or in dot products, whichever is faster, or rounded and multiplied in fp32") \
-    X(text,    base_dtype,      DTYPE,        BASE_DTYPES,                    "tsecF",    "how matrices that are not trained are kept (train: with --lora-rank): int8, nf4: those of the blocks, and bf16 the others") \
+    X(text,    dtype,           DTYPE,        DTYPES,                         "tsecgF",   "numbers in matrix products, whose sums are fp32") \
+    X(text,    base_dtype,      DTYPE,        BASE_DTYPES,                    "tsecF",    "numbers of frozen matrices; int8, nf4: of those in blocks") \
     X(integer, threads,         0,            "1..4096",                      "tsecgR",   "threads [all, fewer for models too small for them]") \
-    X(integer, zero,            1,            "0..2",                         "tR",       "several processes: what each keeps only its part of: 1 moments, 2 gradients, too; 0 nothing") \
-    X(integer, tensor_parallel, 1,            "1..1024",                      "tR",       "several processes: so many consecutive ones share each layer, and train on the same rows") \
+    X(integer, zero,            1,            "0..2",                         "tR",       "ranks keep parts of: 1 moments, 2 gradients, too; 0 nothing") \
+    X(integer, tensor_parallel, 1,            "1..1024",                      "tR",       "so many consecutive ranks share each layer, and their rows") \
     X(integer, seed,            1,            "0..9007199254740992",          "tsec",     "seed of weights, order and samples") \
     X(integer, eval_every,      100,          "0..1000000000000",             "tR",       "steps between validations; 0 = never") \
     X(integer, eval_rows,       64,           "0..1000000000000",             "te",       "rows of a validation; 0 = all [64; eval: all]") \
-    X(text,    rows,            "packed",     "packed|documents|sliding",     "te",       "packed: windows side by side; documents (validation): one a row; sliding: every window, scored at its last token") \
-    X(text,    answers,         "",           "",                             "teDP",     "example shard of (prompt, response), or of dialogues, whose last response counts: count what greedy decoding gets right [none]") \
+    X(text,    rows,            "packed",     "packed|documents|sliding",     "te",       "packed: side by side; documents: one a row; sliding: every window") \
+    X(text,    answers,         "",           "",                             "teDP",     "example shard, whose responses greedy decoding is to give [none]") \
     X(text,    choices,         "",           "",                             "eP",       "multiple choice questions in llm.c's HellaSwag format [none]") \
     X(integer, sample_every,    100,          "0..1000000000000",             "tR",       "steps between samples; 0 = never") \
-    X(integer, save_every,      0,            "0..1000000000000",             "tR",       "steps between checkpoints; 0 = by time, and where the validation loss is the lowest so far") \
-    X(number,  save_minutes,    5,            "0..1000000",                   "tR",       "minutes between checkpoints, more where they take over 2 % of the time; 0 = by steps alone") \
+    X(integer, save_every,      0,            "0..1000000000000",             "tR",       "steps between checkpoints; 0 = by time, and at the best val loss") \
+    X(number,  save_minutes,    5,            "0..1000000",                   "tR",       "minutes between checkpoints, at least; 0 = by steps alone") \
     X(integer, keep,            2,            "1..1000000",                   "tR",       "checkpoints to keep, beside the best in OUT/best") \
-    X(text,    out,             "",           "",                             "tmRP!",    "directory of the run: log.jsonl and checkpoints; merge: of the model") \
+    X(text,    out,             "",           "",                             "tmRP!",    "directory of the run; merge: of the model") \
     X(flag,    resume,          false,        "",                             "t",        "go on from the newest whole checkpoint in --out") \
-    X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn for each prompt, whose mean reward is subtracted") \
+    X(integer, group,           8,            "2..4096",                      "tL",       "rl: answers drawn to each prompt") \
     X(integer, response_tokens, 0,            "1..1048576",                   "tL",       "rl: tokens of an answer, at most [what the context leaves]") \
-    X(text,    reward,          "",           "",                             "tseDPL4",  "rl: exact (1 for the shard's answer, else 0), or a model of the reward stage; --best-of: that model [exact]") \
-    X(text,    reward_command,  "",           "",                             "tL4",      "rl: a program that reads {\"prompt\", \"response\"} lines and answers each with a number [--reward decides]") \
+    X(text,    reward,          "",           "",                             "tseDPL4",  "rl: exact, or a reward model; --best-of: that model [exact]") \
+    X(text,    reward_command,  "",           "",                             "tRL4",     "rl: program that answers JSON Lines with rewards [--reward]") \
     X(number,  reward_timeout,  60,           "0.001..1000000",               "tRL",      "rl: seconds to wait for that program") \
-    X(text,    advantage,       "mean",       "mean|normalized",              "tL",       "rl: reward less the group's mean; normalized: over its standard deviation, too") \
+    X(text,    advantage,       "mean",       "mean|normalized",              "tL",       "rl: reward less the group's mean; normalized: by its deviation") \
     X(integer, rl_passes,       1,            "1..1000",                      "tL",       "rl: optimizer steps with the same answers") \
-    X(number,  ppo_clip,        0.2,          "0..1000",                      "tL",       "rl: by how much a token's probability may change in a step and still gain") \
+    X(number,  ppo_clip,        0.2,          "0..1000",                      "tL",       "rl: change of a token's probability that still gains") \
     X(number,  kl,              0.05,         "0..1000",                      "tL",       "rl: weight of the divergence from --init") \
     X(text,    prompt,          "",           "",                             "sE2",      "text to continue; without a tokenizer, token ids [end of text]") \
-    X(text,    prompt_file,     "",           "",                             "s2P",      "file with the text to continue, less a last line break; - is standard input [--prompt]") \
-    X(text,    prompts,         "",           "",                             "s2P",      "file of prompts: each line is one, or JSON Lines with \"prompt\"; - is standard input [--prompt]") \
-    X(text,    examples,        "",           "",                             "seP",      "JSON Lines of \"prompt\" and \"response\", to stand before each prompt; those that do not fit are left out, the first ones first [none]") \
+    X(text,    prompt_file,     "",           "",                             "s2P",      "file of the text to continue; - is standard input [--prompt]") \
+    X(text,    prompts,         "",           "",                             "s2P",      "prompts: lines, or JSON Lines, of texts or turns; - is stdin [--prompt]") \
+    X(text,    examples,        "",           "",                             "sePWT",    "JSON Lines of prompts and responses, before each prompt [none]") \
     X(integer, tokens,          100,          "1..1000000000",                "sc",       "tokens to write, at most; an end of text stops earlier") \
-    X(text_list, stop,          {},           "",                             "sec",      "end a text before this one occurs in it; \\n, \\t, \\r and \\\\ are as in C; may be given several times [none]") \
+    X(text_list, stop,          {},           "",                             "secT",     "end a text before this, with \\n as in C; may be repeated [none]") \
     X(integer, samples,         1,            "1..4096",                      "s3",       "texts to write to each prompt, side by side") \
-    X(text,    format,          "text",       "text|jsonl",                   "s",        "text, or JSON Lines: a text a line, with its tokens and their log-probabilities") \
-    X(integer, best_of,         0,            "2..4096",                      "se3",      "draw so many texts, and take the one that --reward prefers, else that with the highest log-probability a token; eval: for each of --answers") \
-    X(integer, vote,            0,            "2..4096",                      "se3",      "draw so many texts, and take the first with the answer that most end in; eval: for each of --answers") \
-    X(text,    vote_after,      "",           "",                             "se",       "what stands behind the last of these is a text's answer; \\n and the like as in C [the whole text is]") \
-    X(number,  repetition_penalty, 1,         "0.01..100",                    "sec",      "divide logits of tokens that prompt or text hold by this, multiply them where negative; 1 = off") \
+    X(text,    format,          "text",       "text|jsonl",                   "s",        "text, or JSON Lines with tokens and their log-probabilities") \
+    X(integer, best_of,         0,            "2..4096",                      "se3WZ",    "draw so many texts, and take the best by --reward, or likelihood") \
+    X(integer, vote,            0,            "2..4096",                      "se3WZ",    "draw so many texts, and take the first with the commonest answer") \
+    X(text,    vote_after,      "",           "",                             "se",       "an answer stands behind the last of these [it is the whole text]") \
+    X(number,  repetition_penalty, 1,         "0.01..100",                    "sec",      "divides the logits of tokens that are there already; 1 = off") \
     X(number,  temperature,     1,            "0..1000",                      "sec",      "0 takes the likeliest token") \
     X(integer, top_k,           0,            "0..16777216",                  "sec",      "choose among the k likeliest; 0 = all") \
     X(number,  top_p,           1,            "0.000001..1",                  "sec",      "choose among the fewest tokens with this probability") \
-    X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens with at least this share of the likeliest one's probability") \
-    X(text,    pattern,         "",           "",                             "sec",      "regular expression that a text matches as a whole: tokens that no match goes on with are never drawn [none]")
+    X(number,  min_p,           0,            "0..1",                         "sec",      "choose among tokens of this share of the maximum probability") \
+    X(text,    pattern,         "",           "",                             "secWZ",    "regular expression that a text matches as a whole [none]")
 
 // What a row of this table or of CONFIG is in a struct, and to who takes tables as they come.
 #define AS_FIELD(type, name, value, ...) type name = value;
@@ -138,12 +129,13 @@ struct Options {
     OPTIONS(AS_FIELD)
     bool has(const char* name) const { return given.count(name) > 0; }
     Table table() { return {OPTIONS(AS_OPTION)}; }
+    void refuse(char mark, const char* why) { refuse_given(table(), Options().table(), given, mark, why); }
 };
 
 inline const Program TRAIN_GPT = {
     PROGRAM, {{'t', "train"}, {'s', "sample"}, {'c', "chat"}, {'e', "eval"}, {'g', "graph"}, {'m', "merge"}},
     "train a GPT on token shards, sample from it, evaluate it",
-    "usage: " PROGRAM " [train|sample|chat|eval|graph|merge] [--option value]...      (" PROGRAM " --help lists all options)\n"
+    "usage: " PROGRAM " [train|sample|chat|eval|graph|merge] [--option value]...   (" PROGRAM " --help lists all)\n"
     "  make run\n"
     "  ./" PROGRAM " train --train build/corpus_data/train.bin --val build/corpus_data/val.bin --rows documents "
     "--init custom --layers 2 --heads 2 --channels 64 --context 256 --steps 100 --out runs/first\n"
@@ -155,10 +147,11 @@ inline Options parse_options(const std::vector<std::string>& words) {
     Options o;
     o.verb = parse_words(TRAIN_GPT, words, o.table(), o.given);
     while (o.out.size() > 1 && o.out.back() == '/') o.out.pop_back();
-    if (o.verb == "train" && !o.resume && o.train.empty()) die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
-    if (o.verb == "eval" && (o.val + o.choices + o.answers).empty()) die_usage("eval: give --val, --choices or --answers");
-    for (const char* name : {"best_of", "vote", "examples", "pattern"})
-        if (o.verb == "eval" && o.has(name) && o.answers.empty()) die_usage("%s: is for --answers", dashed(name).c_str());
+    if (o.verb == "train" && !o.resume && o.train.empty())
+        die_usage("train: --train is missing: token shards to train on; --resume goes on with a run");
+    if (o.verb == "eval" && (o.val + o.choices + o.answers).empty())
+        die_usage("eval: give --val, --choices or --answers");
+    if (o.verb == "eval" && o.answers.empty()) o.refuse('W', "is for --answers");
     if (o.verb == "train" && o.reward.empty() && o.reward_command.empty()) o.reward = "exact";
     if (o.has("vote_after") && !o.vote) die_usage("--vote-after: is for --vote");
     if (o.verb != "train" && o.has("reward") && !o.best_of) die_usage("--reward: is for --best-of");
@@ -183,21 +176,20 @@ inline Options parse_options(const std::vector<std::string>& words) {
     X(double,  eps,    1e-5,     "layer_norm_epsilon",    0)
 
 #define AS_MEMBER(type, field, value, name, largest) {name, &field, largest},
-struct Config {
+struct Config : Lora {                                       // with a rank, only A and B are trained
     CONFIG(AS_FIELD)
-    // LoRA: A and B of this rank beside the matrices that are targets; only they are trained then. No part of config.json.
-    int rank = 0;
-    double lora_alpha = 0;
-    std::set<std::string> targets = {};                      // as TENSORS names them
     Form form = Form::FP32;                                  // of the frozen matrices
 
+    void adapt(const Lora& lora) { Lora::operator=(lora); }
     bool adapts(const char* target) const { return rank && targets.count(target); }
-    double lora_scale() const { return lora_alpha / rank; }
+    double lora_scale() const { return alpha / rank; }
     // Where `tp` ranks share each layer, this one has the part at `place`, and of a token that many numbers:
     int tp = 1, place = 0;
-    Config whole() const {
+    Config part(int of, int at) const {
         Config c = *this;
-        return c.tp = 1, c.place = 0, c;
+        c.tp = of;
+        c.place = at;
+        return c;
     }
     int heads() const { return NH / tp; }
     int head_size() const { return C / NH; }
@@ -205,8 +197,12 @@ struct Config {
     int qkv() const { return 3 * att(); }                    // queries, keys and values of all its heads,
     int hidden() const { return 4 * C / tp; }                // those between the two products of an MLP,
     int fc() const { return hidden(); }                      // what the first of them makes: gates would come on top,
-    int first_token() const { return integer(V) * place / tp; }
-    int vocab() const { return integer(V) * (place + 1) / tp - first_token(); }          // and logits, from that one on
+    Range tokens(int at) const {
+        const size_t first = (size_t)V * at / tp;
+        return {first, (size_t)V * (at + 1) / tp - first};
+    }
+    int first_token() const { return tokens(place).at; }
+    int vocab() const { return tokens(place).n; }            // and logits, from that one on
 
     // floating point operations of training on one token: 2 forward and 4 backward for every parameter, and causal
     // attention counted once (6 P + 6 L C T, the convention of llm.c); for one that is frozen 2 forward and 2 backward.
@@ -219,8 +215,9 @@ struct Config {
 struct Preset { const char* name; int L, NH, C; };
 inline constexpr Preset PRESETS[] = {{"d6", 6, 6, 384}, {"d12", 12, 12, 768}, {"d24", 24, 16, 1024},
                                      {"d36", 36, 20, 1280}, {"d48", 48, 25, 1600}, {"custom", 0, 0, 0}};
-inline bool is_preset(const text& init) {
-    return std::any_of(std::begin(PRESETS), std::end(PRESETS), [&](auto& p) { return init == p.name; });
+inline const Preset* preset_of(const text& init) {          // or null
+    for (const Preset& p : PRESETS) if (init == p.name) return &p;
+    return nullptr;
 }
 
 constexpr float ONES = -1;      // in the column init: all ones; any other number there is a standard deviation
@@ -228,7 +225,7 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
 //    field     per      rows     columns  init      present          name in checkpoints
 //    rows 0: a vector, exempt from weight decay. RESID: the last product of a residual branch starts smaller, so that
 //    the variance of the residual stream does not grow with L (Radford et al. 2019, section 2.3). Products are X W, so
-//    weights stand (in, out), as in Hugging Face's GPT-2. LoRA's A and B come last: what is trained is one piece of memory.
+//    weights stand (in, out), as in Hugging Face's GPT-2. LoRA's A and B come last: what is trained is one piece.
 #define TENSORS(X) \
     X(wte,      ONCE,    c.vocab(), c.C,   0.02f,    true,            "transformer.wte.weight") \
     X(wpe,      ONCE,    c.T,     c.C,     0.02f,    true,            "transformer.wpe.weight") \
@@ -273,19 +270,8 @@ struct Tensor {
     bool adapter() const { return name.find(".lora_") < name.size(); }
 };
 
-// Where a matrix of weights is: at p, or packed in fewer bits (dev/host/packed.h).
-template <typename T> struct Place {
-    T* p;
-    const uint8_t* packed;
-    const float* scales;
-    Form form;
-    operator T*() const { return p; }
-};
 template <typename T> struct Norm { T *w, *b; };
-template <typename T, typename M = T*> struct Linear {
-    M w;
-    T *b, *A, *B;
-};
+template <typename T, typename M = T*> struct Linear { M w; T *b, *A, *B; };
 // Pointers to the tensors of one layer, and to those that exist once, in an arena of weights or of their gradients.
 template <typename T, typename M = T*> struct Weights {
     M wte, wpe, head_w;
@@ -295,16 +281,17 @@ template <typename T, typename M = T*> struct Weights {
 template <typename T> using Layer = Linear<T, Place<T>>;
 
 #define AS_TENSOR(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
-// The rows of TENSORS for a model; %d in a name stands for the layer. native: what arenas hold is bfloat16 already, so that
-// it need not be packed.
+// The rows of TENSORS for a model; %d in a name stands for the layer. native: what arenas hold is bfloat16 already, so
+// that it need not be packed.
 inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c, bool native) {
     const float RESID = 0.02f / std::sqrt(2.0f * c.L);
-    const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as PEFT begins
+    const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as in PEFT
     auto rows_of = [&](const Config& c) { return std::vector<std::pair<Per, Tensor>>{TENSORS(AS_TENSOR)}; };
-    std::vector<std::pair<Per, Tensor>> list = rows_of(c), whole = rows_of(c.whole());
-    for (size_t k = 0; auto& [per, t] : list) {
+    std::vector<std::pair<Per, Tensor>> list = rows_of(c), whole = rows_of(c.part(1, 0));
+    for (size_t k = 0; k < list.size(); k++) {
+        auto& [per, t] = list[k];
         const size_t rows = whole[k].second.rows, cols = whole[k].second.cols, parts = t.cols == c.qkv() ? 3 : 1;
-        t.shape = rows ? std::vector{rows, cols} : std::vector{cols}, k++;
+        t.shape = rows ? std::vector{rows, cols} : std::vector{cols};
         if (t.rows != (int)rows) t.slice = {rows * c.place / c.tp * cols, t.count()};
         if (t.cols != (int)cols) t.slice = {cols / parts / c.tp * c.place, t.cols / parts, cols / parts};
         const Form form = per == BLOCK || c.form == Form::FP32 ? c.form : Form::BF16;
@@ -327,11 +314,16 @@ struct Layout {
         : rows(tensor_rows(c, native)), slots(arrays(c, tile, false), c.L), packed(arrays(c, tile, true), c.L) {
         for (size_t k = 0; k < rows.size(); k++) {
             const auto& [per, t] = rows[k];
-            if (t.adapter() && c.rank && !frozen) frozen = slots.first[k], frozen_parameters = parameters;
-            for (int l = 0; l < (per == BLOCK ? c.L : 1) && (t.present || !t.adapter()); l++) {
+            if (t.adapter() && c.rank && !frozen) {
+                frozen = slots.first[k];
+                frozen_parameters = parameters;
+            }
+            if (t.adapter() && !t.present) continue;
+            for (int l = 0; l < (per == BLOCK ? c.L : 1); l++) {
                 Tensor& added = tensors.emplace_back(t);
                 if (per == BLOCK) added.name.replace(t.name.find("%d"), 2, std::to_string(l));
-                added.offset = slots.place(k, l), added.packed = 16 * packed.place(k, l);
+                added.offset = slots.place(k, l);
+                added.packed = 16 * packed.place(k, l);
                 parameters += t.present ? t.whole() : 0;
             }
         }
@@ -361,12 +353,17 @@ struct Layout {
         auto place = [&] {
             const Tensor& t = rows[k].second;
             Place<T> w = {nullptr, nullptr, nullptr, t.form};
-            if (t.form == Form::FP32) w.p = arena && t.present && slots.first[k] >= from ? arena + slots.place(k, l) - from : nullptr;
-            else if (bytes) w.packed = bytes + 16 * packed.place(k, l), w.scales = (const float*)(w.packed + code_bytes(t.form, t.rows, t.cols));
+            if (t.form == Form::FP32) {
+                if (arena && t.present && slots.first[k] >= from) w.p = arena + slots.place(k, l) - from;
+            } else if (bytes) {
+                w.packed = bytes + 16 * packed.place(k, l);
+                w.scales = (const float*)(w.packed + code_bytes(t.form, t.rows, t.cols));
+            }
+            k++;
             return w;
         };
         W w;
-#define TAKE_PLACE(field, ...) w.field = place(), k++;
+#define TAKE_PLACE(field, ...) w.field = place();
         TENSORS(TAKE_PLACE)
         return w;
     }
@@ -377,47 +374,45 @@ private:
         for (auto& [per, t] : rows) {
             const size_t height = t.rows + (t.rows == c.vocab() ? (tile - t.rows % tile) % tile : 0);
             const size_t numbers = t.form == Form::FP32 ? std::max<size_t>(height, 1) * t.cols : 0;
-            v.push_back({per, !t.present ? 0 : in_fewer_bits ? (packed_bytes(t.form, height, t.cols) + 15) / 16 : numbers});
+            const size_t pieces = (packed_bytes(t.form, height, t.cols) + 15) / 16;
+            v.push_back({per, t.present * (in_fewer_bits ? pieces : numbers)});
         }
         return v;
     }
 };
 
-// A model whose layers' gradients take turns in memory, as with ZeRO 2: a layer's are sent to the ranks that keep them while
-// the layer below is computed, which begins the bias sum of yet another.
+// A model whose layers' gradients take turns in memory, as with ZeRO 2: a layer's are sent to the ranks that keep them
+// while the layer below is computed, which begins the bias sum of yet another.
 inline Config in_turns(Config c, int zero) {
     if (zero == 2) c.L = std::min(c.L, 3);
     return c;
 }
 
 // ---- 3. rows and stages ---------------------------------------------------------------------------------------------
-// What a step learns from. dev/host/rows.h makes the rows of token and example shards, their order in each epoch, from the
-// seed and the position in the data alone, and batches of them.
+// What a step learns from. dev/host/rows.h makes the rows of token and example shards, their order in each epoch, from
+// the seed and the position in the data alone, and batches of them.
 
 /* The stages of making a GPT are one network and one loop; they differ in their rows and in what these count for.
      pretrain   windows of token shards          the likelihood of every token
      sft        examples, side by side or one    the likelihood of the responses
-     reward     both answers of a preference     pair_loss() of their readouts: the logit of end of text behind an answer
+     reward     both answers of a preference     pair_loss() of their readouts: logits of end of text behind an answer
      rl         answers drawn to a prompt        ppo_loss() of their tokens, by their reward over that of their group */
 struct Stage {
+    const char* name;
     std::vector<int> kinds;                  // Examples: 0 dialogues, 1 prompts, 2 responses, 3 preferences; {}: tokens
     bool side_by_side = false;               // several examples packed into a row
 };
-inline const std::pair<const char*, Stage> STAGES[] = {{"pretrain", {}}, {"sft", {{0, 2}, true}}, {"reward", {{3}}}, {"rl", {{0, 1, 2}}}};
+inline const Stage STAGES[] = {{"pretrain", {}}, {"sft", {0, 2}, true}, {"reward", {3}}, {"rl", {0, 1, 2}}};
 inline Wanted wanted(const Options& o, const char* option, const text& pattern, int V, int T, int eot) {
-    const Stage& s = std::find_if(std::begin(STAGES), std::end(STAGES), [&](auto& row) { return o.stage == row.first; })->second;
-    return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s.kinds,
-            .raw = !o.raw.empty(), .side_by_side = s.side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
+    const Stage* s = STAGES;
+    while (o.stage != s->name) s++;
+    return {.option = option, .pattern = pattern, .rows = o.rows, .stage = o.stage, .kinds = s->kinds,
+            .raw = !o.raw.empty(), .side_by_side = s->side_by_side && o.rows == "packed", .V = V, .T = T, .eot = eot};
 }
 
 // ---- 4. scalar maths ------------------------------------------------------------------------------------------------
 // Functions of single numbers, compiled for the CPU loops and, as HD, for the CUDA kernels. To try another activation,
 // edit gelu() and gelu_grad() here, for the GPU too; `make test` differentiates gelu().
-#ifdef __CUDACC__
-#define HD __host__ __device__ inline
-#else
-#define HD inline
-#endif
 
 /* e^x for |x| <= 60; saturating above, 0 below; NaN stays NaN. Branch-free, so that loops over it become vector code.
    The cut at -60 keeps softmax and gates clear of subnormal numbers, which are slow on many machines (dev/SPEED.md).
@@ -437,11 +432,7 @@ HD float fast_exp(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, 4);
-    bits = (bits + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
+    const float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127) << 23);
     return vanishes ? 0.0f : p * power;
 }
 HD double fast_exp(double x) { return exp(x); }
@@ -497,16 +488,14 @@ HD uint64_t weight_of(float below, float scale) {
 
 // The bits of a float as an integer that is greater where the float is; 0 and -0 are equal.
 HD uint32_t ordered(float x) {
-    x += 0.0f;
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
+    const uint32_t bits = std::bit_cast<uint32_t>(x + 0.0f);
     return bits ^ (bits >> 31 ? 0xffffffff : 0x80000000);
 }
 
 /* What a token adds to the loss, as a function of its log-probability lp under the model.
    likelihood   -w lp; w is 1 for a language model, the advantage for a policy gradient (Williams 1992)
-   PPO          -min(r w, clamp(r, 1 - clip, 1 + clip) w) + kl (e^d - d - 1),   r = e^(lp - old), d = ref - lp;   w is the
-                advantage, old and ref are the log-probability when it was drawn and that under the frozen start
+   PPO          -min(r w, clamp(r, 1 - clip, 1 + clip) w) + kl (e^d - d - 1),   r = e^(lp - old), d = ref - lp;   w is
+                the advantage, old and ref are the log-probability when it was drawn and that under the frozen start
    source       Schulman et al. 2017, arXiv:1707.06347, eq. 7; Schulman 2020, "Approximating KL divergence": k3 */
 template <typename R> struct TokenLoss { R loss, weight; };                  // weight: -dloss/dlp
 template <typename R> HD TokenLoss<R> likelihood_loss(R lp, R w) { return {-w * lp, w}; }
@@ -517,15 +506,15 @@ template <typename R> HD TokenLoss<R> ppo_loss(R lp, R w, R old, R ref, R clip, 
     return {-(unclipped ? ratio : clipped) * w + kl * (e - (ref - lp) - 1), (unclipped ? ratio * w : 0) + kl * (e - 1)};
 }
 
-/* What a pair adds to the loss, and its derivative, by how much more the chosen answer is rewarded than the rejected one.
+/* What a pair adds to the loss, and its derivative, by how much more the chosen answer is rewarded than the other one.
    math     -log sigmoid(margin)
    source   Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1 */
 inline std::pair<double, double> pair_loss(double margin) {
     return {std::log1p(std::exp(-std::abs(margin))) - std::min(margin, 0.0), -1 / (1 + std::exp(margin))};
 }
 
-// What the tokens of a batch count for, each (B,T); weights that are null are 1. With ref it is PPO; without old, they were
-// drawn from these very weights, so that r is 1.
+// What the tokens of a batch count for, each (B,T); weights that are null are 1. With ref it is PPO; without old, they
+// were drawn from these very weights, so that r is 1.
 struct Objective {
     const float *weight = nullptr, *old = nullptr, *ref = nullptr;
     double clip = 0, kl = 0;
@@ -596,8 +585,8 @@ namespace cpu {
    order    sums run over k upwards, in pieces of KC, whatever M and N are and however many threads there are
 
    Numbers are multiplied as type P: real, or bfloat16, to which both inputs are then rounded; sums are real in either
-   case. B may already lie there as bfloat16, which halves what is read of it. gemm() runs on all threads, gemm_tile() on
-   the one that calls it, and takes bfloat16 where the processor has a unit for it alone. */
+   case. B may already lie there as bfloat16, which halves what is read of it. gemm() runs on all threads, gemm_tile()
+   on the one that calls it, and takes bfloat16 where the processor has a unit for it alone. */
 
 // The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
@@ -619,18 +608,21 @@ void linear_forward(real* out, const real* x, Matrix<E> w, const real* b, const 
     gemm<P>({out, OC, plus, b}, {x, C, 1}, w, N, OC, C);
 }
 
-// db += sum over n of dout; threads own columns, so every sum runs over n upwards
-inline void bias_backward(real* db, const real* dout, int N, int OC) {
+// to (C) += the sums over n of what(i, n), i the place of (n,c); threads own columns, so every sum runs over n upwards
+template <typename F> void add_columns(real* to, int N, int C, F what) {
     #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < OC; c0 += 32) {
-        int width = std::min(32, OC - c0);
+    for (int c0 = 0; c0 < C; c0 += 32) {
+        const int width = std::min(32, C - c0);
         real sums[32] = {};
         for (int n = 0; n < N; n++) {
             #pragma omp simd
-            for (int c = 0; c < width; c++) sums[c] += dout[(size_t)n * OC + c0 + c];
+            for (int c = 0; c < width; c++) sums[c] += what((size_t)n * C + c0 + c, n);
         }
-        for (int c = 0; c < width; c++) db[c0 + c] += sums[c];
+        for (int c = 0; c < width; c++) to[c0 + c] += sums[c];
     }
+}
+inline void bias_backward(real* db, const real* dout, int N, int C) {        // db += sum_n dout
+    add_columns(db, N, C, [=](size_t i, int) { return dout[i]; });
 }
 
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless w is frozen;   db is bias_backward()'s
@@ -650,7 +642,8 @@ inline void lora_down(real* u, const real* x, Matrix<> a, double scale, int N, i
     gemm({u, R}, {x, C, 1}, a, N, R, C);
     for (size_t i = 0; i < (size_t)N * R; i++) u[i] *= scale;
 }
-inline void lora_forward(real* out, real* u, const real* x, const Layer<real>& w, double scale, int N, int C, int OC, int R) {
+inline void lora_forward(real* out, real* u, const real* x, const Layer<real>& w, double scale, int N, int C, int OC,
+                         int R) {
     lora_down(u, x, {w.A, R, 1}, scale, N, C, R);
     gemm({out, OC, out}, {u, R, 1}, {w.B, OC, 1}, N, OC, R);
 }
@@ -668,8 +661,9 @@ inline void lora_backward(real* dx, const Linear<real>& g, real* u, real* du, co
    math     out[b,t] = wte[x[b,t]] + wpe[t0 + t]
    shapes   x (B,T)   wte (V,C)   wpe (positions,C)   out (B,T,C)
    Ranks that share the vocabulary have its rows first .. first + V - 1; others count as zero, and positions once. */
-template <typename E> void embedding_forward(real* out, const int* x, const E* wte, const E* wpe, int B, int t0, int T, int C,
-                                             int first = 0, int V = INT_MAX) {
+template <typename E>
+void embedding_forward(real* out, const int* x, const E* wte, const E* wpe, int B, int t0, int T, int C, int first = 0,
+                       int V = INT_MAX) {
     const std::vector<E> nothing(C);
     #pragma omp parallel for collapse(2) schedule(static)
     for (int b = 0; b < B; b++) for (int t = 0; t < T; t++) {
@@ -682,8 +676,8 @@ template <typename E> void embedding_forward(real* out, const int* x, const E* w
 }
 
 // Tokens repeat, so threads own columns, not rows.
-inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int* x, int B, int T, int C, int first = 0,
-                               int V = INT_MAX) {
+inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int* x, int B, int T, int C,
+                               int first = 0, int V = INT_MAX) {
     #pragma omp parallel for schedule(static)
     for (int c0 = 0; c0 < C; c0 += 16) {
         int width = std::min(16, C - c0);
@@ -720,7 +714,8 @@ inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, 
         real r = 1 / std::sqrt(squares / C + real(eps));
         #pragma omp simd
         for (int c = 0; c < C; c++) out_n[c] = (x_n[c] - m) * r * w[c] + b[c];
-        mean[n] = m, rstd[n] = r;
+        mean[n] = m;
+        rstd[n] = r;
     }
 }
 
@@ -739,25 +734,14 @@ inline void layernorm_backward(real* dx, real* dw, real* db, const real* dout, c
             sum += dxhat;
             dot += dxhat * (x_n[c] - m) * r;
         }
-        sum /= C, dot /= C;
+        sum /= C;
+        dot /= C;
         #pragma omp simd
         for (int c = 0; c < C; c++) dx_n[c] += r * (dout_n[c] * w[c] - sum - (x_n[c] - m) * r * dot);
     }
     if (!dw) return;                         // frozen
-    #pragma omp parallel for schedule(static)
-    for (int c0 = 0; c0 < C; c0 += 32) {
-        int width = std::min(32, C - c0);
-        real sums_w[32] = {}, sums_b[32] = {};
-        for (int n = 0; n < N; n++) {
-            const real *x_n = x + (size_t)n * C + c0, *dout_n = dout + (size_t)n * C + c0;
-            #pragma omp simd
-            for (int c = 0; c < width; c++) {
-                sums_w[c] += dout_n[c] * (x_n[c] - mean[n]) * rstd[n];
-                sums_b[c] += dout_n[c];
-            }
-        }
-        for (int c = 0; c < width; c++) dw[c0 + c] += sums_w[c], db[c0 + c] += sums_b[c];
-    }
+    add_columns(dw, N, C, [=](size_t i, int n) { return dout[i] * (x[i] - mean[n]) * rstd[n]; });
+    bias_backward(db, dout, N, C);
 }
 
 /* attention -- causal self-attention, a block of queries and of keys at a time: a thread holds (64,512) scores at most
@@ -798,7 +782,8 @@ void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int
                 std::fill(s + visible, s + n, real(0));
                 const real shrink = fast_exp(scale * (maximum[i] - high));
                 if (j0) for (int c = 0; c < HS; c++) out_i[c] *= shrink;
-                sum[i] = sum[i] * shrink + total, maximum[i] = high;
+                sum[i] = sum[i] * shrink + total;
+                maximum[i] = high;
             }
             gemm_tile<P>({out_0, C, j0 ? out_0 : nullptr}, {scores.data(), n, 1}, v.from(j0, 0), queries, HS, n);
         }
@@ -831,7 +816,8 @@ template <typename P = real> void attention_backward(real* dqkv, const real* dou
             for (int part = 0; part < 3; part++) std::fill_n(dq.from(t, part * C).c, HS, real(0));
         for (int i0 = 0; i0 < T; i0 += QUERIES) {
             const int queries = std::min(QUERIES, T - i0);
-            const real *dout_0 = dout + ((size_t)b * T + i0) * C + h * HS, *out_0 = out + ((size_t)b * T + i0) * C + h * HS;
+            const size_t at = ((size_t)b * T + i0) * C + h * HS;
+            const real *dout_0 = dout + at, *out_0 = out + at;
             const real* lse_i = lse + ((size_t)b * NH + h) * T + i0;
             const Matrix q_i = q.from(i0, 0), dout_i = {dout_0, C, 1};
             real D[QUERIES] = {};
@@ -845,7 +831,8 @@ template <typename P = real> void attention_backward(real* dqkv, const real* dou
                 for (int j = 0; j < n; j++) {
                     real *p_j = &p[(size_t)j * queries], *ds_j = &ds[(size_t)j * queries];
                     const int hidden = std::max(0, j0 + j - i0);               // by causality
-                    std::fill_n(p_j, hidden, real(0)), std::fill_n(ds_j, hidden, real(0));
+                    std::fill_n(p_j, hidden, real(0));
+                    std::fill_n(ds_j, hidden, real(0));
                     #pragma omp simd
                     for (int i = hidden; i < queries; i++) {
                         p_j[i] = fast_exp(scale * p_j[i] - lse_i[i]);
@@ -875,8 +862,8 @@ inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
 /* cross_entropy -- log-probabilities of the targets, and if asked the gradients of their losses, in place of the logits
    math     logprob_n = logits_n[y_n] - log sum_v e^(logits_n[v])
             dlogits_n = weight_n (softmax(logits_n) - onehot(y_n)),   weight_n = -dloss_n/dlogprob_n
-   shapes   logits (N,V)   y (N); y_n = -1 counts nowhere   terms (N)   logprob (N), best (N): the likeliest token, or -1
-            where y_n is
+   shapes   logits (N,V)   y (N); y_n = -1 counts nowhere   terms (N)   logprob (N), best (N): the likeliest token, or
+            -1 where y_n is
    Ranks that share the vocabulary have V columns each, from `first` on, and tell each other what they have found. */
 struct Found { real maximum, sum, target; int best; };       // sum: of e^(logit - maximum), which the logits become
 inline Found softmax_parts(real* z, int y, int V) {          // y may be no column of these
@@ -889,8 +876,8 @@ inline Found softmax_parts(real* z, int y, int V) {          // y may be no colu
     for (int v = 0; v < V; v++) sum += z[v] = fast_exp(z[v] - maximum);
     return {maximum, sum, target, best};
 }
-inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, const TokenTerms<double>& terms, int N, int V,
-                          bool gradients, int first = 0, Group<MpiLink, real> group = {}) {
+inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, const TokenTerms<double>& terms, int N,
+                          int V, bool gradients, int first = 0, Group<MpiLink, real> group = {}) {
     const int rank = group.comm.rank, ranks = group.comm.size;
     std::vector<Found> all((size_t)ranks * N);               // by rank, of each row
     auto finish = [&](int n) {
@@ -898,8 +885,10 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
         Found most = all[n];
         for (int r = 1; r < ranks; r++) if (all[r * N + n].maximum > most.maximum) most = all[r * N + n];
         auto shrink = [&](int r) { return fast_exp(all[r * N + n].maximum - most.maximum); };
-        for (int r = 0; r < ranks; r++) sum += all[r * N + n].sum * shrink(r), target += all[r * N + n].target;
-        best[n] = most.best, logprob[n] = target - most.maximum - std::log(sum);
+        for (int r = 0; r < ranks; r++) sum += all[r * N + n].sum * shrink(r);
+        for (int r = 0; r < ranks; r++) target += all[r * N + n].target;
+        best[n] = most.best;
+        logprob[n] = target - most.maximum - std::log(sum);
         if (!gradients) return;
         const real weight = terms.loss(n, logprob[n]).weight, scale = weight * shrink(rank) / sum;
         #pragma omp simd
@@ -908,10 +897,12 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
     };
     #pragma omp parallel for schedule(dynamic, 8)
     for (int n = 0; n < N; n++) {
-        logprob[n] = 0, best[n] = -1;
+        logprob[n] = 0;
+        best[n] = -1;
         if (y[n] < 0 && gradients) std::fill_n(logits + (size_t)n * V, V, real(0));
         if (y[n] < 0) continue;
-        all[rank * N + n] = softmax_parts(logits + (size_t)n * V, y[n] - first, V), all[rank * N + n].best += first;
+        all[rank * N + n] = softmax_parts(logits + (size_t)n * V, y[n] - first, V);
+        all[rank * N + n].best += first;
         if (ranks == 1) finish(n);
     }
     if (ranks == 1) return;
@@ -922,7 +913,7 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
 
 /* readout -- one logit of one token of each row of a batch: what a reward model says
    math     out_b = x[b,at_b] . w
-   shapes   out, at, dout (B)   x, dx (B,T,C)   w, dw (C): the token's row of the head's table; dx is set, dw added to */
+   shapes   out, at, dout (B)   x, dx (B,T,C)   w, dw (C): the token's row of the head's table; dw is added to */
 template <typename E> void readout_forward(float* out, const real* x, const int* at, Matrix<E> w, int B, int T, int C) {
     for (int b = 0; b < B; b++) {
         const real* x_b = x + ((size_t)b * T + at[b]) * C;
@@ -932,12 +923,14 @@ template <typename E> void readout_forward(float* out, const real* x, const int*
     }
 }
 template <typename E>
-void readout_backward(real* dx, real* dw, const float* dout, const real* x, const int* at, Matrix<E> w, int B, int T, int C) {
+void readout_backward(real* dx, real* dw, const float* dout, const real* x, const int* at, Matrix<E> w, int B, int T,
+                      int C) {
     std::fill_n(dx, (size_t)B * T * C, real(0));
     for (int b = 0; b < B; b++) {
         const size_t n = ((size_t)b * T + at[b]) * C;
         for (int i = 0; i < C; i++) dx[n + i] = dout[b] * real(w(0, i));
-        for (int i = 0; dw && i < C; i++) dw[i] += dout[b] * x[n + i];
+        if (!dw) continue;
+        for (int i = 0; i < C; i++) dw[i] += dout[b] * x[n + i];
     }
 }
 
@@ -951,7 +944,10 @@ inline void adamw_update(real* w, real* m, real* v, real* g, size_t n, const Ada
         const AdamWStep step = s;            // which no store below can change
         const size_t end = std::min(n, i0 + 1024);
         #pragma omp simd
-        for (size_t i = i0; i < end; i++) adamw_step(w[i], m[i], v[i], scale * g[i], step, decays), g[i] = 0;
+        for (size_t i = i0; i < end; i++) {
+            adamw_step(w[i], m[i], v[i], scale * g[i], step, decays);
+            g[i] = 0;
+        }
         if (rounded) round_all(rounded + i0, w + i0, end - i0);
     }
 }
@@ -997,7 +993,7 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
             uint64_t sum = 0, kept = 0;
             for (uint64_t place : order) sum += weigh(id(place));
             const uint64_t least = multiply_high(sum, s.top_p);
-            size_t n = 0, sorted = 0;        // the likeliest: a few are enough as a rule, so that the rest is not sorted
+            size_t n = 0, sorted = 0;        // the likeliest: a few are enough as a rule, so the rest is not sorted
             while (kept < least) {
                 if (n == sorted) {
                     sorted = std::min(order.size(), 4 * n + 64);
@@ -1019,14 +1015,18 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
     return v;
 }
 
-// A token for each of B rows of logits (B,V), none of those hidden; adjust(b, row) may change a row before.
-template <typename F>
-void pick_rows(int* token, float* logits, int B, int V, const Sampling& s, const std::vector<int>& hidden, Rng* rng, F adjust) {
+// Model::draw(), by way of the logits of all rows; adjust(b, row) may change a row of them before.
+template <typename M, typename F>
+void draw_adjusted(M& m, const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden,
+                   Rng* rng, int* token, F adjust) {
+    std::vector<float> logits((size_t)B * m.c.V);
+    m.extend(x, B, t0, T);
+    m.logits(T - 1, T, B, logits.data());
     for (int b = 0; b < B; b++) {
-        float* const row = logits + (size_t)b * V;
+        float* const row = &logits[(size_t)b * m.c.V];
         adjust(b, row);
         for (int v : hidden) row[v] = NEVER;
-        token[b] = pick(row, V, s, rng[b]);
+        token[b] = pick(row, m.c.V, s, rng[b]);
     }
 }
 
@@ -1064,6 +1064,17 @@ inline void put(Target to, vec sums) {
     if (to.plus) sums += *(const vec*)to.plus;
     *(vec*)to.c = sums;
 }
+// Neighbours to where they belong, or with k > 0 to the sums that are there already.
+struct Put {
+    Target to;
+    Put from(int k, int i, int j) const { return {(k ? Target{to.c, to.ldc, to.c} : to).from(i, j)}; }
+    void prefetch(int i, int j) const { if (to.plus) Matrix{to.plus, to.ldc, 1}.prefetch(i, j); }
+    void operator()(int i, int j, const auto* sums, int n) const {
+        const Target target = to.from(i, j);
+        for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
+        for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
+    }
+};
 
 // c (m,n) = sum over k of a(i,k) b(k,j), m <= MR, n <= V VL; a has MR rows, b is packed (K,NR)
 template <int V> __attribute__((noinline))
@@ -1113,9 +1124,9 @@ inline void pack_a(real* panels, Matrix<> a, int M, int K) {
             }
 }
 
-// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are TILE_N numbers apart, rows of a KC. The next R
+// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are `row` vectors apart, rows of a KC numbers. The next R
 // rows are prefetched: hardware does so along a row, not down a column.
-template <typename P, int R, typename E> void add_rows(vec* sums, const real* a, Matrix<E> b, int M, int n) {
+template <typename P, int R, typename E> void add_rows(vec* sums, int row, const real* a, Matrix<E> b, int M, int n) {
     for (int j = 0; j < n; j++) {
         vec rows[R];
         for (int r = 0; r < R; r++) {
@@ -1123,45 +1134,41 @@ template <typename P, int R, typename E> void add_rows(vec* sums, const real* a,
             b.prefetch(r + R, j * VL);
         }
         for (int i = 0; i < M; i++) {
-            vec sum = sums[i * TILE_N / VL + j];
+            vec sum = sums[i * row + j];
             for (int r = 0; r < R; r++) sum += a[i * KC + r] * rows[r];
-            sums[i * TILE_N / VL + j] = sum;
+            sums[i * row + j] = sum;
         }
     }
 }
 
 // The product when A has few rows, as when decoding: bound by memory, so B is read once, unpacked, in strips along its
 // rows or columns, whichever are contiguous. The sums are those of multiply_add, in the same order.
+constexpr int FEW_SUMS = 2 * MR * TILE_N;    // in the level-1 cache
+inline int few_columns(int M) { return FEW_SUMS / M / VL * VL; }
 template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    const int strip = b.col == 1 ? TILE_N : VL;
+    const int strip = b.col == 1 ? few_columns(M) : VL, row = strip / VL;
     for (int j0 = 0; j0 < N; j0 += strip) for (int k0 = 0; k0 < K; k0 += KC) {
         const int n = std::min(strip, N - j0), kn = std::min(KC, K - k0), wide = b.col == 1 ? n / VL : 0;
-        const Matrix<> a_k = a.from(0, k0);
         const Matrix<E> b_k = b.from(k0, j0);
         real piece[MR * KC];                                 // of A; zeros up to a whole block
-        vec sums[MR * TILE_N / VL];
+        vec sums[FEW_SUMS / VL];
         for (int i = 0; i < M; i++) {
-            for (int j = 0; j < (n + VL - 1) / VL; j++) sums[i * TILE_N / VL + j] = vec{};
-            for (int k = 0; k < kn; k++) piece[i * KC + k] = P(a_k.p[i * a.row + k * a.col]);
+            for (int j = 0; j < (n + VL - 1) / VL; j++) sums[i * row + j] = vec{};
+            for (int k = 0; k < kn; k++) piece[i * KC + k] = P(a(i, k0 + k));
             for (int k = kn; k % DEEP<E>; k++) piece[i * KC + k] = 0;
         }
         int k = 0;
-        for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, piece + k, b_k.from(k, 0), M, wide);
-        for (; k < kn; k++) add_rows<P, 1>(sums, piece + k, b_k.from(k, 0), M, wide);
+        for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, row, piece + k, b_k.from(k, 0), M, wide);
+        for (; k < kn; k++) add_rows<P, 1>(sums, row, piece + k, b_k.from(k, 0), M, wide);
         for (int j = wide; j * VL < n; j++)                  // what does not lie in whole vectors
             for (k = 0; k < kn; k += DEEP<E>) {
                 real block[DEEP<E> * VL];
                 for (int l = 0; l < VL; l++) b_k.prefetch(k, (j + 1) * VL + l);
                 copy_block<P>(block, VL, b_k.from(k, j * VL), kn - k, n - j * VL);
                 for (int d = 0; d < DEEP<E>; d += VL)
-                    add_rows<real, VL>(sums + j, piece + k + d, Matrix{block + d * VL, VL, 1}, M, 1);
+                    add_rows<real, VL>(sums + j, row, piece + k + d, Matrix{block + d * VL, VL, 1}, M, 1);
             }
-        const Target target = k0 ? Target{to.c, to.ldc, to.c} : to;
-        for (int i = 0; i < M; i++) {
-            const vec* row = sums + i * TILE_N / VL;
-            for (int j = 0; j < n / VL; j++) put(target.from(i, j0 + j * VL), row[j]);
-            for (int j = n / VL * VL; j < n; j++) put(target.from(i, j0 + j), row[j / VL][j % VL]);
-        }
+        for (int i = 0; i < M; i++) Put{to}.from(k0, i, j0)(0, 0, (const real*)(sums + i * row), n);
     }
 }
 
@@ -1205,63 +1212,50 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
     return {copy, K, 1};
 }
 
-// The product of bfloat16 numbers on AMX, the matrix unit of newer Xeons, or in dot products: dev/host/units.h has its loops.
-struct Put {
-    Target to;
-    Put from(int k, int i, int j) const { return {(k ? Target{to.c, to.ldc, to.c} : to).from(i, j)}; }
-    void prefetch(int i, int j) const { if (to.plus) Matrix{to.plus, to.ldc, 1}.prefetch(i, j); }
-    void operator()(int i, int j, const auto* sums, int n) const {
-        const Target target = to.from(i, j);
-        for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
-        for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
-    }
-};
-
 // Multiply-adds of all threads on numbers in registers (of a unit: in the level-1 cache), in FLOP/s: the roof of gemm()
 inline double measure_peak(Unit unit, int trials = 32) {
-    double best = 0;
-    for (int trial = 0; trial < trials; trial++) {           // the best one is the least disturbed
-        const double start = seconds(), flops = unit == Unit::NONE ? register_trial<vec, real, MR, VECTORS>() : unit_trial(unit);
-        best = std::max(best, flops / (seconds() - start));
-    }
-    return best;
+    const auto vectors = register_trial<vec, real, MR, VECTORS>;
+    return peak_of(trials, [=] { return unit == Unit::NONE ? vectors() : unit_trial(unit); });
 }
-
-// Where bfloat16 numbers are multiplied: in the fastest unit that the processor has, if that is faster by a margin than
-// vectors of floats. A run keeps its own (state.json), since each adds up in another order.
+// Where bfloat16 numbers are multiplied; a run keeps its own (state.json), since each adds up in another order
 inline Unit& unit() {
-    static Unit chosen = [] {
-        Unit best = Unit::NONE;
-        double most = 1.3 * measure_peak(best);
-        for (Unit u : {Unit::DOTS, Unit::AMX}) if (has(u))
-            if (const double rate = measure_peak(u); rate > most) best = u, most = rate;
-        return best;
-    }();
+    static Unit chosen = fastest_unit([](Unit unit) { return measure_peak(unit); });
     return chosen;
 }
-// The unit of a run: that of the checkpoint which it goes on from, if there is one and this machine has it.
-inline std::string keep_unit(const std::string& kept, const std::string& checkpoint) {
-    const Unit its = Unit(std::find(std::begin(UNITS), std::end(UNITS), kept) - std::begin(UNITS));
-    if (!checkpoint.empty() && has(its)) unit() = its;
-    else if (!checkpoint.empty())
-        warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another order",
-             checkpoint.c_str(), kept.c_str());
-    return UNITS[(int)unit()];
+
+// Few rows, on all threads. Memory is read fastest in long runs, so where rows of B are contiguous, strips are wide,
+// and pieces of K are work of their own; their sums are then added in order, as gemm_rows() adds them.
+template <typename P, typename E> void gemm_pieces(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
+    static thread_local std::vector<real> memory;            // sums of each piece, unless there is only one
+    const int deep = b.col == 1 ? KC : K, pieces = (K - 1) / deep + 1;
+    int strip = b.col == 1 ? few_columns(M) : TILE_N;
+    while (pieces * ((N - 1) / strip + 1) < omp_get_max_threads() && strip > NR) strip = strip / 2 / VL * VL;
+    memory.resize(std::max(memory.size(), (size_t)pieces * M * N));
+    auto sums_of = [=, sums = memory.data()](int p) { return pieces > 1 ? Target{sums + (size_t)p * M * N, N} : to; };
+    #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
+    for (int n0 = 0; n0 < N; n0 += strip) for (int piece = 0; piece < pieces; piece++) {
+        const int k0 = piece * deep, n = std::min(strip, N - n0), kn = std::min(deep, K - k0);
+        gemm_rows<P>(sums_of(piece).from(0, n0), a.from(0, k0), b.from(k0, n0), M, n, kn);
+    }
+    for (int i = 0; i < M && pieces > 1; i++)
+        for (int piece = 0; piece < pieces; piece++) Put{to}.from(piece, i, 0)(0, 0, sums_of(piece).from(i, 0).c, N);
 }
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) {
+    if (M <= MR) return gemm_pieces<P>(to, a, b, M, N, K);
+    if constexpr (std::is_same_v<P, bfloat16>) {
         if (const Unit u = unit(); u != Unit::NONE) return unit_product(u, a, b, M, N, K, Put{to});
         a = rounded(a, M, K);
     }
     int tile_m = TILE_M, tile_n = TILE_N;                    // halving tile_m packs B twice as often, tile_n at most A
-    const int enough = (M > MR ? 4 : 1) * omp_get_max_threads();
-    auto tiles = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1); };
-    while (tiles() < enough && tile_n > NR) tile_n /= 2;
-    while (tiles() < enough && tile_m > 4 * MR) tile_m /= 2;
+    auto few = [&] { return ((M - 1) / tile_m + 1) * (integer)((N - 1) / tile_n + 1) < 4 * omp_get_max_threads(); };
+    while (few() && tile_n > NR) tile_n /= 2;
+    while (few() && tile_m > 4 * MR) tile_m /= 2;
     #pragma omp parallel for collapse(2) schedule(dynamic) if (integer(M) * N * K > 32768)
-    for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m)
-        vector_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), std::min(tile_m, M - m0), std::min(tile_n, N - n0), K);
+    for (int n0 = 0; n0 < N; n0 += tile_n) for (int m0 = 0; m0 < M; m0 += tile_m) {
+        const int m = std::min(tile_m, M - m0), n = std::min(tile_n, N - n0);
+        vector_tile<P>(to.from(m0, n0), a.from(m0, 0), b.from(0, n0), m, n, K);
+    }
 }
 template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) return unit_tile(unit(), a, b, M, N, K, Put{to});
@@ -1272,41 +1266,39 @@ template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E
 
 // ---- 7. model -------------------------------------------------------------------------------------------------------
 // What Training, checkpoints and the verbs need of a model, and cpu::Model, which is one.
-//   Model(config, B, T, training, bf16)      allocates for at most B rows of T tokens, once; dies if that does not fit
+//   Model(config, B, T, training, bf16)   allocates for at most B rows of T tokens, once; dies if that does not fit
 //   forward(x, y, objective, denominator, B, T, backward)
-//                                      the sum of the tokens' losses / denominator; -log-probabilities in nats, or PPO's.
-//                                      The denominator is the whole step's, so that micro-batches add up to one batch.
-//                                      backward: a backward() follows, and the head's gradients are taken now, because
-//                                      logits are never kept
+//       the sum of the tokens' losses / denominator; -log-probabilities in nats, or PPO's. The denominator is that of
+//       the step, so that micro-batches add up to one batch. backward: a backward() follows, and the head's gradients
+//       are taken now, because logits are never kept
 //   readout(x, at, token, B, T, out)   another forward: out[b] is the logit of one token at position at[b] of row b
 //   readout_backward(dout)             its gradients; a backward() follows
 //   backward()                         of the last forward; adds to the gradients
-//   update(adamw, clip, step)          with gradients scaled to a norm of clip at most (0: as they are), which it then
-//                                      clears; step counts from 1. It does nothing if the loss or norm is not finite.
-//   result()                           waits for all this; the sum of losses since the last result(), and the norm (L2,
-//                                      over all tensors) that the last update() found. logprob[n] and best[n], the
-//                                      likeliest token, of the last forward are then there for every y[n] >= 0, unless a
-//                                      backward() of likelihoods came after it
+//   update(adamw, clip, step)
+//       with gradients scaled to a norm of clip at most (0: as they are), which it then clears; step counts from 1. It
+//       does nothing if the loss or norm is not finite
+//   result()
+//       waits for all this; the sum of losses since the last result(), and the norm (L2, over all tensors) that the
+//       last update() found. logprob[n] and best[n], the likeliest token, of the last forward are then there for every
+//       y[n] >= 0, unless a backward() of likelihoods came after it
 //   extend(x, B, t0, T)                prefill and decode: T more tokens for each row, after the t0 in the KV cache
 //   logits(n, step, count, out)        (count,V) logits of rows n, n + step, ... of the last forward or extend
 //   draw(x, B, t0, T, sampling, hidden, rng, token, ahead)
-//                                      extend, and then a token for each of at most 64 rows, with its own random number;
-//                                      none of those hidden. One token (T) goes on from the last draw, with its sampling
-//                                      ahead: the next x is what this gives, so tokens may be made ahead of time
-//   describe()                         one line about the machine and the memory in use
-//   speed(tokens, seconds)             of a step: for its line, and for the log
-//   get(which, i, out), set(which, i, in)      tensor i of layout.tensors, as float
+//       extend, and then a token for each of at most 64 rows, with its own random number; none of those hidden. One
+//       token (T) goes on from the last draw, with its sampling; ahead: the next x is what this gives
+//   describe(), speed(tokens, seconds)    the machine and the memory in use; a step's speed, for its line and the log
+//   get(which, i, out), set(which, i, in)    tensor i of layout.tensors, as float
 enum Which { WEIGHT, GRADIENT, MOMENT1, MOMENT2 };
 template <typename Model> void initialize(Model& model, uint64_t seed) {     // what is trained
-    for (size_t i = 0; i < model.layout.tensors.size(); i++)
-        if (model.layout.tensors[i].offset >= model.layout.frozen) model.set(WEIGHT, i, model.layout.initial_values(i, seed).data());
+    const Layout& layout = model.layout;
+    for (size_t i = 0; i < layout.tensors.size(); i++)
+        if (layout.tensors[i].offset >= layout.frozen) model.set(WEIGHT, i, layout.initial_values(i, seed).data());
 }
 struct StepResult { double loss, norm; };
-struct Speed { std::string text; std::vector<std::pair<const char*, std::string>> log; };
 
-/* The network, for both programs: m has the layers, which cpu::Model below makes of section 5's functions, gpu::Model of
-   its kernels. norm_forward() returns the x of linear_forward(): normalized numbers or, where a GPU decodes few rows,
-   what its product is to normalize. */
+/* The network, for both programs: m has the layers, which cpu::Model below makes of section 5's functions, gpu::Model
+   of its kernels. norm_forward() returns the x of linear_forward(): normalized numbers or, where a GPU decodes few
+   rows, what its product is to normalize. */
 
 // Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
 // act is the type of activations, stat of sums over them; a GPU adds rows.
@@ -1326,21 +1318,12 @@ struct Speed { std::string text; std::vector<std::pair<const char*, std::string>
     X(act,  dwide,     ONCE,   training ? N * std::max({c.qkv(), c.fc(), 2 * c.C}) : 0)     /* of qkv or fc; sums of the embedding */ \
     X(act,  lora,      ONCE,   2 * N * c.rank)              /* x A, and its gradient */ \
     X(act,  arrivals,  ONCE,   c.tp > 1 ? N * c.C + c.tp : 0)            /* from ranks that share the layers */
-
-// Rows of logits of which each rank has some columns (count,vocab), made whole in place: all ranks do so at once.
-inline void join_logits(float* logits, size_t count, Config c) {
-    if (c.tp == 1) return;
-    const size_t most = count * (c.V / c.tp + 1), first = world().rank - c.place;
-    std::vector<float> mine(logits, logits + count * c.vocab()), all(most * world().size);
-    mine.resize(most), world().gather(mine.data(), all.data(), most * sizeof(float));
-    for (c.place = 0; c.place < c.tp; c.place++) for (size_t n = 0; n < count; n++)
-        std::copy_n(&all[(first + c.place) * most + n * c.vocab()], c.vocab(), logits + n * c.V + c.first_token());
-}
+#define AS_POINTER(type, field, ...) type* field;
 
 // A branch joins the residual stream, by a product of whose rows ranks may have some each: what is added counts once.
 template <typename M> void join(M& m, auto out, auto x, auto layer, decltype(out) plus, int N, int width) {
-    if (!m.group.first()) layer.b = nullptr, plus = nullptr;
-    m.linear_forward(out, x, layer, plus, nullptr, N, width, m.c.C);
+    if (!m.group.first()) layer.b = nullptr;
+    m.linear_forward(out, x, layer, m.group.first() ? plus : nullptr, nullptr, N, width, m.c.C);
     m.group.sum(out, (size_t)N * m.c.C);
 }
 
@@ -1413,7 +1396,8 @@ template <typename M> void network_backward(M& m, int B, int T) {
         m.shares.reduce_gradients(l + 1);    // while the layer below is computed
     }
     m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
-    m.shares.reduce_gradients(0), m.shares.reduce_gradients(L + 1);
+    m.shares.reduce_gradients(0);
+    m.shares.reduce_gradients(L + 1);
     m.shares.await_gradients();
 }
 
@@ -1428,19 +1412,12 @@ inline size_t head_rows(size_t N, int V) {   // of a chunk: all have as many, as
 }
 inline size_t padded(int V) { return V; }
 
-struct Activations {
-#define X(type, field, ...) type* field;
-    ACTIVATIONS(X)
-#undef X
-};
+struct Activations { ACTIVATIONS(AS_POINTER) };
 
+#define AS_SLOT(type, field, per, count) {per, count},
 inline Slots activation_slots(const Config& c, size_t N, bool training) {
     const Per KEPT = training ? BLOCK : ONCE;
-    std::vector<std::pair<Per, size_t>> v;
-#define X(type, field, per, count) v.push_back({per, count});
-    ACTIVATIONS(X)
-#undef X
-    return Slots(v, c.L);
+    return Slots({ACTIVATIONS(AS_SLOT)}, c.L);
 }
 
 struct Model {
@@ -1448,13 +1425,14 @@ struct Model {
     static void leave() { leave_mpi(); }
     const Config c;
     const int max_B, max_T;                  // of a forward pass
-    const bool bf16, in_unit;                // products are made of numbers rounded to bfloat16; in a unit of the processor
+    const bool bf16, in_unit;                // products are made of bfloat16 numbers; in a unit of the processor
     const Layout layout;
     const Slots slots;
     const Config turns;                      // as many layers as their gradients have room for,
     const Layout ring;                       // and how these lie
     mutable Sharing<MpiLink, real> shares;   // of what several ranks train
     Group<MpiLink, real> group;              // those that share each layer
+    const Footprint memory;
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<real> sums, arrivals;             // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
@@ -1464,63 +1442,57 @@ struct Model {
 
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
         : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
-          slots(activation_slots(c, (size_t)B * T, training)), turns(in_turns(c, training ? world().zero : 0)), ring(turns),
-          shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)} {
-        if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
+          slots(activation_slots(c, (size_t)B * T, training)), turns(in_turns(c, training ? world().zero : 0)),
+          ring(turns), shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)),
+          group{world().group(c.tp)}, memory(needed(training)), weights(layout.slots.size),
+          gradients(training * ring.trained()), moment1(training * shares.moments()), moment2(moment1.size),
+          acts(slots.size), sums(shares.several() * shares.kept.back()), arrivals(shares.several() * shares.landing),
+          rounded(bf16 * layout.slots.size), packed(16 * layout.packed.size), logprob((size_t)B * T),
+          best((size_t)B * T), token_weight((size_t)B * T) {
+        shares.gradients = gradients.data();
+        shares.sums = shares.several() ? sums.data() : gradients.data();
+        shares.arrivals = arrivals.data();
+        group.arrivals = activations(0).arrivals;
+    }
+    Footprint needed(bool training) const {     // dies if there is less
+        if (max_B > INT_MAX / max_T) die("--batch %d x --context %d: more than 2^31 tokens at once", max_B, max_T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
-        size_t need = bytes(training), have = available_memory() / world().here;
-        if (need > have)
-            die("not enough memory: %.2f GB needed (weights %.2f, gradients and moments %.2f, activations %.2f for %d "
-                "rows of %d tokens), %.2f GB available; lower --batch or --context",
-                need / 1e9, (need - (training * trained_numbers() + slots.size) * sizeof(real)) / 1e9,
-                training * trained_numbers() * sizeof(real) / 1e9, slots.size * sizeof(real) / 1e9, B, T, have / 1e9);
-        weights = Buffer<real>(layout.slots.size), acts = Buffer<real>(slots.size), packed = Buffer<uint8_t>(16 * layout.packed.size);
-        if (bf16) rounded = Buffer<bfloat16>(layout.slots.size);
-        if (training) gradients = Buffer<real>(ring.trained());
-        if (training) for (Buffer<real>* b : {&moment1, &moment2}) *b = Buffer<real>(shares.moments());
-        if (training && shares.several()) sums = Buffer<real>(shares.kept.back()), arrivals = Buffer<real>(shares.landing);
-        shares.gradients = gradients.data(), shares.arrivals = arrivals.data();
-        shares.sums = (shares.several() ? sums : gradients).data(), group.arrivals = activations(0).arrivals;
-        logprob.resize((size_t)B * T), best.resize((size_t)B * T), token_weight.resize((size_t)B * T);
+        const double each = sizeof(real), copies = bf16 * sizeof(bfloat16), have = available_memory() / world().here;
+        const Footprint m = {.weights = layout.slots.size * (each + copies) + 16 * layout.packed.size,
+                             .gradients = training * (ring.trained() + shares.exchanged()) * each,
+                             .moments = training * 2 * shares.moments() * each, .activations = slots.size * each};
+        if (m.all() > have)
+            die("not enough memory: %s for %d rows of %d tokens, %.2f GB available; lower --batch or --context",
+                m.text().c_str(), max_B, max_T, have / 1e9);
+        return m;
     }
     std::string describe() {
         peak = measure_peak(bf16 ? unit() : Unit::NONE);
-        const char* const types[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)", ", bf16 in dot products",
-                                     ", bf16 on AMX"};
-        const char* type = bf16 ? types[(int)unit()] : "";
-        const double gb = sizeof(real) / 1e9, frozen = rounded.size * sizeof(bfloat16) / 1e9 + packed.size / 1e9;
-        const size_t of_gradients = gradients.size + sums.size + arrivals.size;
-        return format(
-            "%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %.2f GB: weights %.2f, gradients %.2f, "
-            "moments %.2f, activations %.2f",
-            omp_get_max_threads(), WITHOUT_OPENMP, VECTOR_BYTES * 8, type, peak / 1e9, bytes(true) / 1e9,
-            weights.size * gb + frozen, of_gradients * gb, (moment1.size + moment2.size) * gb, acts.size * gb);
+        return format("%d threads%s, %d-bit vectors%s, measured peak %.0f GFLOP/s; %s", omp_get_max_threads(),
+                      WITHOUT_OPENMP, VECTOR_BYTES * 8, bf16 ? told(unit()) : "", peak / 1e9, memory.text().c_str());
     }
-    Speed speed(double step_tokens, double seconds) {
-        const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * step_tokens / seconds;
+    Speed speed(double tokens, double seconds) {
+        const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * tokens / seconds;
         peak = std::max(peak, flops);                        // measured beside other work it came out too low
         return {format("%.1f GFLOP/s (%.0f%%)", flops / 1e9, 100 * flops / peak), {}};
-    }
-    size_t bytes(bool training) const {
-        const size_t each = sizeof(real) + (bf16 ? sizeof(bfloat16) : 0);
-        return layout.slots.size * each + 16 * layout.packed.size + (slots.size + training * trained_numbers()) * sizeof(real);
-    }
-    size_t trained_numbers() const {         // gradients and moments
-        return ring.trained() + shares.exchanged() + 2 * shares.moments();
     }
 
     void forward(const int* x, const int* y, const Objective& o, double denominator, int B, int T, bool backward) {
         const int N = B * T;
-        tokens.assign(x, x + N), targets.assign(y, y + N), rows = B, columns = T;
+        take(x, B, T);
+        targets.assign(y, y + N);
         for (int n = 0; n < N; n++) token_weight[n] = (o.weight ? o.weight[n] : 1.0) / denominator;
         kl = o.kl / denominator;
         terms = {.weight = token_weight.data(), .kl = &kl, .old = o.old, .ref = o.ref, .clip = (float)o.clip};
         network_head(*this, network_forward(*this, B, 0, T, T), N, backward);
     }
     void readout(const int* x, const int* at, int token, int B, int T, float* out) {
-        tokens.assign(x, x + B * T), read_at.assign(at, at + B), read_token = token, rows = B, columns = T;
+        take(x, B, T);
+        read_at.assign(at, at + B);
+        read_token = token;
         const real* lnf = network_forward(*this, B, 0, T, T);
-        with_matrix(table(), c.C, [&]<typename P>(auto table) { readout_forward(out, lnf, at, table.from(token, 0), B, T, c.C); });
+        auto read = [&]<typename P>(auto table) { readout_forward(out, lnf, at, table.from(token, 0), B, T, c.C); };
+        with_matrix(table(), c.C, read);
     }
     void readout_backward(const float* dout) {
         const Activations a = activations(0);
@@ -1531,7 +1503,7 @@ struct Model {
     }
     void backward() { network_backward(*this, rows, columns); }
     void extend(const int* x, int B, int t0, int T) {
-        tokens.assign(x, x + B * T);
+        take(x, B, T);
         network_forward(*this, B, t0, T, max_T);
     }
     void logits(int n, int step, int count, float* out) {
@@ -1541,21 +1513,24 @@ struct Model {
             logits_forward(a.lnf, n + i * step, step, some);
             std::copy_n(a.logits, (size_t)some * c.vocab(), out + (size_t)i * c.vocab());
         }
-        join_logits(out, count, c);
+        join_columns(out, count, c.V, group.comm, [&](int rank) { return c.tokens(rank); });
     }
-    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng, int* token, bool) {
-        std::vector<float> z((size_t)B * c.V);
-        extend(x, B, t0, T), logits(T - 1, T, B, z.data());
-        pick_rows(token, z.data(), B, c.V, s, hidden, rng, [](int, float*) {});
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng,
+              int* token, bool) {
+        draw_adjusted(*this, x, B, t0, T, s, hidden, rng, token, [](auto...) {});
     }
 
     void update(const AdamW& o, double clip, integer step) {
         const bool parts = shares.comm.zero > 0;             // each rank updates its own
-        double found[] = {c.place ? 0 : sum_of_squares(shares.sums, shares.kept.back()), c.place ? 0 : loss};
-        for (const Tensor& t : layout.tensors)               // what the first of the group does not have
-            if (c.place && !t.slice.all())
-                each_place(GRADIENT, t, 0, t.count(), [&](real* own, auto, size_t n) { found[0] += sum_of_squares(own, n); });
-        world().sum(found, 2), norm = std::sqrt(found[0]), loss = found[1];
+        double found[] = {loss, 0};                          // and the sum of squares
+        if (c.place) {                                       // of what the first of the group does not have
+            found[0] = 0;
+            auto add = [&](real* own, auto, size_t n) { found[1] += sum_of_squares(own, n); };
+            for (const Tensor& t : layout.tensors) if (!t.slice.all()) each_place(GRADIENT, t, 0, t.count(), add);
+        } else found[1] = sum_of_squares(shares.sums, shares.kept.back());
+        world().sum(found, 2);
+        loss = found[0];
+        norm = std::sqrt(found[1]);
         if (!std::isfinite(norm) || !std::isfinite(loss)) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
@@ -1565,13 +1540,15 @@ struct Model {
             if (!t.present || !t.trained) continue;
             shares.places(g, parts, t.offset - layout.frozen, t.count(), [&](real* at, size_t i, size_t n) {
                 const size_t own = at - g;
-                adamw_update(weights.data() + t.offset + i, moment1.data() + own, moment2.data() + own, at, n, s, t.decays(), scale,
-                             bf16 ? rounded.data() + t.offset + i : nullptr);
+                i += t.offset;
+                adamw_update(weights.data() + i, moment1.data() + own, moment2.data() + own, at, n, s, t.decays(),
+                             scale, bf16 ? rounded.data() + i : nullptr);
             });
         }
         real* const trained = weights.data() + layout.frozen;
         bfloat16* const its = bf16 ? rounded.data() + layout.frozen : nullptr;
-        if (parts) shares.send_weights(trained, [=](size_t at, size_t n) { if (its) convert(its + at, trained + at, n); });
+        auto round = [=](size_t at, size_t n) { if (its) convert(its + at, trained + at, n); };
+        if (parts) shares.send_weights(trained, round);
     }
 
     StepResult result() { return {std::exchange(loss, 0), norm}; }
@@ -1581,32 +1558,35 @@ struct Model {
         const Tensor& t = layout.tensors[i];
         n = std::min(n, t.count() - from);
         if (which == WEIGHT) for (int g = 0; g <= c.L + 1; g++) shares.await_weights(g);
-        if (t.present && t.form != Form::FP32 && which == WEIGHT) return unpack(t.form, out, packed.data() + t.packed, t.rows, t.cols);
+        if (is_packed(which, t)) return unpack(t.form, out, packed.data() + t.packed, t.rows, t.cols);
         std::fill_n(out, n, 0);
         each_place(which, t, from, n, [&](real* own, size_t at, size_t some) { convert(out + at, own, some); });
     }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
-        if (t.present && t.form != Form::FP32 && which == WEIGHT) return pack(t.form, packed.data() + t.packed, in, t.rows, t.cols);
+        if (is_packed(which, t)) return pack(t.form, packed.data() + t.packed, in, t.rows, t.cols);
         each_place(which, t, 0, t.count(), [&](real* own, size_t at, size_t n) { convert(own, in + at, n); });
         if (which == WEIGHT && bf16 && t.present) convert(rounded.data() + t.offset, in, t.count());
     }
     // What this rank writes of a tensor.
-    auto mine(size_t i) const { return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count()); }
+    auto mine(size_t i) const {
+        const Tensor& t = layout.tensors[i];
+        return shares.of_tensor(t.offset - layout.frozen, t.count());
+    }
     Activations activations(int l) const {
         size_t k = 0;
-        auto pointer = [&] { return acts.data() + slots.first[k] + l * slots.stride[k]; };
         Activations a;
-#define X(type, field, ...) a.field = pointer(), k++;
-        ACTIVATIONS(X)
-#undef X
+#define TAKE_SLOT(type, field, ...) a.field = acts.data() + slots.place(k++, l);
+        ACTIVATIONS(TAKE_SLOT)
         return a;
     }
 
     // The layers, as the network calls them.
     using Parameters = Weights<real, Place<real>>;
     Parameters weights_of(int l) const { return layout.at<Parameters>(weights.data(), l, 0, packed.data()); }
-    Weights<real> gradients_of(int l) const { return ring.at<Weights<real>>(gradients.data(), l % turns.L, ring.frozen); }
+    Weights<real> gradients_of(int l) const {
+        return ring.at<Weights<real>>(gradients.data(), l % turns.L, ring.frozen);
+    }
     const real* embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
         auto embed = [&](auto* wte, auto* wpe) {
             embedding_forward(a.embedded, tokens.data(), wte, wpe, B, t0, T, c.C, c.first_token(), c.vocab());
@@ -1617,7 +1597,8 @@ struct Model {
         return norm_forward(a.ln1, a.ln1_stats, a.embedded, w.ln1, B * T);
     }
     const real* norm_forward(real* out, real* stats, const real* x, const Norm<real>& norm, int N) {
-        return layernorm_forward(out, stats, stats + N, x, norm.w, norm.b, N, c.C, c.eps), out;
+        layernorm_forward(out, stats, stats + N, x, norm.w, norm.b, N, c.C, c.eps);
+        return out;
     }
     void norm_backward(real* dresidual, bool add, const Norm<real>& g, real* dbias, const real* dout, const real* x,
                        const real* w, const real* stats, int N) {
@@ -1625,14 +1606,16 @@ struct Model {
         layernorm_backward(dresidual, g.w, g.b, dout, x, w, stats, stats + N, N, c.C);
         if (dbias) bias_backward(dbias, dresidual, N, c.C);
     }
-    void linear_forward(real* out, const real* x, const Layer<real>& layer, const real* plus, real* before_gelu, int N, int C, int OC) {
+    void linear_forward(real* out, const real* x, const Layer<real>& layer, const real* plus, real* before_gelu, int N,
+                        int C, int OC) {
         real* const to = before_gelu ? before_gelu : out;
-        with_matrix(layer.w, OC, [&]<typename P>(auto w) { cpu::linear_forward<P>(to, x, w, layer.b, plus, N, C, OC); });
+        auto product = [&]<typename P>(auto w) { cpu::linear_forward<P>(to, x, w, layer.b, plus, N, C, OC); };
+        with_matrix(layer.w, OC, product);
         if (layer.A) lora_forward(to, activations(0).lora, x, layer, c.lora_scale(), N, C, OC, c.rank);
         if (before_gelu) gelu_forward(out, before_gelu, (size_t)N * OC);
     }
-    void linear_backward(real* dx, const Linear<real>& g, const real* dout, const real* x, const Layer<real>& layer, int N,
-                         int C, int OC) {
+    void linear_backward(real* dx, const Linear<real>& g, const real* dout, const real* x, const Layer<real>& layer,
+                         int N, int C, int OC) {
         with_matrix(layer.w, OC, [&]<typename P>(auto w) { cpu::linear_backward<P>(dx, g.w, dout, x, w, N, C, OC); });
         real *const u = activations(0).lora, *const du = u + (size_t)N * c.rank;
         if (layer.A) lora_backward(dx, g, u, du, dout, x, layer, c.lora_scale(), N, C, OC, c.rank);
@@ -1644,10 +1627,12 @@ struct Model {
     void attention_forward(const Activations& a, const real* qkv, int B, int t0, int T, int S) {
         const size_t row = c.qkv();
         if (T != S) for (int b = 0; b < B; b++) std::copy_n(qkv + b * T * row, T * row, a.qkv + (b * S + t0) * row);
-        (in_unit ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>)(a.att, a.lse, a.qkv, B, t0, T, S, c.att(), c.heads());
+        const auto attention = in_unit ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>;
+        attention(a.att, a.lse, a.qkv, B, t0, T, S, c.att(), c.heads());
     }
     void attention_backward(const Activations& a, real* db, int B, int T) {
-        (in_unit ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>)(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.att(), c.heads());
+        const auto attention = in_unit ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>;
+        attention(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.att(), c.heads());
         if (db) bias_backward(db, a.dwide, B * T, c.qkv());
     }
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
@@ -1662,8 +1647,8 @@ struct Model {
         });
     }
     void cross_entropy(int n0, int count, bool backward) {
-        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], terms.from(n0), count, c.vocab(),
-                           backward, c.first_token(), group);
+        cpu::cross_entropy(activations(0).logits, &logprob[n0], &best[n0], &targets[n0], terms.from(n0), count,
+                           c.vocab(), backward, c.first_token(), group);
     }
     void logits_backward(const real* x, int n0, int count) {
         const Activations a = activations(0);
@@ -1689,6 +1674,12 @@ private:
     int rows = 0, columns = 0, read_token = 0;
     double loss = 0, norm = 0, peak = 0;
 
+    void take(const int* x, int B, int T) {
+        tokens.assign(x, x + (size_t)B * T);
+        rows = B;
+        columns = T;
+    }
+    static bool is_packed(Which which, const Tensor& t) { return which == WEIGHT && t.present && t.form != Form::FP32; }
     template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
         if (!t.present || (which != WEIGHT && !t.trained)) return;
         if (which == WEIGHT) return f(weights.data() + t.offset + from, 0, n);
@@ -1706,12 +1697,13 @@ private:
             if (bf16) f.template operator()<bfloat16>(m);
             else f.template operator()<real>(m);
         };
+        auto as_real = [&](auto m) { f.template operator()<real>(m); };
         const long row = packed_row(cols);
         if (w.form == Form::BF16) as_bf16((const bfloat16*)w.packed);
-        else if (w.form == Form::INT8) f.template operator()<real>(Matrix<int8_t>{(const int8_t*)w.packed, w.scales, row, 1});
-        else if (w.form == Form::NF4) f.template operator()<real>(Matrix<nf4>{w.packed, w.scales, 0, row, 1});
+        else if (w.form == Form::INT8) as_real(Matrix<int8_t>{(const int8_t*)w.packed, w.scales, row, 1});
+        else if (w.form == Form::NF4) as_real(Matrix<nf4>{w.packed, w.scales, 0, row, 1});
         else if (bf16) as_bf16(rounded.data() + (w.p - weights.data()));
-        else f.template operator()<real>(Matrix{w.p, cols, 1});
+        else as_real(Matrix{w.p, cols, 1});
     }
 };
 
@@ -1719,50 +1711,51 @@ private:
 
 // ---- 8. model files -------------------------------------------------------------------------------------------------
 // The shape of a model on disk, its tensors, and what tells whether this program computes what its writer did.
-inline Config read_config(const Json& json, const std::string& path) {
-    Config c;
-    read_config(c.members(), json, path);
-    return c;
-}
 inline std::string config_json(Config c, int eot) { return config_json(c.members(), eot); }
-
-inline Config config_of(const ModelFile& m, int heads) {     // heads: of the command line
-    const Config c = read_config(with_heads(m, heads), m.config_path.empty() ? m.path : m.config_path);
+inline Config config_of(const ModelFile& m, int heads, integer context = 0) {             // of the command line
+    Config c;
+    read_config(c.members(), with_heads(m, heads), m.config_path.empty() ? m.path : m.config_path);
     if (heads && heads != c.NH) die_usage("--heads %d: %s has %d", heads, m.path.c_str(), c.NH);
+    if (context > c.T) die_usage("--context %lld: %s has positions for %d", context, m.path.c_str(), c.T);
     return c;
 }
 
-// A model's tensors as files hold them, in layout order: its own or those of its adapter; kinds: weights, or moments with
-// a prefix to their names.
+// A model's tensors as files hold them, in layout order: its own or those of its adapter; kinds: weights, or moments
+// with a prefix to their names.
 using Kinds = std::vector<std::pair<std::string, Which>>;
 const Kinds MOMENTS = {{"m.", MOMENT1}, {"v.", MOMENT2}};
-template <typename Model> std::vector<Stored> stored(Model& model, bool adapter = false, const Kinds& kinds = {{"", WEIGHT}}) {
+template <typename Model>
+std::vector<Stored> stored(Model& model, bool adapter = false, const Kinds& kinds = {{"", WEIGHT}}) {
     std::vector<Stored> list;
     for (auto& [prefix, which] : kinds)
         for (size_t i = 0; i < model.layout.tensors.size(); i++) {
             const Tensor& t = model.layout.tensors[i];
             if (t.adapter() != adapter) continue;
-            auto get = [&model, which = which, i](float* out, size_t from, size_t n) { model.get(which, i, out, from, n); };
+            auto get = [&model, which = which, i](float* out, size_t at, size_t n) { model.get(which, i, out, at, n); };
             auto set = [&model, which = which, i, &t](const float* in) {
-                std::vector<float> own(t.slice.all() ? 0 : t.count());
-                t.slice.each({0, own.size()}, [&](size_t k, size_t place, size_t n) { std::copy_n(in + place, n, &own[k]); });
-                model.set(which, i, own.empty() ? in : own.data());
+                std::vector<float> own;
+                model.set(which, i, t.slice.of(in, t.count(), own));
             };
             const bool twin = !t.present && t.name == "lm_head.weight";
             auto mine = model.mine(i);
             if (model.c.tp > 1 && !mine) mine = {{0, t.count()}};
             if (model.c.place && t.slice.all()) mine->clear();           // the first of the group writes it
-            list.push_back({prefix + t.name, t.shape, get, set, t.present, twin ? prefix + "transformer.wte.weight" : "", mine, t.slice});
+            list.push_back({.name = prefix + t.name, .shape = t.shape, .get = get, .set = set, .present = t.present,
+                            .same_as = twin ? prefix + "transformer.wte.weight" : "", .mine = mine, .slice = t.slice});
         }
     return list;
 }
 
-/* What this program computes, in at most 64 numbers: logits of a small model of a kind with c, whose weights are drawn so
-   that every layer matters (as they are initialized, a GELU is almost linear). It stands in state.json: a program that
-   computes another function of the same tensors must not go on with them as if they were its own. */
+/* What this program computes, in at most 64 numbers: logits of a small model of a kind with c, whose weights are drawn
+   so that every layer matters (as they are initialized, a GELU is almost linear). It stands in state.json: a program
+   that computes another function of the same tensors must not go on with them as if they were its own. */
 inline std::vector<float> fingerprint(Config c) {
     const int HS = std::min(c.head_size(), 64);
-    c = c.whole(), c.rank = 0, c.form = Form::FP32, c.L = std::min(c.L, 2), c.NH = std::min(c.NH, 2), c.C = HS * c.NH, c.V = std::min(c.V, 64), c.T = std::min(c.T, 128);
+    c = c.part(1, 0);
+    c.adapt({});
+    c.form = Form::FP32;
+    for (auto [size, most] : {std::pair{&c.L, 2}, {&c.NH, 2}, {&c.V, 64}, {&c.T, 128}}) *size = std::min(*size, most);
+    c.C = HS * c.NH;
     cpu::Model model(c, 1, c.T, false);
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {
         std::vector<float> values = model.layout.initial_values(i, 1);
@@ -1773,17 +1766,18 @@ inline std::vector<float> fingerprint(Config c) {
     std::vector<int> x;
     for (int t = 0; t < c.T; t++) x.push_back((7919 * t + 1) % c.V);
     std::vector<float> logits(c.V);
-    model.extend(x.data(), 1, 0, c.T), model.logits(c.T - 1, 1, 1, logits.data());
+    model.extend(x.data(), 1, 0, c.T);
+    model.logits(c.T - 1, 1, 1, logits.data());
     return logits;
 }
 
 // ---- 9. evaluate, sample, chat --------------------------------------------------------------------------------------
 // A model is a Model as section 7 describes it, of this program or of train_gpt.cu.
 
-// Scores n rows, `batch` at a time; each(row, target, its log-probability, likeliest token) sees the targets in order. Several
-// ranks take turns with batches.
-void score(auto& model, int batch, size_t n, auto row_at, auto each) {
-    each_batch(n, batch, row_at, [&](size_t i, const Batch& b) {
+// Scores n rows; each(row, target, its log-probability, likeliest token) sees the targets in order. Several ranks take
+// turns with batches.
+void score(auto& model, size_t n, auto row_at, auto each) {
+    each_batch(n, model.max_B, row_at, [&](size_t i, const Batch& b) {
         model.forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
         model.result();
         for (size_t k = 0; k < b.y.size(); k++) {
@@ -1796,18 +1790,19 @@ void score(auto& model, int batch, size_t n, auto row_at, auto each) {
     }, world().replica(), world().replicas());
 }
 
-Validation validate(auto& model, int batch, const ValidationRows& rows, const Tokenizer* tokenizer) {
+Validation validate(auto& model, const ValidationRows& rows, const Tokenizer* tokenizer) {
     Validation v;
-    score(model, batch, rows.spans.size(), [&](size_t i) { return rows.row(i); }, [&](size_t, int target, double logprob, int) {
-        v.nats -= logprob, v.tokens++;
+    score(model, rows.spans.size(), rows_of(rows), [&](size_t, int target, double logprob, int) {
+        v.nats -= logprob;
+        v.tokens++;
         if (tokenizer && !tokenizer->is_added(target)) v.bytes += tokenizer->decode(target).size();
     });
     auto sum = [](double value) { return world().sum_of_groups(value); };
     return {sum(v.nats), (size_t)sum(v.tokens), (size_t)sum(v.bytes)};
 }
 
-// What a reward model says of n rows that end in an answer: the logit of end of text behind it. Of several ranks that take
-// turns with batches each has some, and zeros.
+// What a reward model says of n rows that end in an answer: the logit of end of text behind it. Of several ranks that
+// take turns with batches each has some, and zeros.
 std::vector<float> rewards_of(auto& model, size_t n, auto row_at, int eot, int rank = 0, int ranks = 1) {
     std::vector<float> rewards(n);
     auto read = [&](size_t i, const Batch& b) { model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, &rewards[i]); };
@@ -1828,89 +1823,79 @@ Preferences validate_pairs(auto& model, const ValidationRows& rows, int eot) {
 
 // Responses that greedy decoding gets right: given the prompt and the response so far, each of its tokens, the end of
 // text included, is the likeliest. One forward pass finds that for all of a response's tokens at once.
-size_t right_answers(auto& model, int batch, const Examples& e, int eot) {
+size_t right_answers(auto& model, const Examples& e, int eot) {
     std::vector<bool> wrong(e.size());
-    score(model, batch, e.size(), [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); },
-          [&](size_t i, int target, double, int best) { if (target != best) wrong[i] = true; });
+    auto row_at = [&](size_t i) { return turn_row(eot, e.of(i)[0], e.of(i)[1]); };
+    auto compare = [&](size_t i, int target, double, int best) { if (target != best) wrong[i] = true; };
+    score(model, e.size(), row_at, compare);
     return e.size() - world().sum_of_groups(std::count(wrong.begin(), wrong.end(), true));
 }
 
-ChoiceScores multiple_choice(auto& model, int batch, const Choices& choices, const Tokenizer* tokenizer) {
+ChoiceScores multiple_choice(auto& model, const Choices& choices, const Tokenizer* tokenizer) {
     const ChoiceRows rows(choices);
     std::vector<double> sums(rows.of.size());
-    score(model, batch, sums.size(), [&](size_t i) { return rows.row(i); }, [&](size_t i, int, double logprob, int) { sums[i] += logprob; });
+    score(model, sums.size(), rows_of(rows), [&](size_t i, int, double logprob, int) { sums[i] += logprob; });
     return choice_scores(rows, sums, tokenizer);
 }
 
 /* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn, and says
-   whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. When the
-   context is full, its later half is the new prompt. Prefill covers the length of a batch's shortest prompt; longer
-   prompts are then fed a token a step, while the others decode. A text depends on the seed and its prompt, not on its
-   batch, except for rounding on a GPU: cuBLASLt may sum in another order for another number of rows. adjust(i, z) may
-   change the logits of prompt i's next token. held: what row 0 of the cache holds, before and after; of a single prompt
-   the tokens that it begins with are not computed again. */
+   whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. A text
+   depends on the seed and its prompt, not on its batch, except for rounding on a GPU: cuBLASLt may sum in another order
+   for another number of rows. adjust(i, z) may change the logits of prompt i's next token. held: what row 0 of the
+   cache holds, before and after; of a single prompt the tokens that it begins with are not computed again. */
 void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
               const Tokenizer* tokenizer, auto emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
     for (const std::vector<int>& number : by_length(prompts, std::min(model.max_B, 64))) {
-        const int B = number.size();
-        const size_t shortest = prompts[number[0]].tokens.size(), longest = prompts[number[B - 1]].tokens.size();
-        std::vector<std::vector<int>> rows;
-        std::vector<integer> left;
-        std::vector<Rng> rng;
-        for (int b = 0; b < B; b++) {
-            const Prompt& p = prompts[number[b]];
-            rows.emplace_back(p.tokens.begin(), p.tokens.begin() + shortest), left.push_back(p.most);
-            rng.emplace_back(seed, p.stream + 1);
+        Growing texts(prompts, number, seed);
+        std::vector<int> tokens(number.size());
+        if (held && number.size() == 1) texts.skip(*held);
+        while (texts.go_on()) {
+            const std::vector<int> x = texts.unseen(model.max_T);
+            const int B = number.size(), T = x.size() / B, past = texts.past;
+            auto change = [&](int b, float* z) { if (adjust && texts.draws(b)) adjust(number[b], z); };
+            Rng* const rng = texts.rng.data();
+            if (adjust || model.c.tp > 1)
+                cpu::draw_adjusted(model, x.data(), B, past, T, sampling, hidden, rng, tokens.data(), change);
+            else model.draw(x.data(), B, past, T, sampling, hidden, rng, tokens.data(), texts.all_draw());
+            texts.add(tokens, eot, emit);
         }
-        std::vector<int> tokens(B);
-        int past = 0;                                                        // tokens of each row in the KV cache
-        if (held && B == 1)                                                  // but two: a single one goes on from a draw
-            past = std::mismatch(held->begin(), held->end(), rows[0].begin(), rows[0].end() - std::min<size_t>(2, shortest)).first - held->begin();
-        for (size_t at = shortest; std::any_of(left.begin(), left.end(), [](integer n) { return n > 0; }); at++) {
-            if ((int)rows[0].size() > model.max_T) {
-                for (auto& row : rows) row.erase(row.begin(), row.end() - std::max(1, model.max_T / 2));
-                past = 0;
-            }
-            const int length = rows[0].size();
-            std::vector<int> x;
-            for (auto& row : rows) x.insert(x.end(), row.begin() + past, row.end());
-            if (!adjust && model.c.tp == 1) model.draw(x.data(), B, past, length - past, sampling, hidden, rng.data(), tokens.data(), at >= longest);
-            else {                                                           // as draw() would, but for what is adjusted
-                std::vector<float> logits((size_t)B * model.c.V);
-                model.extend(x.data(), B, past, length - past), model.logits(length - past - 1, length - past, B, logits.data());
-                cpu::pick_rows(tokens.data(), logits.data(), B, model.c.V, sampling, hidden, rng.data(),
-                    [&](int b, float* z) { if (adjust && at >= prompts[number[b]].tokens.size() && left[b] > 0) adjust(number[b], z); });
-            }
-            for (int b = 0; b < B; b++) {
-                const Prompt& p = prompts[number[b]];
-                if (at < p.tokens.size()) tokens[b] = p.tokens[at], rng[b] = Rng(seed, p.stream + 1);
-                else if (left[b] > 0) left[b] = emit(number[b], tokens[b]) && tokens[b] != eot ? left[b] - 1 : 0;
-                rows[b].push_back(tokens[b]);
-            }
-            past = length;
-        }
-        if (held) held->assign(rows[0].begin(), rows[0].begin() + past);
+        if (held) *held = texts.cached();
     }
 }
 
-// Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on. --stop ends it, too.
-std::vector<Text> draw_texts(auto& model, const Options& o, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
-                             const Tokenizer* tokenizer, Guide* guide, auto shown, std::vector<int>* held = nullptr) {
+// How texts are drawn: --stop and the like; the end of text, or -1; for a --pattern its guide.
+struct Drawing {
+    const Options& o;
+    int eot;
+    const Tokenizer* tokenizer;
+    Guide* guide = nullptr;
+};
+
+constexpr auto GOES_ON = [](auto...) { return true; };
+// Draws a text to each prompt; shown(i, text) sees it grow, and says whether it goes on.
+std::vector<Text> draw_texts(auto& model, const Drawing& how, uint64_t seed, const std::vector<Prompt>& prompts,
+                             auto shown, std::vector<int>* held = nullptr) {
+    const Options& o = how.o;
     const Stops stops = {o.stop};
     std::vector<Text> texts;
     for (const Prompt& p : prompts) texts.push_back({p});
-    std::vector<int> states(prompts.size(), guide ? guide->start() : 0);     // of the pattern's automaton
+    std::vector<int> states(prompts.size(), how.guide ? how.guide->start() : 0);     // of the pattern's automaton
     auto emit = [&](int i, int token) {
-        if (guide && token != eot) states[i] = guide->advance(states[i], token);
-        return texts[i].add(token, eot, tokenizer, stops) && shown(i, texts[i]);
+        if (how.guide && token != how.eot) states[i] = how.guide->advance(states[i], token);
+        return texts[i].add(token, how.eot, how.tokenizer, stops) && shown(i, texts[i]);
     };
-    auto adjust = [&](int i, float* z) {
-        cpu::penalize(z, texts[i].all(), o.repetition_penalty);
-        if (guide) guide->rule_out(z, states, i, eot, NEVER);
-    };
-    generate(model, Sampling(o), seed, prompts, eot, tokenizer, emit, guide || o.repetition_penalty != 1 ? Adjust(adjust) : Adjust(), held);
-    for (size_t i = 0; i < texts.size(); i++) texts[i].certain = texts[i].response.size(), shown(i, texts[i]);
+    Adjust adjust;
+    if (how.guide || o.repetition_penalty != 1)
+        adjust = [&](int i, float* z) {
+            cpu::penalize(z, texts[i].all(), o.repetition_penalty);
+            if (how.guide) how.guide->rule_out(z, states, i, how.eot, NEVER);
+        };
+    generate(model, Sampling(o), seed, prompts, how.eot, how.tokenizer, emit, adjust, held);
+    for (size_t i = 0; i < texts.size(); i++) {
+        texts[i].certain = texts[i].response.size();
+        shown(i, texts[i]);
+    }
     return texts;
 }
 
@@ -1918,70 +1903,47 @@ std::vector<Text> draw_texts(auto& model, const Options& o, uint64_t seed, const
 void score_texts(auto& model, std::vector<Text>& texts) {
     std::vector<Row> rows;
     std::vector<Text*> text;                                 // of each row
-    for (Text& t : texts)
-        for (Row& row : text_rows(t.all(), model.max_T)) rows.push_back(row), text.push_back(&t);
-    score(model, model.max_B, rows.size(), [&](size_t i) { return rows[i]; },
-          [&](size_t i, int, double logprob, int) { text[i]->logprobs.push_back(logprob); });
+    for (Text& t : texts) {
+        for (Row& row : text_rows(t.all(), model.max_T)) rows.push_back(row);
+        text.resize(rows.size(), &t);
+    }
+    auto row_at = [&](size_t i) { return rows[i]; };
+    score(model, rows.size(), row_at, [&](size_t i, int, double lp, int) { text[i]->logprobs.push_back(lp); });
 }
 
 void reward_answers(auto& rewarder, auto& answers, int eot) {
-    const std::vector<float> rewards = rewards_of(rewarder, answers.size(), [&](size_t i) { return answers[i].row(eot); }, eot);
+    auto row_at = [&](size_t i) { return answers[i].row(eot); };
+    const std::vector<float> rewards = rewards_of(rewarder, answers.size(), row_at, eot);
     for (size_t i = 0; i < rewards.size(); i++) answers[i].reward = rewards[i];
 }
 
-// Draws --samples, --best-of or --vote texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n)
-// gets those of prompt k, or the one of them that is taken.
 inline size_t texts_each(const Options& o) { return o.best_of ? o.best_of : o.vote ? o.vote : o.samples; }
-void draw_groups(auto& model, auto* rewarder, const Options& o, const std::vector<Prompt>& prompts, int eot,
-                 const Tokenizer* tokenizer, Guide* guide, auto shown, auto each) {
-    const size_t n = texts_each(o), at_once = std::max<size_t>(1, 64 / n);
-    for (size_t first = 0; first < prompts.size(); first += at_once) {
-        std::vector<Prompt> some;
-        for (size_t i = first * n; i < std::min(first + at_once, prompts.size()) * n; i++)
-            some.push_back(prompts[i / n]), some.back().stream = i;
-        std::vector<Text> texts = draw_texts(model, o, o.seed, some, eot, tokenizer, guide, shown);
+// Draws so many texts to each prompt, to as many prompts at a time as make 64 texts; each(k, t, n) gets the n texts t
+// of prompt k, or the one of them that is taken.
+void draw_groups(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts, auto shown,
+                 auto each) {
+    const Options& o = how.o;
+    const size_t n = texts_each(o);
+    size_t k = 0;
+    for (const std::vector<Prompt>& some : repeated(prompts, n, 64)) {
+        std::vector<Text> texts = draw_texts(model, how, o.seed, some, shown);
         if (o.format == "jsonl" || (o.best_of && !rewarder)) score_texts(model, texts);
-        if (rewarder) reward_answers(*rewarder, texts, eot);
+        if (rewarder) reward_answers(*rewarder, texts, how.eot);
         else if (o.best_of) for (Text& t : texts) t.reward = t.mean_logprob();
         for (size_t i = 0; i < texts.size(); i += n) {
             const size_t taken = o.vote ? elected(&texts[i], n, o.vote_after) : o.best_of ? best_of(&texts[i], n) : 0;
-            each(first + i / n, &texts[i + taken], o.vote || o.best_of ? 1 : n);
+            each(k++, &texts[i + taken], o.vote || o.best_of ? 1 : n);
         }
     }
 }
 
-std::vector<std::string> sample_texts(auto& model, const Options& o, const std::vector<int>& prompt, int eot,
-                                      const Tokenizer* tokenizer) {
-    std::vector<Prompt> prompts;
-    std::vector<std::string> texts;
-    for (integer i = 0; i < o.samples; i++) prompts.push_back({prompt, o.tokens, (uint64_t)i});
-    for (Text& t : draw_texts(model, o, o.seed, prompts, eot, tokenizer, nullptr, [](auto...) { return true; })) texts.push_back(t.response);
-    return texts;
-}
-
-// Draws answers to prompts, each of at most so many tokens, and of what the context leaves; `before`: answers of other ranks.
-void draw_answers(auto& model, const Sampling& sampling, uint64_t seed, size_t before, integer most, std::vector<Answer>& answers,
-                  int eot, const Tokenizer* tokenizer) {
-    std::vector<Prompt> prompts;
-    for (const Answer& a : answers) prompts.push_back(prompt_of(a.example[0], eot, model.max_T, most, before + prompts.size()));
-    generate(model, sampling, seed, prompts, eot, tokenizer, [&](int i, int token) { return answers[i].add(token, eot); });
-}
-
 // A conversation; dev/host/chat.h says what it is made of.
-void chat(auto& model, const Options& o, int eot, const Tokenizer& tokenizer, Guide* guide) {
-    Conversation talk{tokenizer, eot, model.max_T, o.tokens};
+void chat(auto& model, const Drawing& how) {
     std::vector<int> held;
-    std::string line;
-    for (uint64_t n = 1; talk.listen(line); n++) {
-        const Prompt p = talk.ask(line);
-        if (p.most == 0) continue;
-        size_t shown = 0;
-        talk.answered(draw_texts(model, o, o.seed + n, {p}, eot, &tokenizer, guide, [&](int, const Text& t) {
-            t.show(shown);
-            return !stop_signal;
-        }, &held)[0]);
-        write_out("\n");
-    }
+    Conversation talk{*how.tokenizer, how.eot, model.max_T, how.o.tokens};
+    talk.hold([&](const Prompt& p, uint64_t n, auto show) {
+        return draw_texts(model, how, how.o.seed + n, {p}, show, &held)[0];
+    });
 }
 
 // ---- 10. train ------------------------------------------------------------------------------------------------------
@@ -1990,36 +1952,41 @@ void chat(auto& model, const Options& o, int eot, const Tokenizer& tokenizer, Gu
 // The shape that --init and the size options ask for; fills in the options it decides, so that they can be printed.
 inline Config resolve_config(Options& o, const ModelFile* file, const Tokenizer* tokenizer) {
     Config c;
-    if (file) {
-        c = config_of(*file, o.heads);
-        auto same = [&](const char* name, integer asked, integer is) {
-            if (o.has(name) && asked != is) die_usage("%s %lld: %s has %lld", dashed(name).c_str(), asked, file->path.c_str(), is);
-        };
-        same("layers", o.layers, c.L), same("channels", o.channels, c.C), same("vocab", o.vocab, c.V);
-        same("bias", o.bias, c.bias), same("tied", o.tied, c.tied);
-        if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file->path.c_str(), c.T);
-        if (o.context == 0) o.context = std::min(c.T, 1024);
-    } else {
+    if (file) c = config_of(*file, o.heads, o.context);
+    else {
         if (o.init == "custom" && (!o.layers || !o.heads || !o.channels))
             die_usage("--init custom: give --layers, --heads and --channels");
-        for (const Preset& p : PRESETS) if (o.init == p.name) c.L = p.L, c.NH = p.NH, c.C = p.C;
-        if (o.layers) c.L = o.layers;
-        if (o.heads) c.NH = o.heads;
-        if (o.channels) c.C = o.channels;
-        c.V = o.vocab ? o.vocab : tokenizer ? tokenizer->vocab() : assumed_vocab(o.train, o.val, !o.raw.empty());
-        if (o.context == 0) o.context = 1024;
-        c.T = o.context, c.bias = o.bias, c.tied = o.tied;
-        if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);
+        const Preset* preset = preset_of(o.init);
+        c.L = preset->L;
+        c.NH = preset->NH;
+        c.C = preset->C;
+        c.T = o.context ? o.context : 1024;
+        if (!o.vocab) c.V = tokenizer ? tokenizer->vocab() : assumed_vocab(o.train, o.val, !o.raw.empty());
     }
+    auto settle = [&](const char* name, auto& option, auto& size) {          // a file has it, or the option decides
+        if (file && o.has(name) && option != size)
+            die_usage("%s %lld: %s has %d", dashed(name).c_str(), option, file->path.c_str(), size);
+        if (!file && (option || std::is_same_v<decltype(size), bool&>)) size = option;
+        option = size;
+    };
+    settle("layers", o.layers, c.L);
+    settle("heads", o.heads, c.NH);
+    settle("channels", o.channels, c.C);
+    settle("vocab", o.vocab, c.V);
+    settle("bias", o.bias, c.bias);
+    settle("tied", o.tied, c.tied);
+    if (o.context == 0) o.context = std::min(c.T, 1024);
+    if (c.C % c.NH) die_usage("--channels %d: not a multiple of --heads %d", c.C, c.NH);
     if (tokenizer && tokenizer->vocab() > c.V)
-        die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V, tokenizer->vocab());
-    o.layers = c.L, o.heads = c.NH, o.channels = c.C, o.vocab = c.V, o.bias = c.bias, o.tied = c.tied;
-    if (o.lora_rank == 0 && o.has("base_dtype") && o.base_dtype != DTYPE) die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
+        die("--vocab: the model has %d tokens, the tokenizer %d; the shards may need them all", c.V,
+            tokenizer->vocab());
+    if (o.lora_rank == 0 && o.has("base_dtype") && o.base_dtype != DTYPE)
+        die_usage("--base-dtype %s: all weights are trained; give --lora-rank", o.base_dtype.c_str());
     if (o.lora_rank == 0) return c;
     c.form = form_of(o.base_dtype);
     if (!file) die_usage("--lora-rank: needs --init, a model to adapt");
-    c.rank = o.lora_rank, c.lora_alpha = o.lora_alpha, c.targets = read_targets("--lora-targets", o.lora_targets);
-    if (file->adapter) file->adapter->check(c.rank, c.lora_alpha, c.targets);
+    c.adapt({(int)o.lora_rank, o.lora_alpha, read_targets("--lora-targets", o.lora_targets)});
+    if (file->adapter) file->adapter->check(c);
     return c;
 }
 
@@ -2042,15 +2009,15 @@ struct Frozen {
     std::unique_ptr<Tokenizer> tokenizer;
 
     Frozen(const char* option, const std::string& given, const Options& o, integer heads, const text& adapter = "")
-        : path(given), held(hold_model(option, path)), file(open_adapted(path, adapter)), c(config_of(file, heads)) {
+        : path(given), held(hold_model(option, path)), file(open_adapted(path, adapter)),
+          c(config_of(file, heads, o.context)) {
         if (exists(path, true)) check_fingerprint(fingerprint(c), file.directory);
         tokenizer = find_tokenizer(o.tokenizer, directories_of(file.directory, o.train, o.val, o.answers));
         if (tokenizer && tokenizer->vocab() > c.V)
             die("%s: %d tokens, but the tokenizer has %d; give the right one with --tokenizer", file.path.c_str(), c.V,
                 tokenizer->vocab());
-        if (o.context > c.T) die_usage("--context %lld: %s has positions for %d", o.context, file.path.c_str(), c.T);
         c.form = form_of(o.base_dtype);
-        if (const auto& a = file.adapter; a && c.form > Form::BF16) c.rank = a->rank, c.lora_alpha = a->alpha, c.targets = a->targets;
+        if (file.adapter && c.form > Form::BF16) c.adapt(*file.adapter);
     }
     template <typename Model> std::unique_ptr<Model> load(int B, int T, bool bf16) const {
         auto model = std::make_unique<Model>(c, B, T, false, bf16);
@@ -2059,8 +2026,8 @@ struct Frozen {
     }
 };
 
-// What a run reads, checks and decides before it has a model. A resumed run has the options, the position and the weights
-// of its newest whole checkpoint; without one it begins again, with the options that its log began with.
+// What a run reads, checks and decides before it has a model. A resumed run has the options, the position and the
+// weights of its newest whole checkpoint; without one it begins again, with the options that its log began with.
 struct Run {
     Options o;
     std::optional<RunDirectory> directory;   // held from the start by a resumed run; a new one is made later
@@ -2082,13 +2049,15 @@ struct Run {
 
     Run(const Options& given, bool on_cpu) : o(given) {
         if (o.resume) resume();
-        if (on_cpu && o.dtype == "bf16") position.unit = cpu::keep_unit(position.unit, from);
+        if (on_cpu && o.dtype == "bf16") position.unit = keep_unit(cpu::unit(), position.unit, from);
         open_start();                        // of the directory that rank 0 has tidied
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         share_layers();
-        if (c.rank) base = fs::absolute(start->path.ends_with("/model.safetensors") ? directory_of(start->path) : start->path).string();
+        if (c.rank) base = base_path(start->path);
         eot = end_of_text(tokenizer.get(), c.V);
         if (start && exists(from.empty() ? o.init : from, true)) check_fingerprint(fingerprint(c), start->directory);
+        check_stage();
+        size_steps();
         open_data();
         choose_threads(o, c, o.batch * o.context, true);
         check_alike();
@@ -2099,10 +2068,10 @@ private:
     void share_layers() {
         if (!o.has("tensor_parallel") && world().size % o.tensor_parallel) o.tensor_parallel = 1;
         if (o.tensor_parallel > 1 && (c.rank || o.stage == "reward" || o.stage == "rl"))
-            die_usage("--tensor-parallel %lld: is for --stage pretrain and sft, without --lora-rank; --zero 2 saves memory, too",
-                      o.tensor_parallel);
+            die_usage("--tensor-parallel %lld: is for --stage pretrain and sft, without --lora-rank; --zero 2 saves "
+                      "memory, too", o.tensor_parallel);
         world().share_layers(o.tensor_parallel, c.rank ? 0 : o.zero, c.NH, c.V);         // ZeRO 0: an adapter is small
-        c.tp = world().tensor, c.place = world().place();
+        c = c.part(world().tensor, world().place());
     }
     // That all ranks are to do the same, and with the same: waits for all, too.
     void check_alike() {
@@ -2118,103 +2087,119 @@ private:
         directory.emplace(o.out, true, world().first());
         const Past past(o.out);
         const Json& was = past.options;
-        from = past.checkpoint, position = past.position;
-        const Table table = o.table();
-        if (was) resume_options(table, Options().table(), o.given, was, past.data_known, o.out, past.where, !from.empty());
+        from = past.checkpoint;
+        position = past.position;
+        const Table table = o.table(), defaults = Options().table();
+        if (was) resume_options(table, defaults, o.given, was, past.data_known, o.out, past.where, !from.empty());
         if (o.steps) o.epochs = 0;
         rescheduled = !from.empty() && (was["steps"].string != show(o.steps) || was["epochs"].string != show(o.epochs));
-        for (const Option& row : table)
-            if (auto* path = std::get_if<text*>(&row.value); path && !o.has(row.name))
-                if (row.is('D') || (!strcmp(row.name, "init") && !is_preset(o.init)))
-                    **path = given_in(was["directory"].string, **path);
-        if (o.train.empty()) die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
+        auto is_path = [&](auto& row) { return row.is('P') && (strcmp(row.name, "init") || !preset_of(o.init)); };
+        paths_from(was["directory"].string, table, o.given, is_path);
+        position.take_command(was["reward_command"].string, o.reward_command);
+        if (o.train.empty())
+            die("%s: holds no checkpoint and no log to go on from; give --train to begin", o.out.c_str());
     }
 
     // The model's shape and tokenizer: of the checkpoint, of the weights to start from, or of the options.
     void open_start() {
         std::string init = from.empty() ? o.init : from, presets;
         for (const Preset& p : PRESETS) presets += (presets.empty() ? "" : ", ") + text(p.name);
-        if (from.empty() && !is_preset(init) && !exists(init))
+        if (from.empty() && !preset_of(init) && !exists(init))
             die_usage("--init %s: no such file or directory, and no size of a model: those are %s%s", init.c_str(),
                       presets.c_str(), published(init));
-        if (!from.empty() || !is_preset(init)) held.emplace(hold_newest(init)), start = open_adapted(init, from.empty() ? o.adapter : "");
+        if (!from.empty() || !preset_of(init)) {
+            held.emplace(hold_newest(init));
+            start = open_adapted(init, from.empty() ? o.adapter : "");
+        }
         const bool own = !from.empty() && !o.has("tokenizer");               // a checkpoint has its tokenizer
-        const std::string beside = start ? start->directory : "";
-        tokenizer = own ? find_tokenizer("", {from}) : find_tokenizer(o.tokenizer, directories_of(beside, o.train, o.val, o.answers));
+        const auto beside = directories_of(start ? start->directory : "", o.train, o.val, o.answers);
+        tokenizer = own ? find_tokenizer("", {from}) : find_tokenizer(o.tokenizer, beside);
         if (from.empty() || own) return;
         if (auto its = find_tokenizer("", {from}); its && !its->same(*tokenizer))
             die_usage("--tokenizer %s: is not that of the run in %s", o.tokenizer.c_str(), o.out.c_str());
     }
 
-    // An epoch ends where its last window does: the rows of a step beyond it stay empty.
-    void open_data() {
+    void check_stage() {
         const bool rl = o.stage == "rl", later = o.stage != "pretrain";
-        if (!rl) refuse_idle(o.table(), Options().table(), o.given, 'L', "--stage rl");
-        if (!o.lora_rank) refuse_idle(o.table(), Options().table(), o.given, 'A', "--lora-rank");
-        if (later && !rl && !start && !o.has("init")) warn("--stage %s: starts at random, without --init", o.stage.c_str());
+        if (!rl) o.refuse('L', "is for --stage rl");
+        if (!o.lora_rank) o.refuse('A', "is for --lora-rank");
+        if (later && !rl && !start && !o.has("init"))
+            warn("--stage %s: starts at random, without --init", o.stage.c_str());
         if (later && eot < 0) die_usage("--stage %s: needs a tokenizer, to know the end of text", o.stage.c_str());
         if (later && (!o.raw.empty() || o.rows == "sliding"))
             die_usage("--stage %s: takes example shards, without --raw or --rows sliding", o.stage.c_str());
-        rows_of_window = rl ? o.group : o.stage == "reward" ? 2 : 1;
+    }
+    void size_steps() {
+        rows_of_window = o.stage == "rl" ? o.group : o.stage == "reward" ? 2 : 1;
         const integer row_tokens = std::lcm(o.batch, (integer)rows_of_window) * o.context;
+        const char* const by = o.stage == "rl" ? " and --group" : rows_of_window == 2 ? ", of pairs," : "";
         if (o.tokens_per_step == 0) o.tokens_per_step = row_tokens * world().replicas();
         if (o.tokens_per_step % row_tokens)
-            die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step,
-                      rl ? " and --group" : rows_of_window == 2 ? ", of pairs," : "", row_tokens);
+            die_usage("--tokens-per-step %lld: not a multiple of batch%s x context = %lld", o.tokens_per_step, by,
+                      row_tokens);
         if (o.tokens_per_step % (row_tokens * world().replicas()))
-            warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others", o.tokens_per_step,
-                 world().replicas());
-        if (o.stage == "reward" && o.batch % 2) die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
+            warn("--tokens-per-step %lld: not a multiple of %d ranks' batches, so that some wait for others",
+                 o.tokens_per_step, world().replicas());
+        if (o.stage == "reward" && o.batch % 2)
+            die_usage("--batch %lld: --stage reward computes pairs of rows; give an even number", o.batch);
+        per_step = o.tokens_per_step / o.context / rows_of_window;
+    }
+    // An epoch ends where its last window does: the rows of a step beyond it stay empty.
+    void open_data() {
         if (!o.steps && o.epochs == 0) o.epochs = 1;
         windows.emplace(wanted(o, "--train", o.train, c.V, o.context, eot), o.seed);
-        per_step = o.tokens_per_step / o.context / rows_of_window;
         end = o.steps ? SIZE_MAX : windows->end_of(o.epochs);
         position.check_window(end, windows->total, o.epochs, o.out);
         steps = o.steps ? o.steps : position.step + (end - position.window + per_step - 1) / per_step;
         held_out.emplace(wanted(o, "--val", o.val, c.V, o.context, eot), o.eval_rows, o.train, o.choices, o.answers);
         std::map<std::string, std::string> data = held_out->data;
         data["train"] = windows->identity.text();
-        if (rl) open_frozen(data);
+        if (o.stage == "rl") open_frozen(data);
         if (c.rank) data["init"] = Identity(start->path).text();
-        position.check(data, {{"train", o.train}, {"val", o.val}, {"answers", o.answers}, {"init", o.init}, {"reward", o.reward}},
-                       windows->total, steps, o.out);
+        auto path_of = [&](const std::string& name) {
+            return value_of(o.table(), name == "adapter" && o.adapter.empty() ? "init" : name);
+        };
+        position.take(data, path_of, windows->total, steps, o.out);
         if (o.warmup >= steps && o.has("warmup"))
             warn("--warmup %lld: the run has %lld steps, so the learning rate never reaches --lr", o.warmup, steps);
         if (o.min_lr > o.lr) warn("--min-lr %s: is above --lr %s", show(o.min_lr).c_str(), show(o.lr).c_str());
-        position.windows = windows->total, position.data = std::move(data);
-        position.beginning = (later && held_out->val ? (const Source&)*held_out->val : *windows).beginning(eot, o.context);
+        const Source& shown = o.stage != "pretrain" && held_out->val ? (const Source&)*held_out->val : *windows;
+        position.beginning = shown.beginning(eot, o.context);
     }
     // What reinforcement learning starts from, and what it is rewarded by.
     void open_frozen(std::map<std::string, std::string>& data) {
-        if (is_preset(o.init)) die_usage("--stage rl: needs --init, a model to start from");
-        reference.emplace("--init", o.init, o, o.heads, o.adapter), data["init"] = Identity(reference->file.path).text();
+        if (preset_of(o.init)) die_usage("--stage rl: needs --init, a model to start from");
+        reference.emplace("--init", o.init, o, o.heads, o.adapter);
+        data["init"] = Identity(reference->file.path).text();
+        if (const auto& a = reference->file.adapter) data["adapter"] = a->identity();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
-            rewarding.emplace("--reward", o.reward, o, 0), data["reward"] = Identity(rewarding->file.path).text();
+            rewarding.emplace("--reward", o.reward, o, 0);
+            data["reward"] = identity_of(rewarding->file);
             if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
         windows->check_prompts(o.response_tokens, exact);
         if (held_out->val) held_out->val->check_prompts(o.response_tokens, exact);
-        tell_stage("--init", o.init, false), tell_stage("--reward", rewarding ? o.reward : "", true);
+        tell_stage("--init", o.init, false);
+        tell_stage("--reward", rewarding ? o.reward : "", true);
     }
 };
 
 template <typename Model> struct Training : Run {
     Model model;
     const Schedule schedule;
-    const double floor;
     const std::vector<float> computes = fingerprint(c);
-    Display display;
+    Display display{.floor = held_out->floor, .steps = steps};
     Saver saver;
     std::unique_ptr<Model> frozen, rewarder;                 // rl: --init, for the divergence from it; --reward
     std::unique_ptr<Scorer> scorer;                          // --reward-command
 
     explicit Training(const Options& given)
         : Run(given, std::is_same_v<Model, cpu::Model>), model(c, o.batch, o.context, true, o.dtype == "bf16"),
-          schedule{o.schedule, o.lr, o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, o.warmup, steps}, floor(held_out->floor),
-          saver{from, position.lowest_step} {
+          schedule{.kind = o.schedule, .lr = o.lr, .min_lr = o.min_lr < 0 ? 0.1 * o.lr : o.min_lr, .warmup = o.warmup,
+                   .steps = steps}, saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false, world().first());
         directory->check_shared(world());
         if (start) load(model, *start);
@@ -2223,30 +2208,33 @@ template <typename Model> struct Training : Run {
             Safetensors moments(from + "/optimizer.safetensors");
             load_tensors(stored(model, c.rank > 0, MOMENTS), moments.tensors, moments.file.path);
         }
-        start.reset(), held.reset();
-        if (reference) frozen = reference->load<Model>(o.batch, o.context, o.dtype == "bf16"), reference.reset();
-        if (rewarding) rewarder = rewarding->load<Model>(o.batch, o.context, o.dtype == "bf16"), rewarding.reset();
+        if (reference) frozen = reference->load<Model>(o.batch, o.context, o.dtype == "bf16");
+        if (rewarding) rewarder = rewarding->load<Model>(o.batch, o.context, o.dtype == "bf16");
         if (frozen && !o.reward_command.empty()) scorer = std::make_unique<Scorer>(o.reward_command, o.reward_timeout);
-        saver.run = &*directory, display.steps = steps, display.floor = floor;
+        start.reset();                       // files may change from here on
+        held.reset();
+        reference.reset();
+        rewarding.reset();
+        saver.run = &*directory;
         display.terminal &= world().size == 1;               // a launcher's is not ours to write over
         display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s%s",
-                    command_line(TRAIN_GPT, o.verb, o.table(), o.stage == "rl" ? 0 : 'L').c_str(), model.layout.parameters, steps, o.tokens_per_step,
-                    windows->total, world().describe().c_str(), model.describe().c_str());
+                    command_line(TRAIN_GPT, o.verb, o.table(), o.stage == "rl" ? 0 : 'L').c_str(),
+                    model.layout.parameters, steps, o.tokens_per_step, windows->total, world().describe().c_str(),
+                    model.describe().c_str());
         if (!from.empty()) display.say("resumed from %s", from.c_str());
         else if (o.resume) display.say("no checkpoint in %s yet: beginning at step 1", o.out.c_str());
         if (rescheduled && position.step < steps && o.schedule != "constant")
-            display.say("the schedule ends at step %lld now: the learning rate goes on at %.2e", steps, lr_at(schedule, position.step));
+            display.say("the schedule ends at step %lld now: the learning rate goes on at %.2e", steps,
+                        lr_at(schedule, position.step));
         directory->rewind_log(position.step, steps);
         if (position.step == 0)
             directory->put("run", 0, {{"parameters", show((integer)model.layout.parameters)}, {"steps", show(steps)},
-                                      {"floor", json_number(floor)}, {"options", options_json(o.table(), 't')}});
-        if (world().first() && saver.best == position.step && from != o.out + "/best") make_best(o.out, from);  // a kill came between
+                                      {"floor", json_number(display.floor)},
+                                      {"options", options_json(o.table(), 't')}});
+        if (world().first() && saver.best == position.step && from != o.out + "/best") make_best(o.out, from);
     }
 
     void evaluate() {
-        double loss;
-        std::string line;
-        RunDirectory::Fields fields;
         if (o.stage == "rl") {
             std::vector<Answer> answers;
             const auto& spans = held_out->val->spans;
@@ -2255,172 +2243,160 @@ template <typename Model> struct Training : Run {
             Options greedy = o;
             greedy.temperature = 0;
             draw_and_reward(answers, Sampling(greedy), 0);
-            double reward = mean_reward(answers.data(), answers.size(), spans.size());
-            world().sum(&reward, 1);
-            loss = 0 - reward, line = format("val reward %.6f, %zu prompts", reward, spans.size());
-            fields = {{"reward", json_number(reward)}};
-        } else if (o.stage == "reward") {
-            const Preferences p = validate_pairs(model, *held_out->val, eot);
-            loss = p.loss(), line = p.line(), display.val_loss = loss;
-            fields = {{"accuracy", json_number(p.accuracy())}, {"margin", json_number(p.margin())},
-                      {"calibration_error", json_number(p.calibration_error())}};
-        } else {
-            const Validation v = validate(model, o.batch, *held_out->val, tokenizer.get());
-            loss = v.loss(), line = v.line(), display.val_loss = loss;
-            const double bits = v.bytes ? v.nats / std::log(2.0) / v.bytes : NAN;
-            fields = {{"bits_per_byte", json_number(bits)}, {"floor", json_number(floor)}};
-        }
-        if (loss < position.lowest) position.lowest = loss, position.lowest_step = position.step;
-        display.say("%s", line.c_str());
-        fields.insert(fields.begin(), {"val_loss", json_number(loss)});
-        directory->put("eval", position.step, fields);
+            const double mine = mean_reward(answers.data(), answers.size(), spans.size());
+            report(AnswersRewarded{world().sum_of_groups(mine), spans.size()});
+        } else if (o.stage == "reward") report(validate_pairs(model, *held_out->val, eot));
+        else report(validate(model, *held_out->val, tokenizer.get()));
+    }
+    void report(const auto& found) {         // one of dev/host/reports.h
+        const double loss = found.loss();
+        if (o.stage != "rl") display.val_loss = loss;
+        position.found(loss);
+        display.say("%s", found.line().c_str());
+        directory->put("eval", position.step, fields_of(loss, found.measures(display.floor)));
     }
     void sample(int samples) {
         if (o.stage == "reward") return;     // its tokens are no text any more
-        Options s = o;
-        s.samples = samples, s.tokens = std::min<integer>(o.context, 200), s.seed = o.seed + position.step;
-        std::vector<std::string> texts = sample_texts(model, s, position.beginning, eot, tokenizer.get());
-        const bool ends = position.beginning[0] == eot;
-        const std::string begin = show_tokens({position.beginning.begin() + ends, position.beginning.end()}, tokenizer.get());
-        for (size_t i = 0; i < texts.size(); i++) {
-            texts[i] = begin + (begin.empty() || tokenizer ? "" : " ") + texts[i];
-            display.say("--- sample %zu\n%s", i + 1, texts[i].c_str());
-            directory->put("sample", position.step, {{"text", json_quote(valid_utf8(texts[i]))}});
+        const auto& first = position.beginning;
+        const std::string begin = show_tokens({first.begin() + (first[0] == eot), first.end()}, tokenizer.get());
+        std::vector<Prompt> prompts;
+        for (int k = 0; k < samples; k++) prompts.push_back({first, std::min(o.context, 200LL), (uint64_t)k, begin});
+        for (const Text& t : draw_texts(model, {o, eot, tokenizer.get()}, o.seed + position.step, prompts, GOES_ON)) {
+            const std::string text = t.prompt.shown(tokenizer.get()) + t.response;
+            display.say("--- sample %llu\n%s", (unsigned long long)t.prompt.stream + 1, text.c_str());
+            directory->put("sample", position.step, {{"text", json_quote(valid_utf8(text))}});
         }
     }
     void save() {
         saver.save({.out = o.out, .keep = (size_t)o.keep, .position = position, .options = options_json(o.table(), 't'),
-                    .config = c.rank ? adapter_config(base, c.rank, c.lora_alpha, c.targets) : config_json(c, eot),
+                    .config = c.rank ? adapter_config(base, c) : config_json(c, eot),
                     .adapter = c.rank > 0, .fingerprint = computes, .tokenizer = tokenizer.get(),
-                    .weights = c.rank ? as_peft(stored(model, true)) : stored(model), .moments = stored(model, c.rank > 0, MOMENTS)});
+                    .weights = c.rank ? as_peft(stored(model, true)) : stored(model),
+                    .moments = stored(model, c.rank > 0, MOMENTS)});
     }
-    size_t windows_at(size_t g) const { return std::min(per_step, end - g); }            // of the step that begins with g
-    std::vector<Batch> batches_at(size_t g) {                                            // its micro-batches
+    size_t windows_at(size_t g) const { return std::min(per_step, end - g); }    // of the step that begins with g,
+    std::vector<Batch> batches_at(size_t g) {                                    // and its micro-batches
         if (o.stage == "rl") return drawn_at(g);
-        std::vector<Batch> batches;
-        const size_t last = g + windows_at(g), each = o.batch / rows_of_window;
-        for (; g < last; g += each * world().replicas()) {                               // every rank has as many
-            const size_t first = g + each * world().replica();
-            std::vector<Row> rows;
-            for (int answer = 1; answer <= rows_of_window; answer++)                     // of a pair; else 1
-                for (size_t k = first; k < std::min(first + each, last); k++) rows.push_back(windows->row(k, answer));
-            batches.push_back(rows.empty() ? NOTHING : Batch(rows));
-        }
-        return batches;
+        return windows->batches(g, windows_at(g), o.batch / rows_of_window, rows_of_window, world().replica(),
+                                world().replicas());
     }
-
-    // A rank's share of a step that others fill: one token without a target.
-    const Batch NOTHING{{Row{{0}, {-1}}}};
-
-    // What is said of a step beside its loss: sums of what its micro-batches add.
-    std::vector<std::pair<const char*, double>> notes;
-    void note(const char* name, double amount) {
-        const auto it = std::find_if(notes.begin(), notes.end(), [&](auto& n) { return !strcmp(n.first, name); });
-        if (it == notes.end()) notes.push_back({name, amount});
-        else it->second += amount;
-    }
+    Notes notes;                             // what is said of a step beside its loss
 
     // The loss of each stage: forward and backward of one micro-batch; `count` is the number of tokens or pairs of the
     // whole step. Returned is the part of the loss that a later model.result() does not have.
     double likelihood(Batch& b, double count, int) {
-        model.forward(b.x.data(), b.y.data(), {}, count, b.B, b.T, true), model.backward();
+        model.forward(b.x.data(), b.y.data(), {}, count, b.B, b.T, true);
+        model.backward();
         return 0;
     }
     double preference(Batch& b, double count, int) {
         const int pairs = b.B / 2;
         std::vector<float> reward(b.B), dreward(b.B);
         double loss = 0;
-        note("accuracy", 0), note("margin", 0);
+        for (const char* name : {"accuracy", "margin"}) notes.add(name, 0);              // also without a pair
         model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, reward.data());
-        for (int i = 0, k = pairs; i < pairs; i++, k++) {
+        for (int i = 0; i < pairs; i++) {
+            const int k = pairs + i;
             const double margin = reward[i] - reward[k];
             const auto [nats, slope] = pair_loss(margin);
-            loss += nats / count, dreward[i] = slope / count, dreward[k] = -dreward[i];
-            note("accuracy", (margin > 0) / count), note("margin", margin / count);
+            loss += nats / count;
+            dreward[i] = slope / count;
+            dreward[k] = -dreward[i];
+            notes.add("accuracy", (margin > 0) / count);
+            notes.add("margin", margin / count);
         }
-        model.readout_backward(dreward.data()), model.backward();
+        model.readout_backward(dreward.data());
+        model.backward();
         return loss;
     }
     // In pass 0 the weights are those that drew the answers: r is 1, and logprob becomes `old` from then on.
     double policy(Batch& b, double count, int pass) {
-        const Objective ppo{b.weight.data(), pass ? b.old.data() : nullptr, b.ref.data(), o.ppo_clip, o.kl};
-        model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true), model.backward();
+        const Objective ppo = {.weight = b.weight.data(), .old = pass ? b.old.data() : nullptr, .ref = b.ref.data(),
+                               .clip = o.ppo_clip, .kl = o.kl};
+        model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true);
+        model.backward();
         const double loss = model.result().loss;             // waits for the log-probabilities, too
         if (pass == 0) b.old.assign(model.logprob.begin(), model.logprob.begin() + b.y.size());
-        note("kl", 0), note("entropy", 0), note("clipped", 0);
-        for (size_t n = 0; n < b.y.size(); n++) if (b.y[n] >= 0) {
+        for (const char* name : {"kl", "entropy", "clipped"}) notes.add(name, 0);
+        for (size_t n = 0; n < b.y.size(); n++) {
+            if (b.y[n] < 0) continue;
             const double lp = model.logprob[n], moved = std::exp(lp - b.old[n]), d = b.ref[n] - lp;
-            if (pass == 0) note("kl", (std::exp(d) - d - 1) / count), note("entropy", -lp / count);
-            note("clipped", (b.weight[n] * (moved - 1) > std::abs(b.weight[n]) * o.ppo_clip) / count / o.rl_passes);
+            if (pass == 0) notes.add("kl", (std::exp(d) - d - 1) / count);
+            if (pass == 0) notes.add("entropy", -lp / count);
+            const bool clipped = b.weight[n] * (moved - 1) > std::abs(b.weight[n]) * o.ppo_clip;
+            notes.add("clipped", clipped / count / o.rl_passes);
         }
         return loss;
     }
 
-    // Draws answers and says how good they are: 1 for the shard's own and else 0, or what a reward model or a program says.
-    void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed, size_t before = 0) {
-        draw_answers(model, sampling, seed, before, o.response_tokens ? o.response_tokens : o.context, answers, eot, tokenizer.get());
-        if (rewarder) return reward_answers(*rewarder, answers, eot);
-        std::vector<std::pair<std::string, std::string>> texts;
-        for (Answer& a : answers) {
-            a.reward = !scorer && a.ended && a.tokens == a.example[1];
-            if (scorer) texts.push_back({show_tokens(a.example[0], tokenizer.get()), show_tokens(a.tokens, tokenizer.get())});
-        }
-        if (scorer) for (size_t i = 0; const double r : scorer->scores(texts)) answers[i++].reward = r;
-    }
-    static double mean_reward(const Answer* answers, size_t n, size_t of) {             // what n add to the mean of so many
-        return std::accumulate(answers, answers + n, 0.0, [&](double sum, const Answer& a) { return sum + a.reward / of; });
+    // Draws answers and rewards them: the shard's own by 1, others by 0, or as a reward model or a program says.
+    void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed, size_t past = 0) {
+        const integer most = o.response_tokens ? o.response_tokens : o.context;
+        std::vector<Prompt> prompts;
+        for (auto& a : answers) prompts.push_back(prompt_of(a.example[0], eot, o.context, most, past + prompts.size()));
+        auto emit = [&](int i, int token) { return answers[i].add(token, eot); };
+        generate(model, sampling, seed, prompts, eot, tokenizer.get(), emit);
+        auto shown = [&](const std::vector<int>& ids) { return show_tokens(ids, tokenizer.get()); };
+        if (rewarder) reward_answers(*rewarder, answers, eot);
+        else if (scorer) scorer->reward(answers, shown);
+        else for (Answer& a : answers) a.reward = a.ended && a.tokens == a.example[1];
     }
     // Micro-batches of answers drawn to a step's prompts. GRPO: an advantage is a reward less the mean of its group,
     // answers to one prompt (Shao et al. 2024, arXiv:2402.03300; without the deviation Liu et al. 2025, 2503.20783).
     std::vector<Batch> drawn_at(size_t g) {
         std::vector<Answer> answers;
-        const size_t prompts = windows_at(g), ranks = world().size, most = (prompts + ranks - 1) / ranks;        // of a rank
-        const size_t first = std::min(prompts, most * world().rank);
-        for (size_t k = first; k < std::min(prompts, first + most); k++) {
-            const auto [file, i] = windows->find(g + k);
+        const size_t prompts = windows_at(g);
+        const Range own = world().share(prompts);
+        for (size_t k = 0; k < own.n; k++) {
+            const auto [file, i] = windows->find(g + own.at + k);
             answers.insert(answers.end(), o.group, {windows->examples[file]->example(i)});
         }
         const double began = seconds();
-        draw_and_reward(answers, Sampling(o), mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1), first * o.group);
-        const double n = prompts * o.group, mine = answers.size();
-        note("reward", mean_reward(answers.data(), mine, n));
-        note("drawn_ms", (seconds() - began) * 1e3 / ranks), note("samples_per_s", mine / (seconds() - began)), note("length", 0);
+        const uint64_t seed = mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1);
+        draw_and_reward(answers, Sampling(o), seed, own.at * o.group);
+        const double n = prompts * o.group, mine = answers.size(), took = seconds() - began;
+        notes.add("reward", mean_reward(answers.data(), mine, n));
+        notes.add("drawn_ms", took * 1e3 / world().size);
+        notes.add("samples_per_s", mine / took);
+        notes.add("length", 0);
         std::vector<float> advantages;
         for (size_t i = 0; i < answers.size(); i++) {
             const Answer* const group = &answers[i / o.group * o.group];
             const double mean = mean_reward(group, o.group, o.group);
             double square = 0;
-            for (int k = 0; k < o.group; k++) square += (group[k].reward - mean) * (group[k].reward - mean) / (o.group - 1);
+            for (const Answer* a = group; a < group + o.group; a++)
+                square += (a->reward - mean) * (a->reward - mean) / (o.group - 1);
             advantages.push_back((answers[i].reward - mean) / (o.advantage == "mean" ? 1 : std::sqrt(square) + 1e-4));
-            note("length", answers[i].tokens.size() / n);
+            notes.add("length", answers[i].tokens.size() / n);
         }
         std::vector<Batch> batches;
-        for (size_t i = 0; i < answers.size(); i += o.batch) {
-            std::vector<Row> rows;
-            for (size_t k = i; k < std::min<size_t>(i + o.batch, answers.size()); k++) rows.push_back(answers[k].row(eot));
-            Batch& b = batches.emplace_back(rows);
-            frozen->forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false), frozen->result();
+        auto row_at = [&](size_t i) { return answers[i].row(eot); };
+        each_batch(answers.size(), o.batch, row_at, [&](size_t i, const Batch& drawn) {
+            Batch& b = batches.emplace_back(drawn);
+            frozen->forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
+            frozen->result();
             b.ref.assign(frozen->logprob.begin(), frozen->logprob.begin() + b.y.size());
             for (size_t k = 0; k < b.y.size(); k++) b.weight.push_back(advantages[i + k / b.T]);
-        }
-        while (batches.size() * o.batch < most * o.group) batches.push_back(NOTHING);
+        });
+        const size_t most = world().share(prompts, 0).n;     // prompts of a rank: all make as many batches
+        while (batches.size() * o.batch < most * o.group) batches.push_back(Batch::nothing());
         return batches;
     }
 
     // What ranks have to agree on before a step's update: what the next step counts, unless rl has yet to draw it; the
-    // loss that is no model's to sum, and notes; whether one of them is to stop, and the clock of the first says to save.
-    double count = 0, tokens = 0;
-    bool stop = false, save_now = false;
+    // loss that is no model's to sum, and notes; whether one is to stop, and the clock of the first says to save.
+    double count = 0, tokens = 0, stop = 0, save_now = 0;
     void agree(const std::vector<Batch>& batches, double& loss, bool noted) {
-        const double since = seconds() - saver.last;
-        const bool by_time = o.save_minutes > 0 && since > 60 * o.save_minutes && since > 50 * saver.stood_ms / 1e3;
-        std::vector<double> sums = {(double)stop_signal, 0, 0, loss, (double)(by_time && world().first())};
-        for (const Batch& b : batches) sums[1] += o.stage == "reward" ? b.B / 2 : b.targets(), sums[2] += b.x.size();
-        if (noted) for (auto& [name, value] : notes) sums.push_back(value);
-        if (c.place) std::fill(sums.begin() + 1, sums.end(), 0);         // what the first of its group says for all
+        stop = stop_signal;
+        save_now = world().first() && saver.due(o.save_minutes);
+        count = sum_over(batches, [&](auto& b) { return o.stage == "reward" ? b.B / 2 : b.targets(); });
+        tokens = sum_over(batches, [](auto& b) { return b.x.size(); });
+        std::vector<double*> values = {&stop, &save_now, &count, &tokens, &loss};
+        if (noted) for (auto& [name, value] : notes.sums) values.push_back(&value);
+        std::vector<double> sums;            // of a group its first says all but when to stop
+        for (double* value : values) sums.push_back(c.place && value != &stop ? 0 : *value);
         world().sum(sums.data(), sums.size());
-        stop = sums[0] > 0, count = sums[1], tokens = sums[2], loss = sums[3], save_now = sums[4] > 0;
-        for (size_t i = 5; i < sums.size(); i++) notes[i - 5].second = sums[i];
+        for (size_t i = 0; i < sums.size(); i++) *values[i] = sums[i];
     }
 
     // Takes a step with `batches`, then replaces them by the next step's while a GPU is still computing; rl draws its
@@ -2431,8 +2407,10 @@ template <typename Model> struct Training : Run {
         const integer step = position.step + 1, passes = rl ? o.rl_passes : 1;
         const size_t taken = windows_at(position.window);
         const double lr = lr_at(schedule, position.step);
+        const AdamW adamw = {.lr = lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps,
+                             .weight_decay = o.weight_decay};
         const auto learn = rl ? &Training::policy : o.stage == "reward" ? &Training::preference : &Training::likelihood;
-        notes.clear();
+        notes.sums.clear();
         if (rl) batches = batches_at(position.window);
         double loss = 0, norm = 0;
         if (rl) agree(batches, loss, false);
@@ -2442,33 +2420,30 @@ template <typename Model> struct Training : Run {
             for (Batch& b : batches) loss += (this->*learn)(b, count, pass);
             if (!rl) batches = batches_at(position.window + taken);
             agree(batches, loss, pass + 1 == passes);
-            model.update({lr, o.beta1, o.beta2, o.eps, o.weight_decay}, o.clip, position.step * passes + pass + 1);
+            model.update(adamw, o.clip, position.step * passes + pass + 1);
             const StepResult result = model.result();
-            loss += result.loss, norm = result.norm;
-            if (std::isfinite(loss) && std::isfinite(norm)) continue;
-            saver.finish();
-            auto plain = [](double v) { return std::isnan(v) ? NAN : v; };               // not -nan
-            std::string bad = std::isfinite(loss) ? "" : "the loss";
-            const Kinds of_gradients = {{"gradient of ", GRADIENT}};
-            if (bad.empty())
-                for (auto& its : world().texts(first_not_finite(stored(model, c.rank > 0, of_gradients)))) bad = bad.empty() ? its : bad;
-            die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss), plain(norm),
-                bad.empty() ? "the norm, but no gradient," : bad.c_str(),
-                saver.saved.empty() ? "none" : saver.saved.c_str());
+            loss += result.loss;
+            norm = result.norm;
+            if (!std::isfinite(loss) || !std::isfinite(norm)) die_of(step, loss, norm);
         }
-        position.step = step, position.window += taken;
+        position.step = step;
+        position.window += taken;
         const double ms = (seconds() - began) * 1e3;
-        const Speed speed = model.speed(tokens / world().size, ms / 1e3);
-        RunDirectory::Fields fields = {
-            {"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)}, {"ms", format("%.3f", ms)},
-            {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
-            {"tokens", format("%.0f", (double)position.window * rows_of_window * o.context)}};
-        fields.insert(fields.end(), speed.log.begin(), speed.log.end());
-        if (world().size > 1) fields.push_back({"sent_bytes", show(std::exchange(world().sent, 0))});
-        std::string text = speed.text;
-        for (auto& [name, value] : notes) text += format("  %s %.4g", name, value), fields.push_back({name, json_number(value)});
-        display.step(step, loss, norm, lr, ms, tokens, text);
-        directory->put("step", step, fields);
+        const double seen = (double)position.window * rows_of_window * o.context;
+        StepReport report = {.step = step, .loss = loss, .norm = norm, .lr = lr, .ms = ms, .tokens = tokens,
+                             .seen = seen, .speed = model.speed(tokens / world().size, ms / 1e3)};
+        if (world().size > 1) report.speed.log.push_back({"sent_bytes", show(std::exchange(world().sent, 0))});
+        display.step(report, notes);
+        directory->put("step", step, report.log(notes));
+    }
+
+    void die_of(integer step, double loss, double norm) {    // one of which is not finite
+        saver.finish();
+        std::string bad = "the loss";
+        if (std::isfinite(loss)) bad = not_finite_of_all(stored(model, c.rank > 0, {{"gradient of ", GRADIENT}}));
+        auto plain = [](double v) { return std::isnan(v) ? NAN : v; };                   // not -nan
+        die("step %lld: loss %g, gradient norm %g: %s is not finite; last good checkpoint: %s", step, plain(loss),
+            plain(norm), bad.c_str(), saver.saved.empty() ? "none" : saver.saved.c_str());
     }
 
     void run() {
@@ -2488,14 +2463,15 @@ template <typename Model> struct Training : Run {
         saver.finish();
         const bool ended = position.step == steps;
         if (ended && held_out->val) evaluate();
-        if (ended && std::isfinite(floor)) display.say("floor %.6f nats/token", floor);
+        if (ended && std::isfinite(display.floor)) display.say("floor %.6f nats/token", display.floor);
         if (saver.saved != o.out + format("/step_%08lld", position.step) || position.lowest_step != saver.best)
-            save(), saver.finish();
+            save();
+        saver.finish();
         if (!ended)
-            return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s", position.step,
-                               shell_quote(o.out).c_str());
+            return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s",
+                               position.step, shell_quote(o.out).c_str());
         if (auto& answers = held_out->answers) {
-            const integer right = right_answers(model, o.batch, *answers, eot), all = answers->size();
+            const integer right = right_answers(model, *answers, eot), all = answers->size();
             display.say("answers right %lld of %lld", right, all);
             directory->put("answers", steps, {{"right", show(right)}, {"of", show(all)}});
         }
@@ -2505,9 +2481,41 @@ template <typename Model> struct Training : Run {
 };
 
 // ---- 11. main -------------------------------------------------------------------------------------------------------
+void print_evaluation(auto& model, auto* rewarder, const Drawing& how, const HeldOut& held_out) {
+    const Options& o = how.o;
+    auto& [val, choices, answers, data, floor] = held_out;
+    if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, how.eot).line().c_str());
+    else if (val) printf("%s\n", validate(model, *val, how.tokenizer).line().c_str());
+    if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
+    if (choices) printf("%s\n", multiple_choice(model, *choices, how.tokenizer).line(!!how.tokenizer).c_str());
+    if (!answers) return;
+    printf("answers right %zu of %zu\n", right_answers(model, *answers, how.eot), answers->size());
+    if (!o.best_of && !o.vote && !how.guide) return;
+    std::vector<Prompt> prompts;
+    for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompt_of(answers->of(i)[0], how.eot, model.max_T));
+    size_t right = 0;
+    draw_groups(model, rewarder, how, prompts, GOES_ON, [&](size_t i, const Text* t, size_t) {
+        right += t->is_right(held_out.answers->of(i)[1], how.tokenizer, o.vote ? &o.vote_after : nullptr);
+    });
+    printf("%s: ", taken_by(o.vote, o.best_of, o.reward).c_str());
+    printf("answers right %zu of %zu\n", right, answers->size());
+}
+
+void write_texts(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts) {
+    const Options& o = how.o;
+    TextWriter writer(how.tokenizer, prompts, texts_each(o), o.format == "jsonl");
+    auto show = [&](int, const Text& t) { return writer.show(t); };
+    draw_groups(model, rewarder, how, prompts, show, [&](size_t k, const Text* t, size_t n) {
+        writer.put(k, t, n);
+        if (o.vote && !answer_in(t->response, o.vote_after))
+            warn("--vote-after %s: is in no text; the first is taken", shell_quote(o.vote_after).c_str());
+    });
+}
+
 template <typename Model> void run_verb(Options o) {
     if (o.verb == "train") return Training<Model>(o).run();
-    if (o.stage == "rl") die_usage("--stage rl: evaluates nothing by itself; --answers counts the answers that are right");
+    if (o.stage == "rl")
+        die_usage("--stage rl: evaluates nothing by itself; --answers counts the answers that are right");
     std::optional<Frozen> file(std::in_place, "--model", o.model, o, o.heads, o.adapter);
     const Config c = file->c;
     const std::unique_ptr<Tokenizer> tokenizer = std::move(file->tokenizer);
@@ -2515,10 +2523,9 @@ template <typename Model> void run_verb(Options o) {
     const Json written = is_checkpoint(file->file.directory) ? read_json(state) : Json();
     const text& stage = written["options"]["stage"].string;
     const int eot = end_of_text(tokenizer.get(), c.V);
-    for (const char* name : {"best_of", "vote", "pattern"})
-        if (o.has(name) && eot < 0) die_usage("%s: needs a tokenizer, to know the end of text", dashed(name).c_str());
-    if ((o.verb == "chat" || o.has("stop") || o.has("examples")) && !tokenizer)
-        die_usage("%s: needs a tokenizer, to know texts", o.has("stop") ? "--stop" : o.has("examples") ? "--examples" : "chat");
+    if (eot < 0) o.refuse('Z', "needs a tokenizer, to know the end of text");
+    if (!tokenizer) o.refuse('T', "needs a tokenizer, to know texts");
+    if (!tokenizer && o.verb == "chat") die_usage("chat: needs a tokenizer, to know texts");
     if (o.verb == "merge") {
         file->c.form = Form::FP32;
         const auto model = file->load<cpu::Model>(1, 1, false);
@@ -2526,71 +2533,63 @@ template <typename Model> void run_verb(Options o) {
         return (void)printf("saved %s\n", o.out.c_str());
     }
     int T = o.context ? o.context : c.T;
-    Prompter prompter = {tokenizer.get(), path, c.V, T, eot, o.tokens, o.has("reward") || (stage != "" && stage != "pretrain")};
+    const bool after_end = o.has("reward") || (stage != "" && stage != "pretrain");
+    Prompter prompter = {.tokenizer = tokenizer.get(), .model = path, .V = c.V, .T = T, .eot = eot, .most = o.tokens,
+                         .after_end = after_end};
     if (o.has("examples")) prompter.take_examples(o.examples);
     std::vector<Prompt> prompts;
     if (o.verb == "sample") {
         if (written) prompter.beginning = Position(written, state).beginning;
-        for (const text& given : given_prompts(o.prompt, o.prompt_file, o.prompts)) prompts.push_back(prompter.prompt(given));
+        for (auto& given : given_prompts(o.prompt, o.prompt_file, o.prompts)) prompts.push_back(prompter.prompt(given));
         T = std::min<integer>(T, prompter.longest + o.tokens);              // no larger a cache than needed
         if (o.best_of) for (Prompt& p : prompts) p.most = std::min<integer>(o.tokens, T - p.tokens.size());
     }
-    HeldOut held_out(wanted(o, "--val", o.val, c.V, T, eot), o.has("eval_rows") ? o.eval_rows : 0, o.train, o.choices, o.answers);
-    auto& [val, choices, answers, data, floor] = held_out;
-    if (answers) prompter.put_examples(*answers);
+    const integer most_rows = o.has("eval_rows") ? o.eval_rows : 0;
+    HeldOut held_out(wanted(o, "--val", o.val, c.V, T, eot), most_rows, o.train, o.choices, o.answers);
+    if (held_out.answers) prompter.put_examples(*held_out.answers);
     prompter.tell();
-    const int B = o.verb == "sample" ? std::min<size_t>(texts_each(o) * prompts.size(), 64) : o.verb == "eval" ? o.batch : 1;
+    const int B = o.verb == "eval" ? o.batch : std::clamp<size_t>(texts_each(o) * prompts.size(), 1, 64);
 
     choose_threads(o, c, o.verb == "sample" ? B : (size_t)B * T, false);
     const std::unique_ptr<Model> loaded = file->load<Model>(B, T, o.dtype == "bf16");
     Model& model = *loaded;
     file.reset();
-    const auto rewarder = o.has("reward") ? Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16") : nullptr;
-    if (o.verb == "graph")                                                  // the Markov chain that it is when its context is full
+    std::unique_ptr<Model> rewarder;
+    if (o.has("reward")) rewarder = Frozen("--reward", o.reward, o, 0).load<Model>(B, T, o.dtype == "bf16");
+    if (o.verb == "graph")                   // the Markov chain that it is when its context is full
         print_chain(c.V, T, [&](const std::vector<int>& context, std::vector<float>& logits) {
-            model.extend(context.data(), 1, 0, T), model.logits(T - 1, 1, 1, logits.data());
+            model.extend(context.data(), 1, 0, T);
+            model.logits(T - 1, 1, 1, logits.data());
         });
-    const auto guide = o.has("pattern") ? std::make_unique<Guide>(o.pattern, vocabulary_of(*tokenizer, c.V), "--pattern") : nullptr;
-    if (o.stage != "reward") tell_stage("--model", o.model, false), tell_stage("--reward", o.reward, true);
-    if (o.verb == "chat") chat(model, o, eot, *tokenizer, guide.get());
-    if (val && o.stage == "reward") printf("%s\n", validate_pairs(model, *val, eot).line().c_str());
-    else if (val) printf("%s\n", validate(model, B, *val, tokenizer.get()).line().c_str());
-    if (val && std::isfinite(floor)) printf("floor %.6f nats/token\n", floor);
-    if (choices) printf("%s\n", multiple_choice(model, B, *choices, tokenizer.get()).line(!!tokenizer).c_str());
-    if (answers) printf("answers right %zu of %zu\n", right_answers(model, B, *answers, eot), answers->size());
-    if (answers && (o.best_of || o.vote || o.has("pattern"))) {
-        for (size_t i = 0; i < answers->size(); i++) prompts.push_back(prompt_of(answers->of(i)[0], eot, T));
-        size_t right = 0;
-        draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), [](auto...) { return true; }, [&](size_t i, const Text* t, size_t) {
-            right += t->is_right(held_out.answers->of(i)[1], tokenizer.get(), o.vote ? &o.vote_after : nullptr);
-        });
-        const std::string how = o.vote ? format("vote of %lld", o.vote) : !o.best_of ? "with --pattern" : format("best of %lld by %s", o.best_of, rewarder ? o.reward.c_str() : "log-probability");
-        printf("%s: answers right %zu of %zu\n", how.c_str(), right, answers->size());
+    std::unique_ptr<Guide> guide;
+    if (o.has("pattern")) guide = std::make_unique<Guide>(o.pattern, vocabulary_of(*tokenizer, c.V), "--pattern");
+    if (o.stage != "reward") {
+        tell_stage("--model", o.model, false);
+        tell_stage("--reward", o.reward, true);
     }
-    if (o.verb != "sample") return;
-    TextWriter writer(tokenizer.get(), prompts, texts_each(o), o.format == "jsonl");
-    auto show = [&](int, const Text& t) { return writer.show(t), true; };
-    draw_groups(model, rewarder.get(), o, prompts, eot, tokenizer.get(), guide.get(), show, [&](size_t k, const Text* t, size_t n) {
-        writer.put(k, t, n);
-        if (o.vote && !answer_in(t->response, o.vote_after))
-            warn("--vote-after %s: is in no text; the first is taken", o.vote_after.c_str());
-    });
+    const Drawing how = {o, eot, tokenizer.get(), guide.get()};
+    if (o.verb == "chat") chat(model, how);
+    if (o.verb == "eval") print_evaluation(model, rewarder.get(), how, held_out);
+    if (o.verb == "sample") write_texts(model, rewarder.get(), how, prompts);
 }
 
 // What both programs' main() do: read the command line, run the verb, and turn any Error into its line and exit code.
 template <typename Model> int run_program(int argc, char** argv) {
-    spin_briefly(argv), name_speaker();
+    spin_briefly(argv);
+    name_speaker();
     const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
-    if (words.empty()) return fputs(TRAIN_GPT.usage, stderr), 2;
+    if (words.empty()) return tell_usage(TRAIN_GPT);
     return run_main([&] {
         if (answer(TRAIN_GPT, Options().table(), words)) return;
         Options o = parse_options(words);
-        if (o.verb == "train") watch_signals(), Model::join(o);
-        else if (const int n = launched().size; n > 1)
+        const bool trains = o.verb == "train";
+        if (const int n = launched().size; n > 1 && !trains)
             die_usage("%s: runs as one process, but was started as one of %d", o.verb.c_str(), n);
+        if (trains) watch_signals();
+        if (trains) Model::join(o);
         if (o.threads) omp_set_num_threads(o.threads);
         run_verb<Model>(o);
-        if (o.verb == "train") Model::leave();
+        if (trains) Model::leave();
     });
 }
 

@@ -185,9 +185,9 @@ inline int check_program() {
         plain = tiles, plain.L = 1, plain.NH = 4, plain.bias = false;
         wide = tiles, wide.L = wide.NH = 1, wide.V = 64, wide.T = 140;
         odd.L = 2, odd.NH = 3, odd.C = 21, odd.V = 101, odd.T = 33, odd.bias = odd.tied = false;
-        adapted = tiles, adapted.L = 1, adapted.T = 64, adapted.rank = 8, adapted.lora_alpha = 16, adapted.targets = {"qkv", "proj", "fc", "fcproj"};
+        adapted = tiles, adapted.L = 1, adapted.T = 64, adapted.rank = 8, adapted.alpha = 16, adapted.targets = {"qkv", "proj", "fc", "fcproj"};
         if (BF16) adapted.form = Form::INT8;
-        odd_adapted = odd, odd_adapted.rank = 3, odd_adapted.lora_alpha = 5, odd_adapted.targets = {"qkv", "fc"};
+        odd_adapted = odd, odd_adapted.rank = 3, odd_adapted.alpha = 5, odd_adapted.targets = {"qkv", "fc"};
         if (BF16) odd_adapted.form = Form::NF4;
         for (const Config& c : {tiles, plain, wide, odd, adapted, odd_adapted}) {
             const Comparison result = check_model(c, 2, c.T);

@@ -7,7 +7,7 @@ build/mutants/1 or 2, and goes through the tests that concern its file, cheapest
 or SURVIVED, with the lines before and after: then a check is missing, or the mutant does what the original does, and joins
 EQUIVALENT. A mutant that does not compile is drawn again. One that runs for too long counts as caught. Exit 1 if the share of
 caught ones is below LEAST. With --number 0 only REGIONS and EQUIVALENT are held against the sources."""
-import argparse, collections, concurrent.futures, math, os, queue, random, re, shutil, signal, subprocess, sys
+import argparse, collections, concurrent.futures, glob, math, os, queue, random, re, shutil, signal, subprocess, sys, threading
 
 LEAST = 0.98
 HOME = 'build/mutants'
@@ -18,11 +18,11 @@ REGIONS = [
     ('train_gpt.cu', r'    void forward\(const int', r'// ---- \d+\. main'),
     ('dev/host/heuristics.h', r'^struct Plan', r'^\}  // namespace gpu'),
     ('dev/host/nccl.h', r'^/\* a vocabulary that ranks share', r'^\}  // namespace gpu'),
-    ('train_gpt.cpp', r'// ---- \d+\. layers', r'product of bfloat16 numbers on AMX'),
+    ('train_gpt.cpp', r'// ---- \d+\. layers', r'^// Multiply-adds of all threads'),
     ('dev/host/vectors.h', r'^template <typename P> vec load', r'^\}  // namespace cpu'),
     ('dev/host/units.h', r'^inline void dots_multiply', r'^#else'),
     ('dev/host/units.h', r'^inline void side_by_side', r'^#else'),
-    ('train_gpt.cpp', r'^template .* void gemm\(Target.*\{$', r'^\}  // namespace cpu'),
+    ('train_gpt.cpp', r'^template .* void gemm_pieces', r'^\}  // namespace cpu'),
     ('train_gpt.cpp', r'^/\* The network, for both', r'    std::string describe\(\)'),
     ('train_gpt.cpp', r'    void forward\(const int', r'// ---- \d+\. model files')]
 # What tells people something, is told to the compiler alone, or is checked before anything runs.
@@ -53,6 +53,8 @@ EQUIVALENT = {
     'warpgroup == 0 ? (void)0 : warpgroup == 1 ? barrier<2>(128) : barrier<3>(128);': 'a warp makes room in rows that it alone reads, in the emulator',
     'warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? (void)0 : barrier<3>(128);': 'the same',
     'warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : (void)0;': 'the same',
+    'if (lane != 0) mean[n] = m, rstd[n] = r;': 'all lanes have the same m and r',
+    'a_panels.resize(std::max<size_t>(a_panels.size(), (size_t)(M - in_place + MR + 1) / MR * MR * KC));': 'room that nobody needs',
     'if (lane != 0) row[k] = r;': 'all lanes have the same r',
     'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);': 'the four lanes of a row have the same',
 }
@@ -63,7 +65,7 @@ LADDERS = [(r'few|attention_step|embedding_step|pick|Cut|cut|sum_before|key_of|n
            (r'layernorm|rows_for|banked|Embedding\b', 'layernorm'), (r'embedding|sort_tokens', 'embedding'),
            (r'gelu|column_sums|partial', 'gelu'), (r'cross_entropy|add_loss', 'cross_entropy'), (r'adamw|squares|round_kernel', 'adamw'),
            (r'linear|matmul|Matmul|heuristic|fastest|random_kernel|differ', 'matmul')]
-GOLDEN = ' '.join(sorted('test/golden/' + d for d in os.listdir('test/golden') if os.path.isdir('test/golden/' + d)))
+GOLDEN = ' '.join(sorted(glob.glob('test/golden/*/'), key=lambda d: sum(os.path.getsize(f) for f in glob.glob(d + '*'))))   # small ones first
 
 
 # What a mutant goes through: (name, programs to build, command).
@@ -75,7 +77,8 @@ def tests_of(file, enclosing):
                 ('test_layers', 'build/test_layers', 'build/test_layers'),
                 ('test_gemm', 'build/test_gemm', 'build/test_gemm'),
                 ('--check', 'build/train_gpt_emulated', 'build/train_gpt_emulated --check'),
-                ('test_cases', 'train_gpt build/test_cases', 'build/test_cases')]
+                ('test_cases', 'train_gpt build/test_cases', 'build/test_cases'),
+                ('ranks.sh', 'train_gpt build/shards build/train_gpt_mpi', 'test/ranks.sh build/train_gpt_mpi')][:5 + bool(shutil.which('mpirun'))]
     tests = []
     for pattern, ladder in LADDERS:
         if re.search(pattern, enclosing):
@@ -87,20 +90,26 @@ def tests_of(file, enclosing):
     return tests + [
         ('--check', 'build/train_gpt_emulated', 'build/train_gpt_emulated --check'),
         ('golden', 'build/emulated_golden', 'build/emulated_golden ' + GOLDEN),
-        ('gpu.sh', 'train_gpt build/train_gpt_emulated build/train_gpt_emulated_fp32', 'test/gpu.sh build/train_gpt_emulated')]
+        ('gpu.sh', 'train_gpt build/train_gpt_emulated build/train_gpt_emulated_fp32', 'test/gpu.sh build/train_gpt_emulated'),
+        ('ranks.sh', 'train_gpt build/shards build/train_gpt_emulated_fp32', 'test/ranks.sh build/train_gpt_emulated_fp32')]
 
 
 def run(directory, command):
-    """Its exit code and output. Who takes too long, by a processor's clock if it is at work, or else by the wall's, fails."""
+    """Its exit code and output, up to the first FAIL. Who takes too long, by a processor's clock or by the wall's, fails."""
     env = dict(os.environ, OMP_NUM_THREADS='1', MAKEFLAGS='', STRESS='', MAKELEVEL='0')
-    p = subprocess.Popen('ulimit -t 400; ' + command, shell=True, cwd=directory, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True, errors='replace')
-    try:
-        output = p.communicate(timeout=3600)[0]
-        return p.returncode, output
-    except subprocess.TimeoutExpired:
-        os.killpg(p.pid, signal.SIGKILL)
-        p.communicate()
-        return -1, 'does not end'
+    p = subprocess.Popen('ulimit -t 400; ' + command, shell=True, cwd=directory, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         start_new_session=True, text=True, errors='replace')
+    end = lambda: os.killpg(p.pid, signal.SIGKILL)
+    timer, output = threading.Timer(3600, end), ''
+    timer.start()
+    for line in p.stdout:
+        output += line
+        if line.startswith('FAIL'):
+            end()
+            break
+    code = p.wait()
+    timer.cancel()
+    return code, output or 'says nothing'
 
 
 def candidates():

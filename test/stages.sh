@@ -174,13 +174,28 @@ scored "says too much" "more than 8 lines" "while read line; do echo 1; echo 2; 
 scored "says no number" "line 1: 'well' is no number" "while read line; do echo well; done"
 scored "says infinity" "line 1: 'inf' is no number" "while read line; do echo inf; done"
 scored "says what is too large" "line 1: '-2e30' is no number up to 1e30 in size; a score a line, and nothing else" "while read line; do echo -2e30; done"
-refused "another command before the first checkpoint" 2 "must not differ in it; --out with another directory begins a new one$" $program train --resume --out $dir/none --reward-command true
+mended() {                                   # RUN STEP: of where another command goes on
+    $program train --resume --out $dir/$1 --reward-command 'while read line; do echo ${#line}; done' > $dir/said 2>&1 &&
+        grep -q "^warning: --reward-command: from step $2 on 'while .*' rewards, before it did" $dir/said && $program train --resume --out $dir/$1 > $dir/said
+}
+expect "another command before the first checkpoint" mended none 1
 refused "a command that fails later" 1 "is no number" stage rl later $init $rl $group --train $data/prompts.bin --steps 6 --save-every 1 \
     --reward-command 'n=0; while read line; do n=$((n + 1)); [ $n -lt 33 ] && echo $((n % 3)) || echo no; done'
+cp -r $dir/later $dir/later.model && refused "a model instead of a command on resume" 2 "must not differ in it" \
+    $program train --resume --out $dir/later.model --reward $dir/reward
+expect "another command goes on from it" mended later 5
+refused "a command that ends at once" 1 "ended with exit code 3" stage rl early --init $dir/base --adapter $dir/lora.long $rl $group \
+    --train $data/prompts.bin --steps 2 --reward-command 'exit 3'
+elsewhere() ( cd test && ../$program train --resume --out ../$dir/early --reward-command 'while read line; do echo ${#line}; done' )
+expect "from elsewhere, before the first checkpoint: data and adapter" elsewhere
 expect "it leaves a whole checkpoint" $program eval --stage sft --model $dir/later --val $data/sft.bin
 [ -z "$STRESS" ] || expect "from text to an assistant in a hundredth of the steps" dev/assistant.sh $dir/assistant 1 100
 refused "another reward model on resume" 1 "was given other data" $program train --resume --steps 8 --out $dir/model.stopped --reward $dir/reward.long
 refused "a model instead of the exact reward on resume" 1 "was given other data: exact" $program train --resume --steps 8 --out $dir/exact.stopped --reward $dir/reward.long
+refused "a command instead of the exact reward on resume" 1 "was given other data: exact" $program train --resume --steps 8 --out $dir/exact.stopped --reward-command cat
+mv $dir/lora.long $dir/lora.moved && cp -r $dir/lora $dir/lora.long
+refused "another adapter on resume" 1 "^error: --adapter $dir/lora.long: .* was given other data" $program train --resume --steps 8 --out $dir/lora.rl.stopped
+rm -r $dir/lora.long && mv $dir/lora.moved $dir/lora.long
 mv $dir/base $dir/base.old && cp -r $dir/sft $dir/base
 refused "an adapter whose model is another one" 1 "is for another model than" $program sample --model $dir/lora --tokens 3
 rm -r $dir/base && mv $dir/base.old $dir/base.moved

@@ -188,7 +188,7 @@ static void kinds() {
         reader("encode", !c.text, [&] { check_text(path, Input(path).text()); });
         reader("--prompt-file", !c.text, [&] { read_prompt(path); });
         reader("--tokenizer", !plain, [&] { Tokenizer::load(path); });
-        reader("config.json", !c.text, [&] { read_config(read_json(path), path); });
+        reader("config.json", !c.text, [&] { read_config(Config().members(), read_json(path), path); });
         if (c.text && !json && wrong.empty())
             wrong = error_of([&] { check_text(path, Input(path).text()), shards::Source(Input(path).text(), path, "", "text"); });
         check(wrong.empty(), "cases/named: %s%s", c.what, wrong.c_str());
@@ -1437,7 +1437,7 @@ static void talks() {
     const std::string mark = json[1]["response"].string.substr(20, 2);
     check(sample({"--prompt", "ab", "--vote", "3", "--vote-after", mark}) == "ab" + json[1]["response"].string + "\n",
         "cases/a vote of the only text with the mark");
-    check(has(sample({"--prompt", "ab", "--vote", "3", "--vote-after", "\\n\\n"}), "warning: --vote-after \\x0a\\x0a: is in no text; the first is taken"), "cases/a vote of no text");
+    check(has(sample({"--prompt", "ab", "--vote", "3", "--vote-after", "\\n\\n"}), "warning: --vote-after '\\x0a\\x0a': is in no text; the first is taken"), "cases/a vote of no text");
     for (const char* how : {"--vote", "--best-of"})
         check(has(run_with({"eval", "--answers", dir + "/answers.bin", "--context", "16"}, {how, "2"}), how[2] == 'v' ? "\nvote of 2: answers right 0 of 2\n" : "\nbest of 2 by log-probability: answers right 0 of 2\n"), "cases/eval %s", how);
     // penalties

@@ -313,6 +313,12 @@ static void runs() {
     code = execute({"./train_gpt", "train", "--train", DIR + "train.bin", "--init", "d48", "--context", "16", "--batch", "1000000", "--out", out + "_huge"});
     check(code == 1 && last_line().rfind("error: not enough memory: ", 0) == 0 && last_line().find("GB available; lower --batch or --context") != std::string::npos,
           "run/a batch beyond the memory: %s", last_line().c_str());
+    double need = 0, weights = 0, gradients = 0, moments = 0, activations = 0;
+    sscanf(last_line().c_str(), "error: not enough memory: %lf GB: weights %lf, gradients %lf, moments %lf, activations %lf",
+           &need, &weights, &gradients, &moments, &activations);
+    check(weights > 0 && std::abs(gradients - weights) <= 0.011 && std::abs(moments - 2 * weights) <= 0.021
+          && std::abs(need - weights - gradients - moments - activations) <= 0.031,
+          "run/a batch beyond the memory: a gradient and two moments of each weight, and the sum of all");
     write_file(DIR + "plain", "x");
     code = execute(command(DIR + "plain/out"));
     check(code == 1 && last_line() == "error: " + DIR + "plain/out: cannot create: Not a directory", "run/a directory that cannot be made: %s", last_line().c_str());
@@ -735,7 +741,7 @@ static void choices() {
         put(file, {65535, (int)body.size() + 6, e}), file += body;
     }
     write_file(DIR + "choices.bin", file);
-    const auto right = multiple_choice(model, 4, Choices(DIR + "choices.bin", c.V, c.T), &tokenizer).right;
+    const auto right = multiple_choice(model, Choices(DIR + "choices.bin", c.V, c.T), &tokenizer).right;
     check(right == want && apart > 4, "choices/right in all, a token, a byte: %d %d %d, expected %d %d %d; %d times apart", right[0], right[1],
           right[2], want[0], want[1], want[2], apart);
 }

@@ -109,7 +109,7 @@ static void check_merged(Case& k, const Config& c, Model& model, const Safetenso
     const std::string dir = format("build/test_golden_%d", (int)getpid());
     std::filesystem::create_directories(dir);
     save_tensors(dir + "/adapter_model.safetensors", as_peft(stored(model, true)));
-    write_file(dir + "/adapter_config.json", adapter_config(k.dir, c.rank, c.lora_alpha, c.targets));
+    write_file(dir + "/adapter_config.json", adapter_config(k.dir, c));
     const Adapter adapter(dir);
     k.near("tensors of the adapter", adapter.tensors.size(), file.tensors.size(), 0.5);
     Config plain = c;
@@ -136,9 +136,10 @@ static void run_case(Case& k) {
     const bool lm = kind == "lm", ppo = kind == "ppo", pairs = kind == "reward";
     if (!lm && !ppo && !pairs && kind != "policy_gradient") die("loss '%s' is not supported", kind.c_str());
     const std::string config = k.dir + "/config.json";
-    Config c = read_config(read_json(config), config);
+    Config c;
+    read_config(c.members(), read_json(config), config);
     if (const Json& lora = k.training["lora"])
-        c.rank = need(lora, "r").number, c.lora_alpha = need(lora, "alpha").number, c.targets = {"qkv", "proj", "fc", "fcproj"};
+        c.rank = need(lora, "r").number, c.alpha = need(lora, "alpha").number, c.targets = {"qkv", "proj", "fc", "fcproj"};
     Safetensors expected(k.dir + "/expected.safetensors");
 
     const int rows = need(k.batch, "inputs").items.size(), T = need(k.batch, "inputs").items.at(0).items.size();

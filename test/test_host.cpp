@@ -7,6 +7,7 @@
 #include "../dev/host/packed.h"
 #include "../dev/host/reports.h"
 #include "../dev/host/shards.h"
+#include "../dev/host/units.h"
 #include "check.h"
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -182,6 +183,8 @@ static void resuming() {
         return s;
     };
     Settings s = resumed({});
+    check(value_of(s.table(), "rate") == "0.25" && value_of(s.table(), "none").empty(),
+          "host/options/the value of an option");
     check(s.data == "old.bin" && s.rate == 0.25 && s.steps == 7 && s.epochs == 0 && s.kind == "cosine", "host/resume/values come back, and those that say 'not given'");
     check(resumed({"--steps", "9"}).steps == 9, "host/resume/R may differ");
     check(resumed({"--rate", "0.250"}).rate == 0.25, "host/resume/the same value");
@@ -336,7 +339,10 @@ static void checkpoints() {
     check(state["options"]["rate"].string == "1" && state["files"].members.size() + 1 == entries_of(run + "/step_00000001").size(), "host/checkpoint/options, and a checksum of every other file");
     // what a run in `out` may not go on with
     using Names = std::map<std::string, std::string>;
-    auto goes_on = [&](const Names& now, size_t windows, long long steps) { return error_of([&] { p.check(now, {{"train", "t.bin"}}, windows, steps, "out"); }); };
+    auto path_of = [](const std::string& name) { return name == "train" ? "t.bin" : std::string(); };
+    auto goes_on = [&](const Names& now, size_t windows, long long steps) {
+        return error_of([&] { p.check(now, path_of, windows, steps, "out"); });
+    };
     same("position/the same data", goes_on({{"train", "it"}, {"val", "more"}}, 9, 1), "");
     same("position/other data", goes_on({{"train", "its"}}, 9, 1),
          "1 --train t.bin: its, but the run in out was given other data: it; --init out --out with another directory begins a new run from its weights");
@@ -422,7 +428,16 @@ static void checkpoints() {
 
 // ---- display.h, machine.h ----
 static void display() {
-    auto step = [](Display& d, long long n, double loss, double ms) { d.step(n, loss, 1.25, 1e-3, ms, 1000, "fast"); };
+    auto report = [](long long n, double loss, double ms) {
+        return StepReport{.step = n, .loss = loss, .norm = 1.25, .lr = 1e-3, .ms = ms, .tokens = 1000, .seen = 5e9,
+                          .speed = {"fast", {{"mfu", "0.5"}}}};
+    };
+    auto step = [&](Display& d, long long n, double loss, double ms) { d.step(report(n, loss, ms), {}); };
+    std::string log;
+    for (auto& [name, value] : report(1, 2.5, 500).log({{{"kl", 3.25}}})) log += std::string(name) + " " + value + ", ";
+    same("display/a step for the log", log,
+         "loss 2.5, norm 1.25, lr 0.001, ms 500.000, tokens_per_s 2000.0, tokens 5000000000, mfu 0.5, kl 3.25, ");
+    same("display/a step's notes", report(1, 2.5, 500).text({{{"kl", 3.25}, {"entropy", 2e-5}}}), "fast  kl 3.25  entropy 2e-05");
     same("display/a line", output_of([&] {
         Display d{.terminal = false, .floor = NAN, .steps = 10001};
         step(d, 1, 2.5, 500);
@@ -456,6 +471,67 @@ static void machine() {
     int status = 0;
     waitpid(pid, &status, 0);
     check(WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGINT, "host/machine/a first signal is kept, a second ends: status %x", status);
+}
+
+// ---- comm.h, units.h ----
+static void ranks() {
+    const Comm one = {}, first = {.rank = 0, .size = 3}, last = {.rank = 2, .size = 3};
+    check(one.share(5).n == 5 && first.share(7).n == 3 && last.share(7).at == 6 && last.share(7).n == 1,
+          "host/ranks/shares of things to do");
+    check(last.share(2).n == 0 && last.share(4).at == 4 && last.share(4).n == 0 && last.share(4, 1).at == 2 &&
+              Comm{.rank = 3, .size = 4}.share(5).n == 0, "host/ranks/a rank with nothing to do");
+
+    // Two groups of two ranks, whose rows of five columns differ: each rank sends its own, and then sees all.
+    auto part = [](int r) { return r ? Range{2, 3} : Range{0, 2}; };
+    auto value = [](int group, int row, int column) { return 100 * group + 10 * row + column + 1.0f; };
+    std::map<int, std::vector<char>> sent;
+    int wrong = 0;
+    for (int pass = 0; pass < 2; pass++) for (int rank = 0; rank < 4; rank++) {
+        const Comm group = {.rank = rank % 2, .size = 2, .lowest = rank / 2 * 2};
+        const Range own = part(group.rank);
+        std::vector<float> rows(15, -1);
+        for (size_t i = 0; i < 3 * own.n; i++) rows[i] = value(rank / 2, i / own.n, own.at + i % own.n);
+        world().size = 4;
+        world().gather = [&](const void* mine, void* all, size_t bytes) {
+            sent[rank].assign((const char*)mine, (const char*)mine + bytes);
+            for (auto& [r, message] : sent) std::copy_n(message.data(), bytes, (char*)all + r * bytes);
+        };
+        join_columns(rows.data(), 3, 5, group, part);
+        world() = {};
+        for (int i = 0; i < 15; i++) wrong += pass && rows[i] != value(rank / 2, i / 5, i % 5);
+    }
+    check(wrong == 0, "host/ranks/columns are joined: %d wrong of 60", wrong);
+    const float whole[] = {0, 1, 2, 3, 4, 5, 6, 7};
+    std::vector<float> own;
+    const float* const some = Slice{1, 2, 4}.of(whole, 4, own);          // runs of two, one every four numbers
+    check(some == own.data() && own == std::vector<float>({1, 2, 5, 6}) && Slice{}.of(whole, 8, own) == whole,
+          "host/ranks/what a rank has of an array");
+    float alone = 7;
+    join_columns(&alone, 1, 1, {}, part);
+    check(alone == 7, "host/ranks/one rank has all columns");
+}
+static void units() {
+    int trials = 0;
+    const double rate = peak_of(3, [&] {
+        usleep(++trials == 2 ? 2000 : 20000);
+        return 1000.0;
+    });
+    check(trials == 3 && rate > 1000 / 0.02 && rate <= 1000 / 0.002, "host/units/the best of three trials: %g", rate);
+    auto fastest = [](double dots, double amx) {
+        return fastest_unit([=](Unit u) { return u == Unit::NONE ? 10 : u == Unit::DOTS ? dots : amx; });
+    };
+    const Unit dots = has(Unit::DOTS) ? Unit::DOTS : Unit::NONE, amx = has(Unit::AMX) ? Unit::AMX : Unit::NONE;
+    check(fastest(12.9, 12.9) == Unit::NONE, "host/units/none is faster by a margin");
+    check(fastest(20, 12.9) == dots && fastest(12.9, 20) == amx, "host/units/one is");
+    check(fastest(20, 30) == (amx == Unit::NONE ? dots : amx) && fastest(30, 20) == (dots == Unit::NONE ? amx : dots),
+          "host/units/both are");
+    Unit unit = Unit::AMX;
+    same("units/a run that begins", keep_unit(unit, "", ""), "amx");
+    same("units/a run that goes on", keep_unit(unit, "", "c"), "");
+    std::string kept;
+    const std::string told = output_of([&] { kept = keep_unit(unit = Unit::NONE, "other", "c"); }, stderr);
+    same("units/one that is not here", kept + told,
+         "warning: c: its bf16 products were made in a unit that is not here, 'other': from now on sums are added up in another order\n");
 }
 
 // ---- weights.h ----
@@ -594,6 +670,11 @@ static void runs() {
     same("runs/what leads nowhere there", given_in(here + "/" + DIR, "none"), "none");
     same("runs/given here", given_in(here, DIR + "b.bin"), DIR + "b.bin");
     same("runs/none given", given_in(here + "/" + DIR, ""), "");
+    Settings was;
+    was.data = "b.bin", was.kind = "b.bin", was.prompt = "b.bin", was.given = {"prompt_text"};
+    paths_from(here + "/" + DIR, was.table(), was.given, [](const Option& row) { return strcmp(row.name, "kind") != 0; });
+    check(was.data == here + "/" + DIR + "b.bin" && was.kind == "b.bin" && was.prompt == "b.bin",
+          "host/runs/paths that are not given anew");
     same("runs/an absolute one", given_in("/nowhere", here + "/" + DIR + "b.bin"), here + "/" + DIR + "b.bin");
 
     const std::string logged = DIR + "logged";
@@ -618,7 +699,8 @@ static void runs() {
     fs::create_directories(logged + "/step_00000003"), write_file(logged + "/step_00000003/state.json", "{\n  \"format\": 1,\n  \"step\": 3");
     for (const std::string end : {"", "/"})
         dies(("runs/a checkpoint is no run" + end).c_str(), "1 " + logged + "/step_00000003" + end + ": is a checkpoint; its run is the directory above: --out " + logged + "/", [&] { RunDirectory(logged + "/step_00000003" + end, true); });
-    dies("runs/not empty", "1 " + logged + ": is not empty; choose another --out, or go on with --resume", [&] { RunDirectory(logged, false); });
+    for (const char* again : {"runs/not empty", "runs/not empty, and let go of"})
+        dies(again, "1 " + logged + ": is not empty; choose another --out, or go on with --resume", [&] { RunDirectory(logged, false); });
 
     std::string bytes(3 << 20, 'x');
     bytes[5] = 'y';
@@ -789,15 +871,25 @@ static void texts() {
     auto read = [&](const std::string& path, const std::string& content) {
         write_file(path, content);
         std::string s;
-        for (auto& prompt : read_prompts(path)) s += "[" + prompt + "]";
+        for (const Asked& prompt : read_prompts(path))
+            if (prompt.turns.empty()) s += "[" + prompt.text + "]";
+            else for (auto& [role, content] : prompt.turns) s += "<" + role + ":" + content + ">";
         return s;
     };
     same("texts/prompts, a line each", read(file, "\xef\xbb\xbfone\r\n\n \ntwo {\n{three"), "[one][two {][{three]");
     same("texts/prompts that begin like JSON", read(file, "{\n{\"a\": 1}\n{\"prompt\": 3"), "[{][{\"a\": 1}][{\"prompt\": 3]");
     same("texts/prompts as JSON Lines, by the first", read(file, "\n{\"prompt\": \"a\\nb\", \"id\": 3}\n\n{\"prompt\": \"\"}"), "[a\nb][]");
     same("texts/prompts as JSON Lines, by the name", read(jsonl, "{\"prompt\": \"a\"}\n"), "[a]");
-    check(given_prompts("p", "", "") == std::vector<std::string>{"p"} && given_prompts("", "", jsonl) == std::vector<std::string>{"a"} &&
-              given_prompts("", jsonl, "") == std::vector<std::string>{"{\"prompt\": \"a\"}"}, "host/texts/prompts in each way that they are given");
+    check(given_prompts("p", "", "") == std::vector<Asked>{{"p"}} && given_prompts("", "", jsonl) == std::vector<Asked>{{"a"}} &&
+              given_prompts("", jsonl, "") == std::vector<Asked>{{"{\"prompt\": \"a\"}"}}, "host/texts/prompts in each way that they are given");
+    const std::string turns = "[{\"role\": \"user\", \"content\": \"a\"}]", said = "[{\"role\": \"assistant\", \"content\": \"b\"}]";
+    same("texts/prompts that are turns", read(file, "{\"messages\": " + turns + "}\n{\"prompt\": " + turns + "}\n{\"prompt\": \"a\"}"),
+         "<user:a><user:a>[a]");
+    same("texts/turns first", read(file, "{\"prompt\": " + turns + "}"), "<user:a>");
+    dies("texts/turns that end in an answer", "1 " + jsonl + ": line 1: \"messages\" is a list of 1 turns, expected one to be answered at its end",
+         [&] { read(jsonl, "{\"messages\": " + said + "}"); });
+    dies("texts/no turns", "1 " + jsonl + ": line 1: \"prompt\" is a list of 0 turns, expected one to be answered at its end",
+         [&] { read(jsonl, "{\"prompt\": []}"); });
     dies("texts/no prompts", "1 " + file + ": holds no prompts", [&] { read(file, "\n\r\n"); });
     dies("texts/no prompt in a line", "1 " + jsonl + ": line 3: expected an object with a string \"prompt\"", [&] { read(jsonl, "{\"prompt\": \"a\"}\n\n{\"prompt\": 3}\n"); });
     dies("texts/a line that is no JSON", "1 " + jsonl + ": line 1: byte 0: found byte 0x61, expected a JSON value", [&] { read(jsonl, "a\n"); });
@@ -808,7 +900,7 @@ static void texts() {
     auto prompted = [&](int T, long long most, const std::string& said, bool after_end) {
         Prompter p = {&bytes, "m", 256, T, 256, most, after_end, {256, 66}};
         p.take_examples(jsonl);
-        const Prompt made = p.prompt(said);
+        const Prompt made = p.prompt({said});
         return format("%zu left out: ", p.left_out) + show_tokens(made.tokens, &bytes) + "|" + made.text;
     };
     same("texts/examples before a prompt", prompted(100, 4, "x", false), "0 left out: abc\nde\nx|x");
@@ -817,8 +909,36 @@ static void texts() {
     same("texts/the first is left out", prompted(10, 4, "x", false), "1 left out: de\nx|x");
     same("texts/both are left out", prompted(6, 4, "xyz", false), "2 left out: xyz|xyz");
     Prompter none = {nullptr, "m", 9, 3, -1, 4, false, {7, 8}};
-    check(none.prompt("").tokens == std::vector<int>({7, 8}) && none.prompt("").text == "7 8" && none.prompt("1 2").tokens == std::vector<int>({1, 2}) && none.longest == 2, "host/texts/ids, and what an empty prompt is");
-    dies("texts/ids that are none", "2 --prompt 9: m has no tokenizer, so the prompt must be token ids below 9", [&] { none.prompt("9"); });
+    check(none.prompt({""}).tokens == std::vector<int>({7, 8}) && none.prompt({""}).text == "7 8" && none.prompt({"1 2"}).tokens == std::vector<int>({1, 2}) && none.longest == 2, "host/texts/ids, and what an empty prompt is");
+    Tokenizer formed = Tokenizer::load("bytes");
+    formed.chat_template = "{role}:{content};";
+    const std::string end(bytes.decode(256)), asked = "user:a;assistant:b" + end + "user:c;assistant:";
+    const Turns chat = {{"user", "a"}, {ASSISTANT, "b"}, {"user", "c"}};
+    Prompter base = {&formed, "m", 257, 99, 256, 4, false}, tuned = {&formed, "m", 257, 99, 256, 4, true};
+    const Prompt made = base.prompt({"", chat});
+    check(show_tokens(made.tokens, &formed) == end + asked && made.text == asked && made.most == 4,
+          "host/texts/turns become a prompt as in training: %s", made.text.c_str());
+    auto told = [&](Prompter p, const std::string& text) {
+        p.prompt({text});
+        return output_of([&] { p.tell(); }, stderr);
+    };
+    check(told(tuned, "a").starts_with("warning: m: has a template of chats, and a bare text is no turn of one"), "host/texts/a bare text, told");
+    check(told(tuned, "user:a;assistant:") + told(tuned, "") + told(base, "a") + told({&bytes, "m", 257, 99, 256, 4, true}, "a") == "",
+          "host/texts/a text that is a turn, none, and a model without chats: nothing to tell");
+    dies("texts/turns without a template", "1 m: has no template of chats, so a prompt cannot be a list of turns; give it as a text",
+         [&] { Prompter({&bytes, "m", 257, 99, 256, 4, true}).prompt({"", chat}); });
+    dies("texts/ids that are none", "2 --prompt 9: m has no tokenizer, so the prompt must be token ids below 9", [&] { none.prompt({"9"}); });
+    std::string copies;
+    for (auto& some : repeated({{{1}, 9}, {{2}, 9}, {{3}, 9}}, 3, 7)) {
+        for (const Prompt& p : some) copies += format("%d:%d ", p.tokens[0], (int)p.stream);
+        copies += "| ";
+    }
+    same("texts/copies of prompts", copies, "1:0 1:1 1:2 2:3 2:4 2:5 | 3:6 3:7 3:8 | ");
+    check(repeated({{{1}, 9}, {{2}, 9}}, 8, 7).size() == 2 && repeated({}, 8, 7).empty(),
+          "host/texts/more copies than are made at a time, and none");
+    const std::string by = taken_by(0, 0, "") + ", " + taken_by(3, 0, "") + ", " + taken_by(0, 4, "") + ", ";
+    same("texts/by what texts are taken", by + taken_by(0, 4, "R"),
+         "with --pattern, vote of 3, best of 4 by log-probability, best of 4 by R");
     ChoiceScores scores;
     scores.add(0, 2, 1, -4, 4, 1), scores.add(1, 2, 1, -3, 1, 4), scores.add(0, 2, 1, -1, 1, 1), scores.add(1, 2, 1, -2, 4, 2);
     same("reports/choices", scores.line(true), "acc 0.5000 (1 of 2), acc_norm 0.5000 (1 of 2), acc_norm a byte 0.5000 (1 of 2)");
@@ -856,6 +976,21 @@ static void chats() {
     const std::string printed = output_of([&] {
         while (c.listen(line)) c.ask(line), heard += "[" + line + "]" + std::to_string(c.turns.size());
     });
+    Conversation held{bytes, 256, 20, 8};
+    rewind(stdin);
+    const std::vector<Batch> batches = {Batch({Row{{1, 2}, {2, 3}}}), Batch::nothing()};
+    check(sum_over(batches, [](auto& b) { return b.targets(); }) == 2, "host/rows/a sum over batches");
+    std::string numbers;
+    const std::string seen = output_of([&] {
+        held.hold([&](const Prompt& p, uint64_t n, auto show) {
+            numbers += std::to_string(n);
+            Text answer = {p};
+            for (int token : {(int)bytes.encode("y")[0], 256}) answer.add(token, 256, &bytes, {}), show(0, answer);
+            return answer;
+        });
+    });
+    check(seen.find("y\ny\ny\n") != seen.npos && numbers == "1234" && held.turns.empty(),
+          "host/chat/a conversation is held: answers to lines %s", numbers.c_str());
     dup2(kept, 0), close(kept), clearerr(stdin);
     same("chat/what is said, and what commands do", heard, "[one]1[/etc/x]1[/ no]2[again]2");
     same("chat/what commands say", printed, std::string(Conversation::HELP) + "there is no turn to forget\n/nwe is no command; /help lists them\n");
@@ -867,7 +1002,7 @@ int main() {
     signal(SIGXFSZ, SIG_IGN);
     fs::remove_all(DIR);
     fs::create_directories(DIR);
-    for (auto section : {options, resuming, tensors, views, checkpoints, display, machine, configs, models, runs, examples, texts, chats})
+    for (auto section : {options, resuming, tensors, views, checkpoints, display, machine, ranks, units, configs, models, runs, examples, texts, chats})
         if (const std::string error = error_of(section); !error.empty()) check(false, "host: %s", error.c_str());
     return failed > 0;
 }

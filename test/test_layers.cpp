@@ -157,7 +157,7 @@ static void layers() {
 static void whole_model(bool bias, bool tied, int L, int NH, int C, int T, int rank = 0) {
     Config c;
     c.L = L, c.NH = NH, c.C = C, c.V = 11, c.T = T + 2, c.bias = bias, c.tied = tied;
-    c.rank = rank, c.lora_alpha = 3, c.targets = {"qkv", "proj", "fcproj"};
+    c.rank = rank, c.alpha = 3, c.targets = {"qkv", "proj", "fcproj"};
     const int B = 2, N = B * T;
     cpu::Model model(c, B, T, true);
     initialize(model, 3);
@@ -178,6 +178,13 @@ static void whole_model(bool bias, bool tied, int L, int NH, int C, int T, int r
     check(std::all_of(g, g + model.gradients.size, [](real x) { return x == 0; }), "model bias %d tied %d: update() leaves no gradient", bias, tied);
     const std::vector<real> before(model.weights.data(), model.weights.data() + model.weights.size);
     check(std::equal(start.begin(), start.begin() + frozen, before.begin()) && before != start, "model of rank %d: what is frozen stays", rank);
+    model.gradients.data()[0] = NAN;
+    model.update({1e-2, 0.9, 0.95, 1e-8, 0.1}, 1, 2);
+    model.gradients.zero();
+    model.forward(x.data(), y.data(), {w.data()}, NAN, B, T, false);           // a loss that is none
+    model.update({1e-2, 0.9, 0.95, 1e-8, 0.1}, 1, 2);
+    model.result();
+    check(std::equal(before.begin(), before.end(), model.weights.data()), "model of rank %d: a NaN among gradients or as loss changes no weight", rank);
     bool zeros = true;
     for (size_t i = 0; i < model.layout.tensors.size(); i++) if (const Tensor& t = model.layout.tensors[i]; !t.present || t.offset < frozen) {
         std::vector<float> values(t.count(), 1);

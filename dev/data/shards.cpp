@@ -144,14 +144,6 @@ inline std::string lines_by(const std::string& filter, const std::string& path) 
     return usable("make an object a line: jq -c " + shell_quote(filter) + " FILE > text.jsonl", path);
 }
 
-inline std::string members_of(const Json& json) {
-    std::string names;
-    for (auto& [name, value] : json.members)
-        if (names.size() < 300) names += (names.empty() ? "" : ", ") + json_quote(name.substr(0, 60)) +
-                                         (value.kind == Json::STRING ? "" : " (no string)");
-    return json.kind != Json::OBJECT ? "found no object" : "it has " + (names.empty() ? "no members" : names);
-}
-
 // What to do about a JSON line whose member is no text, or missing.
 inline std::string advice_on(const Json& json, const std::string& field, std::string_view line, const std::string& path) {
     const std::string member = ".[" + json_quote(field) + "]";
@@ -609,12 +601,6 @@ inline std::string bpe(const Arguments& a) {
 }
 
 // ---- examples -------------------------------------------------------------------------------------------------------
-struct Turn {
-    std::string role, content;
-    bool operator==(const Turn&) const = default;
-};
-using Turns = std::vector<Turn>;
-
 // What the lines of a file may be, all of them alike: the first form whose members the first object has.
 struct ExampleMaker;
 struct Form {
@@ -653,37 +639,12 @@ struct ExampleMaker {
         return s;
     }
     Turns turns(const Json& line, const std::string& name) {
-        const bool shared = name == "conversations";                    // as ShareGPT names things
-        const std::string role = shared ? "from" : "role", content = shared ? "value" : "content";
-        if (line[name].kind != Json::ARRAY)
-            die("%s: expected a list %s of turns; %s", where.c_str(), json_quote(name).c_str(),
-                members_of(line).c_str());
-        Turns all;
-        for (const Json& turn : line[name].items) {
-            const std::string at = format("%s: turn %zu of \"%s\"", where.c_str(), all.size() + 1, name.c_str());
-            const std::string& who = turn[role].string;
-            if (turn[role].kind != Json::STRING || turn[content].kind != Json::STRING)
-                die("%s: expected strings %s and %s; %s", at.c_str(), json_quote(role).c_str(),
-                    json_quote(content).c_str(), members_of(turn).c_str());
-            all.push_back({shared && who == "human" ? "user" : shared && who == "gpt" ? ASSISTANT : who,
-                           turn[content].string});
-            if (all.back() == Turn{ASSISTANT, ""})
-                die("%s: is empty, expected a response; take such lines out: jq -c 'select(all(.%s[]; .%s != \"\"))'",
-                    at.c_str(), name.c_str(), content.c_str());
-        }
         chats++;
-        return all;
+        return read_turns(line, name, where);
     }
-    // Contexts and responses in turn.
     std::vector<std::string> exchanges(const Turns& turns) {
-        std::vector<std::string> parts;
-        std::string context;
-        size_t open = 0;                     // turns since the last response
-        for (auto& [role, content] : turns) {
-            if (role != ASSISTANT) { context += chat.turn(role, content), open++; continue; }
-            parts.push_back(context + chat.opening(role)), parts.push_back(content);
-            context.clear(), open = 0;
-        }
+        size_t open = 0;
+        const std::vector<std::string> parts = chat.exchanges(turns, open);
         if (parts.empty())
             die("%s: found %zu turns, none of them the assistant's; take such lines out: jq -c 'select(any(.%s[]; %s))'; "
                 "or, if all are to be answered, \"prompt\" may be such a list", where.c_str(), turns.size(),
@@ -704,20 +665,13 @@ struct ExampleMaker {
     // A segment of all that was said before the last answer, in which an end of text ends each response; that answer.
     std::string before_answer(const Turns& all) {
         const std::vector<std::string> parts = exchanges(all);
-        std::vector<int>& prompt = segments.emplace_back();
-        for (size_t i = 0; i + 1 < parts.size(); i++) {
-            tokenizer.encode(parts[i], prompt, scratch);
-            if (i % 2) prompt.push_back(tokenizer.eot());
-        }
+        tokenizer.encode_prompt(parts, segments.emplace_back(), scratch);
         return parts.back();
     }
     // A prompt, and its answer if it has one, is a text or a list of turns.
     Turns asked(const Json& line) {
-        const Turns all = turns(line, "prompt");
-        if (all.empty() || all.back().role == ASSISTANT)
-            die("%s: \"prompt\" is a list of %zu turns, expected one to be answered at its end", where.c_str(),
-                all.size());
-        return all;
+        chats++;
+        return read_asked(line, "prompt", where);
     }
     void prompt(const Json& line) {
         if (line["prompt"].kind != Json::ARRAY) return add({text(line, "prompt")});

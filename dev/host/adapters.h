@@ -19,12 +19,16 @@ inline std::set<std::string> read_targets(const std::string& option, const std::
     return targets;
 }
 
-struct Adapter {
-    std::string path;                        // its directory
-    std::string base;                        // the model that it says it is for
+// A and B of this rank beside the matrices that are targets: they count alpha / rank times.
+struct Lora {
     int rank = 0;
     double alpha = 0;
     std::set<std::string> targets = {};
+};
+
+struct Adapter : Lora {
+    std::string path;                        // its directory
+    std::string base;                        // the model that it says it is for
     std::map<std::string, View> tensors = {};                // under the names of TENSORS
     std::shared_ptr<Safetensors> memory = nullptr;
 
@@ -60,13 +64,15 @@ struct Adapter {
             std::swap(own.shape[0], own.shape[1]), own.transposed = true;
         }
     }
+    std::string identity() const { return Identity(path + "/adapter_model.safetensors").text(); }
     // For a model that is to train it on as one of this shape.
-    void check(int asked, double asked_alpha, const std::set<std::string>& asked_targets) const {
+    void check(const Lora& asked) const {
         std::string own;
         for (auto& target : targets) own += (own.empty() ? "" : ",") + target;
-        if (rank != asked) die_usage("--lora-rank %d: the adapter in %s has rank %d", asked, path.c_str(), rank);
-        if (alpha != asked_alpha) die_usage("--lora-alpha %g: the adapter in %s has alpha %g", asked_alpha, path.c_str(), alpha);
-        if (targets != asked_targets) die_usage("--lora-targets: the adapter in %s has %s", path.c_str(), own.c_str());
+        if (rank != asked.rank) die_usage("--lora-rank %d: the adapter in %s has rank %d", asked.rank, path.c_str(), rank);
+        if (alpha != asked.alpha)
+            die_usage("--lora-alpha %g: the adapter in %s has alpha %g", asked.alpha, path.c_str(), alpha);
+        if (targets != asked.targets) die_usage("--lora-targets: the adapter in %s has %s", path.c_str(), own.c_str());
     }
 };
 
@@ -78,8 +84,8 @@ inline ModelFile open_adapted(const std::string& path, const std::string& given)
     if (!itself && given.empty()) return open_model(path);
     const auto adapter = std::make_shared<Adapter>(itself ? path : given);
     if (itself && !exists(adapter->base))
-        die("%s/adapter_config.json: the model that it is for, '%s', is not there; give it as the model, and this with --adapter",
-            path.c_str(), adapter->base.c_str());
+        die("%s/adapter_config.json: the model that it is for, '%s', is not there; give it as the model, and this with "
+            "--adapter; --resume needs it there", path.c_str(), adapter->base.c_str());
     ModelFile m = open_model(itself ? adapter->base : path);
     m.adapter = adapter;
     if (!is_checkpoint(adapter->path)) return m;
@@ -88,6 +94,11 @@ inline ModelFile open_adapted(const std::string& path, const std::string& given)
     if (was != is) die("%s: is for another model than %s: for %s, and this is %s", adapter->path.c_str(), m.path.c_str(), was.c_str(), is.c_str());
     m.directory = adapter->path;             // of tokenizer and state.json
     return m;
+}
+
+// Of a model and its adapter.
+inline std::string identity_of(const ModelFile& file) {
+    return Identity(file.path).text() + (file.adapter ? "; adapter: " + file.adapter->identity() : "");
 }
 
 // Tensors of a model that an adapter becomes part of as they are set: w + scale A B, scale = alpha / rank.
@@ -125,13 +136,18 @@ inline void load_adapted(const std::vector<Stored>& weights, const std::vector<S
     if (a && !adapter.empty()) load_tensors(adapter, a->tensors, a->path);
 }
 
+// By what path an adapter names a model whose weights are in `weights`: its directory, if that is one.
+inline std::string base_path(const std::string& weights) {
+    return fs::absolute(weights.ends_with("/model.safetensors") ? directory_of(weights) : weights).string();
+}
+
 // PEFT's description of an adapter for the model in `base`.
-inline std::string adapter_config(const std::string& base, int rank, double alpha, const std::set<std::string>& targets) {
+inline std::string adapter_config(const std::string& base, const Lora& lora) {
     std::string modules;
     for (auto& [target, module] : ADAPTABLE)
-        if (targets.count(target)) modules += (modules.empty() ? "" : ", ") + json_quote(module);
+        if (lora.targets.count(target)) modules += (modules.empty() ? "" : ", ") + json_quote(module);
     return "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n  \"base_model_name_or_path\": " + json_quote(base) +
-           format(",\n  \"r\": %d,\n  \"lora_alpha\": %s,\n", rank, show(alpha).c_str()) + "  \"lora_dropout\": 0.0,\n"
+           format(",\n  \"r\": %d,\n  \"lora_alpha\": %s,\n", lora.rank, show(lora.alpha).c_str()) + "  \"lora_dropout\": 0.0,\n"
            "  \"target_modules\": [" + modules + "],\n  \"fan_in_fan_out\": true,\n  \"bias\": \"none\",\n  \"inference_mode\": true\n}\n";
 }
 

@@ -12,6 +12,13 @@ struct Slice {
     size_t first = 0, n = SIZE_MAX, stride = 0;
     bool all() const { return n == SIZE_MAX; }
     size_t place(size_t i) const { return first + i / n * stride + i % n; }      // in the whole, of number i
+    // Of an array, the numbers of this rank, `count` of them: itself, or copies in `own`.
+    const float* of(const float* whole, size_t count, std::vector<float>& own) const {
+        if (all()) return whole;
+        own.resize(count);
+        each({0, count}, [&](size_t i, size_t at, size_t some) { std::copy_n(whole + at, some, &own[i]); });
+        return own.data();
+    }
     // f(i, place, n) for some of its numbers, run by run
     template <typename F> void each(Range some, F f) const {
         for (size_t i = some.at, end = some.at + some.n, m; i < end; i += m) m = std::min(n - i % n, end - i), f(i, place(i), m);

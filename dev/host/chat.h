@@ -66,6 +66,21 @@ struct Conversation {
             warn("the context is full: the oldest turn is forgotten");
         }
     }
+    // Until the end of what is typed: draw(prompt, n, show) gives the answer to line n, and shows it as it grows.
+    template <typename F> void hold(F draw) {
+        std::string line;
+        for (uint64_t n = 1; listen(line); n++) {
+            const Prompt p = ask(line);
+            if (p.most == 0) continue;
+            size_t shown = 0;
+            auto show = [&](int, const Text& t) {
+                t.show(shown);
+                return !stop_signal;
+            };
+            answered(draw(p, n, show));
+            write_out("\n");
+        }
+    }
     // What was shown of an answer becomes a part of its turn.
     void answered(const Text& text) {
         const std::vector<int> said = text.finish == Finish::STOP ? tokenizer.encode(text.response) : text.said();

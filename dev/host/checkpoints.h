@@ -4,6 +4,7 @@
    under another name, synced, then renamed. Of a model it knows a list of tensors. */
 #pragma once
 #include "comm.h"
+#include "options.h"
 #include "tokenizer.h"
 #include "weights.h"
 #include <future>
@@ -79,6 +80,12 @@ inline std::string first_not_finite(const std::vector<Stored>& gradients) {
         for (float f : g) if (!std::isfinite(f)) return t->name;
     }
     return "";
+}
+
+// The same where ranks have parts of them.
+inline std::string not_finite_of_all(const std::vector<Stored>& gradients) {
+    for (const std::string& name : world().texts(first_not_finite(gradients))) if (!name.empty()) return name;
+    return "the norm, but no gradient,";
 }
 
 // The head of a file of float32 safetensors; `at` becomes where in the file each tensor begins, and where the last one ends.
@@ -171,25 +178,45 @@ struct Position {
         for (const Json& token : state["beginning"].items) beginning.push_back(token.number);
         if (const Json& l = state["lowest"]) lowest = l["val_loss"].number, lowest_step = l["step"].number;
     }
+    void found(double loss) {                // by a validation
+        if (!(loss < lowest)) return;
+        lowest = loss;
+        lowest_step = step;
+    }
     // Dies if the run in `out`, which is to end before window `end`, is beyond it.
     void check_window(size_t end, size_t windows_now, double epochs, const std::string& out) const {
         if (window > end)
             die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(epochs).c_str(), out.c_str(),
                       window, windows_now);
     }
-    // Dies if the run in `out` cannot go on from here with what it is given now: to read, from `paths` by the name of the option,
+    using Data = std::map<std::string, std::string>;
+    // A program that rewards is known by its command alone, which may have been mended.
+    void take_command(const std::string& was, const std::string& now) {
+        if (was.empty() || now.empty() || was == now) return;
+        warn("--reward-command: from step %lld on %s rewards, before it did %s", step + 1,
+             shell_quote(now).c_str(), shell_quote(was).c_str());
+        if (data.count("reward")) data["reward"] = now;
+    }
+    // Dies if the run in `out` cannot go on from here with what it is given now: to read, from path_of(the option),
     // windows of an epoch, and steps in all.
-    void check(std::map<std::string, std::string> now, std::map<std::string, std::string> paths, size_t windows_now, long long steps,
-               const std::string& out) const {
+    template <typename F>
+    void check(Data now, F path_of, size_t windows_now, long long steps, const std::string& out) const {
         const char* run = out.c_str();
         for (auto& [name, was] : data)
             if (now[name] != was)
                 die("--%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new run "
-                    "from its weights", name.c_str(), paths[name].c_str(), now[name].c_str(), run, was.c_str(), run);
+                    "from its weights", name.c_str(), path_of(name).c_str(), now[name].c_str(), run, was.c_str(), run);
         if (windows && windows != windows_now)
-            die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?", paths["train"].c_str(),
-                windows_now, run, windows);
+            die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?",
+                path_of("train").c_str(), windows_now, run, windows);
         if (step > steps) die_usage("--steps %lld: the run in %s has done %lld already", steps, run, step);
+    }
+    // Goes on with that, if it can.
+    template <typename F>
+    void take(const Data& now, F path_of, size_t windows_now, long long steps, const std::string& out) {
+        check(now, path_of, windows_now, steps, out);
+        data = now;
+        windows = windows_now;
     }
 };
 
@@ -346,6 +373,11 @@ struct Saver {
     std::future<std::string> writing = {};   // the one under way,
     long long step = 0;                      // and its step
 
+    // Whether one is due by time, of which checkpoints are to take 2 % at most.
+    bool due(double minutes) const {
+        const double since = seconds() - last;
+        return minutes > 0 && since > 60 * minutes && since > 50 * stood_ms / 1e3;
+    }
     // Waits for the checkpoint that is under way, or dies of what the thread died of.
     void finish() {
         if (!writing.valid()) return;

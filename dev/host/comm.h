@@ -42,6 +42,12 @@ struct Comm {
         return {.rank = place(), .size = n, .lowest = rank - place()};
     }
     Comm data() const { return {.rank = replica(), .size = replicas(), .zero = zero, .lowest = place(), .step = tensor}; }
+    // Of n things to do the first ranks have as many each, those of `rank` in a row.
+    Range share(size_t n, int rank) const {
+        const size_t most = (n + size - 1) / size, first = std::min(n, most * rank);
+        return {first, std::min(n, first + most) - first};
+    }
+    Range share(size_t n) const { return share(n, rank); }
     // From here on n ranks share each layer of a model with so many heads and tokens.
     void share_layers(int n, int zero, int heads, int vocab) {
         std::string fit;
@@ -96,6 +102,21 @@ struct Comm {
 inline Comm& world() {
     static Comm comm;
     return comm;
+}
+
+// Rows of `width` numbers, of which rank r of a group has the columns part(r), side by side, made whole in place: all
+// ranks of all groups do so at once.
+template <typename F> void join_columns(float* rows, size_t count, size_t width, const Comm& group, F part) {
+    if (group.size == 1) return;
+    const size_t n = part(group.rank).n, most = count * (width / group.size + 1);        // numbers that a rank sends
+    std::vector<float> mine(rows, rows + count * n), all(most * world().size);
+    mine.resize(most);
+    world().gather(mine.data(), all.data(), most * sizeof(float));
+    for (int r = 0; r < group.size; r++) {
+        const Range its = part(r);
+        const float* const from = &all[(group.lowest + r) * most];
+        for (size_t row = 0; row < count; row++) std::copy_n(from + row * its.n, its.n, rows + row * width + its.at);
+    }
 }
 
 // What launchers tell the processes they start: mpirun of Open MPI, of MPICH and Intel; srun; torchrun.

@@ -489,3 +489,4 @@ inline std::string json_quote(std::string_view s) {
 
 // JSON has no nan and no infinity.
 inline std::string json_number(double v) { return std::isfinite(v) ? show(v) : "null"; }
+using Fields = std::vector<std::pair<const char*, std::string>>;         // names, and values as JSON has them

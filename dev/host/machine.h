@@ -6,6 +6,13 @@
 #include <sys/auxv.h>
 #endif
 
+// What a GPU computes as a CPU does.
+#ifdef __CUDACC__
+#define HD __host__ __device__ inline
+#else
+#define HD inline
+#endif
+
 inline double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -49,6 +56,16 @@ inline void spin_briefly(char** argv) {
     setenv("GOMP_SPINCOUNT", "1000", 1), setenv("KMP_BLOCKTIME", "1", 1);
     execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
 }
+
+// What a model takes, in bytes.
+struct Footprint {
+    double weights, gradients, moments, activations;
+    double all() const { return weights + gradients + moments + activations; }
+    std::string text() const {
+        return format("%.2f GB: weights %.2f, gradients %.2f, moments %.2f, activations %.2f", all() / 1e9,
+                      weights / 1e9, gradients / 1e9, moments / 1e9, activations / 1e9);
+    }
+};
 
 // Multiply-adds on numbers in registers, on all threads; how many FLOPs they were. A thread holds (MR,VECTORS) vectors.
 template <typename vec, typename R, int MR, int VECTORS> double register_trial() {

@@ -57,7 +57,8 @@ struct Option {
     /* R   may differ when a run is resumed     D   names data, which may then lie elsewhere
        E   may be empty     P   a path, whose ~ is one's home     !   has to be given
        F   a value that another program wrote and this one does not know is none
-       L   of reinforcement learning alone      A   of adapters alone
+       L   of reinforcement learning alone      A   of adapters alone     W   eval: for --answers alone
+       T   needs a tokenizer                    Z   needs one that has an end of text
        1   options with the same digit exclude each other */
     bool is(char mark) const { return strchr(marks, mark); }
     bool excludes(const Option& other) const {
@@ -83,6 +84,11 @@ struct Option {
     }
 };
 using Table = std::vector<Option>;
+
+inline std::string value_of(const Table& options, const std::string& name) {
+    const auto row = std::find_if(options.begin(), options.end(), [&](const Option& o) { return name == o.name; });
+    return row == options.end() ? "" : row->show();
+}
 
 struct Verb {
     char letter;
@@ -111,6 +117,12 @@ inline void print_help(const Program& program, const Table& options, const std::
         }
     }
     fputs(program.footer, stdout);
+}
+
+// Of a program that was given no words; its exit code.
+inline int tell_usage(const Program& program) {
+    fputs(program.usage, stderr);
+    return 2;
 }
 
 // Answers --help, -h or --version, wherever it stands; false if none does.
@@ -190,12 +202,12 @@ inline std::string options_json(const Table& options, char mark) {
     return s + "}";
 }
 
-// Refuses options with a mark that were given and count for nothing. Defaults may be: they stand in a start-up line.
-inline void refuse_idle(const Table& options, const Table& defaults, const std::set<std::string>& given, char mark,
-                        const char* of) {
+// Refuses options with a mark that were given, and says why. Defaults may be: they stand in a start-up line.
+inline void refuse_given(const Table& options, const Table& defaults, const std::set<std::string>& given, char mark,
+                         const char* why) {
     for (size_t i = 0; i < options.size(); i++)
         if (const Option& o = options[i]; o.is(mark) && given.count(o.name) && o.show() != defaults[i].show())
-            die_usage("%s: is for %s", o.typed().c_str(), of);
+            die_usage("%s: %s", o.typed().c_str(), why);
 }
 
 // Gives the options of a run that is resumed the values it had, but for those on the command line that may differ, and

@@ -103,6 +103,15 @@ inline void unpack(Form form, float* to, const uint8_t* from, size_t rows, size_
     }
 }
 
+// Where a matrix of weights is: at p, or packed.
+template <typename T> struct Place {
+    T* p;
+    const uint8_t* packed;
+    const float* scales;
+    Form form;
+    operator T*() const { return p; }
+};
+
 // Packed matrices as products read them, with what cpu::Matrix in vectors.h has: element (i,j), the matrix transposed or
 // from an element on.
 namespace cpu {

@@ -4,13 +4,69 @@
 #include <array>
 #include <cmath>
 
+using Measures = std::vector<std::pair<const char*, double>>;            // names, and values
+
+// For the log: a validation's loss, and what else was measured.
+inline Fields fields_of(double loss, const Measures& measures) {
+    Fields fields = {{"val_loss", json_number(loss)}};
+    for (auto& [name, value] : measures) fields.push_back({name, json_number(value)});
+    return fields;
+}
+
 struct Validation {
     double nats = 0;
     size_t tokens = 0, bytes = 0;            // bytes: of the targets' text; an end of text has none
     double loss() const { return nats / tokens; }
+    double bits() const { return bytes ? nats / std::log(2.0) / bytes : NAN; }           // a byte
     std::string line() const {
-        std::string bits = bytes ? format("%.6f", nats / std::log(2.0) / bytes) : "unknown";
-        return format("val loss %.6f nats/token, %s bits/byte, %zu tokens", loss(), bits.c_str(), tokens);
+        const std::string known = bytes ? format("%.6f", bits()) : "unknown";
+        return format("val loss %.6f nats/token, %s bits/byte, %zu tokens", loss(), known.c_str(), tokens);
+    }
+    Measures measures(double floor) const { return {{"bits_per_byte", bits()}, {"floor", floor}}; }
+};
+
+// The mean reward of the answers to prompts: the more, the better.
+struct AnswersRewarded {
+    double reward;
+    size_t prompts;
+    double loss() const { return 0 - reward; }               // no -0
+    std::string line() const { return format("val reward %.6f, %zu prompts", reward, prompts); }
+    Measures measures(double) const { return {{"reward", reward}}; }
+};
+
+// Sums by their names, in the order in which these came first.
+struct Notes {
+    Measures sums = {};
+    void add(const char* name, double amount) {
+        const auto it = std::find_if(sums.begin(), sums.end(), [&](auto& sum) { return !strcmp(sum.first, name); });
+        if (it == sums.end()) sums.push_back({name, amount});
+        else it->second += amount;
+    }
+};
+
+// How fast a step was: for its line, and for the log.
+struct Speed {
+    std::string text;
+    Fields log;
+};
+
+// What is told of a step.
+struct StepReport {
+    long long step;
+    double loss, norm, lr, ms, tokens, seen;                 // tokens: of this step; seen: of all so far
+    Speed speed;
+    std::string text(const Notes& notes) const {             // what stands behind tokens a second
+        std::string s = speed.text;
+        for (auto& [name, value] : notes.sums) s += format("  %s %.4g", name, value);
+        return s;
+    }
+    Fields log(const Notes& notes) const {
+        Fields fields = {{"loss", json_number(loss)}, {"norm", json_number(norm)}, {"lr", json_number(lr)},
+                         {"ms", format("%.3f", ms)}, {"tokens_per_s", format("%.1f", tokens / ms * 1e3)},
+                         {"tokens", format("%.0f", seen)}};
+        fields.insert(fields.end(), speed.log.begin(), speed.log.end());
+        for (auto& [name, value] : notes.sums) fields.push_back({name, json_number(value)});
+        return fields;
     }
 };
 
@@ -37,6 +93,9 @@ struct Preferences {
     std::string line() const {
         return format("val loss %.6f nats/pair, accuracy %.4f, margin %.3f, calibration error %.3f, %zu pairs", loss(), accuracy(),
                       margin(), calibration_error(), pairs);
+    }
+    Measures measures(double) const {
+        return {{"accuracy", accuracy()}, {"margin", margin()}, {"calibration_error", calibration_error()}};
     }
 };
 /* A model whose context is full is a Markov chain over its V^T contexts: token v leads from (a, b, ..) to (b, .., v).

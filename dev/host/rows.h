@@ -44,6 +44,10 @@ struct ChoiceRows {
     }
 };
 
+inline auto rows_of(const auto& rows) {      // as functions that take rows ask for them
+    return [&rows](size_t i) { return rows.row(i); };
+}
+
 // A padded batch: rows shorter than the longest end in inputs whose target is -1, which counts nowhere.
 struct Batch {
     int B, T = 0;
@@ -60,7 +64,12 @@ struct Batch {
         }
     }
     size_t targets() const { return y.size() - std::count(y.begin(), y.end(), -1); }
+    static Batch nothing() { return Batch({Row{{0}, {-1}}}); }           // one token without a target
 };
+
+template <typename F> double sum_over(const std::vector<Batch>& batches, F f) {
+    return std::accumulate(batches.begin(), batches.end(), 0.0, [&](double sum, const Batch& b) { return sum + f(b); });
+}
 
 // f(i, rows i, i + 1, ... as a batch) for all n rows, at most so many at a time, or every `ranks`th of these batches.
 template <typename RowAt, typename F> void each_batch(size_t n, size_t most, RowAt row_at, F f, int rank = 0, int ranks = 1) {
@@ -199,6 +208,20 @@ struct Windows : Source {
         while (in_epoch >= before + windows[order[i]]) before += windows[order[i++]];
         open_shard(order[i]);
         return {open, window_order[in_epoch - before]};
+    }
+    // The batches of n windows from g on that a rank has, each of so many windows, whose answers 1 .. `answers` are its
+    // rows. All ranks have as many batches; those at the end may hold nothing.
+    std::vector<Batch> batches(size_t g, size_t n, size_t each, int answers, size_t rank, size_t ranks) {
+        std::vector<Batch> made;
+        const size_t last = g + n;
+        for (; g < last; g += each * ranks) {
+            std::vector<Row> rows;
+            const size_t first = g + each * rank, end = std::min(first + each, last);
+            for (int answer = 1; answer <= answers; answer++)
+                for (size_t k = first; k < end; k++) rows.push_back(row(k, answer));
+            made.push_back(rows.empty() ? Batch::nothing() : Batch(rows));
+        }
+        return made;
     }
     size_t end_of(double epochs) {           // where so many passes end
         while (begins.size() < epochs + 1) next_epoch();

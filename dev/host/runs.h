@@ -1,7 +1,9 @@
 /* dev/host/runs.h -- the directory of a run: its checkpoints step_N, of which the best is in best, too; its log; and
    what tells its data from other data. Checkpoints are written by checkpoints.h, whole ones are known by state.json. */
 #pragma once
+#include "options.h"
 #include "shards.h"
+#include <optional>
 #include <sys/file.h>
 #include <utility>
 
@@ -43,6 +45,15 @@ inline std::string given_in(const std::string& directory, const std::string& pat
         glob_files(there, "");
         return there;
     } catch (const Error&) { return path; }
+}
+
+// Options of text that hold such paths, by is_path(row), become what they are from here, but for those given anew.
+template <typename F>
+void paths_from(const std::string& directory, const Table& options, const std::set<std::string>& given, F is_path) {
+    for (const Option& row : options) {
+        auto* path = std::get_if<text*>(&row.value);
+        if (path && !given.count(row.name) && is_path(row)) **path = given_in(directory, **path);
+    }
 }
 
 // The last line of state.json vouches for all before it.
@@ -171,7 +182,7 @@ inline void make_best(const std::string& run, const std::string& checkpoint) {
 // a line; on resume it is rewound to the checkpoint's step. Of several processes one writes there.
 struct RunDirectory {
     std::string path;
-    int lock = -1;
+    std::optional<Held> lock = {};           // let go of if this constructor throws, too
     FILE* log = nullptr;
     const bool writes;
 
@@ -184,9 +195,9 @@ struct RunDirectory {
         if (!writes) return;
         fs::create_directories(path, error);
         if (error) die("%s: cannot create: %s", name, error.message().c_str());
-        lock = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (lock < 0) die("%s: cannot open: %s", name, strerror(errno));
-        if (flock(lock, LOCK_EX | LOCK_NB) != 0)
+        lock.emplace(path, LOCK_EX);
+        if (lock->fd < 0) die("%s: cannot open: %s", name, strerror(errno));
+        if (!lock->all)
             die("%s: %s", name, errno == EWOULDBLOCK ? "another train_gpt is writing there" : strerror(errno));
         if (!resume && !fs::is_empty(path, error))
             die("%s: is not empty; choose another --out, or go on with --resume", name);
@@ -196,7 +207,6 @@ struct RunDirectory {
     }
     ~RunDirectory() {
         if (log) fclose(log);
-        if (lock >= 0) close(lock);
     }
     RunDirectory(const RunDirectory&) = delete;
     RunDirectory& operator=(const RunDirectory&) = delete;
@@ -232,7 +242,6 @@ struct RunDirectory {
         fs::rename(log_path() + ".new", log_path(), error);
         if (error || !(log = fopen(log_path().c_str(), "a"))) die("%s: cannot write", log_path().c_str());
     }
-    using Fields = std::vector<std::pair<const char*, std::string>>;     // names, and values as JSON has them
     void put(const char* event, long long step, const Fields& fields) {
         if (!writes) return;
         std::string line = format("{\"event\": \"%s\", \"step\": %lld", event, step);

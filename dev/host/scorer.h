@@ -71,6 +71,13 @@ struct Scorer {
         if (!said.empty()) fail("more than %zu lines for as many answers: '%s'", answers.size(), shown_line(said).c_str());
         return scores;
     }
+    // Gives answers these as rewards; shown(ids) is the text of tokens.
+    template <typename A, typename F> void reward(std::vector<A>& answers, F shown) {
+        std::vector<std::pair<std::string, std::string>> texts;
+        for (const A& a : answers) texts.push_back({shown(a.example[0]), shown(a.tokens)});
+        const std::vector<double> found = scores(texts);
+        for (size_t i = 0; i < answers.size(); i++) answers[i].reward = found[i];
+    }
 
 private:
     static std::string shown_line(const std::string& line) { return valid_utf8(line.substr(0, 60)); }

@@ -31,6 +31,50 @@ inline std::string unescaped(const std::string& where, const std::string& text, 
     return out;
 }
 
+inline std::string members_of(const Json& json) {
+    std::string names;
+    for (auto& [name, value] : json.members)
+        if (names.size() < 300) names += (names.empty() ? "" : ", ") + json_quote(name.substr(0, 60)) +
+                                         (value.kind == Json::STRING ? "" : " (no string)");
+    return json.kind != Json::OBJECT ? "found no object" : "it has " + (names.empty() ? "no members" : names);
+}
+
+struct Turn {
+    std::string role, content;
+    bool operator==(const Turn&) const = default;
+};
+using Turns = std::vector<Turn>;
+
+// The turns in a member of a line: of "role" and "content" or, in "conversations", as ShareGPT names them.
+inline Turns read_turns(const Json& line, const std::string& name, const std::string& where) {
+    const bool shared = name == "conversations";
+    const std::string role = shared ? "from" : "role", content = shared ? "value" : "content";
+    if (line[name].kind != Json::ARRAY)
+        die("%s: expected a list %s of turns; %s", where.c_str(), json_quote(name).c_str(), members_of(line).c_str());
+    Turns all;
+    for (const Json& turn : line[name].items) {
+        const std::string at = format("%s: turn %zu of \"%s\"", where.c_str(), all.size() + 1, name.c_str());
+        const std::string& who = turn[role].string;
+        if (turn[role].kind != Json::STRING || turn[content].kind != Json::STRING)
+            die("%s: expected strings %s and %s; %s", at.c_str(), json_quote(role).c_str(),
+                json_quote(content).c_str(), members_of(turn).c_str());
+        all.push_back({shared && who == "human" ? "user" : shared && who == "gpt" ? ASSISTANT : who,
+                       turn[content].string});
+        if (all.back() == Turn{ASSISTANT, ""})
+            die("%s: is empty, expected a response; take such lines out: jq -c 'select(all(.%s[]; .%s != \"\"))'",
+                at.c_str(), name.c_str(), content.c_str());
+    }
+    return all;
+}
+// Those of a prompt.
+inline Turns read_asked(const Json& line, const std::string& name, const std::string& where) {
+    const Turns all = read_turns(line, name, where);
+    if (all.empty() || all.back().role == ASSISTANT)
+        die("%s: %s is a list of %zu turns, expected one to be answered at its end", where.c_str(),
+            json_quote(name).c_str(), all.size());
+    return all;
+}
+
 struct ChatTemplate {
     std::string before, between, after;      // the role, and the content
 
@@ -46,6 +90,21 @@ struct ChatTemplate {
     std::string opening(const std::string& role) const { return before + role + between; }
     std::string turn(const std::string& role, const std::string& content) const {
         return opening(role) + content + after;
+    }
+    // Contexts and responses in turn; open: turns since the last response.
+    std::vector<std::string> exchanges(const Turns& turns, size_t& open) const {
+        std::vector<std::string> parts;
+        std::string context;
+        open = 0;
+        for (auto& [role, content] : turns) {
+            if (role != ASSISTANT) {
+                context += turn(role, content), open++;
+                continue;
+            }
+            parts.push_back(context + opening(role)), parts.push_back(content);
+            context.clear(), open = 0;
+        }
+        return parts;
     }
 };
 

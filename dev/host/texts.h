@@ -52,7 +52,72 @@ inline std::vector<std::vector<int>> by_length(const std::vector<Prompt>& prompt
     for (size_t i = 0; i < order.size(); i += n) groups.emplace_back(&order[i], &order[i] + std::min(n, order.size() - i));
     return groups;
 }
+// n copies of each prompt, with random numbers of their own, as many prompts at a time as make about `most` texts.
+inline std::vector<std::vector<Prompt>> repeated(const std::vector<Prompt>& prompts, size_t n, size_t most) {
+    const size_t at_once = std::max<size_t>(1, most / n);
+    std::vector<std::vector<Prompt>> groups;
+    for (size_t i = 0; i < prompts.size() * n; i++) {
+        if (i % (at_once * n) == 0) groups.emplace_back();
+        groups.back().push_back(prompts[i / n]);
+        groups.back().back().stream = i;
+    }
+    return groups;
+}
 using Adjust = std::function<void(int, float*)>;             // of a prompt's number, and the logits of its next token
+
+/* The texts to some prompts as they grow side by side, a row each, all of one length: at first that of the shortest
+   prompt; longer ones are then fed a token a step, while the others are drawn. When the context is full, its later half
+   is the new prompt. past: tokens of each row that the model holds in its cache. */
+struct Growing {
+    const std::vector<Prompt>& prompts;
+    const std::vector<int>& number;          // of each row's prompt, the shortest first
+    const uint64_t seed;
+    size_t at;                               // tokens of each text, with those that the context has lost
+    int past = 0;
+    std::vector<std::vector<int>> rows = {};
+    std::vector<long long> left = {};        // tokens to draw yet
+    std::vector<Rng> rng = {};
+
+    Growing(const std::vector<Prompt>& prompts, const std::vector<int>& number, uint64_t seed)
+        : prompts(prompts), number(number), seed(seed), at(prompts[number[0]].tokens.size()) {
+        for (int i : number) {
+            const Prompt& p = prompts[i];
+            rows.emplace_back(p.tokens.begin(), p.tokens.begin() + at);
+            left.push_back(p.most);
+            rng.emplace_back(seed, p.stream + 1);
+        }
+    }
+    // What the first text begins with is in the cache; its last two are fed again: one alone goes on from a draw.
+    void skip(const std::vector<int>& held) {
+        const auto begin = rows[0].begin(), end = rows[0].end() - std::min<size_t>(2, at);
+        past = std::mismatch(begin, end, held.begin(), held.end()).first - begin;
+    }
+    bool go_on() const { return std::any_of(left.begin(), left.end(), [](long long n) { return n > 0; }); }
+    std::vector<int> unseen(int context) {   // by the model: the tokens to feed, as many of each row
+        if ((int)rows[0].size() > context) {
+            for (auto& row : rows) row.erase(row.begin(), row.end() - std::max(1, context / 2));
+            past = 0;
+        }
+        std::vector<int> x;
+        for (auto& row : rows) x.insert(x.end(), row.begin() + past, row.end());
+        return x;
+    }
+    bool draws(int b) const { return at >= prompts[number[b]].tokens.size() && left[b] > 0; }
+    bool all_draw() const { return at >= prompts[number.back()].tokens.size(); }         // or have ended
+    // A token for each row, of which those count that are no prompt's; emit(i, token) says whether text i goes on.
+    template <typename F> void add(const std::vector<int>& drawn, int eot, F emit) {
+        past = rows[0].size();
+        for (size_t b = 0; b < rows.size(); b++) {
+            const Prompt& p = prompts[number[b]];
+            const bool fed = at < p.tokens.size();
+            rows[b].push_back(fed ? p.tokens[at] : drawn[b]);
+            if (fed) rng[b] = Rng(seed, p.stream + 1);
+            else if (left[b] > 0) left[b] = emit(number[b], drawn[b]) && drawn[b] != eot ? left[b] - 1 : 0;
+        }
+        at++;
+    }
+    std::vector<int> cached() const { return {rows[0].begin(), rows[0].begin() + past}; }
+};
 
 // Strings before whose first occurrence a text ends.
 struct Stops {
@@ -164,6 +229,11 @@ inline size_t best_of(const Text* texts, size_t n) {
     return std::max_element(texts, texts + n, [](auto& a, auto& b) { return a.reward < b.reward; }) - texts;
 }
 
+// By what one of several texts is taken, or any.
+inline std::string taken_by(long long vote, long long best_of, const std::string& reward) {
+    if (best_of) return format("best of %lld by %s", best_of, reward.empty() ? "log-probability" : reward.c_str());
+    return vote ? format("vote of %lld", vote) : "with --pattern";
+}
 // What stands above a text where there are several.
 inline std::string heading(size_t k, size_t prompts, size_t i, size_t texts) {
     std::string s = prompts > 1 ? format("--- prompt %zu", k + 1) : "";
@@ -197,7 +267,10 @@ struct TextWriter {
         : tokenizer(tokenizer), prompts(all.size()), json(json), grows(!json && prompts == 1 && each == 1) {
         if (grows) write_out(all[0].shown(tokenizer));
     }
-    void show(const Text& t) { if (grows) t.show(shown); }
+    bool show(const Text& t) {               // whether it goes on
+        if (grows) t.show(shown);
+        return true;
+    }
     void put(size_t k, const Text* t, size_t n) {            // n texts to prompt k
         for (size_t i = 0; i < n; i++)
             write_out(json ? json_line(t[i]) : grows ? "\n" : heading(k, prompts, i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
@@ -219,26 +292,40 @@ inline std::string member(const Json& object, const char* name, const std::strin
     return object[name].string;
 }
 
-// Prompts: JSON Lines with "prompt", as its name says or its first line is; else every line is one.
-inline std::vector<std::string> read_prompts(const std::string& path) {
+// A prompt as it is given: a text, or the turns of a chat.
+struct Asked {
+    std::string text;
+    Turns turns = {};                        // if there are some, the text is none
+    bool operator==(const Asked&) const = default;
+};
+
+// Prompts: JSON Lines with "prompt", or "messages", as its name says or its first line is; else every line is one.
+inline std::vector<Asked> read_prompts(const std::string& path) {
     const Input file(path);
     check_text(path, file.text());
     bool json = false;
     for (const char* ending : {".jsonl", ".ndjson", ".jsonlines"}) json |= path.ends_with(ending);
-    std::vector<std::string> prompts;
+    std::vector<Asked> prompts;
     each_line(path, file.text(), [&](std::string_view line, const std::string& where) {
-        if (prompts.empty() && !json)
-            try { json = bool(parse_json(line, where)["prompt"]); } catch (const Error&) {}
-        prompts.push_back(json ? member(parse_json(line, where), "prompt", where) : std::string(line));
+        Json object;
+        if (prompts.empty() || json)
+            try {
+                object = parse_json(line, where);
+            } catch (const Error&) { if (json) throw; }
+        const char* chat = object["messages"] ? "messages" : object["prompt"].kind == Json::ARRAY ? "prompt" : nullptr;
+        json |= chat || object["prompt"];
+        if (chat) prompts.push_back({"", read_asked(object, chat, where)});
+        else prompts.push_back({json ? member(object, "prompt", where) : std::string(line)});
     });
     if (prompts.empty()) die("%s: holds no prompts", shown(path));
     return prompts;
 }
 
 // Of which at most one is given: a file of prompts, a file that is one, or the prompt itself.
-inline std::vector<std::string> given_prompts(const std::string& prompt, const std::string& prompt_file, const std::string& prompts) {
+inline std::vector<Asked> given_prompts(const std::string& prompt, const std::string& prompt_file,
+                                        const std::string& prompts) {
     if (!prompts.empty()) return read_prompts(prompts);
-    return {prompt_file.empty() ? prompt : read_prompt(prompt_file)};
+    return {{prompt_file.empty() ? prompt : read_prompt(prompt_file)}};
 }
 
 // Examples to stand before a prompt: JSON Lines of a prompt and a response, each then followed by a line break.
@@ -265,6 +352,7 @@ struct Prompter {
     std::string examples = {};               // a file, and the tokens of each
     std::vector<std::vector<int>> shots = {};
     size_t left_out = 0, longest = 0;        // of the examples, where that were most; tokens of a prompt
+    bool bare = false;                       // a prompt is no turn of a chat, though the model has a template of them
 
     void take_examples(const std::string& path) {
         examples = path;
@@ -281,19 +369,40 @@ struct Prompter {
         for (size_t i = 0; i < answers.size(); i++) put_examples(answers.tokens[answers.first[i]], T - answers.length(i));
     }
     void tell() const {
+        if (bare)
+            warn("%s: has a template of chats, and a bare text is no turn of one: it is continued as it stands; "
+                 "--prompts takes turns, {\"prompt\": [{\"role\": \"user\", \"content\": \"...\"}]} a line, and chat "
+                 "asks", model.c_str());
         if (left_out) warn("--examples %s: the first %zu of %zu do not fit the context beside a prompt and its answer", examples.c_str(), left_out, shots.size());
     }
-    Prompt prompt(const std::string& text) {
+    bool opens_none(const std::string& text) const {         // of the turns in which the model learned to answer
+        const std::string& form = tokenizer->chat_template;
+        return !form.empty() && text.find(ChatTemplate(form).opening(ASSISTANT)) == text.npos;
+    }
+    std::vector<int> dialogue(Turns turns) const {           // up to where the assistant is to answer
+        if (!tokenizer || tokenizer->chat_template.empty())
+            die("%s: has no template of chats, so a prompt cannot be a list of turns; give it as a text",
+                model.c_str());
+        size_t open;
+        std::vector<int> ids;
+        Tokenizer::Scratch scratch;
+        turns.push_back({ASSISTANT, ""});
+        tokenizer->encode_prompt(ChatTemplate(tokenizer->chat_template).exchanges(turns, open), ids, scratch);
+        return ids;
+    }
+    Prompt prompt(const Asked& asked) {
+        const auto& [text, turns] = asked;
         Prompt p = {{}, most, 0, text};
         std::vector<int>& ids = p.tokens;
-        if (tokenizer) ids = tokenizer->encode(text);
+        if (!turns.empty()) ids = dialogue(turns), p.text = show_tokens(ids, tokenizer);
+        else if (tokenizer) ids = tokenizer->encode(text), bare |= !text.empty() && after_end && opens_none(text);
         else if (!read_ids(text, V, ids))
             die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d", text.c_str(), model.c_str(), V);
         put_examples(ids, T - 1 - (long long)ids.size() - std::min<long long>(most, T / 4));
         if (ids.empty() && !beginning.empty()) {
             ids = beginning;
             p.text = show_tokens({ids.begin() + (ids[0] == eot), ids.end()}, tokenizer);
-        } else if (after_end) ids.insert(ids.begin(), eot);
+        } else if (after_end || !turns.empty()) ids.insert(ids.begin(), eot);
         if (ids.empty()) ids.push_back(eot >= 0 ? eot : 0);
         if (ids.size() > (size_t)T) {
             warn("a prompt of %zu tokens: the context takes %d, so only the last of them count", ids.size(), T);
@@ -321,3 +430,7 @@ struct Answer {
         return r;
     }
 };
+// What n answers add to the mean reward of so many.
+inline double mean_reward(const Answer* answers, size_t n, size_t of) {
+    return std::accumulate(answers, answers + n, 0.0, [&](double sum, auto& a) { return sum + a.reward / of; });
+}

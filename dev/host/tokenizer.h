@@ -229,6 +229,13 @@ struct Tokenizer {
             p += length;
         }
     }
+    // Contexts and responses in turn, without the last one, which is to be answered or is the answer.
+    void encode_prompt(const std::vector<std::string>& parts, std::vector<int>& out, Scratch& scratch) const {
+        for (size_t i = 0; i + 1 < parts.size(); i++) {
+            encode(parts[i], out, scratch);
+            if (i % 2) out.push_back(eot());
+        }
+    }
 
     // The files that Hugging Face's GPT2Tokenizer reads, and the template. All added tokens are special there, so that
     // it can take them as the letters they are; and none but ours begins a text or is unknown, or it would add one.

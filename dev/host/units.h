@@ -21,6 +21,11 @@
 
 enum class Unit { NONE, DOTS, AMX };
 inline constexpr const char* UNITS[] = {"", "dots", "amx"};                    // in state.json
+inline const char* told(Unit unit) {         // how bf16 products are made
+    const char* const texts[] = {", bf16 rounded and multiplied in fp32 (no unit here is faster)",
+                                 ", bf16 in dot products", ", bf16 on AMX"};
+    return texts[(int)unit];
+}
 typedef float floats16 __attribute__((vector_size(64), may_alias));
 typedef uint32_t words16 __attribute__((vector_size(64), may_alias));
 typedef uint16_t halves32 __attribute__((vector_size(64)));
@@ -105,6 +110,40 @@ inline double unit_trial(Unit unit) {
         if (unit == Unit::AMX) amx_end();
     }
     return 2.0 * SQUARE * SQUARE * 32 * tiles * products * omp_get_max_threads();
+}
+
+// The best rate, in FLOP/s, of trials that return how many FLOPs they were: it is the least disturbed.
+template <typename F> double peak_of(int trials, F trial) {
+    double best = 0;
+    for (int i = 0; i < trials; i++) {
+        const double start = seconds(), flops = trial();
+        best = std::max(best, flops / (seconds() - start));
+    }
+    return best;
+}
+// The fastest unit that the processor has, by peak(unit), if it is faster by a margin than vectors of floats. On one thread:
+// beside other work several are seldom undisturbed together, and the choice must be the same again.
+template <typename F> Unit fastest_unit(F peak) {
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+    Unit best = Unit::NONE;
+    double most = 1.3 * peak(best);
+    for (Unit unit : {Unit::DOTS, Unit::AMX}) {
+        const double rate = has(unit) ? peak(unit) : 0;
+        if (rate > most) best = unit;
+        most = std::max(most, rate);
+    }
+    omp_set_num_threads(threads);
+    return best;
+}
+// Makes `unit` that of the checkpoint which a run goes on from, if there is one and this machine has it; its name.
+inline std::string keep_unit(Unit& unit, const std::string& kept, const std::string& checkpoint) {
+    const Unit its = Unit(std::find(std::begin(UNITS), std::end(UNITS), kept) - std::begin(UNITS));
+    if (!checkpoint.empty() && has(its)) unit = its;
+    else if (!checkpoint.empty())
+        warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another "
+             "order", checkpoint.c_str(), kept.c_str());
+    return UNITS[(int)unit];
 }
 
 // Twice 16 neighbours, rounded to bfloat16, side by side. The instruction takes subnormal numbers for 0, as the products do.
