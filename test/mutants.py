@@ -53,7 +53,6 @@ EQUIVALENT = {
     'warpgroup == 0 ? (void)0 : warpgroup == 1 ? barrier<2>(128) : barrier<3>(128);': 'a warp makes room in rows that it alone reads, in the emulator',
     'warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? (void)0 : barrier<3>(128);': 'the same',
     'warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : (void)0;': 'the same',
-    'if (lane != 0) mean[n] = m, rstd[n] = r;': 'all lanes have the same m and r',
     'a_panels.resize(std::max<size_t>(a_panels.size(), (size_t)(M - in_place + MR + 1) / MR * MR * KC));': 'room that nobody needs',
     'if (lane != 0) row[k] = r;': 'all lanes have the same r',
     'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);': 'the four lanes of a row have the same',
