@@ -2139,7 +2139,6 @@ inline std::vector<std::pair<Per, size_t>> activation_arrays(const Config& c, in
     return v;
 }
 
-
 struct Model {
     static void join(const Options& o) { join_nccl(o.out); }
     static void leave() { if (nccl()) nccl()->leave(); }
@@ -2165,12 +2164,13 @@ struct Model {
         const size_t n = layout.slots.size, trained = layout.trained();
         device();                                            // says it if there is none
         CHECK(cudaMemGetInfo(&have, &total));
-        have += device().workspace_size;                     // which bytes() counts, and the device has already
-        if (bytes(B) > have) {
+        have += device().workspace_size;                     // which needed() counts, and the device has already
+        if (needed(B).all() > have) {
             int fits = B - 1;                                // the most rows that do
-            while (fits && bytes(fits) > have) fits--;
-            die("not enough memory on the GPU: %s for %d rows of %d tokens, %.2f GB are free; %s", memory(B).c_str(), B,
-                T, have / 1e9, fits ? format("--batch %d fits", fits).c_str() : "lower --context");
+            while (fits && needed(fits).all() > have) fits--;
+            die("not enough memory on the GPU: %s for %d rows of %d tokens, %.2f GB are free; %s",
+                needed(B).text().c_str(), B, T, have / 1e9,
+                fits ? format("--batch %d fits", fits).c_str() : "lower --context");
         }
         rounded = allocate<floatX>(n);
         packed = allocate<uint8_t>(16 * layout.packed.size);
@@ -2218,29 +2218,20 @@ struct Model {
         for (auto& [key, graph] : graphs) if (graph) cudaGraphExecDestroy(graph);
     }
 
-    static constexpr double GB = 1e-9;
-    double weight_bytes() const {
-        return layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size +
-               (BF16 && training) * 4.0 * shares.moments();
-    }
-    double gradient_bytes() const {          // with what is needed to add up those of several ranks
-        return !training ? 0 : 4.0 * (ring.trained() + shares.exchanged());
-    }
-    double moment_bytes() const { return training ? 8.0 * shares.moments() : 0; }
-    double activation_bytes(int B) const {
-        return 16.0 * Slots(activation_arrays(c, B, max_T, training), c.L).size + device().workspace_size;
-    }
-    double bytes(int B) const { return weight_bytes() + gradient_bytes() + moment_bytes() + activation_bytes(B); }
-    std::string memory(int B) const {
-        return format("%.2f GB: weights %.2f, gradients %.2f, moments %.2f, activations %.2f", bytes(B) * GB,
-                      weight_bytes() * GB, gradient_bytes() * GB, moment_bytes() * GB, activation_bytes(B) * GB);
+    Footprint needed(int B) const {          // gradients: with what is needed to add up those of several ranks
+        const double weights = layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size;
+        const size_t activations = Slots(activation_arrays(c, B, max_T, training), c.L).size;
+        return {.weights = weights + (BF16 && training) * 4.0 * shares.moments(),
+                .gradients = training * 4.0 * (ring.trained() + shares.exchanged()),
+                .moments = training * 8.0 * shares.moments(),
+                .activations = 16.0 * activations + device().workspace_size};
     }
     std::string describe() const {
         const Device& d = device();
         return format("%s, %d SMs, compute capability %d.%d (built for %d.%d), %s, peak %.0f TFLOP/s, "
                       "%.2f TB/s; attention: %s; %s", d.properties.name, d.sms(), d.capability() / 10,
                       d.capability() % 10, d.built_for / 10, d.built_for % 10, DTYPE, d.peak() / 1e12,
-                      d.bandwidth() / 1e12, attention_kernels(c.C / c.NH), memory(max_B).c_str());
+                      d.bandwidth() / 1e12, attention_kernels(c.C / c.NH), needed(max_B).text().c_str());
     }
 
     /* The least time of a step of so many tokens: products and attention at 80 % of the peak, all else at 90 % of the

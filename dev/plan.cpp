@@ -94,8 +94,7 @@ struct Memory {
     double weights, master, gradients, moments, kept, scratch;
     double all() const { return weights + master + gradients + moments + kept + scratch; }
     std::string text() const {               // as a run begins with it
-        return format("%.2f GB: weights %.2f, gradients %.2f, moments %.2f, activations %.2f", all() / 1e9, (weights + master) / 1e9,
-                      gradients / 1e9, moments / 1e9, (kept + scratch) / 1e9);
+        return Footprint{weights + master, gradients, moments, kept + scratch}.text();
     }
 };
 /* bytes of one GPU

@@ -14,7 +14,7 @@ HOME = 'build/mutants'
 
 # Where mutants are made: from one line to another, by a pattern each.
 REGIONS = [
-    ('train_gpt.cu', r'// ---- \d+\. layers', r'static constexpr double GB'),
+    ('train_gpt.cu', r'// ---- \d+\. layers', r'    Footprint needed\(int B\)'),
     ('train_gpt.cu', r'    void forward\(const int', r'// ---- \d+\. main'),
     ('dev/host/heuristics.h', r'^struct Plan', r'^\}  // namespace gpu'),
     ('dev/host/nccl.h', r'^/\* a vocabulary that ranks share', r'^\}  // namespace gpu'),

@@ -40,10 +40,11 @@ void memory_is_what_is_allocated() {
             if (form != Form::FP32) p.c.rank = 8, p.c.targets = {"qkv", "proj", "fc", "fcproj"}, p.c.form = form;
             const Memory m = memory(p);
             const gpu::Model model(p.c, B, p.c.T, true);
-            check(m.weights + m.master == model.weight_bytes() && m.kept + m.scratch == model.activation_bytes(B) &&
-                  m.all() == model.bytes(B) && m.text() == model.memory(B),
+            const Footprint needed = model.needed(B);
+            check(m.weights + m.master == needed.weights && m.kept + m.scratch == needed.activations &&
+                  m.all() == needed.all() && m.text() == needed.text(),
                   "memory, %d layers of %d channels, batch %d, rank %d, %s: %.0f bytes; allocated %.0f", shape.L, shape.C, B,
-                  p.c.rank, FORMS[(int)form], m.all(), model.bytes(B));
+                  p.c.rank, FORMS[(int)form], m.all(), needed.all());
         }
     }
 }
@@ -113,8 +114,10 @@ void memory_is_what_ranks_allocate() {
         {
             const gpu::Model model(p.c, 1, p.c.T, true);
             const Memory m = memory(p);
-            check(m.weights + m.master == model.weight_bytes() && m.gradients == model.gradient_bytes() && m.moments == model.moment_bytes() &&
-                  m.all() == model.bytes(1), "ZeRO %d, %d layers: %.0f bytes; allocated %.0f", zero, shape.L, m.all(), model.bytes(1));
+            const Footprint needed = model.needed(1);
+            check(m.weights + m.master == needed.weights && m.gradients == needed.gradients && m.moments == needed.moments
+                  && m.all() == needed.all(),
+                  "ZeRO %d, %d layers: %.0f bytes; allocated %.0f", zero, shape.L, m.all(), needed.all());
         }
         comm = Comm();
     }
