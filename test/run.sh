@@ -59,6 +59,8 @@ sources() {
         lines=$(wc -l < ${budget%:*})
         if [ $lines -lt ${budget#*:} ]; then echo "ok lines/$budget: $lines"; else echo "FAIL lines/$budget: $lines"; fi
     done
+    wide=$(awk 'length > 120 && !/^ +X\(/ { print FILENAME ":" FNR; exit }' train_gpt.cpp train_gpt.cu)
+    if [ -z "$wide" ]; then echo "ok lines/120 columns, but for rows of tables"; else echo "FAIL lines/$wide: over 120 columns"; fi
     if command -v python3 > /dev/null; then python3 test/mutants.py --number 0; else echo "skip mutants/regions: no python3"; fi 2>&1
 }
 run sources
