@@ -517,14 +517,23 @@ static void units() {
         return 1000.0;
     });
     check(trials == 3 && rate > 1000 / 0.02 && rate <= 1000 / 0.002, "host/units/the best of three trials: %g", rate);
-    auto fastest = [](double dots, double amx) {
-        return fastest_unit([=](Unit u) { return u == Unit::NONE ? 10 : u == Unit::DOTS ? dots : amx; });
+    int threads = 0;                         // that any of them ran on
+    auto fastest = [&](double dots, double amx) {
+        return fastest_unit([&](Unit u) {
+            threads = std::max(threads, omp_get_max_threads());
+            return u == Unit::NONE ? 10 : u == Unit::DOTS ? dots : amx;
+        });
     };
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(3);
+    const int several = omp_get_max_threads();               // one, without OpenMP
     const Unit dots = has(Unit::DOTS) ? Unit::DOTS : Unit::NONE, amx = has(Unit::AMX) ? Unit::AMX : Unit::NONE;
     check(fastest(12.9, 12.9) == Unit::NONE, "host/units/none is faster by a margin");
     check(fastest(20, 12.9) == dots && fastest(12.9, 20) == amx, "host/units/one is");
     check(fastest(20, 30) == (amx == Unit::NONE ? dots : amx) && fastest(30, 20) == (dots == Unit::NONE ? amx : dots),
           "host/units/both are");
+    check(threads == 1 && omp_get_max_threads() == several, "host/units/one thread is timed, of %d: %d", several, threads);
+    omp_set_num_threads(before);
     Unit unit = Unit::AMX;
     same("units/a run that begins", keep_unit(unit, "", ""), "amx");
     same("units/a run that goes on", keep_unit(unit, "", "c"), "");
