@@ -254,7 +254,8 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
     X(fcproj.B, BLOCK,   c.rank,  c.C,     0,        c.adapts("fcproj"), "transformer.h.%d.mlp.c_proj.lora_B")
 
 struct Tensor {
-    std::string name;
+    Per per;
+    std::string name;            // of a row of TENSORS, %d stands for the layer
     size_t offset;               // in the arena, in elements
     int rows, cols;              // rows 0: a vector
     float init;
@@ -280,21 +281,20 @@ template <typename T, typename M = T*> struct Weights {
 };
 template <typename T> using Layer = Linear<T, Place<T>>;
 
-#define AS_TENSOR(field, per, rows, cols, init, present, name) {per, {name, 0, rows, cols, init, present}},
-// The rows of TENSORS for a model; %d in a name stands for the layer. native: what arenas hold is bfloat16 already, so
-// that it need not be packed.
-inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c, bool native) {
+#define AS_TENSOR(field, per, rows, cols, init, present, name) {per, name, 0, rows, cols, init, present},
+// The rows of TENSORS for a model. native: what arenas hold is bfloat16 already, so that it need not be packed.
+inline std::vector<Tensor> tensor_rows(const Config& c, bool native) {
     const float RESID = 0.02f / std::sqrt(2.0f * c.L);
     const float FROM_C = 1 / std::sqrt(3.0f * c.C), FROM_H = 1 / std::sqrt(3.0f * c.hidden());     // A's, as in PEFT
-    auto rows_of = [&](const Config& c) { return std::vector<std::pair<Per, Tensor>>{TENSORS(AS_TENSOR)}; };
-    std::vector<std::pair<Per, Tensor>> list = rows_of(c), whole = rows_of(c.part(1, 0));
+    auto rows_of = [&](const Config& c) { return std::vector<Tensor>{TENSORS(AS_TENSOR)}; };
+    std::vector<Tensor> list = rows_of(c), whole = rows_of(c.part(1, 0));
     for (size_t k = 0; k < list.size(); k++) {
-        auto& [per, t] = list[k];
-        const size_t rows = whole[k].second.rows, cols = whole[k].second.cols, parts = t.cols == c.qkv() ? 3 : 1;
+        Tensor& t = list[k];
+        const size_t rows = whole[k].rows, cols = whole[k].cols, parts = t.cols == c.qkv() ? 3 : 1;
         t.shape = rows ? std::vector{rows, cols} : std::vector{cols};
         if (t.rows != (int)rows) t.slice = {rows * c.place / c.tp * cols, t.count()};
         if (t.cols != (int)cols) t.slice = {cols / parts / c.tp * c.place, t.cols / parts, cols / parts};
-        const Form form = per == BLOCK || c.form == Form::FP32 ? c.form : Form::BF16;
+        const Form form = t.per == BLOCK || c.form == Form::FP32 ? c.form : Form::BF16;
         if (t.rows > 0 && !t.adapter() && !(native && form == Form::BF16)) t.form = form;
         t.trained = t.form == Form::FP32 && (t.adapter() || !c.rank);
     }
@@ -302,7 +302,7 @@ inline std::vector<std::pair<Per, Tensor>> tensor_rows(const Config& c, bool nat
 }
 
 struct Layout {
-    std::vector<std::pair<Per, Tensor>> rows;                // of TENSORS
+    std::vector<Tensor> rows;                                // of TENSORS
     Slots slots, packed;                                     // packed: matrices in fewer bits, in pieces of 16 bytes
     std::vector<Tensor> tensors;                             // as they stand in memory; all layers
     size_t parameters = 0, frozen_parameters = 0;
@@ -313,15 +313,15 @@ struct Layout {
     explicit Layout(const Config& c, int tile = 1, bool native = false)
         : rows(tensor_rows(c, native)), slots(arrays(c, tile, false), c.L), packed(arrays(c, tile, true), c.L) {
         for (size_t k = 0; k < rows.size(); k++) {
-            const auto& [per, t] = rows[k];
+            const Tensor& t = rows[k];
             if (t.adapter() && c.rank && !frozen) {
                 frozen = slots.first[k];
                 frozen_parameters = parameters;
             }
             if (t.adapter() && !t.present) continue;
-            for (int l = 0; l < (per == BLOCK ? c.L : 1); l++) {
+            for (int l = 0; l < (t.per == BLOCK ? c.L : 1); l++) {
                 Tensor& added = tensors.emplace_back(t);
-                if (per == BLOCK) added.name.replace(t.name.find("%d"), 2, std::to_string(l));
+                if (t.per == BLOCK) added.name.replace(t.name.find("%d"), 2, std::to_string(l));
                 added.offset = slots.place(k, l);
                 added.packed = 16 * packed.place(k, l);
                 parameters += t.present ? t.whole() : 0;
@@ -341,17 +341,18 @@ struct Layout {
         }
         return values;
     }
-    // How what is trained is shared out among ranks: its layers are one contiguous piece each.
-    Shares shares(const Comm& comm, int L, int ring) const {
+    // How what is trained is shared out among ranks: its layers are one contiguous piece each, and take turns in
+    // `gradients` if that has fewer.
+    Shares shares(const Comm& comm, const Slots& gradients) const {
         size_t k = 0;
         while (slots.stride[k] == 0 || slots.first[k] < frozen) k++;
-        return Shares(comm, slots.first[k] - frozen, slots.stride[k], L, ring, trained());
+        return Shares(comm, slots.first[k] - frozen, slots.stride[k], slots.layers, gradients.layers, trained());
     }
     // In an arena of all weights or, from = frozen, of what is trained. What is not there is null.
     template <typename W, typename T> W at(T* arena, int l, size_t from = 0, const uint8_t* bytes = nullptr) const {
         size_t k = 0;
         auto place = [&] {
-            const Tensor& t = rows[k].second;
+            const Tensor& t = rows[k];
             Place<T> w = {nullptr, nullptr, nullptr, t.form};
             if (t.form == Form::FP32) {
                 if (arena && t.present && slots.first[k] >= from) w.p = arena + slots.place(k, l) - from;
@@ -371,18 +372,18 @@ struct Layout {
 private:
     std::vector<std::pair<Per, size_t>> arrays(const Config& c, int tile, bool in_fewer_bits) const {
         std::vector<std::pair<Per, size_t>> v;
-        for (auto& [per, t] : rows) {
+        for (const Tensor& t : rows) {
             const size_t height = t.rows + (t.rows == c.vocab() ? (tile - t.rows % tile) % tile : 0);
             const size_t numbers = t.form == Form::FP32 ? std::max<size_t>(height, 1) * t.cols : 0;
             const size_t pieces = (packed_bytes(t.form, height, t.cols) + 15) / 16;
-            v.push_back({per, t.present * (in_fewer_bits ? pieces : numbers)});
+            v.push_back({t.per, t.present * (in_fewer_bits ? pieces : numbers)});
         }
         return v;
     }
 };
 
-// A model whose layers' gradients take turns in memory, as with ZeRO 2: a layer's are sent to the ranks that keep them
-// while the layer below is computed, which begins the bias sum of yet another.
+// A model with so many layers as have room for gradients at once. With ZeRO 2 a layer's are sent to the ranks that keep
+// them while the layer below is computed, which begins the bias sum of yet another.
 inline Config in_turns(Config c, int zero) {
     if (zero == 2) c.L = std::min(c.L, 3);
     return c;
@@ -980,7 +981,7 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
     for (int v = 0; v < V; v++) maximum = logits[v] > maximum ? logits[v] : maximum;
     if (s.top_k == 1) return int(std::find(logits, logits + V, maximum) - logits);
     auto weigh = [&](int v) { return weight_of(maximum - logits[v], s.scale); };
-    weight.resize(V);
+    weight.assign(V, 0);
     if (s.top_k < V || s.top_p) {
         order.resize(V);                     // the likelier, the greater
         for (int v = 0; v < V; v++) order[v] = (uint64_t)ordered(logits[v]) << 32 | ~(uint32_t)v;
@@ -1004,7 +1005,6 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
             }
             order.resize(n);
         }
-        std::fill(weight.begin(), weight.end(), 0);
         for (uint64_t place : order) weight[id(place)] = weigh(id(place));
     } else
         for (int v = 0; v < V; v++) weight[v] = weigh(v);
@@ -1203,11 +1203,10 @@ inline Matrix<> rounded(Matrix<> a, int M, int K) {
     real* const copy = memory.data();
     #pragma omp parallel for schedule(static)
     for (int i = 0; i < M; i++) {
-        const real* from = a.p + i * a.row;
         real* to = copy + (size_t)i * K;
         const int whole = a.col == 1 ? K / VL * VL : 0;
         for (int k = 0; k < whole; k += VL) *(vec*)(to + k) = load<bfloat16>(a.from(i, k));
-        for (int k = whole; k < K; k++) to[k] = bfloat16(from[k * a.col]);
+        for (int k = whole; k < K; k++) to[k] = bfloat16(a(i, k));
     }
     return {copy, K, 1};
 }
@@ -1296,6 +1295,36 @@ template <typename Model> void initialize(Model& model, uint64_t seed) {     // 
 }
 struct StepResult { double loss, norm; };
 
+// What both programs' models have. Link: how ranks exchange numbers; A: the type of activations.
+template <typename Link, typename A> struct ModelBase {
+    const Config c;
+    const int max_B, max_T;                  // of a forward pass
+    const Layout layout, gradient_layout;    // of weights, and of their gradients, whose layers may take turns
+    mutable Sharing<Link, real> shares;      // of what several ranks train
+    Group<Link, A> group;                    // those that share each layer
+    std::vector<real> logprob;
+    std::vector<int> best;
+
+    ModelBase(const Config& c, int B, int T, bool training, int tile, bool native)
+        : c(c), max_B(B), max_T(T), layout(c, tile, native),
+          gradient_layout(in_turns(c, training ? world().zero : 0), tile, native),
+          shares(layout.shares(training ? world().data() : Comm(), gradient_layout.slots)), group{world().group(c.tp)} {
+        if (B > INT_MAX / T) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
+        logprob.resize(B * T);
+        best.resize(B * T);
+    }
+    Weights<real> gradients_of(int l) const {
+        return gradient_layout.at<Weights<real>>(shares.gradients, l, gradient_layout.frozen);
+    }
+    real* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }         // null: frozen
+    // What this rank writes of tensor i. What a whole group has, the first of it writes.
+    std::vector<Range> mine(size_t i) const {
+        const Tensor& t = layout.tensors[i];
+        if (c.place && t.slice.all()) return {};
+        return shares.of_tensor(t.offset - layout.frozen, t.count());
+    }
+};
+
 /* The network, for both programs: m has the layers, which cpu::Model below makes of section 5's functions, gpu::Model
    of its kernels. norm_forward() returns the x of linear_forward(): normalized numbers or, where a GPU decodes few
    rows, what its product is to normalize. */
@@ -1350,8 +1379,7 @@ template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
     }
     m.shares.await_weights(m.c.L + 1);
     const auto a = m.activations(0);
-    const auto w = m.weights_of(0);
-    return m.norm_forward(a.lnf, a.lnf_stats, residual, w.lnf, N);
+    return m.norm_forward(a.lnf, a.lnf_stats, residual, m.weights_of(0).lnf, N);
 }
 
 /* The head: logits = x table^T, their loss, and if asked the gradients of x, which are left in dx, and of the table. It
@@ -1420,46 +1448,33 @@ inline Slots activation_slots(const Config& c, size_t N, bool training) {
     return Slots({ACTIVATIONS(AS_SLOT)}, c.L);
 }
 
-struct Model {
+struct Model : ModelBase<MpiLink, real> {
     static void join(const Options&) { join_mpi(); }         // the other ranks, if there are any
     static void leave() { leave_mpi(); }
-    const Config c;
-    const int max_B, max_T;                  // of a forward pass
     const bool bf16, in_unit;                // products are made of bfloat16 numbers; in a unit of the processor
-    const Layout layout;
-    const Slots slots;
-    const Config turns;                      // as many layers as their gradients have room for,
-    const Layout ring;                       // and how these lie
-    mutable Sharing<MpiLink, real> shares;   // of what several ranks train
-    Group<MpiLink, real> group;              // those that share each layer
+    const Slots slots;                       // of activations
     const Footprint memory;
     Buffer<real> weights, gradients, moment1, moment2, acts;
     Buffer<real> sums, arrivals;             // several ranks: this one's part of their gradients; where others' arrive
     Buffer<bfloat16> rounded;                // the weights again
     Buffer<uint8_t> packed;                  // matrices that are frozen, in fewer bits
-    std::vector<real> logprob;
-    std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool bf16 = false)
-        : c(c), max_B(B), max_T(T), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE), layout(c),
-          slots(activation_slots(c, (size_t)B * T, training)), turns(in_turns(c, training ? world().zero : 0)),
-          ring(turns), shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)),
-          group{world().group(c.tp)}, memory(needed(training)), weights(layout.slots.size),
-          gradients(training * ring.trained()), moment1(training * shares.moments()), moment2(moment1.size),
+        : ModelBase(c, B, T, training, 1, false), bf16(bf16), in_unit(bf16 && unit() != Unit::NONE),
+          slots(activation_slots(c, (size_t)B * T, training)), memory(needed(training)), weights(layout.slots.size),
+          gradients(training * gradient_layout.trained()), moment1(training * shares.moments()), moment2(moment1.size),
           acts(slots.size), sums(shares.several() * shares.kept.back()), arrivals(shares.several() * shares.landing),
-          rounded(bf16 * layout.slots.size), packed(16 * layout.packed.size), logprob((size_t)B * T),
-          best((size_t)B * T), token_weight((size_t)B * T) {
+          rounded(bf16 * layout.slots.size), packed(16 * layout.packed.size), token_weight(logprob.size()) {
         shares.gradients = gradients.data();
         shares.sums = shares.several() ? sums.data() : gradients.data();
         shares.arrivals = arrivals.data();
         group.arrivals = activations(0).arrivals;
     }
     Footprint needed(bool training) const {     // dies if there is less
-        if (max_B > INT_MAX / max_T) die("--batch %d x --context %d: more than 2^31 tokens at once", max_B, max_T);
         if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
         const double each = sizeof(real), copies = bf16 * sizeof(bfloat16), have = available_memory() / world().here;
         const Footprint m = {.weights = layout.slots.size * (each + copies) + 16 * layout.packed.size,
-                             .gradients = training * (ring.trained() + shares.exchanged()) * each,
+                             .gradients = training * (gradient_layout.trained() + shares.exchanged()) * each,
                              .moments = training * 2 * shares.moments() * each, .activations = slots.size * each};
         if (m.all() > have)
             die("not enough memory: %s for %d rows of %d tokens, %.2f GB available; lower --batch or --context",
@@ -1522,9 +1537,8 @@ struct Model {
 
     void update(const AdamW& o, double clip, integer step) {
         const bool parts = shares.comm.zero > 0;             // each rank updates its own
-        double found[] = {loss, 0};                          // and the sum of squares
+        double found[] = {c.place ? 0 : loss, 0};            // and the sum of squares
         if (c.place) {                                       // of what the first of the group does not have
-            found[0] = 0;
             auto add = [&](real* own, auto, size_t n) { found[1] += sum_of_squares(own, n); };
             for (const Tensor& t : layout.tensors) if (!t.slice.all()) each_place(GRADIENT, t, 0, t.count(), add);
         } else found[1] = sum_of_squares(shares.sums, shares.kept.back());
@@ -1568,11 +1582,6 @@ struct Model {
         each_place(which, t, 0, t.count(), [&](real* own, size_t at, size_t n) { convert(own, in + at, n); });
         if (which == WEIGHT && bf16 && t.present) convert(rounded.data() + t.offset, in, t.count());
     }
-    // What this rank writes of a tensor.
-    auto mine(size_t i) const {
-        const Tensor& t = layout.tensors[i];
-        return shares.of_tensor(t.offset - layout.frozen, t.count());
-    }
     Activations activations(int l) const {
         size_t k = 0;
         Activations a;
@@ -1584,9 +1593,6 @@ struct Model {
     // The layers, as the network calls them.
     using Parameters = Weights<real, Place<real>>;
     Parameters weights_of(int l) const { return layout.at<Parameters>(weights.data(), l, 0, packed.data()); }
-    Weights<real> gradients_of(int l) const {
-        return ring.at<Weights<real>>(gradients.data(), l % turns.L, ring.frozen);
-    }
     const real* embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
         auto embed = [&](auto* wte, auto* wpe) {
             embedding_forward(a.embedded, tokens.data(), wte, wpe, B, t0, T, c.C, c.first_token(), c.vocab());
@@ -1688,7 +1694,6 @@ private:
         shares.places(arenas[which], of_parts, t.offset - layout.frozen + from, n, f);
     }
     Place<real> table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
-    real* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }         // null: frozen
     // f<P>(the matrix w as products read it), P the type in which they multiply; what is packed in less than bf16 they
     // multiply as real
     template <typename F> void with_matrix(const Place<real>& w, int cols, F f) const {
@@ -1737,11 +1742,9 @@ std::vector<Stored> stored(Model& model, bool adapter = false, const Kinds& kind
                 model.set(which, i, t.slice.of(in, t.count(), own));
             };
             const bool twin = !t.present && t.name == "lm_head.weight";
-            auto mine = model.mine(i);
-            if (model.c.tp > 1 && !mine) mine = {{0, t.count()}};
-            if (model.c.place && t.slice.all()) mine->clear();           // the first of the group writes it
             list.push_back({.name = prefix + t.name, .shape = t.shape, .get = get, .set = set, .present = t.present,
-                            .same_as = twin ? prefix + "transformer.wte.weight" : "", .mine = mine, .slice = t.slice});
+                            .same_as = twin ? prefix + "transformer.wte.weight" : "", .mine = model.mine(i),
+                            .slice = t.slice});
         }
     return list;
 }
@@ -1759,8 +1762,8 @@ inline std::vector<float> fingerprint(Config c) {
     cpu::Model model(c, 1, c.T, false);
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {
         std::vector<float> values = model.layout.initial_values(i, 1);
-        const bool in_block = model.layout.tensors[i].name.find(".h.") != std::string::npos;
-        if (in_block) for (size_t k = 0; k < values.size(); k++) values[k] += 0.2 * Rng(k, i + 1).normal();
+        if (model.layout.tensors[i].per == BLOCK)
+            for (size_t k = 0; k < values.size(); k++) values[k] += 0.2 * Rng(k, i + 1).normal();
         model.set(WEIGHT, i, values.data());
     }
     std::vector<int> x;
@@ -1997,9 +2000,6 @@ inline void choose_threads(const Options& o, const Config& c, size_t tokens, boo
     omp_set_num_threads(std::clamp(flops / (1e7 * c.L), 1.0, (double)omp_get_max_threads()));
 }
 
-// Weights of a file, and its adapter.
-void load(auto& model, const ModelFile& file) { load_adapted(stored(model), stored(model, true), file); }
-
 // A model on disk that is not to change: which checkpoint it is, and what stands beside it.
 struct Frozen {
     std::string path;
@@ -2021,7 +2021,7 @@ struct Frozen {
     }
     template <typename Model> std::unique_ptr<Model> load(int B, int T, bool bf16) const {
         auto model = std::make_unique<Model>(c, B, T, false, bf16);
-        ::load(*model, file);
+        load_adapted(stored(*model), stored(*model, true), file);
         return model;
     }
 };
@@ -2202,7 +2202,7 @@ template <typename Model> struct Training : Run {
                    .steps = steps}, saver{from, position.lowest_step} {
         if (!directory) directory.emplace(o.out, false, world().first());
         directory->check_shared(world());
-        if (start) load(model, *start);
+        if (start) load_adapted(stored(model), stored(model, true), *start);
         if (!start || (c.rank && !start->adapter)) initialize(model, o.seed);
         if (!from.empty()) {
             Safetensors moments(from + "/optimizer.safetensors");
@@ -2497,8 +2497,7 @@ void print_evaluation(auto& model, auto* rewarder, const Drawing& how, const Hel
     draw_groups(model, rewarder, how, prompts, GOES_ON, [&](size_t i, const Text* t, size_t) {
         right += t->is_right(held_out.answers->of(i)[1], how.tokenizer, o.vote ? &o.vote_after : nullptr);
     });
-    printf("%s: ", taken_by(o.vote, o.best_of, o.reward).c_str());
-    printf("answers right %zu of %zu\n", right, answers->size());
+    printf("%s: answers right %zu of %zu\n", taken_by(o.vote, o.best_of, o.reward).c_str(), right, answers->size());
 }
 
 void write_texts(auto& model, auto* rewarder, const Drawing& how, const std::vector<Prompt>& prompts) {

@@ -2139,27 +2139,14 @@ inline std::vector<std::pair<Per, size_t>> activation_arrays(const Config& c, in
     return v;
 }
 
-struct Model {
+struct Model : ModelBase<Link, floatX> {
     static void join(const Options& o) { join_nccl(o.out); }
     static void leave() { if (nccl()) nccl()->leave(); }
-    const Config c;
-    const int max_B, max_T;                  // of a forward pass
     const bool training;
-    const Layout layout;
-    const Config turns;                      // as many layers as their gradients have room for,
-    const Layout ring;                       // and how these lie
-    Sharing<Link, float> shares;             // of what several ranks train
-    Group<Link, floatX> group;               // those that share each layer
-    std::vector<float> logprob;
-    std::vector<int> best;
 
     Model(const Config& c, int B, int T, bool training, bool = false)
-        : c(c), max_B(B), max_T(T), training(training), layout(c, VOCABULARY_TILE, BF16),
-          turns(in_turns(c, training ? world().zero : 0)), ring(turns, VOCABULARY_TILE, BF16),
-          shares(layout.shares(training ? world().data() : Comm(), c.L, turns.L)), group{world().group(c.tp)},
-          logprob((size_t)B * T), best(logprob.size()), token_weight(logprob.size()) {
+        : ModelBase(c, B, T, training, VOCABULARY_TILE, BF16), training(training), token_weight(logprob.size()) {
         if (B > 65535) die("--batch %d: a GPU's grids have at most 65535 rows; use --tokens-per-step", B);
-        if ((double)B * T > INT_MAX) die("--batch %d x --context %d: more than 2^31 tokens at once", B, T);
         size_t have, total;
         const size_t n = layout.slots.size, trained = layout.trained();
         device();                                            // says it if there is none
@@ -2179,7 +2166,7 @@ struct Model {
             if (BF16) weights = allocate<float>(shares.moments());
             moment1 = allocate<float>(shares.moments());
             moment2 = allocate<float>(shares.moments());
-            gradients = shares.gradients = shares.sums = allocate<float>(ring.trained());
+            shares.gradients = shares.sums = allocate<float>(gradient_layout.trained());
         }
         if (shares.several()) {
             shares.sums = allocate<float>(shares.kept.back());
@@ -2222,7 +2209,7 @@ struct Model {
         const double weights = layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size;
         const size_t activations = Slots(activation_arrays(c, B, max_T, training), c.L).size;
         return {.weights = weights + (BF16 && training) * 4.0 * shares.moments(),
-                .gradients = training * 4.0 * (ring.trained() + shares.exchanged()),
+                .gradients = training * 4.0 * (gradient_layout.trained() + shares.exchanged()),
                 .moments = training * 8.0 * shares.moments(),
                 .activations = 16.0 * activations + device().workspace_size};
     }
@@ -2307,8 +2294,8 @@ struct Model {
         }
         if (shares.several() && shares.comm.zero == 0) shares.gather_gradients();
         if (shares.comm.zero == 0)
-            return adamw(weights, moment1, moment2, gradients, trained, decays, layout.trained(), s, clip, a.squares,
-                         parts, a.outcome);
+            return adamw(weights, moment1, moment2, shares.gradients, trained, decays, layout.trained(), s, clip,
+                         a.squares, parts, a.outcome);
         for (size_t p = 0; p < shares.pieces.size(); p++) {              // each rank updates its parts
             const Range mine = shares.part(p, shares.comm.rank);
             const size_t own = shares.kept[p];
@@ -2399,9 +2386,6 @@ struct Model {
         if (codes.size()) unpack(t.form, out, codes.data(), t.rows, t.cols);
         convert(out, values.data(), values.size());
     }
-    auto mine(size_t i) const {
-        return shares.of_tensor(layout.tensors[i].offset - layout.frozen, layout.tensors[i].count());
-    }
     void set(Which which, size_t i, const float* in) {
         const Tensor& t = layout.tensors[i];
         std::vector<floatX> values;
@@ -2431,7 +2415,6 @@ struct Model {
     // with one row, norm_forward() leaves the norm to the product that reads it.
     using Parameters = Weights<floatX, Place<floatX>>;
     Parameters weights_of(int l) const { return layout.at<Parameters>(rounded, l, 0, packed); }
-    Weights<float> gradients_of(int l) const { return ring.at<Weights<float>>(gradients, l % turns.L, ring.frozen); }
     const floatX* matrix(const Place<floatX>& w, int rows, int cols) {
         if (!w.packed) return w.p;
         unpack(activations(0).unpacked, w, rows, cols);
@@ -2529,7 +2512,7 @@ struct Model {
     }
 
 private:
-    float *weights = nullptr, *gradients = nullptr, *moment1 = nullptr, *moment2 = nullptr;
+    float *weights = nullptr, *moment1 = nullptr, *moment2 = nullptr;
     floatX* rounded = nullptr;               // the weights as kernels read them; `weights` are those that are trained
     uint8_t* packed = nullptr;               // frozen matrices in fewer bits
     unsigned char *decays = nullptr, *counts = nullptr;      // whether weights decay; gradients that the norm counts
@@ -2572,7 +2555,6 @@ private:
     cudaEvent_t ready[DRAWN];                // when they are there
 
     const floatX* table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
-    float* dtable() const { return c.tied ? gradients_of(0).wte : gradients_of(0).head_w; }
     float* arena(Which which) const { return std::array{weights, shares.sums, moment1, moment2}[which]; }
     template <typename F> void each_place(Which which, const Tensor& t, size_t from, size_t n, F f) const {
         const bool of_parts = which == GRADIENT ? shares.several() : shares.comm.zero && (which != WEIGHT || BF16);

@@ -74,18 +74,15 @@ struct Plan {
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 // The rank of a tensor group that has most: the last has the larger part of an uneven vocabulary.
-inline Config part_of(Config c, int tensor) {
-    c.tp = tensor, c.place = tensor - 1;
-    return c;
-}
+inline Config part_of(const Config& c, int tensor) { return c.part(tensor, tensor - 1); }
 
 struct Parameters { double all = 0, layer = 0, outside = 0; };               // of the model; of a GPU: a layer's, the others
 inline Parameters parameters(const Config& c, int tensor) {
     Parameters n;
-    for (auto& [per, t] : tensor_rows(part_of(c, tensor), gpu::BF16)) {
+    for (const Tensor& t : tensor_rows(part_of(c, tensor), gpu::BF16)) {
         if (!t.present) continue;
-        n.all += t.whole() * double(per == BLOCK ? c.L : 1);
-        (per == BLOCK ? n.layer : n.outside) += t.count();
+        n.all += t.whole() * double(t.per == BLOCK ? c.L : 1);
+        (t.per == BLOCK ? n.layer : n.outside) += t.count();
     }
     return n;
 }
@@ -107,16 +104,16 @@ inline Memory memory(const Plan& p) {
     const Config c = part_of(p.c, p.tensor);
     Comm comm;
     comm.size = p.replicas(), comm.rank = comm.size - 1, comm.zero = comm.size > 1 ? p.zero : 0;
-    const Config turns = in_turns(c, comm.zero);
-    const Layout layout(c, gpu::VOCABULARY_TILE, gpu::BF16), ring(turns, gpu::VOCABULARY_TILE, gpu::BF16);
-    const Shares shares = layout.shares(comm, p.c.L, turns.L);
+    const Layout layout(c, gpu::VOCABULARY_TILE, gpu::BF16);
+    const Layout gradients(in_turns(c, comm.zero), gpu::VOCABULARY_TILE, gpu::BF16);
+    const Shares shares = layout.shares(comm, gradients.slots);
     const auto arrays = gpu::activation_arrays(c, p.batch, c.T, true);
     double kept = 0;
     for (auto& [per, units] : arrays) if (per == BLOCK) kept += 16.0 * p.c.L * ((units + 127) / 128 * 128);
     const double all = 16.0 * Slots(arrays, p.c.L).size + gpu::device().workspace_size;
     const double moments = 4.0 * shares.moments();
     const double weights = sizeof(gpu::floatX) * double(layout.slots.size) + 16.0 * layout.packed.size;
-    return {weights, moments, 4.0 * (ring.trained() + shares.exchanged()), 2 * moments, kept, all - kept};
+    return {weights, moments, 4.0 * (gradients.trained() + shares.exchanged()), 2 * moments, kept, all - kept};
 }
 
 // ---- time -----------------------------------------------------------------------------------------------------------

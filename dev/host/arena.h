@@ -27,12 +27,14 @@ struct Slice {
 
 // Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units
 // like best. Of arrays that exist once per layer (BLOCK), those named one after the other stand together with the rest of
-// their layer, so a layer is one contiguous piece: array k of layer l begins at place(k, l).
+// their layer, so a layer is one contiguous piece: array k of layer l begins at place(k, l). More layers than there are take
+// turns.
 struct Slots {
     std::vector<size_t> first, stride;
     size_t size = 0;                                         // of the arena, in elements
+    int layers;
 
-    Slots(const std::vector<std::pair<Per, size_t>>& arrays, int L) : stride(arrays.size(), 0) {
+    Slots(const std::vector<std::pair<Per, size_t>>& arrays, int L) : stride(arrays.size(), 0), layers(L) {
         auto padded = [](size_t n) { return (n + 127) / 128 * 128; };
         for (size_t k = 0, end; k < arrays.size(); k = end) {
             for (end = k + 1; arrays[k].first == BLOCK && end < arrays.size() && arrays[end].first == BLOCK;) end++;
@@ -42,7 +44,7 @@ struct Slots {
             size += within * (arrays[k].first == BLOCK ? L : 1);
         }
     }
-    size_t place(size_t k, int l) const { return first[k] + l * stride[k]; }
+    size_t place(size_t k, int l) const { return first[k] + l % layers * stride[k]; }
 };
 
 // Zeroed memory for n numbers, first touched by the threads that will use it. Huge pages, where there are any, save a

@@ -205,10 +205,11 @@ struct Shares {
     bool several() const { return comm.size > 1; }
     size_t moments() const { return comm.zero ? kept.back() : pieces.back().at + pieces.back().n; }  // numbers that this rank has
     size_t exchanged() const { return several() ? kept.back() + landing : 0; }       // and those beside its gradients
-    std::optional<std::vector<Range>> of_tensor(size_t offset, size_t n) const {     // what this rank has of it; none: all
+    std::vector<Range> of_tensor(size_t offset, size_t n) const {                    // what this rank has of it
+        if (!several()) return {{0, n}};
         std::vector<Range> ranges;
         each(offset, n, [&](size_t at, size_t some, size_t) { ranges.push_back({at - offset, some}); });
-        return several() ? std::optional(ranges) : std::nullopt;
+        return ranges;
     }
 };
 
