@@ -13,12 +13,14 @@
    The letters, here and in every comment below:
      B rows of a batch    T tokens of a row (time)    N = B*T    C channels    L layers
      V vocabulary         NH heads                    HS = C/NH head size      OC output channels of a product
-   dx is the gradient of the loss with respect to x. A matrix (R,K) is row-major: element (r,k) stands at r*K + k.
+   dx is the gradient of the loss with respect to x. A matrix (R,K) is row-major: element (r,k) stands at r*K + k. The
+   matrix product alone has letters of its own: C (M,N) = A (M,K) B (K,N).
 
    Top to bottom:
       1 options            2 config and tensors     3 rows and stages      4 scalar maths               5 layers
       6 matrix product     7 model                  8 model files          9 evaluate, sample, chat    10 train, 11 main
-   At a first reading take the headers of dev/host on trust: options, files, shards, tokenizer, checkpoints, runs. */
+   At a first reading take the headers of dev/host on trust, and look into four where their types come up: arena.h
+   (Slots, Slice), packed.h (Form, Place), vectors.h (Matrix), comm.h (Shares, Group). */
 
 #include "dev/host/adapters.h"
 #include "dev/host/chat.h"
@@ -183,26 +185,26 @@ struct Config : Lora {                                       // with a rank, onl
     void adapt(const Lora& lora) { Lora::operator=(lora); }
     bool adapts(const char* target) const { return rank && targets.count(target); }
     double lora_scale() const { return alpha / rank; }
-    // Where `tp` ranks share each layer, this one has the part at `place`, and of a token that many numbers:
-    int tp = 1, place = 0;
-    Config part(int of, int at) const {
+    int tp = 1, tp_rank = 0;                                 // tensor parallel: `tp` ranks share each layer
+    Config part(int ranks, int rank) const {
         Config c = *this;
-        c.tp = of;
-        c.place = at;
+        c.tp = ranks;
+        c.tp_rank = rank;
         return c;
     }
+    // What this rank has of a layer, numbers of a token:
     int heads() const { return NH / tp; }
     int head_size() const { return C / NH; }
-    int att() const { return heads() * head_size(); }        // what attention gives,
-    int qkv() const { return 3 * att(); }                    // queries, keys and values of all its heads,
-    int hidden() const { return 4 * C / tp; }                // those between the two products of an MLP,
-    int fc() const { return hidden(); }                      // what the first of them makes: gates would come on top,
+    int att() const { return heads() * head_size(); }        // attention's output
+    int qkv() const { return 3 * att(); }                    // queries, keys and values of all its heads
+    int hidden() const { return 4 * C / tp; }                // input of the second product of an MLP
+    int fc() const { return hidden(); }                      // output of the first; with gates there would be more
     Range tokens(int at) const {
         const size_t first = (size_t)V * at / tp;
         return {first, (size_t)V * (at + 1) / tp - first};
     }
-    int first_token() const { return tokens(place).at; }
-    int vocab() const { return tokens(place).n; }            // and logits, from that one on
+    int first_token() const { return tokens(tp_rank).at; }
+    int vocab() const { return tokens(tp_rank).n; }          // logits, from that one on
 
     // floating point operations of training on one token: 2 forward and 4 backward for every parameter, and causal
     // attention counted once (6 P + 6 L C T, the convention of llm.c); for one that is frozen 2 forward and 2 backward.
@@ -253,6 +255,7 @@ constexpr float ONES = -1;      // in the column init: all ones; any other numbe
     X(fcproj.A, BLOCK,   c.hidden(), c.rank, FROM_H, c.adapts("fcproj"), "transformer.h.%d.mlp.c_proj.lora_A") \
     X(fcproj.B, BLOCK,   c.rank,  c.C,     0,        c.adapts("fcproj"), "transformer.h.%d.mlp.c_proj.lora_B")
 
+// With one rank and no adapter, slice, packed and frozen mean nothing: a first reader may pass over them.
 struct Tensor {
     Per per;
     std::string name;            // of a row of TENSORS, %d stands for the layer
@@ -261,10 +264,10 @@ struct Tensor {
     float init;
     bool present;                // an absent bias has no memory; checkpoints show it as zeros
     bool trained = true;
-    Form form = Form::FP32;      // if it is another,
-    size_t packed = 0;           // it stands there, in bytes
-    std::vector<size_t> shape = {};                          // of the whole tensor,
-    Slice slice = {};                                        // and what this rank has of it
+    Form form = Form::FP32;
+    size_t packed = 0;           // of any other form, the place in the arena of packed matrices, in bytes
+    std::vector<size_t> shape = {};                          // of the whole tensor
+    Slice slice = {};                                        // what this rank has of it
     size_t count() const { return (size_t)std::max(rows, 1) * cols; }
     size_t whole() const { return shape[0] * (rows ? shape[1] : 1); }
     bool decays() const { return rows > 0; }
@@ -279,7 +282,7 @@ template <typename T, typename M = T*> struct Weights {
     Norm<T> ln1, ln2, lnf;
     Linear<T, M> qkv, proj, fc, fcproj;
 };
-template <typename T> using Layer = Linear<T, Place<T>>;
+template <typename T> using Layer = Linear<T, Place<T>>;     // the weights of one
 
 #define AS_TENSOR(field, per, rows, cols, init, present, name) {per, name, 0, rows, cols, init, present},
 // The rows of TENSORS for a model. native: what arenas hold is bfloat16 already, so that it need not be packed.
@@ -290,10 +293,11 @@ inline std::vector<Tensor> tensor_rows(const Config& c, bool native) {
     std::vector<Tensor> list = rows_of(c), whole = rows_of(c.part(1, 0));
     for (size_t k = 0; k < list.size(); k++) {
         Tensor& t = list[k];
-        const size_t rows = whole[k].rows, cols = whole[k].cols, parts = t.cols == c.qkv() ? 3 : 1;
+        const size_t rows = whole[k].rows, cols = whole[k].cols;
+        const size_t parts = t.cols == c.qkv() ? 3 : 1;      // queries, keys and values are sliced each
         t.shape = rows ? std::vector{rows, cols} : std::vector{cols};
-        if (t.rows != (int)rows) t.slice = {rows * c.place / c.tp * cols, t.count()};
-        if (t.cols != (int)cols) t.slice = {cols / parts / c.tp * c.place, t.cols / parts, cols / parts};
+        if (t.rows != (int)rows) t.slice = {rows * c.tp_rank / c.tp * cols, t.count()};
+        if (t.cols != (int)cols) t.slice = {cols / parts / c.tp * c.tp_rank, t.cols / parts, cols / parts};
         const Form form = t.per == BLOCK || c.form == Form::FP32 ? c.form : Form::BF16;
         if (t.rows > 0 && !t.adapter() && !(native && form == Form::BF16)) t.form = form;
         t.trained = t.form == Form::FP32 && (t.adapter() || !c.rank);
@@ -306,10 +310,10 @@ struct Layout {
     Slots slots, packed;                                     // packed: matrices in fewer bits, in pieces of 16 bytes
     std::vector<Tensor> tensors;                             // as they stand in memory; all layers
     size_t parameters = 0, frozen_parameters = 0;
-    size_t frozen = 0;                                       // where what is trained begins in an arena of weights,
-    size_t trained() const { return slots.size - frozen; }   // and how much it is: the size of the other arenas
+    size_t frozen = 0;                                       // where what is trained begins in an arena of weights
+    size_t trained() const { return slots.size - frozen; }   // the size of the other arenas
 
-    // The tables of the vocabulary get room for rows up to a multiple of `tile`; what is there beyond V stays zero.
+    // Matrices of V rows get room for rows up to a multiple of `tile`; what is there beyond V stays zero.
     explicit Layout(const Config& c, int tile = 1, bool native = false)
         : rows(tensor_rows(c, native)), slots(arrays(c, tile, false), c.L), packed(arrays(c, tile, true), c.L) {
         for (size_t k = 0; k < rows.size(); k++) {
@@ -351,7 +355,7 @@ struct Layout {
     // In an arena of all weights or, from = frozen, of what is trained. What is not there is null.
     template <typename W, typename T> W at(T* arena, int l, size_t from = 0, const uint8_t* bytes = nullptr) const {
         size_t k = 0;
-        auto place = [&] {
+        auto take = [&] {
             const Tensor& t = rows[k];
             Place<T> w = {nullptr, nullptr, nullptr, t.form};
             if (t.form == Form::FP32) {
@@ -364,7 +368,7 @@ struct Layout {
             return w;
         };
         W w;
-#define TAKE_PLACE(field, ...) w.field = place();
+#define TAKE_PLACE(field, ...) w.field = take();
         TENSORS(TAKE_PLACE)
         return w;
     }
@@ -382,8 +386,8 @@ private:
     }
 };
 
-// A model with so many layers as have room for gradients at once. With ZeRO 2 a layer's are sent to the ranks that keep
-// them while the layer below is computed, which begins the bias sum of yet another.
+// A model of as many layers as have gradients at once. With ZeRO 2 that is three: one's are being sent to the ranks
+// that keep them, the next one's are computed, and norm_backward() begins a bias gradient of the one below.
 inline Config in_turns(Config c, int zero) {
     if (zero == 2) c.L = std::min(c.L, 3);
     return c;
@@ -563,10 +567,7 @@ inline double lr_at(const Schedule& s, integer it) {
     if (it < s.warmup) return s.lr * (it + 1) / (s.warmup + 1);
     if (s.kind == "constant") return s.lr;
     if (it > s.steps) return s.kind == "wsd" ? 0 : s.min_lr;
-    if (s.kind == "wsd") {
-        double x = (it - 0.8 * s.steps) / (0.2 * s.steps);
-        return x <= 0 ? s.lr : s.lr * (1 - std::sqrt(x));
-    }
+    if (s.kind == "wsd") return s.lr * (1 - std::sqrt(std::max(0.0, (it - 0.8 * s.steps) / (0.2 * s.steps))));
     double q = s.steps > s.warmup ? double(it - s.warmup) / (s.steps - s.warmup) : 1;
     if (s.kind == "linear") return s.lr + q * (s.min_lr - s.lr);
     return s.min_lr + 0.5 * (1 + std::cos(M_PI * q)) * (s.lr - s.min_lr);
@@ -583,11 +584,12 @@ namespace cpu {
 
      C = A B (+ bias) (+ plus)        A (M,K), B (K,N) by strides, so a transpose is two numbers swapped; C row-major
    cost     2 M N K FLOPs
-   order    sums run over k upwards, in pieces of KC, whatever M and N are and however many threads there are
+   order    sums run over k upwards, in pieces of KC, for any M, N and number of threads; a unit for bfloat16, which
+            takes products of more than MR rows, has an order of its own
 
    Numbers are multiplied as type P: real, or bfloat16, to which both inputs are then rounded; sums are real in either
    case. B may already lie there as bfloat16, which halves what is read of it. gemm() runs on all threads, gemm_tile()
-   on the one that calls it, and takes bfloat16 where the processor has a unit for it alone. */
+   on the one that calls it; that one multiplies bfloat16 in a unit only, and other numbers as real. */
 
 // The epilogue of a product: c = sums over k (+ bias) (+ plus), where those are not null; plus may be c, to accumulate.
 struct Target {
@@ -622,8 +624,8 @@ template <typename F> void add_columns(real* to, int N, int C, F what) {
         for (int c = 0; c < width; c++) to[c0 + c] += sums[c];
     }
 }
-inline void bias_backward(real* db, const real* dout, int N, int C) {        // db += sum_n dout
-    add_columns(db, N, C, [=](size_t i, int) { return dout[i]; });
+inline void bias_backward(real* db, const real* dout, int N, int C) {        // db += sum_n dout; db may be null
+    if (db) add_columns(db, N, C, [=](size_t i, int) { return dout[i]; });
 }
 
 // forward: out = x w + b     so: dx = dout w^T,   dw += x^T dout, unless w is frozen;   db is bias_backward()'s
@@ -658,7 +660,7 @@ inline void lora_backward(real* dx, const Linear<real>& g, real* u, real* du, co
     gemm({g.B, OC, g.B}, {u, 1, R}, {dout, OC, 1}, R, OC, N);
 }
 
-/* embedding -- what the token is plus where it stands
+/* embedding -- of the token plus of its position
    math     out[b,t] = wte[x[b,t]] + wpe[t0 + t]
    shapes   x (B,T)   wte (V,C)   wpe (positions,C)   out (B,T,C)
    Ranks that share the vocabulary have its rows first .. first + V - 1; others count as zero, and positions once. */
@@ -799,7 +801,7 @@ void attention_forward(real* out, real* lse, const real* qkv, int B, int t0, int
    math     ds_ij = p_ij (dp_ij - D_i);   dq_i = sum_j ds_ij k_j / sqrt(HS);   dk_j = sum_i ds_ij q_i / sqrt(HS);
             dv_j = sum_i p_ij dout_i
    shapes   dqkv (B,T,3C), written whole   dout, out (B,T,C)
-            Scores are held transposed, (keys,queries): so most products read their rows where they are.
+            Scores are held transposed, (keys,queries), so that most products need no copy of A.
    cost     5 B T^2 C FLOPs (causal); one thread owns a head, so dk and dv have one order of summation
    source   Dao 2023, algorithm 2 */
 template <typename P = real> void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out,
@@ -827,15 +829,15 @@ template <typename P = real> void attention_backward(real* dqkv, const real* dou
             for (int j0 = 0; j0 < i0 + queries; j0 += KEYS) {
                 const int n = std::min(KEYS, i0 + queries - j0);
                 const Matrix k_j = k.from(j0, 0), v_j = v.from(j0, 0);
-                gemm_tile<P>({p.data(), queries}, k_j, q_i.t(), n, queries, HS);
-                gemm_tile<P>({ds.data(), queries}, v_j, dout_i.t(), n, queries, HS);
+                gemm_tile<P>({p.data(), queries}, k_j, q_i.t(), n, queries, HS);         // s, for now
+                gemm_tile<P>({ds.data(), queries}, v_j, dout_i.t(), n, queries, HS);     // dp, for now
                 for (int j = 0; j < n; j++) {
                     real *p_j = &p[(size_t)j * queries], *ds_j = &ds[(size_t)j * queries];
-                    const int hidden = std::max(0, j0 + j - i0);               // by causality
-                    std::fill_n(p_j, hidden, real(0));
-                    std::fill_n(ds_j, hidden, real(0));
+                    const int masked = std::max(0, j0 + j - i0);               // queries before this key
+                    std::fill_n(p_j, masked, real(0));
+                    std::fill_n(ds_j, masked, real(0));
                     #pragma omp simd
-                    for (int i = hidden; i < queries; i++) {
+                    for (int i = masked; i < queries; i++) {
                         p_j[i] = fast_exp(scale * p_j[i] - lse_i[i]);
                         ds_j[i] = scale * p_j[i] * (ds_j[i] - D[i]);
                     }
@@ -865,7 +867,7 @@ inline void gelu_backward(real* dx, const real* dout, const real* x, size_t n) {
             dlogits_n = weight_n (softmax(logits_n) - onehot(y_n)),   weight_n = -dloss_n/dlogprob_n
    shapes   logits (N,V)   y (N); y_n = -1 counts nowhere   terms (N)   logprob (N), best (N): the likeliest token, or
             -1 where y_n is
-   Ranks that share the vocabulary have V columns each, from `first` on, and tell each other what they have found. */
+   Ranks that share the vocabulary have V columns each, from `first` on; finish() merges what each of them has found. */
 struct Found { real maximum, sum, target; int best; };       // sum: of e^(logit - maximum), which the logits become
 inline Found softmax_parts(real* z, int y, int V) {          // y may be no column of these
     real maximum = z[0], sum = 0;
@@ -912,7 +914,7 @@ inline void cross_entropy(real* logits, real* logprob, int* best, const int* y, 
     for (int n = 0; n < N; n++) if (y[n] >= 0) finish(n);
 }
 
-/* readout -- one logit of one token of each row of a batch: what a reward model says
+/* readout -- one logit of one token of each row of a batch: the reward, of a reward model
    math     out_b = x[b,at_b] . w
    shapes   out, at, dout (B)   x, dx (B,T,C)   w, dw (C): the token's row of the head's table; dw is added to */
 template <typename E> void readout_forward(float* out, const real* x, const int* at, Matrix<E> w, int B, int T, int C) {
@@ -930,8 +932,7 @@ void readout_backward(real* dx, real* dw, const float* dout, const real* x, cons
     for (int b = 0; b < B; b++) {
         const size_t n = ((size_t)b * T + at[b]) * C;
         for (int i = 0; i < C; i++) dx[n + i] = dout[b] * real(w(0, i));
-        if (!dw) continue;
-        for (int i = 0; i < C; i++) dw[i] += dout[b] * x[n + i];
+        if (dw) for (int i = 0; i < C; i++) dw[i] += dout[b] * x[n + i];
     }
 }
 
@@ -985,14 +986,14 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
     if (s.top_k < V || s.top_p) {
         order.resize(V);                     // the likelier, the greater
         for (int v = 0; v < V; v++) order[v] = (uint64_t)ordered(logits[v]) << 32 | ~(uint32_t)v;
-        auto id = [](uint64_t place) { return ~(uint32_t)place; };
+        auto id = [](uint64_t key) { return ~(uint32_t)key; };
         if (s.top_k < V) {
             std::nth_element(order.begin(), order.begin() + s.top_k - 1, order.end(), std::greater());
             order.resize(s.top_k);
         }
         if (s.top_p) {
             uint64_t sum = 0, kept = 0;
-            for (uint64_t place : order) sum += weigh(id(place));
+            for (uint64_t key : order) sum += weigh(id(key));
             const uint64_t least = multiply_high(sum, s.top_p);
             size_t n = 0, sorted = 0;        // the likeliest: a few are enough as a rule, so the rest is not sorted
             while (kept < least) {
@@ -1005,7 +1006,7 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
             }
             order.resize(n);
         }
-        for (uint64_t place : order) weight[id(place)] = weigh(id(place));
+        for (uint64_t key : order) weight[id(key)] = weigh(id(key));
     } else
         for (int v = 0; v < V; v++) weight[v] = weigh(v);
     for (int v = 0; v < V; v++) if (maximum - logits[v] > s.most_below) weight[v] = 0;
@@ -1013,21 +1014,6 @@ inline int pick(const float* logits, int V, const Sampling& s, Rng& rng) {
     int v = 0;
     while (left >= weight[v]) left -= weight[v++];
     return v;
-}
-
-// Model::draw(), by way of the logits of all rows; adjust(b, row) may change a row of them before.
-template <typename M, typename F>
-void draw_adjusted(M& m, const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden,
-                   Rng* rng, int* token, F adjust) {
-    std::vector<float> logits((size_t)B * m.c.V);
-    m.extend(x, B, t0, T);
-    m.logits(T - 1, T, B, logits.data());
-    for (int b = 0; b < B; b++) {
-        float* const row = &logits[(size_t)b * m.c.V];
-        adjust(b, row);
-        for (int v : hidden) row[v] = NEVER;
-        token[b] = pick(row, m.c.V, s, rng[b]);
-    }
 }
 
 /* penalize -- makes tokens that stand in a text already less likely, each once
@@ -1053,7 +1039,7 @@ inline void penalize(float* logits, const std::vector<int>& text, float penalty)
 constexpr int MR = VECTOR_BYTES == 64 ? 8 : VECTOR_BYTES == 32 ? 6 : 4, VECTORS = VECTOR_BYTES == 64 ? 3 : 2;
 constexpr int NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
 
-// One sum, or a vector of neighbours, to where it belongs.
+// Stores one sum, or a vector of neighbours; by name, since the alignment of vec is lost in a template's argument.
 inline void put(Target to, real sum) {
     if (to.bias) sum += *to.bias;
     if (to.plus) sum += *to.plus;
@@ -1064,7 +1050,7 @@ inline void put(Target to, vec sums) {
     if (to.plus) sums += *(const vec*)to.plus;
     *(vec*)to.c = sums;
 }
-// Neighbours to where they belong, or with k > 0 to the sums that are there already.
+// Stores neighbours, or with k > 0 adds them to the sums that are there already.
 struct Put {
     Target to;
     Put from(int k, int i, int j) const { return {(k ? Target{to.c, to.ldc, to.c} : to).from(i, j)}; }
@@ -1076,28 +1062,28 @@ struct Put {
     }
 };
 
-// c (m,n) = sum over k of a(i,k) b(k,j), m <= MR, n <= V VL; a has MR rows, b is packed (K,NR)
-template <int V> __attribute__((noinline))
+// c (m,n) = sum over k of a(i,k) b(k,j), m <= MR, n <= W VL; a has MR rows, b is packed (K,NR)
+template <int W> __attribute__((noinline))
 void multiply_add(Target to, Matrix<> a, const real* b, int m, int n, int K) {
-    vec sums[MR][V] = {};
+    vec sums[MR][W] = {};
     for (int i = 0; i < m; i++)              // prefetch C: it is not in cache
-        for (int v = 0; v < V; v++) __builtin_prefetch(to.c + i * to.ldc + v * VL, 1);
+        for (int v = 0; v < W; v++) __builtin_prefetch(to.c + i * to.ldc + v * VL, 1);
     for (int k = 0; k < K; k++, a.p += a.col, b += NR) {
-        vec row[V];
-        for (int v = 0; v < V; v++) row[v] = *(const vec*)(b + v * VL);
+        vec row[W];
+        for (int v = 0; v < W; v++) row[v] = *(const vec*)(b + v * VL);
         for (int i = 0; i < MR; i++)
-            for (int v = 0; v < V; v++) sums[i][v] += a.p[i * a.row] * row[v];
+            for (int v = 0; v < W; v++) sums[i][v] += a.p[i * a.row] * row[v];
     }
-    if (m == MR && n == V * VL) {
-        for (int i = 0; i < MR; i++) for (int v = 0; v < V; v++) put(to.from(i, v * VL), sums[i][v]);
+    if (m == MR && n == W * VL) {
+        for (int i = 0; i < MR; i++) for (int v = 0; v < W; v++) put(to.from(i, v * VL), sums[i][v]);
         return;
     }
-    real edge[MR][V * VL];
-    for (int i = 0; i < MR; i++) for (int v = 0; v < V; v++) *(vec*)(edge[i] + v * VL) = sums[i][v];
+    real edge[MR][W * VL];
+    for (int i = 0; i < MR; i++) for (int v = 0; v < W; v++) *(vec*)(edge[i] + v * VL) = sums[i][v];
     for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) put(to.from(i, j), edge[i][j]);
 }
 
-// panel (K,NR) = b; columns beyond n are of no account
+// panel (K,NR) = b; columns beyond n are undefined
 template <typename P, typename E> void pack_b(real* panel, Matrix<E> b, int n, int K) {
     const int whole = b.col == 1 ? n / VL * VL : 0;          // columns that lie in vectors
     for (int k = 0; k < K; k++)
@@ -1112,7 +1098,7 @@ template <typename P, typename E> void pack_b(real* panel, Matrix<E> b, int n, i
         }
 }
 
-// panels (M/MR,K,MR) = a; rows beyond M are of no account
+// panels (M/MR,K,MR) = a; rows beyond M are undefined
 inline void pack_a(real* panels, Matrix<> a, int M, int K) {
     for (int k0 = 0; k0 < K; k0 += 16)                       // 16 k at a time, so that what is read stays in cache
         for (int i = 0; i < M; i += MR)
@@ -1124,9 +1110,9 @@ inline void pack_a(real* panels, Matrix<> a, int M, int K) {
             }
 }
 
-// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are `row` vectors apart, rows of a KC numbers. The next R
+// sums (M,n) += a (M,R) b (R,n), n in vectors; rows of sums are `ld` vectors apart, rows of a KC numbers. The next R
 // rows are prefetched: hardware does so along a row, not down a column.
-template <typename P, int R, typename E> void add_rows(vec* sums, int row, const real* a, Matrix<E> b, int M, int n) {
+template <typename P, int R, typename E> void add_rows(vec* sums, int ld, const real* a, Matrix<E> b, int M, int n) {
     for (int j = 0; j < n; j++) {
         vec rows[R];
         for (int r = 0; r < R; r++) {
@@ -1134,9 +1120,9 @@ template <typename P, int R, typename E> void add_rows(vec* sums, int row, const
             b.prefetch(r + R, j * VL);
         }
         for (int i = 0; i < M; i++) {
-            vec sum = sums[i * row + j];
+            vec sum = sums[i * ld + j];
             for (int r = 0; r < R; r++) sum += a[i * KC + r] * rows[r];
-            sums[i * row + j] = sum;
+            sums[i * ld + j] = sum;
         }
     }
 }
@@ -1146,29 +1132,29 @@ template <typename P, int R, typename E> void add_rows(vec* sums, int row, const
 constexpr int FEW_SUMS = 2 * MR * TILE_N;    // in the level-1 cache
 inline int few_columns(int M) { return FEW_SUMS / M / VL * VL; }
 template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    const int strip = b.col == 1 ? few_columns(M) : VL, row = strip / VL;
+    const int strip = b.col == 1 ? few_columns(M) : VL, ld = strip / VL;
     for (int j0 = 0; j0 < N; j0 += strip) for (int k0 = 0; k0 < K; k0 += KC) {
-        const int n = std::min(strip, N - j0), kn = std::min(KC, K - k0), wide = b.col == 1 ? n / VL : 0;
+        const int n = std::min(strip, N - j0), kn = std::min(KC, K - k0), whole = b.col == 1 ? n / VL : 0;
         const Matrix<E> b_k = b.from(k0, j0);
         real piece[MR * KC];                                 // of A; zeros up to a whole block
         vec sums[FEW_SUMS / VL];
         for (int i = 0; i < M; i++) {
-            for (int j = 0; j < (n + VL - 1) / VL; j++) sums[i * row + j] = vec{};
+            for (int j = 0; j < (n + VL - 1) / VL; j++) sums[i * ld + j] = vec{};
             for (int k = 0; k < kn; k++) piece[i * KC + k] = P(a(i, k0 + k));
             for (int k = kn; k % DEEP<E>; k++) piece[i * KC + k] = 0;
         }
         int k = 0;
-        for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, row, piece + k, b_k.from(k, 0), M, wide);
-        for (; k < kn; k++) add_rows<P, 1>(sums, row, piece + k, b_k.from(k, 0), M, wide);
-        for (int j = wide; j * VL < n; j++)                  // what does not lie in whole vectors
+        for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, ld, piece + k, b_k.from(k, 0), M, whole);
+        for (; k < kn; k++) add_rows<P, 1>(sums, ld, piece + k, b_k.from(k, 0), M, whole);
+        for (int j = whole; j * VL < n; j++)                  // what does not lie in whole vectors
             for (k = 0; k < kn; k += DEEP<E>) {
                 real block[DEEP<E> * VL];
                 for (int l = 0; l < VL; l++) b_k.prefetch(k, (j + 1) * VL + l);
                 copy_block<P>(block, VL, b_k.from(k, j * VL), kn - k, n - j * VL);
                 for (int d = 0; d < DEEP<E>; d += VL)
-                    add_rows<real, VL>(sums + j, row, piece + k + d, Matrix{block + d * VL, VL, 1}, M, 1);
+                    add_rows<real, VL>(sums + j, ld, piece + k + d, Matrix{block + d * VL, VL, 1}, M, 1);
             }
-        for (int i = 0; i < M; i++) Put{to}.from(k0, i, j0)(0, 0, (const real*)(sums + i * row), n);
+        for (int i = 0; i < M; i++) Put{to}.from(k0, i, j0)(0, 0, (const real*)(sums + i * ld), n);
     }
 }
 
@@ -1267,9 +1253,9 @@ template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E
 // What Training, checkpoints and the verbs need of a model, and cpu::Model, which is one.
 //   Model(config, B, T, training, bf16)   allocates for at most B rows of T tokens, once; dies if that does not fit
 //   forward(x, y, objective, denominator, B, T, backward)
-//       the sum of the tokens' losses / denominator; -log-probabilities in nats, or PPO's. The denominator is that of
-//       the step, so that micro-batches add up to one batch. backward: a backward() follows, and the head's gradients
-//       are taken now, because logits are never kept
+//       adds the tokens' losses / denominator to the loss that result() gives: -log-probabilities in nats, or PPO's.
+//       The denominator is that of the step, so that micro-batches add up to one batch. backward: a backward()
+//       follows, and the head's gradients are taken now, because logits are never kept
 //   readout(x, at, token, B, T, out)   another forward: out[b] is the logit of one token at position at[b] of row b
 //   readout_backward(dout)             its gradients; a backward() follows
 //   backward()                         of the last forward; adds to the gradients
@@ -1320,7 +1306,7 @@ template <typename Link, typename A> struct ModelBase {
     // What this rank writes of tensor i. What a whole group has, the first of it writes.
     std::vector<Range> mine(size_t i) const {
         const Tensor& t = layout.tensors[i];
-        if (c.place && t.slice.all()) return {};
+        if (c.tp_rank && t.slice.all()) return {};
         return shares.of_tensor(t.offset - layout.frozen, t.count());
     }
 };
@@ -1330,7 +1316,7 @@ template <typename Link, typename A> struct ModelBase {
    rows, what its product is to normalize. */
 
 // Everything a step computes; N rows. KEPT: a layer's own in training, where backward reads it, else shared by layers.
-// act is the type of activations, stat of sums over them; a GPU adds rows.
+// act is the type of activations, stat of sums over them; the CUDA program adds rows to the table.
 #define ACTIVATIONS(X) \
     X(act,  embedded,  ONCE,   N * c.C)         /* the residual stream before the first block */ \
     X(act,  ln1,       KEPT,   N * c.C)         X(stat, ln1_stats, KEPT, 2 * N)   /* mean and rstd */ \
@@ -1349,8 +1335,9 @@ template <typename Link, typename A> struct ModelBase {
     X(act,  arrivals,  ONCE,   c.tp > 1 ? N * c.C + c.tp : 0)            /* from ranks that share the layers */
 #define AS_POINTER(type, field, ...) type* field;
 
-// A branch joins the residual stream, by a product of whose rows ranks may have some each: what is added counts once.
-template <typename M> void join(M& m, auto out, auto x, auto layer, decltype(out) plus, int N, int width) {
+// out = plus + x w + b: a branch joins the residual stream. Of ranks that share layers each has some rows of w, and the
+// first adds b and plus.
+template <typename M> void add_branch(M& m, auto out, auto x, auto layer, decltype(out) plus, int N, int width) {
     if (!m.group.first()) layer.b = nullptr;
     m.linear_forward(out, x, layer, m.group.first() ? plus : nullptr, nullptr, N, width, m.c.C);
     m.group.sum(out, (size_t)N * m.c.C);
@@ -1361,7 +1348,7 @@ template <typename M> void join(M& m, auto out, auto x, auto layer, decltype(out
 template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
     const int N = B * T, C = m.c.C, H = m.c.hidden();
     auto residual = m.activations(0).embedded;
-    m.shares.await_weights(0);
+    m.shares.await_weights(0);               // groups: 0 the embeddings, l + 1 layer l, L + 1 what comes after
     for (int l = 0; l < m.c.L; l++) {
         m.shares.await_weights(l + 1);
         const auto a = m.activations(l);
@@ -1371,10 +1358,10 @@ template <typename M> auto network_forward(M& m, int B, int t0, int T, int S) {
                                 : m.norm_forward(a.ln1, a.ln1_stats, residual, w.ln1, N);
         m.linear_forward(qkv, ln1, w.qkv, nullptr, nullptr, N, C, m.c.qkv());
         m.attention_forward(a, qkv, B, t0, T, S);
-        join(m, a.middle, a.att, w.proj, residual, N, m.c.att());
+        add_branch(m, a.middle, a.att, w.proj, residual, N, m.c.att());
         const auto ln2 = m.norm_forward(a.ln2, a.ln2_stats, a.middle, w.ln2, N);
         m.linear_forward(a.fc_gelu, ln2, w.fc, nullptr, a.fc, N, C, H);
-        join(m, a.residual, a.fc_gelu, w.fcproj, a.middle, N, H);
+        add_branch(m, a.residual, a.fc_gelu, w.fcproj, a.middle, N, H);
         residual = a.residual;
     }
     m.shares.await_weights(m.c.L + 1);
@@ -1396,13 +1383,15 @@ template <typename M, typename X> void network_head(M& m, X x, int N, bool gradi
     m.add_loss(N);
 }
 
-// The head has left d(loss)/d(lnf) in dx. Each call that makes the gradient of an x w + b also sums it up for b.
+// The head has left d(loss)/d(lnf) in dx. linear_backward() leaves out the bias: what completes the gradient of a
+// linear layer's output, that of a norm, gelu or attention, also adds its sum over rows to that layer's db.
 template <typename M> void network_backward(M& m, int B, int T) {
     const int N = B * T, C = m.c.C, H = m.c.hidden(), L = m.c.L;
     const auto end = m.activations(L - 1);
     m.group.sum(end.dx, (size_t)N * C);
     m.norm_backward(end.dresidual, false, m.gradients_of(0).lnf, m.gradients_of(L - 1).fcproj.b, end.dx, end.residual,
                     m.weights_of(0).lnf.w, end.lnf_stats, N);
+    m.shares.reduce_gradients(L + 1);
     for (int l = L - 1; l >= 0; l--) {
         const auto a = m.activations(l);
         const auto w = m.weights_of(l);
@@ -1425,7 +1414,6 @@ template <typename M> void network_backward(M& m, int B, int T) {
     }
     m.embedding_backward(m.gradients_of(0), end.dresidual, B, T);
     m.shares.reduce_gradients(0);
-    m.shares.reduce_gradients(L + 1);
     m.shares.await_gradients();
 }
 
@@ -1434,7 +1422,7 @@ namespace cpu {
 using act = real;
 using stat = real;
 inline int most_logits = 1 << 25;            // numbers at once; tests have fewer, so that they come in several chunks
-inline size_t head_rows(size_t N, int V) {   // of a chunk: all have as many, as near as can be
+inline size_t head_rows(size_t N, int V) {   // of a chunk; chunks are of nearly equal size
     const size_t most = std::clamp(most_logits / V, 64, 1024), chunks = std::max<size_t>(1, (N + most - 1) / most);
     return (N + chunks - 1) / chunks;
 }
@@ -1446,6 +1434,21 @@ struct Activations { ACTIVATIONS(AS_POINTER) };
 inline Slots activation_slots(const Config& c, size_t N, bool training) {
     const Per KEPT = training ? BLOCK : ONCE;
     return Slots({ACTIVATIONS(AS_SLOT)}, c.L);
+}
+
+// Model::draw(), by way of the logits of all rows; adjust(b, row) may change a row of them before.
+template <typename M, typename F>
+void draw_adjusted(M& m, const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden,
+                   Rng* rng, int* token, F adjust) {
+    std::vector<float> logits((size_t)B * m.c.V);
+    m.extend(x, B, t0, T);
+    m.logits(T - 1, T, B, logits.data());
+    for (int b = 0; b < B; b++) {
+        float* const row = &logits[(size_t)b * m.c.V];
+        adjust(b, row);
+        for (int v : hidden) row[v] = NEVER;
+        token[b] = pick(row, m.c.V, s, rng[b]);
+    }
 }
 
 struct Model : ModelBase<MpiLink, real> {
@@ -1488,7 +1491,7 @@ struct Model : ModelBase<MpiLink, real> {
     }
     Speed speed(double tokens, double seconds) {
         const double flops = c.flops_per_token(layout.parameters, layout.frozen_parameters, max_T) * tokens / seconds;
-        peak = std::max(peak, flops);                        // measured beside other work it came out too low
+        peak = std::max(peak, flops);                        // what was measured beside other work is too low
         return {format("%.1f GFLOP/s (%.0f%%)", flops / 1e9, 100 * flops / peak), {}};
     }
 
@@ -1505,9 +1508,8 @@ struct Model : ModelBase<MpiLink, real> {
         take(x, B, T);
         read_at.assign(at, at + B);
         read_token = token;
-        const real* lnf = network_forward(*this, B, 0, T, T);
-        auto read = [&]<typename P>(auto table) { readout_forward(out, lnf, at, table.from(token, 0), B, T, c.C); };
-        with_matrix(table(), c.C, read);
+        const real* ln = network_forward(*this, B, 0, T, T);
+        with_matrix(table(), c.C, [&]<typename>(auto w) { readout_forward(out, ln, at, w.from(token, 0), B, T, c.C); });
     }
     void readout_backward(const float* dout) {
         const Activations a = activations(0);
@@ -1537,32 +1539,33 @@ struct Model : ModelBase<MpiLink, real> {
 
     void update(const AdamW& o, double clip, integer step) {
         const bool parts = shares.comm.zero > 0;             // each rank updates its own
-        double found[] = {c.place ? 0 : loss, 0};            // and the sum of squares
-        if (c.place) {                                       // of what the first of the group does not have
-            auto add = [&](real* own, auto, size_t n) { found[1] += sum_of_squares(own, n); };
+        // Loss and squares of gradients; of what a tensor parallel group has in common, the first counts it.
+        double total[] = {c.tp_rank ? 0 : loss, 0};
+        if (c.tp_rank) {
+            auto add = [&](real* grad, auto, size_t n) { total[1] += sum_of_squares(grad, n); };
             for (const Tensor& t : layout.tensors) if (!t.slice.all()) each_place(GRADIENT, t, 0, t.count(), add);
-        } else found[1] = sum_of_squares(shares.sums, shares.kept.back());
-        world().sum(found, 2);
-        loss = found[0];
-        norm = std::sqrt(found[1]);
+        } else total[1] = sum_of_squares(shares.sums, shares.kept.back());
+        world().sum(total, 2);
+        loss = total[0];
+        norm = std::sqrt(total[1]);
         if (!std::isfinite(norm) || !std::isfinite(loss)) return;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
         if (shares.several() && !parts) shares.gather_gradients();
-        real* const g = parts ? shares.sums : shares.gradients;
+        real* const gradient = parts ? shares.sums : shares.gradients;
         for (const Tensor& t : layout.tensors) {
             if (!t.present || !t.trained) continue;
-            shares.places(g, parts, t.offset - layout.frozen, t.count(), [&](real* at, size_t i, size_t n) {
-                const size_t own = at - g;
+            shares.places(gradient, parts, t.offset - layout.frozen, t.count(), [&](real* g, size_t i, size_t n) {
+                const size_t own = g - gradient;
                 i += t.offset;
-                adamw_update(weights.data() + i, moment1.data() + own, moment2.data() + own, at, n, s, t.decays(),
+                adamw_update(weights.data() + i, moment1.data() + own, moment2.data() + own, g, n, s, t.decays(),
                              scale, bf16 ? rounded.data() + i : nullptr);
             });
         }
+        if (!parts) return;
         real* const trained = weights.data() + layout.frozen;
         bfloat16* const its = bf16 ? rounded.data() + layout.frozen : nullptr;
-        auto round = [=](size_t at, size_t n) { if (its) convert(its + at, trained + at, n); };
-        if (parts) shares.send_weights(trained, round);
+        shares.send_weights(trained, [=](size_t at, size_t n) { if (its) convert(its + at, trained + at, n); });
     }
 
     StepResult result() { return {std::exchange(loss, 0), norm}; }
@@ -1610,7 +1613,7 @@ struct Model : ModelBase<MpiLink, real> {
                        const real* w, const real* stats, int N) {
         if (!add) std::fill_n(dresidual, (size_t)N * c.C, real(0));
         layernorm_backward(dresidual, g.w, g.b, dout, x, w, stats, stats + N, N, c.C);
-        if (dbias) bias_backward(dbias, dresidual, N, c.C);
+        bias_backward(dbias, dresidual, N, c.C);
     }
     void linear_forward(real* out, const real* x, const Layer<real>& layer, const real* plus, real* before_gelu, int N,
                         int C, int OC) {
@@ -1628,7 +1631,7 @@ struct Model : ModelBase<MpiLink, real> {
     }
     void gelu_backward(real* d, real* db, const real* x, int N, int C) {
         cpu::gelu_backward(d, d, x, (size_t)N * C);
-        if (db) bias_backward(db, d, N, C);
+        bias_backward(db, d, N, C);
     }
     void attention_forward(const Activations& a, const real* qkv, int B, int t0, int T, int S) {
         const size_t row = c.qkv();
@@ -1639,7 +1642,7 @@ struct Model : ModelBase<MpiLink, real> {
     void attention_backward(const Activations& a, real* db, int B, int T) {
         const auto attention = in_unit ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>;
         attention(a.dwide, a.dx, a.qkv, a.att, a.lse, B, T, c.att(), c.heads());
-        if (db) bias_backward(db, a.dwide, B * T, c.qkv());
+        bias_backward(db, a.dwide, B * T, c.qkv());
     }
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
         if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C, c.first_token(), c.vocab());
@@ -1694,8 +1697,8 @@ private:
         shares.places(arenas[which], of_parts, t.offset - layout.frozen + from, n, f);
     }
     Place<real> table() const { return c.tied ? weights_of(0).wte : weights_of(0).head_w; }
-    // f<P>(the matrix w as products read it), P the type in which they multiply; what is packed in less than bf16 they
-    // multiply as real
+    // Calls f<P>(w, as a matrix of the form it is stored in), P the type in which products multiply: bfloat16 with
+    // --dtype bf16, else real; int8 and nf4 always real.
     template <typename F> void with_matrix(const Place<real>& w, int cols, F f) const {
         auto as_bf16 = [&](const bfloat16* p) {
             const Matrix<bfloat16> m = {p, cols, 1};
@@ -1843,9 +1846,9 @@ ChoiceScores multiple_choice(auto& model, const Choices& choices, const Tokenize
 
 /* Continues prompts, in batches of at most 64; emit(i, token) gets the tokens of prompt i as they are drawn, and says
    whether it goes on. An end of text ends it, too; tokens that the tokenizer cannot show are never drawn. A text
-   depends on the seed and its prompt, not on its batch, except for rounding on a GPU: cuBLASLt may sum in another order
-   for another number of rows. adjust(i, z) may change the logits of prompt i's next token. held: what row 0 of the
-   cache holds, before and after; of a single prompt the tokens that it begins with are not computed again. */
+   depends on the seed and its prompt, not on its batch, except for rounding: cuBLASLt and a CPU's unit for bfloat16 may
+   sum in another order for another number of rows. adjust(i, z) may change the logits of prompt i's next token. held:
+   what row 0 of the cache holds, before and after; a single prompt that begins with it is computed from there on. */
 void generate(auto& model, const Sampling& sampling, uint64_t seed, const std::vector<Prompt>& prompts, int eot,
               const Tokenizer* tokenizer, auto emit, const Adjust& adjust = nullptr, std::vector<int>* held = nullptr) {
     const std::vector<int> hidden = tokenizer ? tokenizer->hidden(model.c.V) : std::vector<int>();
@@ -2041,8 +2044,8 @@ struct Run {
     int eot;
     std::optional<Windows> windows;
     std::optional<HeldOut> held_out;
-    std::optional<Frozen> reference, rewarding;              // rl: --init, and the model that rewards
-    int rows_of_window;                      // that are computed
+    std::optional<Frozen> reference_file, reward_file;       // rl: --init, and the model that rewards
+    int rows_of_window;                      // the answers of a group, the two of a pair, or one
     size_t per_step, end;                    // windows of a step; where the last one ends
     integer steps;
     bool rescheduled = false;                // resumed with another end
@@ -2050,7 +2053,7 @@ struct Run {
     Run(const Options& given, bool on_cpu) : o(given) {
         if (o.resume) resume();
         if (on_cpu && o.dtype == "bf16") position.unit = keep_unit(cpu::unit(), position.unit, from);
-        open_start();                        // of the directory that rank 0 has tidied
+        open_start();                        // after rank 0 has cleaned the directory up
         c = resolve_config(o, start ? &*start : nullptr, tokenizer.get());
         share_layers();
         if (c.rank) base = base_path(start->path);
@@ -2169,21 +2172,21 @@ private:
     // What reinforcement learning starts from, and what it is rewarded by.
     void open_frozen(std::map<std::string, std::string>& data) {
         if (preset_of(o.init)) die_usage("--stage rl: needs --init, a model to start from");
-        reference.emplace("--init", o.init, o, o.heads, o.adapter);
-        data["init"] = Identity(reference->file.path).text();
-        if (const auto& a = reference->file.adapter) data["adapter"] = a->identity();
+        reference_file.emplace("--init", o.init, o, o.heads, o.adapter);
+        data["init"] = Identity(reference_file->file.path).text();
+        if (const auto& a = reference_file->file.adapter) data["adapter"] = a->identity();
         const bool exact = o.reward_command.empty() && o.reward == "exact";
         data["reward"] = exact ? "exact" : o.reward_command;
         if (o.reward_command.empty() && !exact) {
-            rewarding.emplace("--reward", o.reward, o, 0);
-            data["reward"] = identity_of(rewarding->file);
-            if (rewarding->tokenizer && !rewarding->tokenizer->same(*tokenizer))
+            reward_file.emplace("--reward", o.reward, o, 0);
+            data["reward"] = identity_of(reward_file->file);
+            if (reward_file->tokenizer && !reward_file->tokenizer->same(*tokenizer))
                 die_usage("--reward %s: has another tokenizer than --init %s", o.reward.c_str(), o.init.c_str());
         }
         windows->check_prompts(o.response_tokens, exact);
         if (held_out->val) held_out->val->check_prompts(o.response_tokens, exact);
         tell_stage("--init", o.init, false);
-        tell_stage("--reward", rewarding ? o.reward : "", true);
+        tell_stage("--reward", reward_file ? o.reward : "", true);
     }
 };
 
@@ -2193,8 +2196,10 @@ template <typename Model> struct Training : Run {
     const std::vector<float> computes = fingerprint(c);
     Display display{.floor = held_out->floor, .steps = steps};
     Saver saver;
-    std::unique_ptr<Model> frozen, rewarder;                 // rl: --init, for the divergence from it; --reward
+    std::unique_ptr<Model> reference, rewarder;              // rl: --init, for the divergence from it; --reward
     std::unique_ptr<Scorer> scorer;                          // --reward-command
+    Notes notes;                             // what is said of a step beside its loss
+    double count = 0, tokens = 0, stop = 0, save_now = 0;    // what agree() sums
 
     explicit Training(const Options& given)
         : Run(given, std::is_same_v<Model, cpu::Model>), model(c, o.batch, o.context, true, o.dtype == "bf16"),
@@ -2208,15 +2213,15 @@ template <typename Model> struct Training : Run {
             Safetensors moments(from + "/optimizer.safetensors");
             load_tensors(stored(model, c.rank > 0, MOMENTS), moments.tensors, moments.file.path);
         }
-        if (reference) frozen = reference->load<Model>(o.batch, o.context, o.dtype == "bf16");
-        if (rewarding) rewarder = rewarding->load<Model>(o.batch, o.context, o.dtype == "bf16");
-        if (frozen && !o.reward_command.empty()) scorer = std::make_unique<Scorer>(o.reward_command, o.reward_timeout);
+        if (reference_file) reference = reference_file->load<Model>(o.batch, o.context, o.dtype == "bf16");
+        if (reward_file) rewarder = reward_file->load<Model>(o.batch, o.context, o.dtype == "bf16");
+        if (reference && o.reward_command != "") scorer = std::make_unique<Scorer>(o.reward_command, o.reward_timeout);
         start.reset();                       // files may change from here on
         held.reset();
-        reference.reset();
-        rewarding.reset();
+        reference_file.reset();
+        reward_file.reset();
         saver.run = &*directory;
-        display.terminal &= world().size == 1;               // a launcher's is not ours to write over
+        display.terminal &= world().size == 1;               // under a launcher no line replaces the last
         display.say("%s\n%zu parameters, %lld steps of %lld tokens, %zu windows an epoch; %s%s",
                     command_line(TRAIN_GPT, o.verb, o.table(), o.stage == "rl" ? 0 : 'L').c_str(),
                     model.layout.parameters, steps, o.tokens_per_step, windows->total, world().describe().c_str(),
@@ -2256,7 +2261,7 @@ template <typename Model> struct Training : Run {
         directory->put("eval", position.step, fields_of(loss, found.measures(display.floor)));
     }
     void sample(int samples) {
-        if (o.stage == "reward") return;     // its tokens are no text any more
+        if (o.stage == "reward") return;     // a reward model writes no text
         const auto& first = position.beginning;
         const std::string begin = show_tokens({first.begin() + (first[0] == eot), first.end()}, tokenizer.get());
         std::vector<Prompt> prompts;
@@ -2280,7 +2285,6 @@ template <typename Model> struct Training : Run {
         return windows->batches(g, windows_at(g), o.batch / rows_of_window, rows_of_window, world().replica(),
                                 world().replicas());
     }
-    Notes notes;                             // what is said of a step beside its loss
 
     // The loss of each stage: forward and backward of one micro-batch; `count` is the number of tokens or pairs of the
     // whole step. Returned is the part of the loss that a later model.result() does not have.
@@ -2296,7 +2300,7 @@ template <typename Model> struct Training : Run {
         for (const char* name : {"accuracy", "margin"}) notes.add(name, 0);              // also without a pair
         model.readout(b.x.data(), b.last.data(), eot, b.B, b.T, reward.data());
         for (int i = 0; i < pairs; i++) {
-            const int k = pairs + i;
+            const int k = pairs + i;         // all chosen answers come first, then those rejected
             const double margin = reward[i] - reward[k];
             const auto [nats, slope] = pair_loss(margin);
             loss += nats / count;
@@ -2315,7 +2319,7 @@ template <typename Model> struct Training : Run {
                                .clip = o.ppo_clip, .kl = o.kl};
         model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true);
         model.backward();
-        const double loss = model.result().loss;             // waits for the log-probabilities, too
+        const double loss = model.result().loss;             // which makes logprob valid, and clears the model's loss
         if (pass == 0) b.old.assign(model.logprob.begin(), model.logprob.begin() + b.y.size());
         for (const char* name : {"kl", "entropy", "clipped"}) notes.add(name, 0);
         for (size_t n = 0; n < b.y.size(); n++) {
@@ -2329,7 +2333,7 @@ template <typename Model> struct Training : Run {
         return loss;
     }
 
-    // Draws answers and rewards them: the shard's own by 1, others by 0, or as a reward model or a program says.
+    // Draws answers and rewards them: 1 for the shard's own and 0 for others, or as a reward model or a program says.
     void draw_and_reward(std::vector<Answer>& answers, const Sampling& sampling, uint64_t seed, size_t past = 0) {
         const integer most = o.response_tokens ? o.response_tokens : o.context;
         std::vector<Prompt> prompts;
@@ -2354,10 +2358,10 @@ template <typename Model> struct Training : Run {
         const double began = seconds();
         const uint64_t seed = mix64(o.seed * 0x9E3779B97F4A7C15ull + position.step + 1);
         draw_and_reward(answers, Sampling(o), seed, own.at * o.group);
-        const double n = prompts * o.group, mine = answers.size(), took = seconds() - began;
-        notes.add("reward", mean_reward(answers.data(), mine, n));
+        const double n = prompts * o.group, took = seconds() - began;
+        notes.add("reward", mean_reward(answers.data(), answers.size(), n));
         notes.add("drawn_ms", took * 1e3 / world().size);
-        notes.add("samples_per_s", mine / took);
+        notes.add("samples_per_s", answers.size() / took);
         notes.add("length", 0);
         std::vector<float> advantages;
         for (size_t i = 0; i < answers.size(); i++) {
@@ -2373,9 +2377,9 @@ template <typename Model> struct Training : Run {
         auto row_at = [&](size_t i) { return answers[i].row(eot); };
         each_batch(answers.size(), o.batch, row_at, [&](size_t i, const Batch& drawn) {
             Batch& b = batches.emplace_back(drawn);
-            frozen->forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
-            frozen->result();
-            b.ref.assign(frozen->logprob.begin(), frozen->logprob.begin() + b.y.size());
+            reference->forward(b.x.data(), b.y.data(), {}, 1, b.B, b.T, false);
+            reference->result();
+            b.ref.assign(reference->logprob.begin(), reference->logprob.begin() + b.y.size());
             for (size_t k = 0; k < b.y.size(); k++) b.weight.push_back(advantages[i + k / b.T]);
         });
         const size_t most = world().share(prompts, 0).n;     // prompts of a rank: all make as many batches
@@ -2383,9 +2387,8 @@ template <typename Model> struct Training : Run {
         return batches;
     }
 
-    // What ranks have to agree on before a step's update: what the next step counts, unless rl has yet to draw it; the
-    // loss that is no model's to sum, and notes; whether one is to stop, and the clock of the first says to save.
-    double count = 0, tokens = 0, stop = 0, save_now = 0;
+    // Before an update ranks sum the loss that no model has and the notes of this step; whether to stop or to save; and
+    // the targets and tokens of `batches`, the next step's, or in rl this one's.
     void agree(const std::vector<Batch>& batches, double& loss, bool noted) {
         stop = stop_signal;
         save_now = world().first() && saver.due(o.save_minutes);
@@ -2393,8 +2396,8 @@ template <typename Model> struct Training : Run {
         tokens = sum_over(batches, [](auto& b) { return b.x.size(); });
         std::vector<double*> values = {&stop, &save_now, &count, &tokens, &loss};
         if (noted) for (auto& [name, value] : notes.sums) values.push_back(&value);
-        std::vector<double> sums;            // of a group its first says all but when to stop
-        for (double* value : values) sums.push_back(c.place && value != &stop ? 0 : *value);
+        std::vector<double> sums;            // a tensor parallel group counts once, but for stop
+        for (double* value : values) sums.push_back(c.tp_rank && value != &stop ? 0 : *value);
         world().sum(sums.data(), sums.size());
         for (size_t i = 0; i < sums.size(); i++) *values[i] = sums[i];
     }
@@ -2407,8 +2410,7 @@ template <typename Model> struct Training : Run {
         const integer step = position.step + 1, passes = rl ? o.rl_passes : 1;
         const size_t taken = windows_at(position.window);
         const double lr = lr_at(schedule, position.step);
-        const AdamW adamw = {.lr = lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps,
-                             .weight_decay = o.weight_decay};
+        const AdamW adamw{.lr = lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps, .weight_decay = o.weight_decay};
         const auto learn = rl ? &Training::policy : o.stage == "reward" ? &Training::preference : &Training::likelihood;
         notes.sums.clear();
         if (rl) batches = batches_at(position.window);
@@ -2464,8 +2466,7 @@ template <typename Model> struct Training : Run {
         const bool ended = position.step == steps;
         if (ended && held_out->val) evaluate();
         if (ended && std::isfinite(display.floor)) display.say("floor %.6f nats/token", display.floor);
-        if (saver.saved != o.out + format("/step_%08lld", position.step) || position.lowest_step != saver.best)
-            save();
+        if (saver.saved != o.out + format("/step_%08lld", position.step) || position.lowest_step != saver.best) save();
         saver.finish();
         if (!ended)
             return display.say("stopped after step %lld; go on with: ./" PROGRAM " train --resume --out %s",

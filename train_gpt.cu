@@ -2186,9 +2186,9 @@ struct Model : ModelBase<Link, floatX> {
                 std::fill_n(&flags[(t.offset - layout.frozen) / 128], (t.count() + 127) / 128, 1);
         decays = allocate<unsigned char>(flags.size());
         upload(decays, flags.data(), flags.size());
-        if (c.place) counts = allocate<unsigned char>(shares.kept.back() / 128);
+        if (c.tp_rank) counts = allocate<unsigned char>(shares.kept.back() / 128);
         for (const Tensor& t : layout.tensors)               // what the first of the group does not have
-            if (c.place && !t.slice.all()) each_place(GRADIENT, t, 0, t.count(), [&](float* own, auto, size_t n) {
+            if (c.tp_rank && !t.slice.all()) each_place(GRADIENT, t, 0, t.count(), [&](float* own, auto, size_t n) {
                 CHECK(cudaMemsetAsync(counts + (own - shares.sums) / 128, 1, ceil_div(n, 128), device().stream));
             });
         CHECK(cudaStreamSynchronize(device().stream));
