@@ -30,11 +30,21 @@ template <typename F> static void guarded(F f) {
 }
 
 static constexpr int V = 300, T = 16, EOT = 299;
+static Config one_layer(int NH, int C, int V, int T) {
+    Config c;
+    c.L = 1;
+    c.NH = NH;
+    c.C = C;
+    c.V = V;
+    c.T = T;
+    return c;
+}
 static cpu::Model& tiny_model() {
     static std::unique_ptr<cpu::Model> model;
-    Config c;
-    c.L = 1, c.NH = 2, c.C = 4, c.V = V, c.T = T;
-    if (!model) model = std::make_unique<cpu::Model>(c, 4, T, false), initialize(*model, 1);
+    if (!model) {
+        model = std::make_unique<cpu::Model>(one_layer(2, 4, V, T), 4, T, false);
+        initialize(*model, 1);
+    }
     return *model;
 }
 
@@ -63,7 +73,8 @@ static void examples(std::string_view) {
     const Examples e(PATH, V, T, true);
     must(all ? e.left_out == 0 && e.tokens == all->tokens : e.left_out > 0, "what is left out");
     for (size_t i = 0; i < e.size(); i++) must(e.length(i) + (e.segments == 1) <= T, "longer than the context");
-    const std::vector<uint64_t> first = e.segments ? std::vector<uint64_t>() : std::vector<uint64_t>(e.first.begin(), e.first.end());
+    std::vector<uint64_t> first;
+    if (!e.segments) first.assign(e.first.begin(), e.first.end());
     write_examples(PATH, e.tokens, e.segments, V, first);
     const Examples again(PATH, V, T);
     must(again.tokens == e.tokens && again.first == e.first && again.segments == e.segments, "write_examples");
@@ -71,7 +82,8 @@ static void examples(std::string_view) {
         Windows w({"--train", PATH, "packed", "sft", {e.segments}, false, side_by_side, V, T, EOT}, 1);
         for (size_t g = 0, end = w.end_of(2.5); g < std::min<size_t>(end, 99) && e.segments != 1; g++) {
             const Row r = w.row(g, e.segments == 3 ? 1 + g % 2 : 1);
-            must(r.x.size() == r.y.size() && r.x.size() <= (size_t)T && r.y.back() == EOT && r.x[0] == EOT, "a row of examples");
+            must(r.x.size() == r.y.size() && r.x.size() <= (size_t)T && r.y.back() == EOT && r.x[0] == EOT,
+                 "a row of examples");
         }
     }
     if (e.segments >= 2) must(right_answers(tiny_model(), e, EOT) <= e.size(), "more right than there are");
@@ -85,9 +97,12 @@ static void model(std::string_view) {                           // safetensors o
     cpu::Model model(c, 1, std::min(c.T, 4), false);
     load_tensors(stored(model), m.tensors, m.path);
     Options o;
-    o.tokens = 3, o.top_p = 0.9, o.top_k = 5;
+    o.tokens = 3;
+    o.top_p = 0.9;
+    o.top_k = 5;
     draw_texts(model, {o, -1, nullptr}, o.seed, {{{0}, o.tokens}}, GOES_ON);
-    o.top_p = 1, o.temperature = 0;
+    o.top_p = 1;
+    o.temperature = 0;
     draw_texts(model, {o, -1, nullptr}, o.seed, {{{c.V - 1}, o.tokens}}, GOES_ON);
 }
 static void config(std::string_view bytes) {
@@ -107,7 +122,10 @@ static void merges(std::string_view bytes) {                    // merges, a zer
     const std::string_view text = bytes.substr(std::min(end + 1, bytes.size()));
     const Tokenizer t = Tokenizer::from_merges(bytes.substr(0, end), "merges");
     std::string decoded;
-    for (int id : t.encode(text)) must(id >= 0 && id < t.eot(), "id out of range"), decoded += t.decode(id);
+    for (int id : t.encode(text)) {
+        must(id >= 0 && id < t.eot(), "id out of range");
+        decoded += t.decode(id);
+    }
     must(decoded == text, "decode(encode(x)) != x", decoded);
     const Tokenizer again = Tokenizer::from_merges(t.merges_txt(), "merges_txt()");
     must(again.merges_txt() == t.merges_txt() && again.encode(text) == t.encode(text), "merges_txt()");
@@ -115,19 +133,26 @@ static void merges(std::string_view bytes) {                    // merges, a zer
 }
 static void vocab(std::string_view bytes) {                     // vocab.json, beside merges
     const std::string dir = "/tmp/fuzz_vocab_" + std::to_string(getpid());
-    fs::remove_all(dir), fs::create_directories(dir);
-    write_file(dir + "/merges.txt", "a b\nab c\n"), write_file(dir + "/vocab.json", bytes);
+    fs::remove_all(dir);
+    fs::create_directories(dir);
+    write_file(dir + "/merges.txt", "a b\nab c\n");
+    write_file(dir + "/vocab.json", bytes);
     const Tokenizer t = Tokenizer::load(dir);
     std::string decoded;
-    for (int id : t.encode("abc ab")) must(id >= 0 && id < t.vocab() && id != t.eot(), "id out of range"), decoded += t.decode(id);
+    for (int id : t.encode("abc ab")) {
+        must(id >= 0 && id < t.vocab() && id != t.eot(), "id out of range");
+        decoded += t.decode(id);
+    }
     must(decoded == "abc ab", "decode(encode(x)) != x", decoded);
     t.save(dir);
     must(Tokenizer::load(dir).same(t), "save()");
 }
 static void options(std::string_view bytes) {                   // one word a line
     std::vector<std::string> words;
-    for (; !bytes.empty(); bytes.remove_prefix(std::min(bytes.size(), words.back().size() + 1)))
+    while (!bytes.empty()) {
         words.push_back(std::string(bytes.substr(0, bytes.find('\n'))));
+        bytes.remove_prefix(std::min(bytes.size(), words.back().size() + 1));
+    }
     Options o = parse_options(words);
     const std::string stored = options_json(o.table(), 't');
     if (o.verb != "train") return;
@@ -146,13 +171,17 @@ static void pattern(std::string_view bytes) {                   // a pattern, a 
         must(allowed.any, "a text that nothing completes");
         int next = n % 8;
         while (!allowed[next]) next = (next + 1) % 8;
-        at[0] = g.advance(at[0], next), g.tidy(at);
+        at[0] = g.advance(at[0], next);
+        g.tidy(at);
     }
 }
 
 // ---- seeds ----------------------------------------------------------------------------------------------------------
 using Seeds = std::vector<std::string>;
-template <typename F> static std::string written(F write) { return write(), read_file(PATH); }
+template <typename F> static std::string written(F write) {
+    write();
+    return read_file(PATH);
+}
 static std::string numbers(std::vector<int32_t> header, const std::vector<uint16_t>& rest) {
     header.resize(256);
     return std::string((char*)header.data(), HEADER) + std::string((char*)rest.data(), 2 * rest.size());
@@ -162,9 +191,11 @@ static Seeds shard_seeds() {
     return {written([&] { write_shard(PATH, tokens, V); }), written([&] { write_shard(PATH, tokens, 70000); })};
 }
 static Seeds example_seeds() {
-    const std::vector<std::vector<int>> s = {{1, 2}, {3}, {}, {4, 5, 6}, {7}, {8}}, three = {{}, {1, 2}, {3}, {4}, {5, 6}, {7}};
+    const std::vector<std::vector<int>> s = {{1, 2}, {3}, {}, {4, 5, 6}, {7}, {8}};
+    const std::vector<std::vector<int>> three = {{}, {1, 2}, {3}, {4}, {5, 6}, {7}};
     return {written([&] { write_examples(PATH, s, 2, V); }), written([&] { write_examples(PATH, three, 3, 70000); }),
-            written([&] { write_examples(PATH, s, 1, V); }), written([&] { write_examples(PATH, s, 0, V, {0, 2, 6}); })};
+            written([&] { write_examples(PATH, s, 1, V); }),
+            written([&] { write_examples(PATH, s, 0, V, {0, 2, 6}); })};
 }
 static Seeds choice_seeds() {
     return {numbers({20240522, 1, 2, 26}, {65535, 26, 0, 1, 2, 2, 7, 8, 1, 9, 2, 10, 11,
@@ -173,8 +204,9 @@ static Seeds choice_seeds() {
 static Seeds safetensors_seeds() {
     Seeds seeds;
     for (bool full : {true, false}) {
-        Config c;
-        c.L = 1, c.NH = 1, c.C = 2, c.V = 3, c.T = 2, c.bias = full, c.tied = full;
+        Config c = one_layer(1, 2, 3, 2);
+        c.bias = full;
+        c.tied = full;
         cpu::Model m(c, 1, 2, false);
         initialize(m, 1);
         seeds.push_back(written([&] { save_tensors(PATH, stored(m)); }));
@@ -194,11 +226,14 @@ static Seeds merge_seeds() {
 }
 static Seeds vocab_seeds() {
     const std::string json = Tokenizer::from_merges("a b\nab c\n", "merges").vocab_json();
-    return {json, "{\"<|endoftext|>\": 300, \"a\": 1, \"b\": 2, \"c\": 3, \"\xc4\xa0\": 4, \"ab\": 5, \"abc\": 6, \"<x>\": 7}"};
+    return {json,
+            "{\"<|endoftext|>\": 300, \"a\": 1, \"b\": 2, \"c\": 3, \"\xc4\xa0\": 4, "
+            "\"ab\": 5, \"abc\": 6, \"<x>\": 7}"};
 }
 static Seeds pattern_seeds() {
     using namespace std::string_literals;
-    return {"^(?:[a-z\xc3\xa4-\xc3\xbc]+|\\d{2,3}?\\W)*$\0 a"s, "\"([^\"\\\\\\x00-\\u001f]|\\\\[nt])*\"\0aa"s, "(a|\\w)*a.{3,}\0\xa4"s};
+    return {"^(?:[a-z\xc3\xa4-\xc3\xbc]+|\\d{2,3}?\\W)*$\0 a"s,
+            "\"([^\"\\\\\\x00-\\u001f]|\\\\[nt])*\"\0aa"s, "(a|\\w)*a.{3,}\0\xa4"s};
 }
 static Seeds option_seeds() {
     return {"train\n--train\na*.bin\n--lr=1e-3\n--steps\n10\n--out\nb\n--schedule\nwsd\n--resume",
@@ -224,9 +259,14 @@ extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
     static std::string directory = std::string(words[0]) + "_data";
     fs::create_directories(directory);
     size_t n = 0;
-    for (const std::string& seed : CHOSEN.seeds()) write_file(directory + format("/seed_%zu", n++), seed);
+    for (const std::string& seed : CHOSEN.seeds()) {
+        write_file(directory + format("/seed_%zu", n), seed);
+        n++;
+    }
     words.push_back(directory.data());
-    *argc = words.size(), words.push_back(nullptr), *argv = words.data();
+    *argc = words.size();
+    words.push_back(nullptr);
+    *argv = words.data();
     return 0;
 }
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -23,7 +23,8 @@ passed = failed = skipped = 0
 
 def check(good, name, detail=""):
     global passed, failed
-    passed, failed = passed + bool(good), failed + (not good)
+    passed += bool(good)
+    failed += not good
     print("ok" if good else "FAIL", f"{name}: {detail}" if detail else name, flush=True)
 
 
@@ -160,8 +161,8 @@ def hf_in_ours():
 
 
 def sampling():
-    """What is drawn against what transformers would draw from, whose own order of penalty, temperature and cuts gives the
-    probabilities; and the log-probabilities that we write, also around a full context."""
+    """What is drawn against what transformers would draw from, whose own order of penalty, temperature and cuts gives
+    the probabilities; and the log-probabilities that we write, also around a full context."""
     model, path = random_model(context=40, seed=6), f"{DIR}/sampling"
     model.save_pretrained(path)
     prompt = [3, 14, 15, 9, 2, 6, 5, 3, 14]
@@ -172,22 +173,27 @@ def sampling():
 
     def theirs(tokens, **settings):
         settings = dict(dict(top_k=0, top_p=1.0, do_sample=True), **settings)
-        return model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), pad_token_id=0,
-                              max_new_tokens=tokens, output_scores=True, return_dict_in_generate=True, **settings)
+        return model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                              pad_token_id=0, max_new_tokens=tokens, output_scores=True, return_dict_in_generate=True,
+                              **settings)
 
-    for settings in (dict(repetition_penalty=1.7), dict(repetition_penalty=0.6, temperature=0.6), dict(min_p=0.3), dict(min_p=0.2, temperature=1.6),
-                     dict(min_p=0.25, top_k=12, top_p=0.8), dict(min_p=0.1, top_p=0.6, temperature=1.3, repetition_penalty=2.5)):
+    for settings in (dict(repetition_penalty=1.7), dict(repetition_penalty=0.6, temperature=0.6), dict(min_p=0.3),
+                     dict(min_p=0.2, temperature=1.6), dict(min_p=0.25, top_k=12, top_p=0.8),
+                     dict(min_p=0.1, top_p=0.6, temperature=1.3, repetition_penalty=2.5)):
         p = torch.softmax(theirs(1, **settings).scores[0][0].double(), -1).numpy()
         options = [w for k, v in settings.items() for w in ("--" + k.replace("_", "-"), v)]
         n = 4 * 4096
-        drawn = [t["tokens"][0] for seed in range(4) for t in ours("--tokens", 1, "--samples", 4096, "--seed", seed, *options)]
+        drawn = [t["tokens"][0] for seed in range(4)
+                 for t in ours("--tokens", 1, "--samples", 4096, "--seed", seed, *options)]
         count = np.bincount(drawn, minlength=len(p))
         z = np.abs(count - n * p) / np.sqrt(n * p * (1 - p) + 1e-9)
-        check(len(drawn) == n and not count[p == 0].any() and (count[p * n > 20] > 0).all() and z.max() < 5, f"transformers draw, {settings}",
+        check(len(drawn) == n and not count[p == 0].any() and (count[p * n > 20] > 0).all() and z.max() < 5,
+              f"transformers draw, {settings}",
               f"{(p > 0).sum()} tokens, off by {z.max():.1f} standard deviations")
     for penalty in (1.5, 0.7):
         want = theirs(31, do_sample=False, repetition_penalty=penalty).sequences[0, len(prompt):].tolist()
-        check(ours("--tokens", 31, "--temperature", 0, "--repetition-penalty", penalty)[0]["tokens"] == want, f"transformers' greedy text, repetition_penalty {penalty}")
+        written = ours("--tokens", 31, "--temperature", 0, "--repetition-penalty", penalty)[0]["tokens"]
+        check(written == want, f"transformers' greedy text, repetition_penalty {penalty}")
     errors, texts = [], ours("--tokens", 70, "--samples", 3, "--temperature", 2, "--top-k", 40)
     for t in texts:
         ids, logprobs, row = t["prompt_tokens"] + t["tokens"], t["prompt_logprobs"] + t["logprobs"], []
@@ -196,7 +202,8 @@ def sampling():
             with torch.no_grad():
                 z = torch.log_softmax(model(torch.tensor([row])).logits[0, -1], -1)
             errors.append(abs(z[ids[i]].item() - logprobs[i]))
-    check(len(errors) == 3 * 78 and all(e <= 1e-4 for e in errors), "transformers' log-probabilities", f"differ by {max(errors):.1e}")
+    check(len(errors) == 3 * 78 and all(e <= 1e-4 for e in errors), "transformers' log-probabilities",
+          f"differ by {max(errors):.1e}")
 
 
 def adapters():
@@ -205,8 +212,8 @@ def adapters():
     random_model().save_pretrained(base)
     write_shard(shard, np.random.default_rng(2).integers(0, 97, 500))
     model = lambda: GPT2LMHeadModel.from_pretrained(base).eval()
-    run("./train_gpt", "train", "--train", shard, "--init", base, "--lora-rank", 3, "--lora-targets", "qkv,fcproj", "--steps", 6, "--lr", 3e-2,
-        "--context", 24, "--sample-every", 0, "--out", DIR + "/adapter")
+    run("./train_gpt", "train", "--train", shard, "--init", base, "--lora-rank", 3, "--lora-targets", "qkv,fcproj",
+        "--steps", 6, "--lr", 3e-2, "--context", 24, "--sample-every", 0, "--out", DIR + "/adapter")
     ours = peft.PeftModel.from_pretrained(model(), DIR + "/adapter/step_00000006").eval()
     run("./train_gpt", "merge", "--model", DIR + "/adapter", "--out", DIR + "/merged")
     same_logits("adapter of ours in PEFT", DIR + "/merged", ours)
@@ -215,12 +222,14 @@ def adapters():
         moved = (ours(x).logits - model()(x).logits).abs().max().item()
     check(moved > 0.05, "adapter of ours in PEFT: it changes the model", f"logits by {moved:.2f}")
     torch.manual_seed(3)
-    theirs = peft.get_peft_model(model(), peft.LoraConfig(r=4, lora_alpha=6, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)).eval()
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+    theirs = peft.get_peft_model(model(), config).eval()
     for name, p in theirs.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
     theirs.save_pretrained(DIR + "/peft")
-    for name, words in {"named beside it": ["--model", base, "--adapter", DIR + "/peft"], "found by it": ["--model", DIR + "/peft"]}.items():
+    for name, words in (("named beside it", ["--model", base, "--adapter", DIR + "/peft"]),
+                        ("found by it", ["--model", DIR + "/peft"])):
         shutil.rmtree(DIR + "/merged")
         run("./train_gpt", "merge", *words, "--out", DIR + "/merged")
         same_logits(f"adapter of PEFT in ours, its model {name}", DIR + "/merged", theirs)
@@ -335,9 +344,10 @@ def tokenizer_settings(training, text):
         if change:
             change(made._tokenizer)
         os.makedirs(path)
-        made._tokenizer.save(path + "/tokenizer.json"), made._tokenizer.model.save(path)
-        out = run("build/shards", "encode", "--in", f"{DIR}/settings.txt", "--tokenizer", path, "--out", path + "_out/x",
-                  ok=not words)
+        made._tokenizer.save(path + "/tokenizer.json")
+        made._tokenizer.model.save(path)
+        out = run("build/shards", "encode", "--in", f"{DIR}/settings.txt", "--tokenizer", path,
+                  "--out", path + "_out/x", ok=not words)
         if words:
             check(words in out and "\n" not in out, f"tokenizer.json refused: {name}", out)
             continue
@@ -508,7 +518,8 @@ def reward_steps():
            for row in rows]
     theirs = trl_stage(trl.RewardTrainer, trl.RewardConfig, model, tokenizer, ids, 4, 2)
     same_steps("reward", ours, theirs)
-    same_figures("reward, accuracy and margin", [(a[k], b[k]) for a, b in zip(ours, theirs) for k in ("accuracy", "margin")])
+    same_figures("reward, accuracy and margin",
+                 [(a[k], b[k]) for a, b in zip(ours, theirs) for k in ("accuracy", "margin")])
 
 
 def rl_steps():
@@ -517,7 +528,9 @@ def rl_steps():
     one length, since TRL pads them on the left and GPT2LMHeadModel counts positions from there. Loss dapo is the sum
     over all tokens by their number; without use_bias_correction_kl=False the divergence would count times the ratio."""
     def few_letters(model):                  # so that answers pass through JSON, and some end
-        model.transformer.ln_f.weight[0], model.transformer.ln_f.bias[0], model.lm_head.weight[:, 0] = 0, 1, 0
+        model.transformer.ln_f.weight[0] = 0
+        model.transformer.ln_f.bias[0] = 1
+        model.lm_head.weight[:, 0] = 0
         model.lm_head.weight[[i for i in range(256) if not 64 <= i < 76], 0] = -100
     most, group, drawn = 7, 4, f"{DIR}/drawn.jsonl"
     start, prompts = start_of("rl_start", 32, few_letters), [{"prompt": text} for text in ("one?", "two?")]

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""test/patterns.py [--live CHECKER] [SEED [PATTERNS]] -- random patterns, texts and vocabularies for test/test_pattern.cpp. It
-prints those of seed 1, which are test/patterns.tsv; with --live CHECKER, build/test_pattern, has to be right on fresh ones.
+"""test/patterns.py [--live CHECKER] [SEED [PATTERNS]] -- random patterns, texts and vocabularies for
+test/test_pattern.cpp. It prints those of seed 1, which are test/patterns.tsv; with --live CHECKER, build/test_pattern,
+that has to be right on fresh ones.
 
 A line is a kind and fields with tabs between; a backslash is \\\\, and bytes that do not print are \\xhh:
   R pattern                     is refused
@@ -8,8 +9,8 @@ A line is a kind and fields with tabs between; a backslash is \\\\, and bytes th
   T text viable matches...      how much of the text a match can begin with; the lengths of its beginnings that match
   V tokens...                   a vocabulary, for the lines below; N in place of V: its tokens make no match
   A ids... : allowed...         tokens of a text, and those that may come next, so that others can complete a match
-What matches, re.fullmatch says. What a match can begin with, derivatives (Brzozowski 1964, doi:10.1145/321239.321249) of the
-tree that Python's parser makes of the pattern."""
+What matches, re.fullmatch says. What a match can begin with, derivatives (Brzozowski 1964, doi:10.1145/321239.321249)
+of the tree that Python's parser makes of the pattern."""
 import bisect, functools, os, random, re, subprocess, sys, warnings
 try:
     from re import _parser as parser
@@ -52,7 +53,9 @@ def either(parts):
 
 
 def repeat(a, least, most):
-    return EMPTY if most == 0 or a == EMPTY or (a == NONE and least == 0) else NONE if a == NONE else make("repeat", a, least, most)
+    if most == 0 or a == EMPTY or (a == NONE and least == 0):
+        return EMPTY
+    return NONE if a == NONE else make("repeat", a, least, most)
 
 
 @functools.lru_cache(None)
@@ -86,8 +89,15 @@ def read(r, text):
 def members(items):
     """the ranges of a class"""
     bounds, known = [], {"DIGIT": "09", "SPACE": "\t\r  ", "WORD": "09AZ__az"}
-    at = lambda c: bisect.bisect_left(LETTERS, chr(c).encode("utf-8", "surrogatepass")) if c < 0x110000 else len(LETTERS)
-    outside = lambda ends: list(zip([0] + ends[1::2], ends[::2] + [len(LETTERS)]))
+
+    def at(c):
+        if c >= 0x110000:
+            return len(LETTERS)
+        return bisect.bisect_left(LETTERS, chr(c).encode("utf-8", "surrogatepass"))
+
+    def outside(ends):
+        return list(zip([0] + ends[1::2], ends[::2] + [len(LETTERS)]))
+
     for kind, value in items:
         if str(kind) == "CATEGORY":
             name = str(value).split("_")
@@ -143,7 +153,8 @@ MEMBERS = ALPHABET + r"b-e 0-9 ä-ö \u0080-€ ÿ-\uffff \d \w \s \S \n \x00-Z"
 def random_pattern(rng, depth=3):
     roll = rng.random()
     if depth == 0 or roll < 0.25:
-        one = "[" + rng.choice(["", "", "", "^", "^", "]", "^]"]) + "".join(rng.choices(MEMBERS, k=rng.randint(1, 3))) + "]"
+        opening = "[" + rng.choice(["", "", "", "^", "^", "]", "^]"])
+        one = opening + "".join(rng.choices(MEMBERS, k=rng.randint(1, 3))) + "]"
         return rng.choice(ALPHABET + r". \d \s \w \D \S \W".split() + [one] * 7)
     if roll < 0.55:
         return "".join(random_pattern(rng, depth - 1) for _ in range(rng.randint(2, 3)))
@@ -160,7 +171,8 @@ def random_text(rng, r):
     for _ in range(rng.randint(1, 9)):
         good = [p for p in pieces if read(r, p) != NONE] if rng.random() < 0.95 else [bytes([rng.randrange(256)])]
         piece = rng.choice(good or pieces)
-        text, r = text + piece, read(r, piece)
+        text += piece
+        r = read(r, piece)
     return text
 
 
@@ -173,15 +185,18 @@ def answers(pattern, start, text):
         except UnicodeDecodeError:
             match = False
         assert match == nullable(r), f"re and the derivatives differ: {pattern!r} {text[:n]!r}"
-        viable, matches = viable if r == NONE else n, matches + [n] * match
+        if r != NONE:
+            viable = n
+        if match:
+            matches.append(n)
     return "\t".join(map(str, ["T", shown(text), viable] + matches))
 
 
 def guided(rng, start, text):
     """a vocabulary of parts of the text and others, which lacks most bytes, and a walk through it"""
     cuts = sorted(rng.choices(range(len(text) + 1), k=rng.randint(2, 5)))
-    tokens = [text[a:b] for a, b in zip([0] + cuts, cuts + [len(text)])] + rng.choices(
-        [b"b", b"c", b"bc", b"0", b"0b", b"\xc3", b"\xa4", b"\xc3\xa4", b"\xe2\x82", b"\xac", b"", b"\n"], k=rng.randint(0, 8))
+    others = [b"b", b"c", b"bc", b"0", b"0b", b"\xc3", b"\xa4", b"\xc3\xa4", b"\xe2\x82", b"\xac", b"", b"\n"]
+    tokens = [text[a:b] for a, b in zip([0] + cuts, cuts + [len(text)])] + rng.choices(others, k=rng.randint(0, 8))
     graph, left = {}, [start]
     while left and len(graph) < 200:                 # all that tokens lead to
         r = left.pop()

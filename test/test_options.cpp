@@ -1,4 +1,5 @@
-/* test/test_options.cpp -- wrong command lines, each with the one line it must end in, exit code 2, and nothing touched. */
+/* test/test_options.cpp -- wrong command lines, each with the one line it must end in, exit code 2, and nothing
+   touched. */
 #define NO_CPU_MAIN
 #include "../train_gpt.cpp"
 #include "check.h"
@@ -22,11 +23,13 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"train --steps 3 more", "more: unknown option; train_gpt --help lists them"},
     {"train --batch_size 3", "--batch-size: unknown option, nearest is --batch; train_gpt --help lists them"},
     {"train --max-steps 3", "--max-steps: unknown option, nearest is --steps; train_gpt --help lists them"},
-    {"train --wieght-decay=0", "--wieght-decay: unknown option, nearest is --weight-decay; train_gpt --help lists them"},
+    {"train --wieght-decay=0",
+     "--wieght-decay: unknown option, nearest is --weight-decay; train_gpt --help lists them"},
     {"sample --temprature 1", "--temprature: unknown option, nearest is --temperature; train_gpt --help lists them"},
     {"train --min_lr fast", "--min-lr fast: not a number"},
     {"train --min-lr 1 --min_lr 1", "--min-lr: given twice"},
-    {"train --train TRAIN --out OUT --init d7", "--init d7: no such file or directory, and no size of a model: those are d6, d12, d24, d36, d48, custom"},
+    {"train --train TRAIN --out OUT --init d7",
+     "--init d7: no such file or directory, and no size of a model: those are d6, d12, d24, d36, d48, custom"},
     {"train --", "--: unknown option; train_gpt --help lists them"},
     {"train --=3", "--: unknown option; train_gpt --help lists them"},
     {"train --verb train", "--verb: unknown option, nearest is --zero; train_gpt --help lists them"},
@@ -89,8 +92,11 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"train --raw u8", "--raw u8: must be one of u16"},
     {"train --rows all", "--rows all: must be one of packed|documents|sliding"},
     {"sample --model m --prompt a --prompt-file b", "--prompt-file: give --prompt or --prompt-file, not both"},
-    {"train --train TRAIN TRAIN", "build/test_options_data/train.bin: stands after no option; a pattern needs quotes: --train '*.bin'"},
-    {"train --train TRAIN --out OUT --init gpt2", "--init gpt2: no such file or directory, and no size of a model: those are d6, d12, d24, d36, d48, custom; dev/data/download.sh gpt2-124M fetches the published GPT-2 into data/gpt2-124M"},
+    {"train --train TRAIN TRAIN",
+     "build/test_options_data/train.bin: stands after no option; a pattern needs quotes: --train '*.bin'"},
+    {"train --train TRAIN --out OUT --init gpt2",
+     "--init gpt2: no such file or directory, and no size of a model: those are d6, d12, d24, d36, d48, custom; "
+     "dev/data/download.sh gpt2-124M fetches the published GPT-2 into data/gpt2-124M"},
     {"sample --temperature -0.5", "--temperature -0.5: must lie in 0..1000"},
     {"sample --temperature warm", "--temperature warm: not a number"},
     {"sample --top-k -1", "--top-k -1: must lie in 0..16777216"},
@@ -119,13 +125,18 @@ static const struct { const char *words, *line; } WRONG[] = {
     {"sample --samples 0", "--samples 0: must lie in 1..4096"},
     // wrong only together, or only for this data; TRAIN is a shard of 100 tokens below 50
     {"train --train TRAIN --out OUT --init custom", "--init custom: give --layers, --heads and --channels"},
-    {"train --train TRAIN --out OUT --init custom --layers 2 --heads 2", "--init custom: give --layers, --heads and --channels"},
+    {"train --train TRAIN --out OUT --init custom --layers 2 --heads 2",
+     "--init custom: give --layers, --heads and --channels"},
     {"train --train TRAIN --out OUT --init d6 --heads 7", "--channels 384: not a multiple of --heads 7"},
     {"train --train TRAIN --out OUT --init d6 --channels 100", "--channels 100: not a multiple of --heads 6"},
-    {"train --train TRAIN --out OUT --context 8 --batch 2 --tokens-per-step 24", "--tokens-per-step 24: not a multiple of batch x context = 16"},
-    {"train --train TRAIN --out OUT --context 8 --tokens-per-step 1", "--tokens-per-step 1: not a multiple of batch x context = 32"},
-    {"train --train TRAIN --out OUT --vocab 50 --context 8 --rows documents", "--rows documents: needs a tokenizer, to know the end of text"},
-    {"train --train TRAIN --out OUT --vocab 50 --context 8 --answers none.bin", "--answers: needs a tokenizer, to know the end of text"},
+    {"train --train TRAIN --out OUT --context 8 --batch 2 --tokens-per-step 24",
+     "--tokens-per-step 24: not a multiple of batch x context = 16"},
+    {"train --train TRAIN --out OUT --context 8 --tokens-per-step 1",
+     "--tokens-per-step 1: not a multiple of batch x context = 32"},
+    {"train --train TRAIN --out OUT --vocab 50 --context 8 --rows documents",
+     "--rows documents: needs a tokenizer, to know the end of text"},
+    {"train --train TRAIN --out OUT --vocab 50 --context 8 --answers none.bin",
+     "--answers: needs a tokenizer, to know the end of text"},
     {"train --frob\x1bnicate\n", "--frob\\x1bnicate\\x0a: unknown option; train_gpt --help lists them"},
 };
 
@@ -148,25 +159,34 @@ int main() {
         try {
             run_verb<cpu::Model>(parse_options(words));
         } catch (const Error& e) { got = e; }
-        check(got.exit_code == 2 && got.line == wrong.line && !fs::exists(out), "options/%s%s", wrong.words,
-              got.exit_code == 2 && got.line == wrong.line ? "" : format(": exit %d, '%s', expected '%s'", got.exit_code, got.line.c_str(), wrong.line).c_str());
+        const bool good = got.exit_code == 2 && got.line == wrong.line;
+        const std::string differs = good ? "" : format(": exit %d, '%s', expected '%s'", got.exit_code,
+                                                       got.line.c_str(), wrong.line);
+        check(good && !fs::exists(out), "options/%s%s", wrong.words, differs.c_str());
     }
-    Options o = parse_options({"train", "--train=a b", "--out", "x", "--lr", "3e-4", "--min-lr=0", "--resume", "--steps", "+5"});
-    check(o.train == "a b" && o.lr == 3e-4 && o.min_lr == 0 && o.resume && o.steps == 5 && o.beta2 == 0.95, "options/right ones are taken");
+    Options o = parse_options({"train", "--train=a b", "--out", "x", "--lr", "3e-4", "--min-lr=0", "--resume",
+                               "--steps", "+5"});
+    check(o.train == "a b" && o.lr == 3e-4 && o.min_lr == 0 && o.resume && o.steps == 5 && o.beta2 == 0.95,
+          "options/right ones are taken");
     o = parse_options({"sample", "--model", "m", "--prompt", "", "--top-k", "3"});
     check(o.verb == "sample" && o.has("prompt") && o.top_k == 3, "options/an empty prompt is a prompt");
-    o = parse_options({"sample", "--model", "m", "--stop", "\\n\\n", "--stop=</s>", "--vote", "3", "--vote-after", "\\tso"});
+    o = parse_options({"sample", "--model", "m", "--stop", "\\n\\n", "--stop=</s>", "--vote", "3", "--vote-after",
+                       "\\tso"});
     check(o.stop == text_list({"\n\n", "</s>"}) && o.vote_after == "\tso", "options/stop strings, with escapes");
     o = parse_options({"train", "--train=a", "--out", "x", "--min_lr=0.25", "--tokens_per_step", "64"});
     check(o.min_lr == 0.25 && o.tokens_per_step == 64, "options/underscores are dashes");
     // what is printed at the start, read by a shell and again by the program
-    o = parse_options({"train", "--train", "it's [1] $HOME*.bin", "--out", "a \"b\"", "--lr", "3e-4", "--epochs", "2.5", "--resume"});
-    FILE* shell = popen(("printf '%s\n' " + command_line(TRAIN_GPT, o.verb, o.table()).substr(strlen("./" PROGRAM " "))).c_str(), "r");
+    o = parse_options({"train", "--train", "it's [1] $HOME*.bin", "--out", "a \"b\"", "--lr", "3e-4", "--epochs",
+                       "2.5", "--resume"});
+    const std::string command = command_line(TRAIN_GPT, o.verb, o.table());
+    FILE* shell = popen(("printf '%s\n' " + command.substr(strlen("./" PROGRAM " "))).c_str(), "r");
     std::vector<std::string> words;
     for (char line[256]; fgets(line, sizeof line, shell);) words.push_back(std::string(line, strcspn(line, "\n")));
     pclose(shell);
     Options again = parse_options(words);
-    check(options_json(again.table(), 't') == options_json(o.table(), 't') && again.resume, "options/a run's options as a command: %s", command_line(TRAIN_GPT, o.verb, o.table()).c_str());
-    check(parse_options({"--train", "a", "--out", "b"}).verb == "train", "options/train is the verb where none is given");
+    check(options_json(again.table(), 't') == options_json(o.table(), 't') && again.resume,
+          "options/a run's options as a command: %s", command.c_str());
+    check(parse_options({"--train", "a", "--out", "b"}).verb == "train",
+          "options/train is the verb where none is given");
     return failed > 0;
 }

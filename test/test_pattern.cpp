@@ -1,5 +1,5 @@
-/* test/test_pattern.cpp [CASES] -- regular expressions and the tokens they leave, against Python: test/patterns.tsv, or the cases
-   in the file named, - for standard input. test/patterns.py says how they are made and written. */
+/* test/test_pattern.cpp [CASES] -- regular expressions and the tokens they leave, against Python: test/patterns.tsv, or
+   the cases in the file named, - for standard input. test/patterns.py says how they are made and written. */
 #include "../dev/host/pattern.h"
 #include "check.h"
 #include <climits>
@@ -14,7 +14,8 @@ template <typename F> static std::string error_of(F f) {               // what f
 static std::string readable(const std::string& s) { return json_quote(s.substr(0, 200)); }
 
 // Draws a text of random tokens and returns how many it took; -1 where none may follow though it is no match.
-static int drawn(Guide& g, uint64_t seed, int most, std::string* text = nullptr, const std::vector<std::string>& tokens = {}) {
+static int drawn(Guide& g, uint64_t seed, int most, std::string* text = nullptr,
+                 const std::vector<std::string>& tokens = {}) {
     Rng rng(seed, 1);
     std::vector<int> at = {g.start()};
     for (int n = 0; n < most; n++) {
@@ -25,7 +26,8 @@ static int drawn(Guide& g, uint64_t seed, int most, std::string* text = nullptr,
         if (ids.empty()) return -1;
         const int token = ids[rng.below(ids.size())];
         if (text) *text += tokens[token];
-        at[0] = g.advance(at[0], token), g.tidy(at);
+        at[0] = g.advance(at[0], token);
+        g.tidy(at);
     }
     return most;
 }
@@ -33,11 +35,19 @@ static int drawn(Guide& g, uint64_t seed, int most, std::string* text = nullptr,
 // ---- Python's answers ----
 static std::vector<std::string> fields_of(std::string_view line) {
     std::vector<std::string> fields(1);
-    for (size_t i = 0; i < line.size(); i++)
-        if (line[i] == '\t') fields.emplace_back();
-        else if (line[i] != '\\') fields.back() += line[i];
-        else if (line[++i] == '\\') fields.back() += '\\';
-        else fields.back() += (char)strtol(std::string(line.substr(i + 1, 2)).c_str(), nullptr, 16), i += 2;
+    for (size_t i = 0; i < line.size(); i++) {
+        if (line[i] == '\t') {
+            fields.emplace_back();
+        } else if (line[i] != '\\') {
+            fields.back() += line[i];
+        } else if (line[i + 1] == '\\') {
+            fields.back() += '\\';
+            i++;
+        } else {
+            fields.back() += (char)strtol(std::string(line.substr(i + 2, 2)).c_str(), nullptr, 16);
+            i += 3;
+        }
+    }
     return fields;
 }
 static void cases(const std::string& path) {
@@ -54,14 +64,19 @@ static void cases(const std::string& path) {
         fields.erase(fields.begin());
         auto state = [&](size_t n) { return p->step(p->start(), fields[0].substr(0, n)); };
         const std::string error = error_of([&] {
-            if (kind == 'P' || kind == 'R') g.reset(), p.emplace(pattern = fields[0]);
+            if (kind == 'P' || kind == 'R') {
+                pattern = fields[0];
+                g.reset();
+                p.emplace(pattern);
+            }
             if (kind == 'V' || kind == 'N') g.emplace(pattern, fields);
             if (kind == 'V') for (int seed = 0; seed < 5; seed++) if (drawn(*g, seed, 30) < 0) found.push_back("stuck");
             if (kind == 'T' && p) {
                 size_t viable = 0;
                 while (viable < fields[0].size() && state(viable + 1) != Pattern::DEAD) viable++;
                 found.push_back(std::to_string(viable));
-                for (size_t n = 0; n <= fields[0].size(); n++) if (p->accepts(state(n))) found.push_back(std::to_string(n));
+                for (size_t n = 0; n <= fields[0].size(); n++) if (p->accepts(state(n)))
+                    found.push_back(std::to_string(n));
                 given.assign(fields.begin() + 1, fields.end());
             }
             if (kind == 'A' && g) {
@@ -70,18 +85,25 @@ static void cases(const std::string& path) {
                 for (; fields[i] != ":"; i++) at = g->advance(at, std::stoi(fields[i]));
                 given.assign(fields.begin() + i + 1, fields.end());
                 const Guide::Allowed& allowed = g->allowed(at);
-                for (size_t t = 0; t < 64 * allowed.bits.size(); t++) if (allowed[t]) found.push_back(std::to_string(t));
-                if (allowed.any == found.empty() || g->must_end(at) != found.empty()) found.push_back("any, or must_end(), is wrong");
+                for (size_t t = 0; t < 64 * allowed.bits.size(); t++) if (allowed[t])
+                    found.push_back(std::to_string(t));
+                if (allowed.any == found.empty() || g->must_end(at) != found.empty())
+                    found.push_back("any, or must_end(), is wrong");
             }
         });
-        const bool good = (kind == 'R' || kind == 'N' ? error.starts_with("2 pattern: ") : error.empty()) && found == given;
-        asked[kind]++, wrong[kind] += !good;
+        const bool refused = kind == 'R' || kind == 'N';
+        const bool good = (refused ? error.starts_with("2 pattern: ") : error.empty()) && found == given;
+        asked[kind]++;
+        wrong[kind] += !good;
         if (!good && wrong[kind] < 10)
-            check(false, "pattern/Python: %s: %s: found %zu of %zu, error '%s'", readable(pattern).c_str(), printable(std::string(line)).c_str(), found.size(), given.size(), error.c_str());
+            check(false, "pattern/Python: %s: %s: found %zu of %zu, error '%s'", readable(pattern).c_str(),
+                  printable(std::string(line)).c_str(), found.size(), given.size(), error.c_str());
     }
-    for (auto [kind, what] : {std::pair{'P', "patterns taken"}, {'R', "patterns refused"}, {'T', "texts"}, {'V', "vocabularies"},
-                              {'N', "vocabularies that make no match"}, {'A', "texts of tokens"}})
-        check(asked[kind] > 0 && wrong[kind] == 0, "pattern/%s as Python has them: %d of %d", what, asked[kind] - wrong[kind], asked[kind]);
+    for (auto [kind, what] : {std::pair{'P', "patterns taken"}, {'R', "patterns refused"}, {'T', "texts"},
+                              {'V', "vocabularies"}, {'N', "vocabularies that make no match"},
+                              {'A', "texts of tokens"}})
+        check(asked[kind] > 0 && wrong[kind] == 0, "pattern/%s as Python has them: %d of %d", what,
+              asked[kind] - wrong[kind], asked[kind]);
 }
 
 // ---- vocabularies with all bytes: these alone, and as a BPE has them ----
@@ -91,15 +113,18 @@ static std::vector<std::string> bytes() {
     return tokens;
 }
 static std::vector<std::string> with_words() {
-    const std::string text = "\"name\": \"Zo\xc3\xab\", 2024-05-17 yes no maybe \xe2\x82\xac\xf0\x9f\x98\x80 aab ba {\"a\\n\"}.\nthe cat sat";
+    const std::string text = "\"name\": \"Zo\xc3\xab\", 2024-05-17 yes no maybe "
+                             "\xe2\x82\xac\xf0\x9f\x98\x80 aab ba {\"a\\n\"}.\nthe cat sat";
     std::vector<std::string> tokens = bytes();
     Rng rng(1);
     for (int k = 0; k < 1500; k++) tokens.push_back(text.substr(rng.below(text.size()), rng.below(9)));
     return tokens;
 }
-static const char* const PATTERNS[] = {"\\d{4}-\\d{2}-\\d{2}", "yes|no|maybe", ".*", "[a-z]+", "[^\"]*\"", "(?:\xe2\x82\xac|[\xc3\xa4-\xc3\xbc]){2,5}.",
-    "\"(?:[^\"\\\\\\x00-\\x1f]|\\\\[\"\\\\/bfnrt])*\"", "\\{\"name\": \"[A-Z][a-z]+\", \"age\": \\d{1,3}\\}", "(\\w+ ){2,4}\\w+\\.", "(a|b)*a(a|b){9}",
-    "\\W{3}", "(?:.|\\n){,40}", "", "((a*)*)*", "-?\\d+(\\.\\d*)?", "[\\u0800-\\uffff]+"};
+static const char* const PATTERNS[] = {
+    "\\d{4}-\\d{2}-\\d{2}", "yes|no|maybe", ".*", "[a-z]+", "[^\"]*\"", "(?:\xe2\x82\xac|[\xc3\xa4-\xc3\xbc]){2,5}.",
+    "\"(?:[^\"\\\\\\x00-\\x1f]|\\\\[\"\\\\/bfnrt])*\"", "\\{\"name\": \"[A-Z][a-z]+\", \"age\": \\d{1,3}\\}",
+    "(\\w+ ){2,4}\\w+\\.", "(a|b)*a(a|b){9}", "\\W{3}", "(?:.|\\n){,40}", "", "((a*)*)*", "-?\\d+(\\.\\d*)?",
+    "[\\u0800-\\uffff]+"};
 
 static void guided() {
     for (auto& [name, tokens] : {std::pair{"bytes", bytes()}, {"words", with_words()}}) {
@@ -107,8 +132,9 @@ static void guided() {
         for (const char* regex : PATTERNS) {
             Guide g(regex, tokens);
             Pattern p(regex);
-            for (int seed = 0; seed < 20; seed++, texts++) {
+            for (int seed = 0; seed < 20; seed++) {
                 std::string text;
+                texts++;
                 const int n = drawn(g, seed, 100000, &text, tokens);
                 ended += n >= 0 && n < 100000 && p.accepts(p.step(p.start(), text));
                 // what may follow where it ended, and half way, token by token
@@ -122,7 +148,8 @@ static void guided() {
             }
         }
         check(ended == texts, "pattern/%s: texts of random tokens that end in a match: %d of %d", name, ended, texts);
-        check(wrong == 0, "pattern/%s: tokens that may follow, one by one: %d of %d masks of %zu wrong", name, wrong, masks, tokens.size());
+        check(wrong == 0, "pattern/%s: tokens that may follow, one by one: %d of %d masks of %zu wrong", name, wrong,
+              masks, tokens.size());
     }
 }
 
@@ -133,8 +160,11 @@ static void limits() {
     g.pattern.limit = 1 << 20;
     int at = g.start(), steps = 0;
     Rng rng(1);
-    const std::string error = error_of([&] { for (; steps < 1000000; steps++) at = g.advance(at, 'a' + rng.below(2)); });
-    check(error == "2 pattern: takes more than 1 MB of states; it has too many ways to match a text" && steps > 1000, "pattern/limits/states: '%s' after %d", error.c_str(), steps);
+    const std::string error = error_of([&] {
+        for (; steps < 1000000; steps++) at = g.advance(at, 'a' + rng.below(2));
+    });
+    check(error == "2 pattern: takes more than 1 MB of states; it has too many ways to match a text" && steps > 1000,
+          "pattern/limits/states: '%s' after %d", error.c_str(), steps);
 
     Guide small(many, bytes()), large(many, bytes());
     small.pattern.limit = 1 << 20;
@@ -143,13 +173,17 @@ static void limits() {
     for (int n = 0; n < 30000; n++) {
         for (int k = 0; k < 2; k++) {
             const int token = 'a' + rng.below(2);
-            held[k] = small.advance(held[k], token), kept[k] = large.advance(kept[k], token);
-            wrong += small.allowed(held[k]).bits != large.allowed(kept[k]).bits || small.may_end(held[k]) != large.may_end(kept[k]);
+            held[k] = small.advance(held[k], token);
+            kept[k] = large.advance(kept[k], token);
+            wrong += small.allowed(held[k]).bits != large.allowed(kept[k]).bits ||
+                     small.may_end(held[k]) != large.may_end(kept[k]);
         }
         const std::vector<int> before = held;
-        small.tidy(held), forgot += held != before;
+        small.tidy(held);
+        forgot += held != before;
     }
-    check(wrong == 0 && forgot > 5, "pattern/limits/states that were forgotten come back: %d wrong, forgot %d times", wrong, forgot);
+    check(wrong == 0 && forgot > 5, "pattern/limits/states that were forgotten come back: %d wrong, forgot %d times",
+          wrong, forgot);
 }
 
 static void refused() {
@@ -181,31 +215,37 @@ static void refused() {
         {"\\ud800", "character 1, '\\ud800': there is no such letter"},
         {"a\xc3\xa4\xff" "b", "character 3: found byte 0xff, expected UTF-8"},
         {deep, "character 101, '(': more than 100 groups in one another"},
-        {"((a{1000}){1000}){1000}", "character 3, 'a{1000}){1000}){1000': more than 262144 parts, with all repetitions; lower their numbers"},
+        {"((a{1000}){1000}){1000}",
+         "character 3, 'a{1000}){1000}){1000': more than 262144 parts, with all repetitions; lower their numbers"},
         {"((){1000}){1000}", ""}, {"[" + members + "]{100000}", ""}, {"(a{" + digits + "1}){100000}", ""}};
     for (auto& [regex, line] : rows) {
         const std::string got = error_of([&, regex = regex] { Pattern p(regex, "--pattern"); });
         const bool good = line.empty() ? got.find("more than 262144 parts") != got.npos : got == "2 --pattern: " + line;
-        check(good, "pattern/refused/%s%s", line.empty() ? regex.substr(0, 20).c_str() : line.c_str(), good ? "" : (": " + got).c_str());
+        check(good, "pattern/refused/%s%s", (line.empty() ? regex.substr(0, 20) : line).c_str(),
+              (good ? "" : ": " + got).c_str());
     }
     const std::string none = error_of([] { Guide g("a+b", {"a", "ab c", ""}, "--pattern", 1); });
-    check(none == "1 --pattern: no tokens of this vocabulary make a text that matches", "pattern/refused/by a vocabulary: '%s'", none.c_str());
+    check(none == "1 --pattern: no tokens of this vocabulary make a text that matches",
+          "pattern/refused/by a vocabulary: '%s'", none.c_str());
     // Any bytes are a pattern or end in one line.
     Rng rng(1);
     int taken = 0, lines = 0;
     const std::string signs = "()[]{}|*+?^$.\\-,0189abdxu\xc3\xa4\xf0\n";
     for (int k = 0; k < 20000; k++) {
         std::string regex;
-        for (size_t n = rng.below(20); n-- > 0;) regex += rng.below(9) ? signs[rng.below(signs.size())] : (char)rng.below(256);
+        for (size_t n = rng.below(20); n > 0; n--)
+            regex += rng.below(9) ? signs[rng.below(signs.size())] : (char)rng.below(256);
         const std::string error = error_of([&] { Pattern p(regex); p.step(p.start(), regex); });
-        taken += error.empty(), lines += error.starts_with("2 pattern: character ") && error.find('\n') == error.npos;
+        taken += error.empty();
+        lines += error.starts_with("2 pattern: character ") && error.find('\n') == error.npos;
     }
     check(taken > 100 && taken + lines == 20000, "pattern/random bytes: %d taken, %d refused", taken, lines);
 }
 
 int main(int argc, char** argv) {
     cases(argc > 1 ? argv[1] : "test/patterns.tsv");
-    for (auto section : {guided, limits, refused})
-        if (const std::string error = argc == 1 ? error_of(section) : ""; !error.empty()) check(false, "pattern: %s", error.c_str());
+    if (argc == 1)
+        for (auto section : {guided, limits, refused})
+            if (const std::string error = error_of(section); !error.empty()) check(false, "pattern: %s", error.c_str());
     return failed > 0;
 }

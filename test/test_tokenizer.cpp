@@ -161,12 +161,15 @@ void check_bytes() {
     const std::pair<int, int> known[] = {{'!', 0}, {'A', 32}, {'~', 93}, {0xA1, 94}, {0xAC, 105}, {0xAE, 106},
                                          {0xFF, 187}, {0, 188}, {'\n', 198}, {' ', 220}, {0x7F, 221}, {0x80, 222},
                                          {0xAD, 255}};
-    for (auto [byte, id] : known)
-        if (n++, t.encode(std::string(1, (char)byte)) != Ids{id}) wrong = format("byte %d is not id %d", byte, id);
+    for (auto [byte, id] : known) {
+        n++;
+        if (t.encode(std::string(1, (char)byte)) != Ids{id}) wrong = format("byte %d is not id %d", byte, id);
+    }
     if (t.vocab() != 257 || t.eot() != 256) wrong = "end of text is not 256";
     Tokenizer::Scratch scratch;
     Random r{1};
-    for (size_t i = 0; i < 70000 && wrong.empty(); i++, n++) {
+    for (size_t i = 0; i < 70000 && wrong.empty(); i++) {
+        n++;
         std::string s = i < 65536 ? std::string{(char)(i >> 8), (char)i} : random_text(r, r.below(30));
         Ids ids;
         t.encode(s, ids, scratch);
@@ -274,7 +277,8 @@ void check_pieces(const Tokenizer& t) {
             for (int id : t.encode(text.substr(at, end - at))) whole.push_back(id);
             at = found == text.npos ? text.size() + 1 : found + split.size();
         }
-        for (size_t size = 1; size < text.size() + 2 && wrong.empty(); size += 1 + size / 8, n++) {
+        for (size_t size = 1; size < text.size() + 2 && wrong.empty(); size += 1 + size / 8) {
+            n++;
             shards::Source source(text, "text", split, "text");
             source.piece_bytes = size;
             source.validation_end = r.below(text.size() + 1);
@@ -339,8 +343,8 @@ template <class F> void must_die(std::string& wrong, const std::string& what, in
 void check_bad_merges() {
     const std::pair<const char*, const char*> cases[] = {
         {"#version: 0.2\na", "line 2"}, {"a b\nc\n", "line 2"}, {"a b\n\nc d\n", "line 2"}, {"\n", "line 1"},
-        {"a  b\n", "line 1"}, {" a b\n", "line 1"}, {"a b \n", "line 1"}, {"a b c\n", "line 1"}, {"a b\r\r\n", "line 1"},
-        {"a b\n\xEF\xBB\xBF" "c d\n", "line 2"}, {"a b\r\n\r\nc d\r\n", "line 2"},
+        {"a  b\n", "line 1"}, {" a b\n", "line 1"}, {"a b \n", "line 1"}, {"a b c\n", "line 1"},
+        {"a b\r\r\n", "line 1"}, {"a b\n\xEF\xBB\xBF" "c d\n", "line 2"}, {"a b\r\n\r\nc d\r\n", "line 2"},
         {"a b\na b\n", "new token"}, {"a b\nb c\na bc\nab c\n", "line 4"}, {"ab c\n", "made above"},
         {"#version\n#version\n", "line 2"}, {"a \xE2\x82\xAC\n", "line 1"}, {"a \xFF\n", "line 1"},
         {"a \xC5\x84\n", "line 1"},
@@ -358,7 +362,8 @@ void check_bad_merges() {
     must_die(wrong, "a file that is not there", 1, "/nowhere/m", [&] { Tokenizer::load("/nowhere/m"); });
     Random r{6};
     size_t n = std::size(cases) + 2;
-    for (size_t i = 0; i < 3000; i++, n++) {      // whatever the bytes are: a tokenizer or one line
+    for (size_t i = 0; i < 3000; i++) {           // whatever the bytes are: a tokenizer or one line
+        n++;
         std::string noise = random_text(r, r.below(6)) + " " + random_text(r, r.below(3)) + "\n";
         try {
             Tokenizer::from_merges(noise, "noise").encode(noise);
@@ -413,7 +418,10 @@ void check_tool(const Tokenizer& t) {
     const std::string dir = new_directory(), prefix = dir + "/deep/er/s";
     std::string wrong;
     size_t n = 0;
-    auto expect = [&](bool good, const char* what) { if (n++, !good) wrong = what; };
+    auto expect = [&](bool good, const char* what) {
+        n++;
+        if (!good) wrong = what;
+    };
     auto shard = [](const Ids& ids) {
         int32_t header[256] = {20240520, 1, (int32_t)ids.size()};
         std::string s((char*)header, sizeof(header));
@@ -455,17 +463,26 @@ void check_tool(const Tokenizer& t) {
         {{"--in", dir + "/empty"}, "empty"},        {{"--in", text, "--val-tokens", "99"}, "--val-tokens"},
         {{"--in", dir}, "regular file"},            {{"--in", dir + "/nothing"}, "nothing"},
         {{"--in", text, "--val-fraction", "1"}, "--val-fraction"}, {{"--in", lines, "--field", "id"}, "line 1"}};
-    for (auto& [more, words] : bad) n++, must_die(wrong, words, 1, words, [&, &more = more] { run(more); });
+    for (auto& [more, words] : bad) {
+        n++;
+        must_die(wrong, words, 1, words, [&, &more = more] { run(more); });
+    }
     const std::pair<std::vector<std::string>, const char*> usage[] = {
-        {{"--in", text, "--val-tokens", "3x"}, "not an integer"}, {{"--in", text, "--val-tokens", "1.5"}, "not an integer"},
-        {{"--in", text, "--val-tokens", ""}, "needs a value"},   {{"--in", text, "--val-fraction", "1.0.1"}, "a number"},
-        {{"--in", text, "--val-fraction", "2"}, "must lie in 0..1"}, {{"--in", text, "--shard-tokens", "0"}, "must lie in 1.."},
+        {{"--in", text, "--val-tokens", "3x"}, "not an integer"},
+        {{"--in", text, "--val-tokens", "1.5"}, "not an integer"},
+        {{"--in", text, "--val-tokens", ""}, "needs a value"},
+        {{"--in", text, "--val-fraction", "1.0.1"}, "a number"},
+        {{"--in", text, "--val-fraction", "2"}, "must lie in 0..1"},
+        {{"--in", text, "--shard-tokens", "0"}, "must lie in 1.."},
         {{"--in", text, "--field", "a", "--field", "a"}, "twice"}, {{"--in", text, "--vocab", "300"}, "not an option"},
         {{"--in"}, "--in: needs a value"},                      {{}, "encode: --in is missing: the input"},
         {{"--in", text, lines}, "the option before each file"},
         {{"--in", text, "--split", "\\q"}, "after \\"},         {{"--in", lines, "--split", "a"}, "--split"},
         {{"--in", text, "--val-tokens", "1", "--val-fraction", "0.5"}, "not both"}};
-    for (auto& [more, words] : usage) n++, must_die(wrong, words, 2, words, [&, &more = more] { run(more); });
+    for (auto& [more, words] : usage) {
+        n++;
+        must_die(wrong, words, 2, words, [&, &more = more] { run(more); });
+    }
     n += 2;
     must_die(wrong, "no verb", 2, "encode: --in is missing", [] { shards::parse_arguments({}); });
     must_die(wrong, "another verb", 2, "unknown verb", [] { shards::parse_arguments({"encode bpe"}); });
@@ -548,8 +565,8 @@ void check_cases(const std::string& merges, const std::string& path) {
 
 void check_shakespeare(char** files) {
     const std::string dir = new_directory(), prefix = dir + "/s";
-    shards::run(shards::parse_arguments({"encode", "--in", files[0], "--tokenizer", files[1], "--out", prefix, "--split",
-                                         "\\n\\n", "--val-tokens", "32768"}));
+    shards::run(shards::parse_arguments({"encode", "--in", files[0], "--tokenizer", files[1], "--out", prefix,
+                                         "--split", "\\n\\n", "--val-tokens", "32768"}));
     for (int i = 0; i < 2; i++) {
         const std::string made = prefix + (i ? "_val.bin" : "_train.bin");
         report(i ? "shakespeare_val" : "shakespeare_train", 1,

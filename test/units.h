@@ -1,6 +1,6 @@
-/* test/units.h -- the instructions of dev/host/units.h as plain loops: what those of a processor must agree with, bit for bit,
-   and what tests run where it has none. Include it before train_gpt.cpp; emulated_amx and emulated_dots say whether products
-   may use the loops. */
+/* test/units.h -- the instructions of dev/host/units.h as plain loops: what those of a processor must agree with, bit
+   for bit, and what tests run where it has none. Include it before train_gpt.cpp; emulated_amx and emulated_dots say
+   whether products may use the loops. */
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -21,7 +21,8 @@ inline void emulated_tiles(float* sums, const uint32_t* a, const uint32_t* b) {
     for (int m = 0; m < 16; m++) for (int n = 0; n < 16; n++) {
         float apart[2] = {};
         for (int odd = 0; odd < 2; odd++) for (int k = 0; k < 16; k++)
-            apart[odd] = flushed(__builtin_fmaf(number_of(a[16 * m + k], odd), number_of(b[16 * k + n], odd), apart[odd]));
+            apart[odd] = flushed(
+                __builtin_fmaf(number_of(a[16 * m + k], odd), number_of(b[16 * k + n], odd), apart[odd]));
         sums[16 * m + n] = flushed(flushed(sums[16 * m + n]) + flushed(apart[0] + apart[1]));
     }
 }
@@ -60,7 +61,9 @@ inline void emulated_stored(int t, void* to, long stride) {
 }
 inline void emulated_dpbf16ps(int c, int a, int b) {
     float sums[16 * 16];
-    memcpy(sums, tile(c), sizeof sums), emulated_tiles(sums, tile(a), tile(b)), memcpy(tile(c), sums, sizeof sums);
+    memcpy(sums, tile(c), sizeof sums);
+    emulated_tiles(sums, tile(a), tile(b));
+    memcpy(tile(c), sums, sizeof sums);
 }
 #undef _tile_loadconfig
 #define _tile_loadconfig emulated_loadconfig
