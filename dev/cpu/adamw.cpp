@@ -28,17 +28,19 @@ static void ladder(size_t n) {
     for (size_t i = 0; i < n; i++) {
         want_m[i] = OPTIONS.beta1 * m0[i] + (1 - OPTIONS.beta1) * g0[i];
         want_v[i] = OPTIONS.beta2 * v0[i] + (1 - OPTIONS.beta2) * g0[i] * g0[i];
-        const double m_hat = want_m[i] / (1 - std::pow(OPTIONS.beta1, STEP)), v_hat = want_v[i] / (1 - std::pow(OPTIONS.beta2, STEP));
+        const double m_hat = want_m[i] / (1 - std::pow(OPTIONS.beta1, STEP));
+        const double v_hat = want_v[i] / (1 - std::pow(OPTIONS.beta2, STEP));
         want_w[i] = w0[i] - OPTIONS.lr * (m_hat / (std::sqrt(v_hat) + OPTIONS.eps) + OPTIONS.weight_decay * w0[i]);
     }
     const double limit = 4 * 0x1p-24;
+    auto update = [&](size_t i) { formula(w.data()[i], m.data()[i], v.data()[i], g.data()[i]); };
     climb("cpu adamw", format("n=%zu", n), {14.0 * n, 32.0 * n, FP32, UPDATE},
-          {result(w.data(), want_w, limit, w0), result(m.data(), want_m, limit, m0), result(v.data(), want_v, limit, v0),
-           result(g.data(), std::vector<double>(n), limit, g0)},
-          {{"naive", [&] { for (size_t i = 0; i < n; i++) formula(w.data()[i], m.data()[i], v.data()[i], g.data()[i]); }},
+          {result(w.data(), want_w, limit, w0), result(m.data(), want_m, limit, m0),
+           result(v.data(), want_v, limit, v0), result(g.data(), std::vector<double>(n), limit, g0)},
+          {{"naive", [&] { for (size_t i = 0; i < n; i++) update(i); }},
            {"threads", [&] {
                 #pragma omp parallel for schedule(static)
-                for (size_t i = 0; i < n; i++) formula(w.data()[i], m.data()[i], v.data()[i], g.data()[i]);
+                for (size_t i = 0; i < n; i++) update(i);
             }},
            {"hoisted (cpu::adamw_update)",
             [&] { cpu::adamw_update(w.data(), m.data(), v.data(), g.data(), n, AdamWStep(OPTIONS, STEP), true, 1); }}});
@@ -46,6 +48,6 @@ static void ladder(size_t n) {
 
 static void study() {
     ladder(1001);
-    if (timed) ladder(1 << 20), ladder(40 << 20);
+    if (timed) for (size_t n : {1 << 20, 40 << 20}) ladder(n);
 }
 int main(int argc, char** argv) { return study_main(argc, argv, study); }

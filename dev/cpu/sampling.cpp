@@ -7,8 +7,8 @@
    bf16          --dtype bf16: products read a rounded copy of the weights, which is half as large
    packed        --base-dtype: matrices are kept as bf16, int8 or nf4, and unpacked as a product reads them
 
-   pattern       --pattern: what a token costs beside the model, with 50,257 tokens made of letters, where each leads to a
-                 state that is new, and where all are known
+   pattern       --pattern: what a token costs beside the model, with 50,257 tokens made of letters, where each leads to
+                 a state that is new, and where all are known
 
    Bytes are those of the weights as they are kept, once, however many texts there are: of all parameters but wpe. */
 #include "../bench.h"
@@ -16,13 +16,15 @@
 static void copy_weights(cpu::Model& to, const cpu::Model& from) {
     for (size_t i = 0; i < from.layout.tensors.size(); i++) {
         std::vector<float> values(from.layout.tensors[i].count());
-        from.get(WEIGHT, i, values.data()), to.set(WEIGHT, i, values.data());
+        from.get(WEIGHT, i, values.data());
+        to.set(WEIGHT, i, values.data());
     }
 }
 static void ladder(Config c, int B, int held) {
     const int T = held + 24;
     cpu::Model model(c, B, T, false), bf16(c, B, T, false, true);
-    initialize(model, 1), copy_weights(bf16, model);
+    initialize(model, 1);
+    copy_weights(bf16, model);
     std::vector<int> x((size_t)B * T);
     Rng rng(3);
     for (int& token : x) token = (int)rng.below(c.V);
@@ -34,15 +36,21 @@ static void ladder(Config c, int B, int held) {
     };
     int at = held;
     auto extend = [&](cpu::Model& m) {
-        m.extend(tokens(at, 1).data(), B, at, 1), m.logits(0, 1, B, logits.data()), at++;
+        m.extend(tokens(at, 1).data(), B, at, 1);
+        m.logits(0, 1, B, logits.data());
+        at++;
     };
     auto recompute = [&](cpu::Model& m, int n) {
-        m.extend(tokens(0, n).data(), B, 0, n), m.logits(n - 1, n, B, logits.data());
+        m.extend(tokens(0, n).data(), B, 0, n);
+        m.logits(n - 1, n, B, logits.data());
     };
     auto ladder = [&](const std::string& kind, double bytes, Compute compute, double limit,
                       const std::vector<double>& want, const std::vector<Rung>& rungs) {
         Result r = result(logits.data(), want, limit);
-        r.reset = [&, poison = r.reset] { poison(), at = held; };
+        r.reset = [&, poison = r.reset] {
+            poison();
+            at = held;
+        };
         const double products = 2.0 * B * (model.layout.parameters - (size_t)c.T * c.C);
         climb("cpu sampling" + kind, format("L=%d C=%d V=%d, %d texts of %d tokens", c.L, c.C, c.V, B, held),
               {products, bytes, compute, READ}, {r}, rungs);
@@ -71,7 +79,8 @@ static void ladder(Config c, int B, int held) {
     for (Form form : {Form::BF16, Form::INT8, Form::NF4}) {  // beside fp32 with the numbers that these unpack to
         c.form = form;
         cpu::Model packed(c, B, T, false);
-        copy_weights(packed, model), copy_weights(model, packed);
+        copy_weights(packed, model);
+        copy_weights(model, packed);
         const std::vector<double> want = known(model);
         packed.extend(tokens(0, held).data(), B, 0, held);
         const std::string kind = format(" of %s", FORMS[(int)form]);
@@ -86,7 +95,8 @@ static void guided() {
     for (int v = 0; v < end; v++) {
         if (v < 256) tokens[v] = std::string(1, (char)v);
         else tokens[v].append(rng.below(2), ' ');
-        for (int n = v < 256 ? 0 : 1 + (int)rng.below(8); n--;) tokens[v] += char('a' + rng.below(26));
+        const int letters = v < 256 ? 0 : 1 + (int)rng.below(8);
+        for (int n = 0; n < letters; n++) tokens[v] += char('a' + rng.below(26));
     }
     const std::pair<const char*, const char*> patterns[] = {{"new", "[a-z ]{20000}"}, {"known", "([a-z]+ )*[.]"},
                                                             {"new", "(\\{\"[a-z]{1,9}\": [0-9]{1,4}\\} ){1000}"}};
@@ -95,7 +105,8 @@ static void guided() {
         std::vector<float> logits(V);
         std::vector<int> held = {guide.start()};
         auto token = [&] {
-            std::fill_n(logits.data(), V, 0.0f), guide.rule_out(logits.data(), held, 0, end, -1);
+            std::fill_n(logits.data(), V, 0.0f);
+            guide.rule_out(logits.data(), held, 0, end, -1);
             int v = (int)rng.below(V);
             while (logits[v] < 0 || v == end) v = (v + 1) % V;
             held[0] = guide.advance(held[0], v);
@@ -107,8 +118,16 @@ static void guided() {
 
 static void study() {
     Config small, d12;
-    small.L = 2, small.NH = 3, small.C = 24, small.V = 101, small.T = 64;
-    ladder(small, 1, 9), ladder(small, 11, 30);
-    if (timed) guided(), ladder(d12, 1, 64), ladder(d12, 8, 64);
+    small.L = 2;
+    small.NH = 3;
+    small.C = 24;
+    small.V = 101;
+    small.T = 64;
+    ladder(small, 1, 9);
+    ladder(small, 11, 30);
+    if (!timed) return;
+    guided();
+    ladder(d12, 1, 64);
+    ladder(d12, 8, 64);
 }
 int main(int argc, char** argv) { return study_main(argc, argv, study); }

@@ -1,4 +1,4 @@
-/* dev/cpu/step.cpp -- where the time of a training step of GPT-2 124M goes.       make build/study_step && build/study_step
+/* dev/cpu/step.cpp -- where the time of a training step of GPT-2 124M goes.   make build/study_step && build/study_step
 
    The network of train_gpt.cpp runs over a model whose layers are timed, one by one; a row is a layer, in all blocks,
    forward or backward. The roof is the peak of products where FLOPs are counted, and else memory that is read and
@@ -15,9 +15,13 @@ struct Timed : cpu::Model {
         f();
         auto row = std::find_if(rows.begin(), rows.end(), [&](auto& r) { return r.first == name; });
         if (row == rows.end()) row = rows.insert(row, {name, {}});
-        row->second.seconds += seconds() - start, row->second.flops += flops, row->second.bytes += bytes;
+        row->second.seconds += seconds() - start;
+        row->second.flops += flops;
+        row->second.bytes += bytes;
     }
-    const char* product(int C, int OC) const { return OC == c.qkv() ? "qkv" : OC == C ? "proj" : OC > C ? "fc" : "fcproj"; }
+    const char* product(int C, int OC) const {
+        return OC == c.qkv() ? "qkv" : OC == C ? "proj" : OC > C ? "fc" : "fcproj";
+    }
 
     auto embedding_norm_forward(const auto& a, const auto& w, int B, int t0, int T) {
         time("embedding, ln1", 0, 16.0 * B * T * c.C, [&] { cpu::Model::embedding_norm_forward(a, w, B, t0, T); });
@@ -37,7 +41,8 @@ struct Timed : cpu::Model {
         if (before_gelu) time("gelu", 0, 8.0 * N * OC, [&] { cpu::gelu_forward(out, before_gelu, (size_t)N * OC); });
     }
     void linear_backward(auto dx, const auto& g, auto dout, auto x, const auto& layer, int N, int C, int OC) {
-        time(product(C, OC) + std::string(" backward"), 4.0 * N * C * OC, 0, [&] { cpu::Model::linear_backward(dx, g, dout, x, layer, N, C, OC); });
+        time(product(C, OC) + std::string(" backward"), 4.0 * N * C * OC, 0,
+             [&] { cpu::Model::linear_backward(dx, g, dout, x, layer, N, C, OC); });
     }
     void gelu_backward(auto d, auto db, auto x, int N, int C) {
         time("gelu backward", 0, 12.0 * N * C, [&] { cpu::Model::gelu_backward(d, db, x, N, C); });
@@ -46,7 +51,8 @@ struct Timed : cpu::Model {
         time("attention", 2.0 * B * T * (T + 1) * c.C, 0, [&] { cpu::Model::attention_forward(a, qkv, B, t0, T, S); });
     }
     void attention_backward(const auto& a, auto db, int B, int T) {
-        time("attention backward", 5.0 * B * T * (T + 1) * c.C, 0, [&] { cpu::Model::attention_backward(a, db, B, T); });
+        time("attention backward", 5.0 * B * T * (T + 1) * c.C, 0,
+             [&] { cpu::Model::attention_backward(a, db, B, T); });
     }
     void embedding_backward(const auto& g, auto dout, int B, int T) {
         time("embedding backward", 0, 20.0 * B * T * c.C, [&] { cpu::Model::embedding_backward(g, dout, B, T); });
@@ -72,14 +78,18 @@ static void step(Config c, int B, int T, bool bf16) {
     const int rounds = timed ? 4 : 1;
     double peak = 0, memory = 0, all = 0;
     for (int r = 0; r < rounds; r++) {
-        model.forward(tokens.data(), &tokens[1], {}, B * T, B, T, true), model.backward();
+        model.forward(tokens.data(), &tokens[1], {}, B * T, B, T, true);
+        model.backward();
         const std::vector<float> want(model.gradients.data(), model.gradients.data() + model.gradients.size);
         model.gradients.zero();
         if (r == 1 || !timed) model.rows.clear();            // the first round finds caches and pages cold
-        peak += cpu::measure_peak(bf16 ? cpu::unit() : Unit::NONE, 1), memory += bandwidth(UPDATE);
-        network_head(model, network_forward(model, B, 0, T, T), B * T, true), network_backward(model, B, T);
+        peak += cpu::measure_peak(bf16 ? cpu::unit() : Unit::NONE, 1);
+        memory += bandwidth(UPDATE);
+        network_head(model, network_forward(model, B, 0, T, T), B * T, true);
+        network_backward(model, B, T);
         const bool same = memcmp(want.data(), model.gradients.data(), want.size() * sizeof(float)) == 0;
-        if (!timed) check(same, "study/step%s, %d x %d: the gradients are those of the model", bf16 ? " in bf16" : "", B, T);
+        if (!timed)
+            check(same, "study/step%s, %d x %d: the gradients are those of the model", bf16 ? " in bf16" : "", B, T);
         const double n = model.gradients.size;
         model.time("adamw", 0, n * (36 + 2 * bf16), [&] { model.update({1e-3, 0.9, 0.95, 1e-8, 0.1}, 1, 1); });
         model.result();
@@ -88,16 +98,25 @@ static void step(Config c, int B, int T, bool bf16) {
     const double shown = rounds - 1;
     printf("\nstep, %d x %d%-34s %9s %9s %9s %9s\n", B, T, bf16 ? ", bf16" : "", "ms", "GB/s", "GFLOP/s", "of roof");
     for (auto& [name, row] : model.rows) all += row.seconds;
-    for (auto& [name, row] : model.rows)
-        printf("  %-42s %9.1f %9.1f %9.1f %8.1f%%\n", name.c_str(), row.seconds / shown * 1e3, row.bytes / row.seconds / 1e9,
-               row.flops / row.seconds / 1e9, 100 * std::max(row.flops / (peak / rounds), row.bytes / (memory / rounds)) / row.seconds);
-    printf("  %-42s %9.1f    peak %.0f GFLOP/s, memory %.1f GB/s\n", "all", all / shown * 1e3, peak / rounds / 1e9, memory / rounds / 1e9);
+    for (auto& [name, row] : model.rows) {
+        const double floor = std::max(row.flops / (peak / rounds), row.bytes / (memory / rounds));
+        printf("  %-42s %9.1f %9.1f %9.1f %8.1f%%\n", name.c_str(), row.seconds / shown * 1e3,
+               row.bytes / row.seconds / 1e9, row.flops / row.seconds / 1e9, 100 * floor / row.seconds);
+    }
+    printf("  %-42s %9.1f    peak %.0f GFLOP/s, memory %.1f GB/s\n", "all", all / shown * 1e3, peak / rounds / 1e9,
+           memory / rounds / 1e9);
 }
 
 static void study() {
     Config small, d12;
-    small.L = 2, small.NH = 3, small.C = 24, small.V = 101, small.T = 64;
+    small.L = 2;
+    small.NH = 3;
+    small.C = 24;
+    small.V = 101;
+    small.T = 64;
     for (bool bf16 : {false, true}) if (!timed) step(small, 3, 13, bf16);
-    for (auto [B, T] : {std::pair(4, 64), {4, 256}, {2, 1024}}) for (bool bf16 : {false, true}) if (timed) step(d12, B, T, bf16);
+    if (!timed) return;
+    for (auto [B, T] : {std::pair(4, 64), {4, 256}, {2, 1024}})
+        for (bool bf16 : {false, true}) step(d12, B, T, bf16);
 }
 int main(int argc, char** argv) { return study_main(argc, argv, study); }

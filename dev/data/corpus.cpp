@@ -464,7 +464,8 @@ size_t find_word(const std::string& text, const std::string& word) {
 }
 
 /* corrupted -- a wrong answer of the same form as the right one, one of those that this table gives, equally often:
-       ... so 813.            a column off by one, and what follows from it; the number off by one or by ten, not below 0
+       ... so 813.            a column off by one, and what follows from it; the number off by one or by ten, not
+                              below 0
        In the hall.           another place
        Blue.                  another colour
        A blue kite.           another colour, or another thing
@@ -501,7 +502,8 @@ std::string corrupted(const std::string& prompt, const std::string& answer, Rng&
 constexpr int VAL_DOCUMENTS = 512, HELD_OUT_QUESTIONS = 128, NGRAM_DOCUMENTS = 4096, VAL_EXAMPLES = 256;
 
 const Program CORPUS = {"corpus", {{'c', ""}}, "endless small documents whose best possible loss is known exactly",
-                        "usage: corpus --out DIR [--documents N] [--sft N] [--ranked N] [--prompts N] [--tokenizer PATH] [--seed N]\n", ""};
+                        "usage: corpus --out DIR [--documents N] [--sft N] [--ranked N] [--prompts N] "
+                        "[--tokenizer PATH] [--seed N]\n", ""};
 
 struct Settings {
     text out, tokenizer = "bytes";
@@ -599,7 +601,8 @@ std::string write_corpus(const Settings& o) {
             const std::string text = sample_document(rng).text;
             if (!seen.insert(checksum(text)).second) continue;
             const size_t cut = text.rfind("A:") + 2;
-            add_question(text), i++;
+            add_question(text);
+            i++;
             if (ranked) questions.push_back(encoded(corrupted(text.substr(0, cut), text.substr(cut), rng)));
         }
         write_examples(o.out + "/" + name, questions, ranked ? 3 : 2, tokenizer.vocab());

@@ -114,7 +114,8 @@ inline bool is_json(std::string_view text) {
     const size_t first = text.find_first_not_of(" \t\r\n");
     if (first == text.npos || (text[first] != '[' && text[first] != '{')) return false;
     try {
-        return parse_json(text, ""), true;
+        parse_json(text, "");
+        return true;
     } catch (const Error&) { return false; }
 }
 
@@ -132,7 +133,8 @@ inline std::string lines_filter(std::string_view text, const std::string& name) 
         if (!p.take(':')) p.fail("':'");
         p.blanks();
         if (p.i < text.size() && text[p.i] == '[') break;
-        p.value(0), p.blanks();
+        p.value(0);
+        p.blanks();
         if (p.take('}')) return ".";
     }
     if (!p.take('[')) p.fail("'[', '{' or ','");
@@ -145,7 +147,8 @@ inline std::string lines_by(const std::string& filter, const std::string& path) 
 }
 
 // What to do about a JSON line whose member is no text, or missing.
-inline std::string advice_on(const Json& json, const std::string& field, std::string_view line, const std::string& path) {
+inline std::string advice_on(const Json& json, const std::string& field, std::string_view line,
+                             const std::string& path) {
     const std::string member = ".[" + json_quote(field) + "]";
     bool strings = false;
     for (auto& [name, value] : json.members) strings |= value.kind == Json::STRING;
@@ -156,11 +159,13 @@ inline std::string advice_on(const Json& json, const std::string& field, std::st
     if (json[field].kind == Json::NUMBER || json[field].kind == Json::BOOL)
         step = usable("make it a string: jq -c " + shell_quote(member + " |= tostring") + " FILE > text.jsonl", path);
     if (json.members.count(field) && !json[field])
-        step = usable("leave such lines out: jq -c " + shell_quote("select(" + member + ")") + " FILE > text.jsonl", path);
+        step = usable("leave such lines out: jq -c " + shell_quote("select(" + member + ")") + " FILE > text.jsonl",
+                      path);
     for (auto [name, role, content] : {std::tuple("messages", "role", "content"), {"conversations", "from", "value"}})
         if (json[name])
-            step = usable(format("it holds a chat, which build/shards examples reads; or make texts of chats: jq -c '{text: "
-                "[.%s[] | .%s + \": \" + .%s] | join(\"\\n\")}' FILE > text.jsonl", name, role, content), path);
+            step = usable(format("it holds a chat, which build/shards examples reads; or make texts of chats: "
+                                 "jq -c '{text: [.%s[] | .%s + \": \" + .%s] | join(\"\\n\")}' FILE > text.jsonl", name,
+                                 role, content), path);
     for (const char* name : {"prompt", "instruction", "chosen"})
         if (json[name]) step = "build/shards examples reads prompts, responses and preferences";
     return members_of(json) + "; " + step;
@@ -178,11 +183,13 @@ inline const Kind* structured_kind(std::string_view text, std::string name) {
 
 // The first separator in a text from `at` on, where it begins and ends; a line in it may end as on Windows.
 inline std::pair<size_t, size_t> find_separator(std::string_view text, std::string_view split, size_t at) {
-    for (size_t i = at; !split.empty() && (i = text.find(split[0], i)) != text.npos; i++) {
+    if (split.empty()) return {text.npos, text.npos};
+    for (size_t i = text.find(split[0], at); i != text.npos; i = text.find(split[0], i + 1)) {
         size_t n = 1, k = i + 1;
-        for (; n < split.size(); n++, k++) {
+        for (; n < split.size(); n++) {
             if (split[n] == '\n' && text.substr(k, 2) == "\r\n") k++;
             if (k >= text.size() || text[k] != split[n]) break;
+            k++;
         }
         if (n == split.size()) return {i - (split[0] == '\n' && i > at && text[i - 1] == '\r'), k};
     }
@@ -223,7 +230,8 @@ struct Source {
             const bool keep = split.find_first_not_of(" \t\r\n") == split.npos && !json_lines;
             document_end = !found ? text.size() : keep ? end : begin;
             next_document = found ? end : text.size() + 1;
-            matched |= found, line++;
+            matched |= found;
+            line++;
         }
         size_t length = document_end - at, most = piece_bytes;
         const bool validation = at < validation_end;
@@ -265,16 +273,18 @@ struct Inputs {
             sources.emplace_back(text, path, split, field, lines);
             if (sources.back().text.empty()) die("%s: empty, expected text", shown(path));
             if (sources.back().json_lines) continue;
-            const Kind *marked = marked_kind(text), *kind = marked ? marked : structured_kind(sources.back().text, path);
+            const Kind* kind = marked_kind(text);
+            if (!kind) kind = structured_kind(sources.back().text, path);
             if (kind) warn("%s: looks like %s, and is taken as it stands, with all that is no prose; %s", shown(path),
                            kind->what, usable(kind->usable, path).c_str());
             if (count.returns)
                 warn("%s: %zu lines end in \\r\\n, as on Windows, and every \\r is taken, too; take them out: %s",
                      shown(path), count.returns, usable("tr -d '\\r' < FILE > text.txt", path).c_str());
         }
-        if (a.given.count("field") && std::none_of(sources.begin(), sources.end(), [](auto& s) { return s.json_lines; }))
-            die_usage("--field: is for JSON Lines, but %s holds a text; give its name the ending .jsonl, if it has lines of objects",
-                      shown(a.in[0]));
+        auto has_fields = [](const Source& s) { return s.json_lines; };
+        if (a.given.count("field") && std::none_of(sources.begin(), sources.end(), has_fields))
+            die_usage("--field: is for JSON Lines, but %s holds a text; give its name the ending .jsonl, if it has "
+                      "lines of objects", shown(a.in[0]));
     }
 };
 
@@ -282,7 +292,7 @@ struct Inputs {
 template <class Step> void warn_of_added(const std::vector<Source>& sources, const Tokenizer& tokenizer, Step step) {
     for (const Source& s : sources) for (auto& [id, name] : tokenizer.added_tokens()) {
         size_t found = 0;
-        for (size_t at = 0; (at = s.text.find(name, at)) != s.text.npos; at += name.size()) found++;
+        for (size_t at = s.text.find(name); at != s.text.npos; at = s.text.find(name, at + name.size())) found++;
         if (found && name != s.split)
             warn("%s: holds %s %zu times, which are taken as the letters they are, not as token %d%s", shown(s.name),
                  name.c_str(), found, id, step(s, name).c_str());
@@ -319,7 +329,9 @@ struct ShardWriter {
             }
             const size_t n = std::min(end - begin, shard_tokens - in_file);
             put_tokens(*writer, std::vector<int>(ids.begin() + begin, ids.begin() + begin + n), kind.token_bytes);
-            begin += n, in_file += n, tokens += n;
+            begin += n;
+            in_file += n;
+            tokens += n;
         }
     }
     void finish_file() {
@@ -429,7 +441,8 @@ inline std::string encode(const Arguments& a) {
         die_usage("--out %s: names a directory; give what the names of files in it begin with, too: --out %s/text",
                   a.out.c_str(), directory_of(a.out + "/").c_str());
     if (exists(a.out, true))
-        warn("--out %s: the shards will stand beside this directory; for files in it: --out %s/text", a.out.c_str(), a.out.c_str());
+        warn("--out %s: the shards will stand beside this directory; for files in it: --out %s/text", a.out.c_str(),
+             a.out.c_str());
     const Tokenizer tokenizer = Tokenizer::load(a.tokenizer);
     Inputs inputs(a, unescaped("--split", a.split), a.field);
     std::vector<Source>& sources = inputs.sources;
@@ -437,7 +450,8 @@ inline std::string encode(const Arguments& a) {
     for (const Source& s : sources) bytes += s.text.size();
     for (Source& s : sources) {
         const size_t end = (size_t)(a.val_fraction * (double)bytes);
-        s.validation_end = end - std::min(end, before), before += s.text.size();
+        s.validation_end = end - std::min(end, before);
+        before += s.text.size();
     }
 
     warn_of_added(sources, tokenizer, [](const Source& s, const std::string& name) {
@@ -593,9 +607,12 @@ inline std::string bpe(const Arguments& a) {
     });
     make_directory(a.out);
     const std::string merges = a.out + "/merges.txt";
-    for (const std::string& name : entries_of(a.out))
-        if ((name.ends_with(".bin") || name.ends_with(".safetensors")) && exists(merges) && !Tokenizer::load(merges).same(tokenizer))
-            die("%s: %s beside it has this tokenizer's tokens; choose another directory for --out", merges.c_str(), name.c_str());
+    for (const std::string& name : entries_of(a.out)) {
+        const bool depends = name.ends_with(".bin") || name.ends_with(".safetensors");
+        if (depends && exists(merges) && !Tokenizer::load(merges).same(tokenizer))
+            die("%s: %s beside it has this tokenizer's tokens; choose another directory for --out", merges.c_str(),
+                name.c_str());
+    }
     tokenizer.save(a.out);
     return format("%s: %lld tokens\n", (fs::path(a.out) / "merges.txt").c_str(), a.vocab);
 }
@@ -645,10 +662,12 @@ struct ExampleMaker {
     std::vector<std::string> exchanges(const Turns& turns) {
         size_t open = 0;
         const std::vector<std::string> parts = chat.exchanges(turns, open);
+        const std::string& name = form->members[0];
         if (parts.empty())
-            die("%s: found %zu turns, none of them the assistant's; take such lines out: jq -c 'select(any(.%s[]; %s))'; "
-                "or, if all are to be answered, \"prompt\" may be such a list", where.c_str(), turns.size(),
-                form->members[0].c_str(), form->members[0] == "messages" ? ".role == \"assistant\"" : ".from == \"gpt\"");
+            die("%s: found %zu turns, none of them the assistant's; take such lines out: "
+                "jq -c 'select(any(.%s[]; %s))'; or, if all are to be answered, \"prompt\" may be such a list",
+                where.c_str(), turns.size(), name.c_str(),
+                name == "messages" ? ".role == \"assistant\"" : ".from == \"gpt\"");
         lost += open;
         return parts;
     }
@@ -676,7 +695,9 @@ struct ExampleMaker {
     void prompt(const Json& line) {
         if (line["prompt"].kind != Json::ARRAY) return add({text(line, "prompt")});
         Turns all = asked(line);
-        all.push_back({ASSISTANT, ""}), before_answer(all), add({});
+        all.push_back({ASSISTANT, ""});
+        before_answer(all);
+        add({});
     }
     void pair(const Json& line) {
         const std::string& name = form->members[1];
@@ -737,7 +758,7 @@ struct ExampleMaker {
             !std::equal(chosen.begin(), chosen.end() - 1, rejected.begin()))
             die("%s: expected \"chosen\" and \"rejected\" that differ in their last turn alone, the assistant's",
                 where.c_str());
-        if (chosen == rejected) { equal++; return; }
+        if (chosen == rejected) return (void)equal++;
         all.insert(all.end(), chosen.begin(), chosen.end());
         add({before_answer(all), rejected[n - 1].content});
     }
@@ -855,7 +876,7 @@ inline std::string run(const Arguments& a) {
 #ifndef NO_SHARDS_MAIN
 int main(int argc, char** argv) {
     const std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
-    if (words.empty()) return fputs(shards::SHARDS.usage, stderr), 2;
+    if (words.empty()) return tell_usage(shards::SHARDS);
     return run_main([&] {
         if (answer(shards::SHARDS, shards::Arguments().table(), words)) return;
         fputs(shards::run(shards::parse_arguments(words)).c_str(), stdout);

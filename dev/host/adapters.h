@@ -1,5 +1,5 @@
-/* dev/host/adapters.h -- LoRA adapters on disk, as PEFT keeps them: a directory with adapter_config.json, which names the
-   model that they are for, and adapter_model.safetensors, where A stands (rank, in) and B (out, rank). */
+/* dev/host/adapters.h -- LoRA adapters on disk, as PEFT keeps them: a directory with adapter_config.json, which names
+   the model that they are for, and adapter_model.safetensors, where A stands (rank, in) and B (out, rank). */
 #pragma once
 #include "checkpoints.h"
 
@@ -43,25 +43,32 @@ struct Adapter : Lora {
         auto is = [&](const char* name, const char* value) { return !j[name] || j[name].string == value; };
         auto on = [&](const char* name) { return j[name] && (j[name].kind != Json::BOOL || j[name].number); };
         if (!is("peft_type", "LORA")) die("%s: peft_type '%s', expected LORA", where, j["peft_type"].string.c_str());
-        if (!is("bias", "none")) die("%s: its biases are trained, too (bias '%s'): not supported", where, j["bias"].string.c_str());
-        for (const char* kind : {"use_dora", "use_rslora", "modules_to_save", "layers_to_transform", "rank_pattern", "alpha_pattern"})
+        if (!is("bias", "none"))
+            die("%s: its biases are trained, too (bias '%s'): not supported", where, j["bias"].string.c_str());
+        for (const char* kind : {"use_dora", "use_rslora", "modules_to_save", "layers_to_transform", "rank_pattern",
+                                 "alpha_pattern"})
             if (on(kind) && !(j[kind].kind == Json::OBJECT && j[kind].members.empty()))
                 die("%s: '%s': only plain LoRA is supported", where, kind);
         const double r = j["r"].number;
+        const Json& scale = j["lora_alpha"];
         if (!(r >= 1 && r <= 65536 && r == std::floor(r))) die("%s: 'r' must be a whole number from 1", where);
-        if (j["lora_alpha"].kind != Json::NUMBER || !std::isfinite(j["lora_alpha"].number)) die("%s: 'lora_alpha' must be a number", where);
-        rank = r, alpha = j["lora_alpha"].number, base = j["base_model_name_or_path"].string;
+        if (scale.kind != Json::NUMBER || !std::isfinite(scale.number)) die("%s: 'lora_alpha' must be a number", where);
+        rank = r;
+        alpha = scale.number;
+        base = j["base_model_name_or_path"].string;
         if (!exists(weights)) die("%s: holds no adapter_model.safetensors", dir.c_str());
         memory = std::make_shared<Safetensors>(weights);
         for (auto& [given, view] : memory->tensors) {
             std::string name = given.substr(given.starts_with("base_model.model.") ? strlen("base_model.model.") : 0);
             if (!name.starts_with("transformer.")) name = "transformer." + name;
             const std::string tail = ".weight";
-            if (!name.ends_with(tail) || view.shape.size() != 2) die("%s: tensor '%s' is no A or B of LoRA", weights.c_str(), given.c_str());
+            if (!name.ends_with(tail) || view.shape.size() != 2)
+                die("%s: tensor '%s' is no A or B of LoRA", weights.c_str(), given.c_str());
             name.resize(name.size() - tail.size());
             for (auto& [target, module] : ADAPTABLE) if (name.find(module) < name.size()) targets.insert(target);
             View& own = tensors[name] = view;
-            std::swap(own.shape[0], own.shape[1]), own.transposed = true;
+            std::swap(own.shape[0], own.shape[1]);
+            own.transposed = true;
         }
     }
     std::string identity() const { return Identity(path + "/adapter_model.safetensors").text(); }
@@ -69,7 +76,8 @@ struct Adapter : Lora {
     void check(const Lora& asked) const {
         std::string own;
         for (auto& target : targets) own += (own.empty() ? "" : ",") + target;
-        if (rank != asked.rank) die_usage("--lora-rank %d: the adapter in %s has rank %d", asked.rank, path.c_str(), rank);
+        if (rank != asked.rank)
+            die_usage("--lora-rank %d: the adapter in %s has rank %d", asked.rank, path.c_str(), rank);
         if (alpha != asked.alpha)
             die_usage("--lora-alpha %g: the adapter in %s has alpha %g", asked.alpha, path.c_str(), alpha);
         if (targets != asked.targets) die_usage("--lora-targets: the adapter in %s has %s", path.c_str(), own.c_str());
@@ -80,7 +88,8 @@ struct Adapter : Lora {
 inline ModelFile open_adapted(const std::string& path, const std::string& given) {
     const bool itself = exists(path + "/adapter_config.json");
     if (itself && !given.empty())
-        die_usage("--adapter %s: %s is an adapter itself; give the model that --adapter is for", given.c_str(), path.c_str());
+        die_usage("--adapter %s: %s is an adapter itself; give the model that --adapter is for", given.c_str(),
+                  path.c_str());
     if (!itself && given.empty()) return open_model(path);
     const auto adapter = std::make_shared<Adapter>(itself ? path : given);
     if (itself && !exists(adapter->base))
@@ -91,7 +100,9 @@ inline ModelFile open_adapted(const std::string& path, const std::string& given)
     if (!is_checkpoint(adapter->path)) return m;
     const Json state = read_json(adapter->path + "/state.json");
     const std::string was = state["data"]["init"].string, is = Identity(m.path).text();
-    if (was != is) die("%s: is for another model than %s: for %s, and this is %s", adapter->path.c_str(), m.path.c_str(), was.c_str(), is.c_str());
+    if (was != is)
+        die("%s: is for another model than %s: for %s, and this is %s", adapter->path.c_str(), m.path.c_str(),
+            was.c_str(), is.c_str());
     m.directory = adapter->path;             // of tokenizer and state.json
     return m;
 }
@@ -110,8 +121,9 @@ inline std::vector<Stored> merged(std::vector<Stored> weights, const Adapter& ad
         if (t.shape.size() != 2 || a == adapter.tensors.end() || b == adapter.tensors.end()) continue;
         const size_t rows = t.shape[0], cols = t.shape[1], rank = adapter.rank;
         std::vector<float> A(rows * rank), B(rank * cols);
-        auto read = [](std::vector<float>& to) { return [&to](const float* in) { std::copy_n(in, to.size(), to.data()); }; };
-        load_tensors({{a->first, {rows, rank}, {}, read(A)}, {b->first, {rank, cols}, {}, read(B)}}, {*a, *b}, adapter.path);
+        const Stored of_A = {a->first, {rows, rank}, {}, [&](const float* in) { std::copy_n(in, A.size(), A.data()); }};
+        const Stored of_B = {b->first, {rank, cols}, {}, [&](const float* in) { std::copy_n(in, B.size(), B.data()); }};
+        load_tensors({of_A, of_B}, {*a, *b}, adapter.path);
         for (float& value : A) value *= adapter.alpha / adapter.rank;
         t.set = [=, set = t.set](const float* in) {
             std::vector<float> w(in, in + rows * cols);
@@ -124,13 +136,16 @@ inline std::vector<Stored> merged(std::vector<Stored> weights, const Adapter& ad
         used.insert({a->first, b->first});
     }
     for (auto& [name, view] : adapter.tensors)
-        if (!used.count(name)) die("%s: tensor '%s' fits no matrix of the model, or its other half is missing", adapter.path.c_str(), name.c_str());
+        if (!used.count(name))
+            die("%s: tensor '%s' fits no matrix of the model, or its other half is missing", adapter.path.c_str(),
+                name.c_str());
     return weights;
 }
 
-// Gives a model's tensors what a file has, and its adapter: to tensors of the model's own, if it has a place for one, or else
-// merged with the weights.
-inline void load_adapted(const std::vector<Stored>& weights, const std::vector<Stored>& adapter, const ModelFile& file) {
+// Gives a model's tensors what a file has, and its adapter: to tensors of the model's own, if it has a place for one,
+// or else merged with the weights.
+inline void load_adapted(const std::vector<Stored>& weights, const std::vector<Stored>& adapter,
+                         const ModelFile& file) {
     const Adapter* a = file.adapter.get();
     load_tensors(a && adapter.empty() ? merged(weights, *a) : weights, file.tensors, file.path);
     if (a && !adapter.empty()) load_tensors(adapter, a->tensors, a->path);
@@ -146,17 +161,20 @@ inline std::string adapter_config(const std::string& base, const Lora& lora) {
     std::string modules;
     for (auto& [target, module] : ADAPTABLE)
         if (lora.targets.count(target)) modules += (modules.empty() ? "" : ", ") + json_quote(module);
-    return "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n  \"base_model_name_or_path\": " + json_quote(base) +
-           format(",\n  \"r\": %d,\n  \"lora_alpha\": %s,\n", lora.rank, show(lora.alpha).c_str()) + "  \"lora_dropout\": 0.0,\n"
-           "  \"target_modules\": [" + modules + "],\n  \"fan_in_fan_out\": true,\n  \"bias\": \"none\",\n  \"inference_mode\": true\n}\n";
+    return "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n"
+           "  \"base_model_name_or_path\": " + json_quote(base) +
+           format(",\n  \"r\": %d,\n  \"lora_alpha\": %s,\n", lora.rank, show(lora.alpha).c_str()) +
+           "  \"lora_dropout\": 0.0,\n  \"target_modules\": [" + modules + "],\n  \"fan_in_fan_out\": true,\n"
+           "  \"bias\": \"none\",\n  \"inference_mode\": true\n}\n";
 }
 
 // Tensors of an adapter as PEFT's files hold them.
 inline std::vector<Stored> as_peft(std::vector<Stored> tensors) {
     for (Stored& t : tensors) {
         const size_t rows = t.shape[0], cols = t.shape[1];
-        t.name = "base_model.model." + t.name + ".weight", t.shape = {cols, rows};
-        if (world().size > 1) t.mine.emplace(), t.mine->resize(world().first(), {0, rows * cols});   // whole on every rank
+        t.name = "base_model.model." + t.name + ".weight";
+        t.shape = {cols, rows};
+        if (world().size > 1) t.mine = std::vector<Range>(world().first(), Range{0, rows * cols});   // each has it all
         t.get = [get = t.get, rows, cols](float* out, size_t, size_t) {
             std::vector<float> values(rows * cols);
             get(values.data(), 0, values.size());

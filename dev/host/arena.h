@@ -6,8 +6,8 @@
 enum Per { ONCE, BLOCK };
 struct Range { size_t at, n; };
 
-// What one of several ranks has of an array, and where it stands in the whole: runs of n numbers, one every `stride` from
-// `first` on; or all.
+// What one of several ranks has of an array, and where it stands in the whole: runs of n numbers, one every `stride`
+// from `first` on; or all.
 struct Slice {
     size_t first = 0, n = SIZE_MAX, stride = 0;
     bool all() const { return n == SIZE_MAX; }
@@ -21,14 +21,18 @@ struct Slice {
     }
     // f(i, place, n) for some of its numbers, run by run
     template <typename F> void each(Range some, F f) const {
-        for (size_t i = some.at, end = some.at + some.n, m; i < end; i += m) m = std::min(n - i % n, end - i), f(i, place(i), m);
+        while (some.n) {
+            const size_t m = std::min(n - some.at % n, some.n);
+            f(some.at, place(some.at), m);
+            some = {some.at + m, some.n - m};
+        }
     }
 };
 
-// Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which matrix units
-// like best. Of arrays that exist once per layer (BLOCK), those named one after the other stand together with the rest of
-// their layer, so a layer is one contiguous piece: array k of layer l begins at place(k, l). More layers than there are take
-// turns.
+// Places arrays in one arena, each at a multiple of 128 numbers: 256 bytes in the smallest format, which suits matrix
+// units best. Of arrays that exist once per layer (BLOCK), those named one after the other stand together with the rest
+// of their layer, so a layer is one contiguous piece: array k of layer l begins at place(k, l). More layers than there
+// are take turns.
 struct Slots {
     std::vector<size_t> first, stride;
     size_t size = 0;                                         // of the arena, in elements
@@ -37,11 +41,16 @@ struct Slots {
     Slots(const std::vector<std::pair<Per, size_t>>& arrays, int L) : stride(arrays.size(), 0), layers(L) {
         auto padded = [](size_t n) { return (n + 127) / 128 * 128; };
         for (size_t k = 0, end; k < arrays.size(); k = end) {
-            for (end = k + 1; arrays[k].first == BLOCK && end < arrays.size() && arrays[end].first == BLOCK;) end++;
+            const bool block = arrays[k].first == BLOCK;
             size_t within = 0;
-            for (size_t i = k; i < end; i++) first.push_back(size + within), within += padded(arrays[i].second);
-            if (arrays[k].first == BLOCK) std::fill(&stride[k], &stride[end - 1] + 1, within);
-            size += within * (arrays[k].first == BLOCK ? L : 1);
+            end = k + 1;
+            while (block && end < arrays.size() && arrays[end].first == BLOCK) end++;
+            for (size_t i = k; i < end; i++) {
+                first.push_back(size + within);
+                within += padded(arrays[i].second);
+            }
+            if (block) std::fill(&stride[k], &stride[end - 1] + 1, within);
+            size += within * (block ? L : 1);
         }
     }
     size_t place(size_t k, int l) const { return first[k] + l % layers * stride[k]; }

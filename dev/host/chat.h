@@ -1,6 +1,6 @@
-/* dev/host/chat.h -- a conversation: what is typed, and the turns so far as a prompt. Turns and answers alternate as in a row
-   of sft; the oldest are dropped when the context is full. The tokenizer's chat template formats a turn; without one a line
-   is a prompt as it stands. */
+/* dev/host/chat.h -- a conversation: what is typed, and the turns so far as a prompt. Turns and answers alternate as in
+   a row of sft; the oldest are dropped when the context is full. The tokenizer's chat template formats a turn; without
+   one a line is a prompt as it stands. */
 #pragma once
 #include "machine.h"
 #include "texts.h"
@@ -26,17 +26,22 @@ struct Conversation {
     bool listen(std::string& line) {
         if (terminal) signal(SIGINT, leave);
         for (;;) {
-            if (terminal) printf("> "), fflush(stdout);
+            if (terminal) printf("> ");
+            if (terminal) fflush(stdout);
             line.clear();
             int c;
             while ((c = getchar()) != EOF && c != '\n') line += (char)c;
             if (line.ends_with('\r')) line.pop_back();
-            const bool command = line.size() > 1 && line[0] == '/' && line.find_first_not_of("abcdefghijklmnopqrstuvwxyz", 1) == line.npos;
+            const bool word = line.find_first_not_of("abcdefghijklmnopqrstuvwxyz", 1) == line.npos;
+            const bool command = line.size() > 1 && line[0] == '/' && word;
             if (line == "/quit" || (c == EOF && line.empty())) {
                 if (terminal && line.empty()) printf("\n");
                 return false;
             }
-            if (!command && terminal) stop_signal = 0, signal(SIGINT, on_signal);        // of an answer, that it is to end
+            if (!command && terminal) {      // from here on the signal ends an answer
+                stop_signal = 0;
+                signal(SIGINT, on_signal);
+            }
             if (!command) return true;
             if (line == "/help") printf("%s", HELP);
             else if (line == "/new" || line == "/reset") turns.clear();
@@ -50,20 +55,24 @@ struct Conversation {
     Prompt ask(const std::string& said) {
         std::vector<int> turn = {eot};
         const std::string& form = tokenizer.chat_template;
-        const std::string text = form.empty() ? said : ChatTemplate(form).turn("user", said) + ChatTemplate(form).opening(ASSISTANT);
+        const std::string text = form.empty() ? said
+            : ChatTemplate(form).turn("user", said) + ChatTemplate(form).opening(ASSISTANT);
         Tokenizer::Scratch scratch;
         tokenizer.encode(text, turn, scratch);
         const long long least = std::min<long long>(most, context / 4);
         Prompt p = {{}, 0};
-        if (context - (long long)turn.size() < std::max(1LL, least))
-            return warn("what was said takes %zu tokens, and the context %d: it is not answered", turn.size(), context), p;
+        if (context - (long long)turn.size() < std::max(1LL, least)) {
+            warn("what was said takes %zu tokens, and the context %d: it is not answered", turn.size(), context);
+            return p;
+        }
         turns.push_back(turn);
-        for (;; turns.erase(turns.begin())) {
+        for (;;) {
             p.tokens.clear();
             for (auto& t : turns) p.tokens.insert(p.tokens.end(), t.begin(), t.end());
             p.most = std::min<long long>(most, context - (long long)p.tokens.size());
             if (p.most >= std::max(1LL, least)) return p;
             warn("the context is full: the oldest turn is forgotten");
+            turns.erase(turns.begin());
         }
     }
     // Until the end of what is typed: draw(prompt, n, show) gives the answer to line n, and shows it as it grows.

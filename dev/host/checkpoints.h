@@ -1,7 +1,7 @@
-/* dev/host/checkpoints.h -- what a run leaves to go on from. A checkpoint is a directory that Hugging Face tools open as it
-   is: config.json, model.safetensors, tokenizer files; beside them optimizer.safetensors and state.json, which makes it
-   whole: it is the last file written, and holds size and checksum of all others and of itself. Everything is written
-   under another name, synced, then renamed. Of a model it knows a list of tensors. */
+/* dev/host/checkpoints.h -- what a run leaves to go on from. A checkpoint is a directory that Hugging Face tools open
+   as it is: config.json, model.safetensors, tokenizer files; beside them optimizer.safetensors and state.json, which
+   makes it whole: it is the last file written, and holds size and checksum of all others and of itself. Everything is
+   written under another name, synced, then renamed. Of a model it knows a list of tensors. */
 #pragma once
 #include "comm.h"
 #include "options.h"
@@ -11,8 +11,8 @@
 #include <optional>
 #include <set>
 
-// A tensor as files hold it. Of get(out, from, n) this process may have some ranges only: those it writes; of a tensor that a
-// group of ranks shares they count what is this rank's. set(in) takes all of it.
+// A tensor as files hold it. Of get(out, from, n) this process may have some ranges only: those it writes; of a tensor
+// that a group of ranks shares they count what is this rank's. set(in) takes all of it.
 struct Stored {
     std::string name;
     std::vector<size_t> shape;
@@ -31,7 +31,8 @@ struct Stored {
 };
 
 // Gives tensors the numbers that a file has for them. All must be there, of these shapes and finite, and no others.
-inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std::string, View>& views, const std::string& path) {
+inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std::string, View>& views,
+                         const std::string& path) {
     std::set<std::string> known;
     std::vector<float> memory, memory_of_twin;
     for (const Stored& t : tensors) {
@@ -42,11 +43,13 @@ inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std:
         if (it == views.end()) die("%s: tensor '%s' is missing", where, name);
         const View& v = it->second;
         if (v.shape != t.shape || !v.bytes()) {
-            const std::string step = "; make it float32: python3 -c \"import safetensors.torch as s; s.save_file({k: v.float()"
-                ".clone() for k, v in s.load_file('FILE').items()}, 'FILE')\"", part = directory_of(path) + "/PART";
-            const bool other = v.shape == t.shape && v.dtype.starts_with('F'), several = path.ends_with(".index.json");
-            die("%s: tensor '%s' is %s%s, expected F32, BF16 or F16 of %s%s", where, name, v.dtype.substr(0, 20).c_str(),
-                show_shape(v.shape).c_str(), show_shape(t.shape).c_str(), other ? usable(step, several ? part : path).c_str() : "");
+            const std::string file = path.ends_with(".index.json") ? directory_of(path) + "/PART" : path;
+            std::string step;
+            if (v.shape == t.shape && v.dtype.starts_with('F'))
+                step = usable("; make it float32: python3 -c \"import safetensors.torch as s; s.save_file({k: v.float()"
+                              ".clone() for k, v in s.load_file('FILE').items()}, 'FILE')\"", file);
+            die("%s: tensor '%s' is %s%s, expected F32, BF16 or F16 of %s%s", where, name,
+                v.dtype.substr(0, 20).c_str(), show_shape(v.shape).c_str(), show_shape(t.shape).c_str(), step.c_str());
         }
         const float* const values = v.read(memory);
         const size_t count = t.count(), cols = t.shape.back();
@@ -54,8 +57,10 @@ inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std:
         #pragma omp parallel for simd schedule(static) reduction(+ : zero)
         for (size_t k = 0; k < count; k++) zero += 0 * values[k];
         if (!(zero == 0)) {
-            const size_t k = std::find_if_not(values, values + count, [](float x) { return std::isfinite(x); }) - values;
-            const std::string at = cols < count ? format("row %zu, column %zu", k / cols, k % cols) : format("number %zu", k);
+            auto bad = [](float x) { return !std::isfinite(x); };
+            const size_t k = std::find_if(values, values + count, bad) - values;
+            const bool table = cols < count;
+            const std::string at = table ? format("row %zu, column %zu", k / cols, k % cols) : format("number %zu", k);
             die("%s: tensor '%s': %s is %g", where, name, at.c_str(), std::isnan(values[k]) ? NAN : values[k]);
         }
         if (t.present) {
@@ -63,20 +68,23 @@ inline void load_tensors(const std::vector<Stored>& tensors, const std::map<std:
         } else if (t.same_as.empty()) {
             if (std::any_of(values, values + count, [](float x) { return x != 0; }))
                 die("%s: tensor '%s' is not zero, but the config says bias false", where, name);
-        } else if (const View& twin = views.at(t.same_as);
-                   twin.shape != v.shape || !std::equal(values, values + count, twin.read(memory_of_twin))) {
-            die("%s: %s differs from %s, but the config says tie_word_embeddings", where, name, t.same_as.c_str());
+        } else {
+            const View& twin = views.at(t.same_as);
+            if (twin.shape != v.shape || !std::equal(values, values + count, twin.read(memory_of_twin)))
+                die("%s: %s differs from %s, but the config says tie_word_embeddings", where, name, t.same_as.c_str());
         }
     }
     for (auto& [name, view] : views)
-        if (!known.count(name)) die("%s: tensor '%s' has no place in a GPT-2 of this shape", path.c_str(), name.c_str());
+        if (!known.count(name))
+            die("%s: tensor '%s' has no place in a GPT-2 of this shape", path.c_str(), name.c_str());
 }
 
 // The first gradient that is not finite in the order of backward, last tensor first: it spreads to all that follow.
 inline std::string first_not_finite(const std::vector<Stored>& gradients) {
     std::vector<float> g;
     for (auto t = gradients.rbegin(); t != gradients.rend(); t++) {
-        g.assign(t->count(), 0), t->get(g.data(), 0, g.size());
+        g.assign(t->count(), 0);
+        t->get(g.data(), 0, g.size());
         for (float f : g) if (!std::isfinite(f)) return t->name;
     }
     return "";
@@ -88,7 +96,8 @@ inline std::string not_finite_of_all(const std::vector<Stored>& gradients) {
     return "the norm, but no gradient,";
 }
 
-// The head of a file of float32 safetensors; `at` becomes where in the file each tensor begins, and where the last one ends.
+// The head of a file of float32 safetensors; `at` becomes where in the file each tensor begins, and where the last one
+// ends.
 inline std::string safetensors_head(const std::vector<Stored>& tensors, std::vector<size_t>& at) {
     std::string header = "{\"__metadata__\":{\"format\":\"pt\"}";
     at = {0};
@@ -123,24 +132,27 @@ inline void fill_tensors(const std::string& path, const std::vector<Stored>& ten
             values.resize(mine.n);
             tensors[i].get(values.data(), mine.at, mine.n);
             tensors[i].slice.each(mine, [&](size_t k, size_t place, size_t n) {
-                w.seek(at[i] + 4 * place), w.put(&values[k - mine.at], 4 * n);
+                w.seek(at[i] + 4 * place);
+                w.put(&values[k - mine.at], 4 * n);
             });
         }
     }
     w.finish();
 }
 inline void save_tensors(const std::string& path, const std::vector<Stored>& tensors) {
-    begin_tensors(path, tensors), fill_tensors(path, tensors);
+    begin_tensors(path, tensors);
+    fill_tensors(path, tensors);
 }
 
-// The tensors as they are now, while the model itself goes on.
+// The tensors as they are now, while the model itself goes on. All threads touch the pages of a copy before one fills
+// them.
 inline std::vector<Stored> copied(std::vector<Stored> tensors) {
     for (Stored& t : tensors) {
         if (!t.present) continue;
         std::map<size_t, std::shared_ptr<Buffer<float>>> memory;
         for (const Range& mine : t.ranges()) {
-            auto& some = memory[mine.at] = std::make_shared<Buffer<float>>(mine.n);      // whose pages all threads touch before one fills them
-            t.get(some->data(), mine.at, mine.n);
+            memory[mine.at] = std::make_shared<Buffer<float>>(mine.n);
+            t.get(memory[mine.at]->data(), mine.at, mine.n);
         }
         t.get = [memory](float* out, size_t from, size_t n) { std::copy_n(memory.at(from)->data(), n, out); };
     }
@@ -159,24 +171,31 @@ struct Position {
     std::string unit = "";                   // of the processor, in which bf16 products are made; or none
 
     std::string json() const {
-        std::string s = format("  \"step\": %lld,\n  \"window\": %zu,\n  \"windows\": %zu,\n", step, window, windows), list;
+        std::string s = format("  \"step\": %lld,\n  \"window\": %zu,\n  \"windows\": %zu,\n", step, window, windows);
+        std::string tokens, files;
         if (lowest_step >= 0)
             s += format("  \"lowest\": {\"step\": %lld, \"val_loss\": %s},\n", lowest_step, show(lowest).c_str());
-        for (int token : beginning) list += (list.empty() ? "" : ", ") + std::to_string(token);
-        s += "  \"beginning\": [" + list + "],\n", list = "";
+        for (int token : beginning) tokens += (tokens.empty() ? "" : ", ") + std::to_string(token);
+        s += "  \"beginning\": [" + tokens + "],\n";
         if (!unit.empty()) s += "  \"unit\": " + json_quote(unit) + ",\n";
-        for (auto& [name, identity] : data) list += (list.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(identity);
-        return s + "  \"data\": {" + list + "},\n";
+        for (auto& [name, identity] : data)
+            files += (files.empty() ? "" : ", ") + json_quote(name) + ": " + json_quote(identity);
+        return s + "  \"data\": {" + files + "},\n";
     }
     Position() = default;
     Position(const Json& state, const std::string& where) {
         if (!state["step"] || !state["windows"] || !state["options"])
             die("%s: 'step', 'windows' or 'options' is missing", where.c_str());
-        step = state["step"].number, window = state["window"].number, windows = state["windows"].number;
+        step = state["step"].number;
+        window = state["window"].number;
+        windows = state["windows"].number;
         for (auto& [name, identity] : state["data"].members) data[name] = identity.string;
         unit = state["unit"].string;
         for (const Json& token : state["beginning"].items) beginning.push_back(token.number);
-        if (const Json& l = state["lowest"]) lowest = l["val_loss"].number, lowest_step = l["step"].number;
+        if (const Json& l = state["lowest"]) {
+            lowest = l["val_loss"].number;
+            lowest_step = l["step"].number;
+        }
     }
     void found(double loss) {                // by a validation
         if (!(loss < lowest)) return;
@@ -186,8 +205,8 @@ struct Position {
     // Dies if the run in `out`, which is to end before window `end`, is beyond it.
     void check_window(size_t end, size_t windows_now, double epochs, const std::string& out) const {
         if (window > end)
-            die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu", show(epochs).c_str(), out.c_str(),
-                      window, windows_now);
+            die_usage("--epochs %s: the run in %s has seen %zu windows already, and an epoch has %zu",
+                      show(epochs).c_str(), out.c_str(), window, windows_now);
     }
     using Data = std::map<std::string, std::string>;
     // A program that rewards is known by its command alone, which may have been mended.
@@ -204,8 +223,9 @@ struct Position {
         const char* run = out.c_str();
         for (auto& [name, was] : data)
             if (now[name] != was)
-                die("--%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory begins a new run "
-                    "from its weights", name.c_str(), path_of(name).c_str(), now[name].c_str(), run, was.c_str(), run);
+                die("--%s %s: %s, but the run in %s was given other data: %s; --init %s --out with another directory "
+                    "begins a new run from its weights", name.c_str(), path_of(name).c_str(), now[name].c_str(), run,
+                    was.c_str(), run);
         if (windows && windows != windows_now)
             die("%s: %zu windows, but the run in %s was trained on %zu; are these the same shards?",
                 path_of("train").c_str(), windows_now, run, windows);
@@ -231,10 +251,13 @@ struct Past {
         : checkpoint(newest_whole(run)), where(checkpoint.empty() ? run + "/log.jsonl" : checkpoint + "/state.json") {
         if (checkpoint.empty()) {
             const std::string log = exists(where) ? read_file(where) : "";
-            if (const size_t end = log.find('\n'); end != log.npos) options = parse_json(log.substr(0, end), where)["options"];
+            const size_t end = log.find('\n');
+            if (end != log.npos) options = parse_json(log.substr(0, end), where)["options"];
         } else {
             const Json state = verify_checkpoint(checkpoint);
-            options = state["options"], data_known = bool(state["data"]), position = Position(state, where);
+            options = state["options"];
+            data_known = bool(state["data"]);
+            position = Position(state, where);
             auto of = [&](const char* name) { return strtod(options[name].string.c_str(), nullptr); };
             if (!state["window"])                            // older ones; the last step of an epoch may be partial
                 position.window = std::min(position.step * std::floor(of("tokens_per_step") / of("context")),
@@ -255,13 +278,15 @@ inline void tell_stage(const char* option, const std::string& given, bool reward
          rewards ? "how likely a text ends there is no reward" : "it says how good a text is, and writes none");
 }
 
-// What a program computes, some logits of a model that it draws, is kept in state.json. Another machine sums up in another
-// order, which makes 1e-6.
+// What a program computes, some logits of a model that it draws, is kept in state.json. Another machine sums up in
+// another order, which makes 1e-6.
 inline void check_fingerprint(const std::vector<float>& computed, const std::string& checkpoint) {
     const std::string path = checkpoint + "/state.json";
     if (!is_checkpoint(checkpoint)) return;
     const Json state = parse_json(read_file(path), path), &wrote = state["fingerprint"];
-    if (!wrote) return warn("%s: has no fingerprint, so it is not known whether this program computes what its writer did", path.c_str());
+    if (!wrote)
+        return warn("%s: has no fingerprint, so it is not known whether this program computes what its writer did",
+                    path.c_str());
     double most = 0, off = 0;
     for (float f : computed) most = std::max(most, std::abs((double)f));
     bool same = wrote.items.size() == computed.size();
@@ -270,8 +295,9 @@ inline void check_fingerprint(const std::vector<float>& computed, const std::str
         same = off <= 1e-5;                                  // NaN is not
     }
     if (!same)
-        die("%s: this program computes another function of these weights than the one that wrote them (a logit of a test model "
-            "is off by %.1e of the largest): use that program, or give the path of model.safetensors itself", path.c_str(), off);
+        die("%s: this program computes another function of these weights than the one that wrote them (a logit of a "
+            "test model is off by %.1e of the largest): use that program, or give the path of model.safetensors itself",
+            path.c_str(), off);
 }
 
 // All that one checkpoint is made of.
@@ -287,12 +313,15 @@ struct Checkpoint {
 
     size_t bytes() const {                   // of what this process writes
         size_t n = 0;
-        for (auto* list : {&weights, &moments}) for (const Stored& t : *list) for (const Range& mine : t.ranges()) n += 4 * mine.n;
+        for (auto* list : {&weights, &moments})
+            for (const Stored& t : *list) for (const Range& mine : t.ranges()) n += 4 * mine.n;
         return n;
     }
     std::string dir() const { return out + format("/step_%08lld", position.step); }
     std::string partial() const { return dir() + ".partial"; }
-    std::string weights_path() const { return partial() + (adapter ? "/adapter_model.safetensors" : "/model.safetensors"); }
+    std::string weights_path() const {
+        return partial() + (adapter ? "/adapter_model.safetensors" : "/model.safetensors");
+    }
     std::string moments_path() const { return partial() + "/optimizer.safetensors"; }
     std::string done_path(int rank) const { return partial() + format("/rank_%d.done", rank); }
 
@@ -301,18 +330,24 @@ struct Checkpoint {
         std::error_code error;
         if (!world().first()) return;
         fs::remove_all(partial(), error);
-        if (!fs::create_directory(partial(), error)) die("%s: cannot create: %s", partial().c_str(), error.message().c_str());
-        begin_tensors(weights_path(), weights), begin_tensors(moments_path(), moments);
+        if (!fs::create_directory(partial(), error))
+            die("%s: cannot create: %s", partial().c_str(), error.message().c_str());
+        begin_tensors(weights_path(), weights);
+        begin_tensors(moments_path(), moments);
     }
-    // Returns its directory: in the first process when it is whole, in others when they have done their part, which they
-    // tell by a file. If one of them fails, its launcher ends all.
+    // Returns its directory: in the first process when it is whole, in others when they have done their part, which
+    // they tell by a file. If one of them fails, its launcher ends all.
     std::string write() const {
         const std::string dir = this->dir(), partial = this->partial();
         std::error_code error;
         try {
             if (world().size == 1) begin();
-            fill_tensors(weights_path(), weights), fill_tensors(moments_path(), moments);
-            if (!world().first()) return write_file(done_path(world().rank), ""), dir;
+            fill_tensors(weights_path(), weights);
+            fill_tensors(moments_path(), moments);
+            if (!world().first()) {
+                write_file(done_path(world().rank), "");
+                return dir;
+            }
             for (int rank = 1; rank < world().size; rank++) {
                 while (!exists(done_path(rank))) usleep(10000);
                 fs::remove(done_path(rank), error);
@@ -325,8 +360,8 @@ struct Checkpoint {
             for (float f : fingerprint) list += (list.empty() ? "" : ", ") + json_number(f);
             for (const std::string& name : names) {
                 Mapped file(partial + "/" + name);
-                files += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%s\"}", files.empty() ? "" : ",", name.c_str(),
-                                file.size, hex(checksum(file.text())).c_str());
+                files += format("%s\n    \"%s\": {\"size\": %zu, \"checksum\": \"%s\"}", files.empty() ? "" : ",",
+                                name.c_str(), file.size, hex(checksum(file.text())).c_str());
             }
             const std::string state = "{\n  \"format\": 1,\n" + position.json() + "  \"options\": " + options +
                                       ",\n  \"fingerprint\": [" + list + "],\n  \"files\": {" + files + "\n  },\n";
@@ -353,7 +388,8 @@ inline void export_model(const std::string& dir, const std::vector<Stored>& weig
     const std::string partial = dir + ".partial";
     std::error_code error;
     if (exists(dir)) die("--out %s: is there already", dir.c_str());
-    fs::remove_all(partial, error), fs::create_directories(partial, error);
+    fs::remove_all(partial, error);
+    fs::create_directories(partial, error);
     if (error) die("%s: cannot create: %s", partial.c_str(), error.message().c_str());
     save_tensors(partial + "/model.safetensors", weights);
     write_file(partial + "/config.json", config);
@@ -363,8 +399,8 @@ inline void export_model(const std::string& dir, const std::vector<Stored>& weig
     if (error) die("%s: cannot rename to %s: %s", partial.c_str(), dir.c_str(), error.message().c_str());
 }
 
-// Writes the checkpoints of a run: copies, by another thread, while training goes on; without memory for a copy training
-// waits. Whatever ends the run waits for the thread, if only in the destructor.
+// Writes the checkpoints of a run: copies, by another thread, while training goes on; without memory for a copy
+// training waits. Whatever ends the run waits for the thread, if only in the destructor.
 struct Saver {
     std::string saved = "";                  // the newest that is whole
     long long best = -1;                     // the step of the one in OUT/best
@@ -384,17 +420,28 @@ struct Saver {
         saved = writing.get();
         run->put("checkpoint", step, {{"path", json_quote(saved)}, {"ms", format("%.3f", stood_ms)}});
     }
-    void look() { if (writing.valid() && writing.wait_for(std::chrono::seconds(0)) == std::future_status::ready) finish(); }
+    void look() {
+        if (writing.valid() && writing.wait_for(std::chrono::seconds(0)) == std::future_status::ready) finish();
+    }
     void save(Checkpoint c) {
         const double start = seconds();
         finish();
-        if (world().size > 1) c.begin(), world().barrier();
-        // It leaves as much again to others: a process that takes more than there is would be killed, and the run with it.
+        if (world().size > 1) {
+            c.begin();
+            world().barrier();
+        }
+        // It leaves as much again to others: a process that takes more than there is would be killed, and the run, too.
         const bool fits = c.bytes() <= available_memory() / 2 / world().here;
-        if (fits) c.weights = copied(std::move(c.weights)), c.moments = copied(std::move(c.moments));
-        step = c.position.step, best = c.position.lowest_step;
-        writing = std::async(fits ? std::launch::async : std::launch::deferred, [c = std::move(c)] { return c.write(); });
+        if (fits) {
+            c.weights = copied(std::move(c.weights));
+            c.moments = copied(std::move(c.moments));
+        }
+        step = c.position.step;
+        best = c.position.lowest_step;
+        const auto when = fits ? std::launch::async : std::launch::deferred;
+        writing = std::async(when, [c = std::move(c)] { return c.write(); });
         if (!fits) writing.wait();
-        last = seconds(), stood_ms = (last - start) * 1e3;
+        last = seconds();
+        stood_ms = (last - start) * 1e3;
     }
 };

@@ -1,7 +1,7 @@
-/* dev/host/comm.h -- several processes (ranks) that train one model: who they are, sums that all of them agree on, what each
-   keeps of an arena (ZeRO), how gradients and weights travel while others are computed, and sums of activations where ranks
-   share each layer. Built with MPI=1 the CPU program starts MPI; the CUDA program's NCCL is in dev/host/nccl.h. One process
-   needs neither and moves nothing.
+/* dev/host/comm.h -- several processes (ranks) that train one model: who they are, sums that all of them agree on, what
+   each keeps of an arena (ZeRO), how gradients and weights travel while others are computed, and sums of activations
+   where ranks share each layer. Built with MPI=1 the CPU program starts MPI; the CUDA program's NCCL is in
+   dev/host/nccl.h. One process needs neither and moves nothing.
      all-gather       every rank sends its part of a range to all others
      reduce-scatter   every rank gets all others' numbers for its part, and adds them in the order of the ranks
      all-reduce       a reduce-scatter, and an all-gather of what it gave
@@ -26,7 +26,7 @@ struct Comm {
     int tensor = 1;                          // consecutive ranks that share each layer, a tensor group
     std::vector<int> machine = {};           // of each rank: the first rank on it
     double sent = 0;                         // bytes, by this rank
-    std::function<void(const void* mine, void* all, size_t bytes)> gather = {};      // the same number of bytes from every rank
+    std::function<void(const void* mine, void* all, size_t bytes)> gather = {};      // so many of every rank
 
     bool first() const { return rank == 0; }
     std::string describe() const {
@@ -41,7 +41,9 @@ struct Comm {
         if (n == 1) return {};
         return {.rank = place(), .size = n, .lowest = rank - place()};
     }
-    Comm data() const { return {.rank = replica(), .size = replicas(), .zero = zero, .lowest = place(), .step = tensor}; }
+    Comm data() const {
+        return {.rank = replica(), .size = replicas(), .zero = zero, .lowest = place(), .step = tensor};
+    }
     // Of n things to do the first ranks have as many each, those of `rank` in a row.
     Range share(size_t n, int rank) const {
         const size_t most = (n + size - 1) / size, first = std::min(n, most * rank);
@@ -51,15 +53,17 @@ struct Comm {
     // From here on n ranks share each layer of a model with so many heads and tokens.
     void share_layers(int n, int zero, int heads, int vocab) {
         std::string fit;
-        for (int k = 1; k <= size; k++) if (size % k == 0 && heads % k == 0 && k <= vocab) fit += format("%s%d", k == 1 ? "" : ", ", k);
+        for (int k = 1; k <= size; k++)
+            if (size % k == 0 && heads % k == 0 && k <= vocab) fit += format("%s%d", k == 1 ? "" : ", ", k);
         if (size % n || heads % n || n > vocab)
-            die_usage("--tensor-parallel %d: must divide the %d ranks and the model's %d heads: take one of %s", n, size, heads,
-                      fit.c_str());
-        tensor = n, this->zero = replicas() > 1 ? zero : 0;
-        for (int r = 0; r < size && first(); r += n)
-            if (const int last = r + n - 1; n > 1 && machine[r] != machine[last])
-                return warn("--tensor-parallel %d: ranks %d to %d share each layer, but are on several machines; a launcher that "
-                            "puts consecutive ranks on one makes it faster", n, r, last);
+            die_usage("--tensor-parallel %d: must divide the %d ranks and the model's %d heads: take one of %s", n,
+                      size, heads, fit.c_str());
+        tensor = n;
+        this->zero = replicas() > 1 ? zero : 0;
+        for (int r = 0; r < size && n > 1 && first(); r += n)
+            if (machine[r] != machine[r + n - 1])
+                return warn("--tensor-parallel %d: ranks %d to %d share each layer, but are on several machines; a "
+                            "launcher that puts consecutive ranks on one makes it faster", n, r, r + n - 1);
     }
     // Sums, in the order of the ranks: all have the same bits.
     void sum(double* values, size_t n) const {
@@ -75,8 +79,9 @@ struct Comm {
     }
     // The sum of what tensor groups have found, each rank of a group the same.
     double sum_of_groups(double value) const {
-        value = place() ? 0 : value;
-        return sum(&value, 1), value;
+        if (place()) value = 0;
+        sum(&value, 1);
+        return value;
     }
 
     std::vector<std::string> texts(const std::string& mine) const {      // of all ranks
@@ -123,13 +128,17 @@ template <typename F> void join_columns(float* rows, size_t count, size_t width,
 struct Launched {
     int rank, size, local;
     void check() const {
-        if (rank < 0 || rank >= size) die_usage("started as rank %d of %d, by the environment: the first of them is rank 0", rank, size);
+        if (rank < 0 || rank >= size)
+            die_usage("started as rank %d of %d, by the environment: the first of them is rank 0", rank, size);
     }
 };
 inline Launched launched() {
-    for (auto& [rank, size, local] : {std::array{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
-                                      {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"}, {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"},
-                                      {"RANK", "WORLD_SIZE", "LOCAL_RANK"}})
+    const char* const variables[][3] = {
+        {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
+        {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
+        {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"},
+        {"RANK", "WORLD_SIZE", "LOCAL_RANK"}};
+    for (auto& [rank, size, local] : variables)
         if (getenv(rank) && getenv(size)) {
             const char* const place = getenv(local) ? getenv(local) : getenv("SLURM_LOCALID");
             return {atoi(getenv(rank)), atoi(getenv(size)), place ? atoi(place) : 0};
@@ -143,7 +152,8 @@ inline void name_speaker() {
 // From here on rank 0 alone talks.
 inline void join_world(const Launched& who) {
     Comm& comm = world();
-    comm.rank = who.rank, comm.size = who.size;
+    comm.rank = who.rank;
+    comm.size = who.size;
     if (comm.size == 1) return;
     std::array<char, 64> host = {};
     std::vector<std::array<char, 64>> hosts(comm.size);
@@ -152,33 +162,37 @@ inline void join_world(const Launched& who) {
     comm.here = std::count(hosts.begin(), hosts.end(), host);
     for (auto& its : hosts) comm.machine.push_back(std::find(hosts.begin(), hosts.end(), its) - hosts.begin());
     const int cores = omp_get_num_procs();                   // those that the launcher gave to this rank, or all
-    if (cores == sysconf(_SC_NPROCESSORS_ONLN) && !getenv("OMP_NUM_THREADS")) omp_set_num_threads(std::max(1, cores / comm.here));
+    if (cores == sysconf(_SC_NPROCESSORS_ONLN) && !getenv("OMP_NUM_THREADS"))
+        omp_set_num_threads(std::max(1, cores / comm.here));
     if (!comm.first() && !freopen("/dev/null", "w", stdout)) die("/dev/null: cannot open: %s", strerror(errno));
 }
 
-// How what is trained, an arena of `size` numbers in which `layers` pieces of `stride` numbers begin at `first`, is shared out
-// among ranks. What stands before and after the layers exists once. Layers and these two are groups, numbered as they
-// are needed: 0 the first, 1 .. layers, and layers + 1 the last; a long one is sent in several pieces. An arena of gradients
-// may have room for `ring` layers only, which take turns.
+// How what is trained, an arena of `size` numbers in which `layers` pieces of `stride` numbers begin at `first`, is
+// shared out among ranks. What stands before and after the layers exists once. Layers and these two are groups,
+// numbered as they are needed: 0 the first, 1 .. layers, and layers + 1 the last; a long one is sent in several pieces.
+// An arena of gradients may have room for `ring` layers only, which take turns.
 struct Shares {
     static constexpr size_t UNIT = 128;      // numbers; parts are whole units, as arrays are
     Comm comm;
     std::vector<Range> pieces;
     std::vector<size_t> group;               // its pieces: group[g] .. group[g + 1] - 1
     std::vector<size_t> in_ring;             // where a piece stands in an arena of gradients
-    std::vector<size_t> kept;                // where this rank's part of a piece stands among all of its own; their size
+    std::vector<size_t> kept;                // where this rank's part of a piece stands among its own; and their size
     size_t landing = 0;                      // numbers that other ranks may send at once
 
     Shares(const Comm& comm, size_t first, size_t stride, int layers, int ring, size_t size) : comm(comm), kept{0} {
         const size_t most = std::max<size_t>(stride, 1 << 22), end = first + layers * stride;
         auto add = [&](size_t at, size_t n, int turned) {
             group.push_back(pieces.size());
-            for (; n; at += pieces.back().n, n -= pieces.back().n)
-                pieces.push_back({at, std::min(n, most)}), in_ring.push_back(at - turned * stride);
+            for (size_t done = 0; done < n; done += most) {
+                pieces.push_back({at + done, std::min(n - done, most)});
+                in_ring.push_back(at + done - turned * stride);
+            }
         };
         add(0, first, 0);
         for (int l = 0; l < layers; l++) add(first + l * stride, stride, l - l % ring);
-        add(end, size - end, layers - ring), group.push_back(pieces.size());
+        add(end, size - end, layers - ring);
+        group.push_back(pieces.size());
         for (size_t p = 0; p < pieces.size(); p++) {
             kept.push_back(kept[p] + part(p, comm.rank).n);
             landing = std::max(landing, comm.size * part(p, comm.rank).n);
@@ -189,7 +203,7 @@ struct Shares {
         const size_t units = pieces[p].n / UNIT, begin = units * rank / comm.size, end = units * (rank + 1) / comm.size;
         return {pieces[p].at + begin * UNIT, (end - begin) * UNIT};
     }
-    // f(at, n, own) for what is this rank's of numbers at .. at + n - 1, and where it stands in an arena of its own parts
+    // f(at, n, own) for this rank's of numbers at .. at + n - 1, and where they stand in an arena of its own parts
     template <typename F> void each(size_t at, size_t n, F f) const {
         for (size_t p = 0; p < pieces.size(); p++) {
             const Range mine = part(p, comm.rank);
@@ -203,9 +217,10 @@ struct Shares {
         else each(at, n, [&](size_t begin, size_t some, size_t own) { f(arena + own, begin - at, some); });
     }
     bool several() const { return comm.size > 1; }
-    size_t moments() const { return comm.zero ? kept.back() : pieces.back().at + pieces.back().n; }  // numbers that this rank has
-    size_t exchanged() const { return several() ? kept.back() + landing : 0; }       // and those beside its gradients
-    std::vector<Range> of_tensor(size_t offset, size_t n) const {                    // what this rank has of it
+    // Numbers that this rank has of each moment, and those beside its gradients.
+    size_t moments() const { return comm.zero ? kept.back() : pieces.back().at + pieces.back().n; }
+    size_t exchanged() const { return several() ? kept.back() + landing : 0; }
+    std::vector<Range> of_tensor(size_t offset, size_t n) const {        // what this rank has of it
         if (!several()) return {{0, n}};
         std::vector<Range> ranges;
         each(offset, n, [&](size_t at, size_t some, size_t) { ranges.push_back({at - offset, some}); });
@@ -225,7 +240,8 @@ template <typename E, typename F> Moves gather_moves(const Comm& comm, F part, E
     for (int r = 0; r < comm.size; r++) {
         const Range its = part(r);
         const bool other = r != comm.rank;
-        m.out.push_back(move(array + mine.at, other * mine.n)), m.in.push_back(move(array + its.at, other * its.n));
+        m.out.push_back(move(array + mine.at, other * mine.n));
+        m.in.push_back(move(array + its.at, other * its.n));
     }
     return m;
 }
@@ -236,18 +252,19 @@ template <typename E, typename F> Moves reduce_moves(const Comm& comm, F part, E
     for (int r = 0; r < comm.size; r++) {
         const Range its = part(r);
         const bool other = r != comm.rank;
-        m.out.push_back(move(array + its.at, other * its.n)), m.in.push_back(move(landing + r * n, other * n));
+        m.out.push_back(move(array + its.at, other * its.n));
+        m.in.push_back(move(landing + r * n, other * n));
     }
     return m;
 }
 
-/* What ranks send each other while layers are computed, for both programs. A link does such work in order, beside what is
-   computed:
+/* What ranks send each other while layers are computed, for both programs. A link does such work in order, beside what
+   is computed:
      exchange(comm, moves)   add(comm, sums, own, arrivals, n)   copy(to, from, n)   clear(p, n)   then(f)   mark(slot)
-   behind(): the next exchange begins behind all that was computed or asked for so far. await(slot): what is computed from now
-   on waits for that mark, if it is still to come.
-   E is the type of gradients; `gradients` is the arena of a micro-batch, `sums` has this rank's parts of those of all; of one
-   rank they are the same. */
+   behind(): the next exchange begins behind all that was computed or asked for so far. await(slot): what is computed
+   from now on waits for that mark, if it is still to come.
+   E is the type of gradients; `gradients` is the arena of a micro-batch, `sums` has this rank's parts of those of all;
+   of one rank they are the same. */
 template <typename Link, typename E> struct Sharing : Shares {
     Link link;
     E *gradients = nullptr, *sums = nullptr, *arrivals = nullptr;
@@ -259,34 +276,41 @@ template <typename Link, typename E> struct Sharing : Shares {
         for (size_t p = group[g]; p < group[g + 1]; p++) {
             E* const piece = gradients + in_ring[p];
             const Range mine = part(p, comm.rank);
-            link.behind(), link.exchange(comm, reduce_moves(comm, parts(p, pieces[p].at), piece, arrivals));
+            link.behind();
+            link.exchange(comm, reduce_moves(comm, parts(p, pieces[p].at), piece, arrivals));
             link.add(comm, sums + kept[p], piece + mine.at - pieces[p].at, arrivals, mine.n);
             link.clear(piece, pieces[p].n);
         }
-        link.mark(reduced + (turn ^= 1));
+        turn ^= 1;
+        link.mark(reduced + turn);
         link.await(reduced + (turn ^ 1));    // of the group before, whose place the next one may take
     }
     void await_gradients() { if (several()) link.await(reduced + turn); }
     void gather_gradients() {                // ZeRO 0: the sums of all ranks' parts, which nothing reads any more
         for (size_t p = 0; p < pieces.size(); p++) {
             const Range mine = part(p, comm.rank);
-            link.copy(gradients + mine.at, sums + kept[p], mine.n), link.clear(sums + kept[p], mine.n);
-            link.behind(), link.exchange(comm, gather_moves(comm, parts(p), gradients));
+            link.copy(gradients + mine.at, sums + kept[p], mine.n);
+            link.clear(sums + kept[p], mine.n);
+            link.behind();
+            link.exchange(comm, gather_moves(comm, parts(p), gradients));
         }
-        link.mark(reduced), link.await(reduced);
+        link.mark(reduced);
+        link.await(reduced);
     }
     // ZeRO 1 and 2: the weights that each rank has updated; arrived(at, n) follows a piece's.
     template <typename W, typename F> void send_weights(W* weights, F arrived) {
         link.behind();
         for (int g = 0; g + 1 < (int)group.size(); g++) {
-            for (size_t p = group[g]; p < group[g + 1]; p++)
-                link.exchange(comm, gather_moves(comm, parts(p), weights)), link.then([=, piece = pieces[p]] { arrived(piece.at, piece.n); });
+            for (size_t p = group[g]; p < group[g + 1]; p++) {
+                link.exchange(comm, gather_moves(comm, parts(p), weights));
+                link.then([=, piece = pieces[p]] { arrived(piece.at, piece.n); });
+            }
             link.mark(g);
         }
     }
     void await_weights(int g) { if (several()) link.await(g); }
 private:
-    auto parts(size_t p, size_t from = 0) const {            // of piece p, as they lie in an array that begins at `from`
+    auto parts(size_t p, size_t from = 0) const {            // of piece p, in an array that begins at `from`
         return [this, p, from](int r) {
             const Range its = part(p, r);
             return Range{its.at - from, its.n};
@@ -307,15 +331,20 @@ template <typename Link, typename A> struct Group {
         if (!several()) return;
         auto part = [=, size = comm.size](int r) { return Range{n * r / size, n * (r + 1) / size - n * r / size}; };
         const Range mine = part(comm.rank);
-        link.behind(), link.exchange(comm, reduce_moves(comm, part, x, arrivals));
+        link.behind();
+        link.exchange(comm, reduce_moves(comm, part, x, arrivals));
         link.add(comm, x + mine.at, x + mine.at, arrivals, mine.n, false);
-        link.behind(), link.exchange(comm, gather_moves(comm, part, x));
-        link.mark(0), link.await(0);
+        link.behind();
+        link.exchange(comm, gather_moves(comm, part, x));
+        link.mark(0);
+        link.await(0);
     }
     // An all-gather: n of rank r stand at all + r n.
     template <typename E> void gather(E* all, size_t n) {
-        link.behind(), link.exchange(comm, gather_moves(comm, [=](int r) { return Range{r * n, n}; }, all));
-        link.mark(0), link.await(0);
+        link.behind();
+        link.exchange(comm, gather_moves(comm, [=](int r) { return Range{r * n, n}; }, all));
+        link.mark(0);
+        link.await(0);
     }
 };
 
@@ -332,10 +361,11 @@ struct MpiLink {
         const size_t most = 1 << 30;         // a message's bytes are an int
         auto each = [&](const std::vector<Move>& moves, auto f) {
             for (int r = 0; r < (int)moves.size(); r++) for (size_t at = 0; at < moves[r].bytes; at += most)
-                f((char*)moves[r].p + at, (int)std::min(most, moves[r].bytes - at), MPI_BYTE, comm.lowest + r * comm.step, 0, MPI_COMM_WORLD,
-                  &requests->emplace_back());
+                f((char*)moves[r].p + at, (int)std::min(most, moves[r].bytes - at), MPI_BYTE,
+                  comm.lowest + r * comm.step, 0, MPI_COMM_WORLD, &requests->emplace_back());
         };
-        each(m.in, MPI_Irecv), each(m.out, MPI_Isend);
+        each(m.in, MPI_Irecv);
+        each(m.out, MPI_Isend);
         then([=] { MPI_Waitall(requests->size(), requests->data(), MPI_STATUSES_IGNORE); });
 #endif
     }
@@ -343,7 +373,8 @@ struct MpiLink {
     template <typename E> void copy(E* to, const E* from, size_t n) { then([=] { std::copy_n(from, n, to); }); }
     template <typename E> void clear(E* p, size_t n) { then([=] { std::fill_n(p, n, E(0)); }); }
     // sums = own + what other ranks have sent, n numbers of each, in the order of ranks; more: sums +=
-    template <typename E> void add(const Comm& comm, E* sums, const E* own, const E* arrived, size_t n, bool more = true) {
+    template <typename E>
+    void add(const Comm& comm, E* sums, const E* own, const E* arrived, size_t n, bool more = true) {
         then([=, rank = comm.rank, size = comm.size] {
             #pragma omp parallel for simd schedule(static)
             for (size_t i = 0; i < n; i++) {
@@ -360,7 +391,10 @@ struct MpiLink {
         if (it != queue.end()) finish(it - queue.begin() + 1);
     }
     void finish(size_t n) {
-        for (; n > 0; n--, queue.pop_front()) if (queue.front().todo) queue.front().todo();
+        for (size_t i = 0; i < n; i++) {
+            if (queue.front().todo) queue.front().todo();
+            queue.pop_front();
+        }
     }
 };
 inline void join_mpi() {
@@ -371,8 +405,11 @@ inline void join_mpi() {
         const int told = who.size;
         int threads;
         MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &threads);
-        MPI_Comm_rank(MPI_COMM_WORLD, &who.rank), MPI_Comm_size(MPI_COMM_WORLD, &who.size);
-        if (who.size != told) die("one of %d processes, of which MPI sees %d: start them with mpirun, or with srun --mpi=pmix", told, who.size);
+        MPI_Comm_rank(MPI_COMM_WORLD, &who.rank);
+        MPI_Comm_size(MPI_COMM_WORLD, &who.size);
+        if (who.size != told)
+            die("one of %d processes, of which MPI sees %d: start them with mpirun, or with srun --mpi=pmix", told,
+                who.size);
         world().gather = [](const void* mine, void* all, size_t bytes) {
             MPI_Allgather(mine, bytes, MPI_BYTE, all, bytes, MPI_BYTE, MPI_COMM_WORLD);
         };

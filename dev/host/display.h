@@ -1,5 +1,5 @@
-/* dev/host/display.h -- what a run shows of itself: one line a step; on a terminal each takes the place of the last. Elsewhere
-   a long run shows some 200 of them; log.jsonl has all. */
+/* dev/host/display.h -- what a run shows of itself: one line a step; on a terminal each takes the place of the last.
+   Elsewhere a long run shows some 200 of them; log.jsonl has all. */
 #pragma once
 #include "reports.h"
 

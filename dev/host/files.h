@@ -73,8 +73,10 @@ __attribute__((format(printf, 1, 2))) inline std::string format(const char* fmt,
 
 inline std::string show(double v) {                          // the shortest form that reads back as the same number
     std::string s;
-    for (int digits = 6; digits <= 17; digits++)
-        if (strtod((s = format("%.*g", digits, v)).c_str(), nullptr) == v) break;
+    for (int digits = 6; digits <= 17; digits++) {
+        s = format("%.*g", digits, v);
+        if (strtod(s.c_str(), nullptr) == v) break;
+    }
     return s;
 }
 
@@ -93,7 +95,9 @@ inline std::string nearest(const std::string& word, const std::vector<std::strin
     std::string best;
     size_t least = word.size() / 3 + 1;
     auto bare = [](const std::string& s) { return s.substr(std::min(s.find_first_not_of('-'), s.size())); };
-    auto holds = [&](const std::string& a, const std::string& b) { return bare(b).size() >= 4 && a.find(bare(b)) != a.npos; };
+    auto holds = [&](const std::string& a, const std::string& b) {
+        return bare(b).size() >= 4 && a.find(bare(b)) != a.npos;
+    };
     for (const std::string& name : names) {
         std::vector<size_t> cost(name.size() + 1);           // of turning what was read of the word into j characters
         for (size_t j = 0; j < cost.size(); j++) cost[j] = j;
@@ -106,7 +110,9 @@ inline std::string nearest(const std::string& word, const std::vector<std::strin
             }
         }
         if (holds(word, name) || holds(name, word)) cost.back() = std::min(cost.back(), word.size() / 3);
-        if (cost.back() < least) least = cost.back(), best = name;
+        if (cost.back() >= least) continue;
+        least = cost.back();
+        best = name;
     }
     return best.empty() ? "" : ", nearest is " + best;
 }
@@ -161,9 +167,11 @@ template <typename F> int run_main(F f) {
         f();
         if (fflush(stdout) != 0 || ferror(stdout)) die("standard output: cannot write: %s", strerror(errno));
     } catch (const Error& e) {
-        line = e.line, code = e.exit_code;
+        line = e.line;
+        code = e.exit_code;
     } catch (const std::exception& e) {                      // out of memory, a file system that fails
-        line = printable(e.what()), code = 1;
+        line = printable(e.what());
+        code = 1;
     }
     fflush(stdout);
     // What all die of is the first one's to say: its launcher ends the others while they wait.
@@ -217,15 +225,18 @@ struct Input {
         }
         const int fd = standard ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC);
         char some[1 << 16];
-        for (ssize_t n = 1; n != 0; bytes.append(some, std::max<ssize_t>(n, 0)))
-            if ((n = read(fd, some, sizeof some)) < 0 && errno != EINTR)
-                die("%s: cannot read: %s", path.c_str(), strerror(errno));
+        ssize_t n;
+        do {
+            n = read(fd, some, sizeof some);
+            if (n < 0 && errno != EINTR) die("%s: cannot read: %s", path.c_str(), strerror(errno));
+            if (n > 0) bytes.append(some, n);
+        } while (n != 0);
         if (!standard) close(fd);
     }
 };
 
-// A file being written, a new one or parts of one that is there. finish() has it on the disk, or dies; a file that was not
-// finished was not written.
+// A file being written, a new one or parts of one that is there. finish() has it on the disk, or dies; a file that was
+// not finished was not written.
 struct Writer {
     std::string path;
     int fd;
@@ -237,11 +248,13 @@ struct Writer {
     ~Writer() { if (fd >= 0) close(fd); }
     Writer(Writer&&) = delete;
     void put(const void* data, size_t size) {
-        for (const char* p = (const char*)data; size > 0;) {
+        const char* p = (const char*)data;
+        while (size > 0) {
             ssize_t n = write(fd, p, std::min(size, (size_t)1 << 30));
             if (n < 0 && errno == EINTR) continue;
             if (n <= 0) die("%s: cannot write: %s", path.c_str(), n < 0 ? strerror(errno) : "nothing was taken");
-            p += n, size -= n;
+            p += n;
+            size -= n;
         }
     }
     void put(std::string_view s) { put(s.data(), s.size()); }
@@ -285,7 +298,9 @@ inline std::vector<std::string> entries_of(const std::string& dir) {
 
 inline void sync_directory(const std::string& dir) {
     int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0) fsync(fd), close(fd);
+    if (fd < 0) return;
+    fsync(fd);
+    close(fd);
 }
 
 // ~ as a shell has it, where none saw it: in quotes, or after --out=
@@ -343,10 +358,9 @@ inline uint64_t checksum(std::string_view bytes) {
 inline std::string hex(uint64_t v) { return format("%016llx", (unsigned long long)v); }
 
 inline void append_utf8(std::string& out, unsigned code) {
-    if (code < 0x80) { out += (char)code; return; }
-    const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;          // bytes after the first
-    out += (char)(0xFF00 >> (more + 1) | code >> 6 * more);
-    for (int k = more; k-- > 0;) out += (char)(0x80 | (code >> 6 * k & 63));
+    const int more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;        // bytes after the first
+    out += (char)(more ? 0xFF00 >> (more + 1) | code >> 6 * more : code);
+    for (int k = more - 1; k >= 0; k--) out += (char)(0x80 | (code >> 6 * k & 63));
 }
 
 // The bytes of the UTF-8 character at p < end; 0 where none begins: a stray byte, too long a form, a surrogate, what is
@@ -386,11 +400,15 @@ struct JsonParser {
         if (i >= s.size()) die("%s: byte %zu: the JSON ends where %s was expected", where.c_str(), i, expected);
         die("%s: byte %zu: found byte 0x%02x, expected %s", where.c_str(), i, (unsigned char)s[i], expected);
     }
-    bool take(char c) { return i < s.size() && s[i] == c ? i++, true : false; }
+    bool take(char c) {
+        const bool there = i < s.size() && s[i] == c;
+        i += there;
+        return there;
+    }
     void blanks() { while (i < s.size() && (s[i] == ' ' || s[i] == '\n' || s[i] == '\r' || s[i] == '\t')) i++; }
     unsigned hex4() {
         unsigned u = 0;
-        for (int k = 0; k < 4; k++, i++) {
+        for (const size_t end = i + 4; i < end; i++) {
             if (i >= s.size() || !isxdigit((unsigned char)s[i])) fail("four hexadecimal digits");
             u = u * 16 + (s[i] <= '9' ? s[i] - '0' : (s[i] | 32) - 'a' + 10);
         }
@@ -401,9 +419,16 @@ struct JsonParser {
         std::string out;
         while (!take('"')) {
             if (i >= s.size() || (unsigned char)s[i] < 0x20) fail("the rest of a string");
-            if (!take('\\')) { out += s[i++]; continue; }
+            if (!take('\\')) {
+                out += s[i++];
+                continue;
+            }
             const char *escapes = "\"\\/bfnrt", *at = i < s.size() && s[i] ? strchr(escapes, s[i]) : nullptr;
-            if (at) { out += "\"\\/\b\f\n\r\t"[at - escapes]; i++; continue; }
+            if (at) {
+                out += "\"\\/\b\f\n\r\t"[at - escapes];
+                i++;
+                continue;
+            }
             if (!take('u')) fail("an escape");
             unsigned u = hex4();
             if (u >= 0xD800 && u < 0xDC00 && s.substr(i, 2) == "\\u") {           // a surrogate pair
@@ -425,7 +450,10 @@ struct JsonParser {
         take('-');
         if (!take('0')) digits();
         if (take('.')) digits();
-        if (take('e') || take('E')) { if (!take('+')) take('-'); digits(); }
+        if (take('e') || take('E')) {
+            if (!take('+')) take('-');
+            digits();
+        }
         return strtod(std::string(s.substr(begin, i - begin)).c_str(), nullptr);
     }
     Json value(int depth) {

@@ -114,8 +114,8 @@ inline const Kind* marked_kind(std::string_view bytes) {
         {0, "\xfe\xff", "", "UTF-16 text", UTF16},
         {0, "{", "\"weight_map\"", "the index of a model in several files", DIRECTORY, true},
         {0, "{", "\"model_type\"", "the config.json of a model", DIRECTORY, true},
-        {0, "{", "\"added_tokens\"", "a tokenizer.json", "save what it holds beside it, and give its directory: python3 "
-         "-c \"import tokenizers; tokenizers.Tokenizer.from_file('FILE').model.save('BESIDE/.')\"", true},
+        {0, "{", "\"added_tokens\"", "a tokenizer.json", "save what it holds beside it, and give its directory: "
+         "python3 -c \"import tokenizers; tokenizers.Tokenizer.from_file('FILE').model.save('BESIDE/.')\"", true},
         {0, "{", "\"!\"", "the vocab.json of a tokenizer", MERGES, true},
         {0, "{", "\"cells\"", "a notebook", "take its text: jupyter nbconvert --to markdown FILE", true},
         {0, "<!doctype", "", "a web page", PAGE, true}, {0, "<html", "", "a web page", PAGE, true},
@@ -143,7 +143,8 @@ inline int bits_of_floats(std::string_view some) {
     for (size_t i = 0; i < n; i += 4) {
         memcpy(u, some.data() + 2 * i, 8);
         auto count = [&](int which, bool zero, int upper, int from, int to) {
-            bad[which] += !zero && ((upper & 0x7fff) < from || (upper & 0x7fff) > to), zeros[which] += zero;
+            bad[which] += !zero && ((upper & 0x7fff) < from || (upper & 0x7fff) > to);
+            zeros[which] += zero;
         };
         for (int k : {0, 1, 2, 3}) count(0, !u[k], u[k], 0x1000, 0x4fff);
         for (int k : {0, 2}) count(1, !u[k] && !u[k + 1], u[k + 1], 0x2b80, 0x4b80);       // 2^-40 to 2^24
@@ -191,7 +192,9 @@ inline const Kind* kind_of(std::string_view bytes, bool raw = false) {
         size_t blanks = 0, ascii = 0, letters = 0, wrong = n < 4 || some.size() % 2;
         for (size_t i = 0; i < n && !wrong; i++) {
             const unsigned u = unit(i, big), lower = u | 32;
-            wrong += controls(u), blanks += u == ' ' || u == '\n', ascii += u < 0x7f;
+            wrong += controls(u);
+            blanks += u == ' ' || u == '\n';
+            ascii += u < 0x7f;
             letters += (lower >= 'a' && lower <= 'z') || u > 0x7f;
         }
         const bool enough = raw ? n >= 32 && 12 * blanks >= n && 2 * letters >= n : 50 * blanks >= n || ascii == n;
@@ -213,19 +216,26 @@ inline std::string usable(std::string text, const std::string& path) {
     const std::string beside = quoted.substr(0, quoted.rfind('/') + 1);
     const std::pair<std::string, std::string> words[] = {
         {"BESIDE/", beside}, {"'FILE'", "'" + quoted + "'"}, {"FILE", shell_quote(path)}};
-    for (auto& [word, replacement] : words)
-        for (size_t at = 0; (at = text.find(word, at)) != text.npos; at += replacement.size())
+    for (auto& [word, replacement] : words) {
+        size_t at = text.find(word);
+        while (at != text.npos) {
             text.replace(at, word.size(), replacement);
+            at = text.find(word, at + replacement.size());
+        }
+    }
     return text;
 }
 // How errors call what is read.
 inline const char* shown(const std::string& path) { return path == "-" ? "standard input" : path.c_str(); }
 
 [[noreturn]] inline void refuse(const std::string& path, const Kind& kind, const std::string& wanted) {
-    const std::string step = !kind.text || !kind.mark.empty() ? kind.usable            // of text it depends on what is wanted
-        : wanted == "an example shard" ? "make one of JSON Lines: build/shards examples --in FILE --tokenizer bytes --out NAME.bin"
-        : wanted == "multiple choice questions" ? "dev/data/download.sh gpt2-124M fetches HellaSwag's"
-        : wanted == "safetensors" ? "give a model's directory, or the model.safetensors in it" : kind.usable;
+    std::string step = kind.usable;
+    if (kind.text && kind.mark.empty()) {                    // of text it depends on what is wanted
+        if (wanted == "an example shard")
+            step = "make one of JSON Lines: build/shards examples --in FILE --tokenizer bytes --out NAME.bin";
+        if (wanted == "multiple choice questions") step = "dev/data/download.sh gpt2-124M fetches HellaSwag's";
+        if (wanted == "safetensors") step = "give a model's directory, or the model.safetensors in it";
+    }
     die("%s: looks like %s, not %s; %s", shown(path), kind.what, wanted.c_str(), usable(step, path).c_str());
 }
 // For a file that is not what was wanted: dies of what it is, where that can be told.
@@ -256,24 +266,36 @@ inline TextCount count_text(std::string_view text) {
     for (size_t i = 0; i < pieces; i++) {
         TextCount& c = counts[i];
         const char *const begin = text.data() + i * piece, *const stop = std::min(begin + piece, end), *p = begin;
-        if ((c.zeros = std::count(begin, stop, '\0'))) c.first_zero = std::find(begin, stop, '\0') - text.data();
-        for (const char* r = begin; r < stop && (r = (const char*)memchr(r, '\r', stop - r)); r++)
+        c.zeros = std::count(begin, stop, '\0');
+        if (c.zeros) c.first_zero = std::find(begin, stop, '\0') - text.data();
+        auto find_return = [&](const char* from) { return (const char*)memchr(from, '\r', stop - from); };
+        for (const char* r = find_return(begin); r; r = find_return(r + 1))
             c.returns += r + 1 < end && r[1] == '\n';
         for (int back = 1; back <= 3 && i > 0; back++)
             if (const int size = utf8_size(begin - back, end); size > back) p = begin - back + size;
-        for (uint64_t eight; p < stop;) {
-            while (stop - p >= 8 && (memcpy(&eight, p, 8), !(eight & 0x8080808080808080))) p += 8;      // ASCII
+        auto ascii = [](const char* p) {                     // eight bytes of it
+            uint64_t eight;
+            memcpy(&eight, p, 8);
+            return !(eight & 0x8080808080808080);
+        };
+        while (p < stop) {
+            while (stop - p >= 8 && ascii(p)) p += 8;
             if (p >= stop) break;
             const int size = utf8_size(p, end);
             if (size == 0 && c.bad++ == 0) c.first_bad = p - text.data();
-            c.controls |= size == 0 && (uint8_t)*p < 0xA0, c.wide += size > 1;
+            c.controls |= size == 0 && (uint8_t)*p < 0xA0;
+            c.wide += size > 1;
             p += std::max(size, 1);
         }
     }
     TextCount all;
     for (const TextCount& c : counts) {
-        all.zeros += c.zeros, all.bad += c.bad, all.wide += c.wide, all.returns += c.returns;
-        all.first_zero = std::min(all.first_zero, c.first_zero), all.first_bad = std::min(all.first_bad, c.first_bad);
+        all.zeros += c.zeros;
+        all.bad += c.bad;
+        all.wide += c.wide;
+        all.returns += c.returns;
+        all.first_zero = std::min(all.first_zero, c.first_zero);
+        all.first_bad = std::min(all.first_bad, c.first_bad);
         all.controls |= c.controls;
     }
     return all;

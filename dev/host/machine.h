@@ -53,7 +53,8 @@ inline void spin_briefly(char** argv) {
 #ifdef __linux__
     if (getauxval(AT_BASE) == 0) return;                     // started through the loader: that is what would start
 #endif
-    setenv("GOMP_SPINCOUNT", "1000", 1), setenv("KMP_BLOCKTIME", "1", 1);
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    setenv("KMP_BLOCKTIME", "1", 1);
     execv(fs::read_symlink("/proc/self/exe", none).c_str(), argv);
 }
 
@@ -75,7 +76,8 @@ template <typename vec, typename R, int MR, int VECTORS> double register_trial()
     {
         vec sums[MR][VECTORS], a, b;
         for (int j = 0; j < VL; j++) {
-            a[j] = R(0.999), b[j] = R(0.001);
+            a[j] = R(0.999);
+            b[j] = R(0.001);
             for (int i = 0; i < MR; i++)                     // distinct values: the compiler would merge equal sums
                 for (int v = 0; v < VECTORS; v++) sums[i][v][j] = i * VECTORS + v;
         }

@@ -1,6 +1,6 @@
-/* dev/host/nccl.h -- the GPUs of several processes: NCCL, built in with NCCL=1. Sends and receives go through a stream of their
-   own, so that they travel while kernels compute; who reads what arrives waits for an event. Ranks, one for each GPU, come
-   from the environment of mpirun, srun or torchrun, and meet in a directory that all of them see. */
+/* dev/host/nccl.h -- the GPUs of several processes: NCCL, built in with NCCL=1. Sends and receives go through a stream
+   of their own, so that they travel while kernels compute; who reads what arrives waits for an event. Ranks, one for
+   each GPU, come from the environment of mpirun, srun or torchrun, and meet in a directory that all of them see. */
 #pragma once
 #include "comm.h"
 #include <atomic>
@@ -18,12 +18,16 @@ namespace gpu {
 #ifndef USE_NCCL
 struct Nccl {
     cudaStream_t stream = nullptr;
-    Nccl(const std::string&, const Launched& who) { die("started as one of %d processes, but built for one: make train_gpt_cuda NCCL=1", who.size); }
+    Nccl(const std::string&, const Launched& who) {
+        die("started as one of %d processes, but built for one: make train_gpt_cuda NCCL=1", who.size);
+    }
     void exchange(const Comm&, const Moves&) {}
     void leave() {}
 };
 #else
-inline void check(ncclResult_t e, const char* call, int) { if (e != ncclSuccess) die("%s: %s", call, ncclGetErrorString(e)); }
+inline void check(ncclResult_t e, const char* call, int) {
+    if (e != ncclSuccess) die("%s: %s", call, ncclGetErrorString(e));
+}
 
 /* Ranks whose processes this one can see, those of its machine and container: the kernel tells of their end at once.
    NCCL tells of some only, and of none while ranks meet. One thread at a time uses it. */
@@ -50,7 +54,8 @@ struct Peers {
         if (!first && before == introduction) return;
         int pid = 0, at = 0;
         if (fd >= 0) close(fd);
-        before = introduction, fd = -1;
+        before = introduction;
+        fd = -1;
         if (sscanf(introduction.c_str(), "%*s %d %n", &pid, &at) != 1) return;
         if (const std::string here = place(); here.empty() || introduction.substr(at) != here + ";") return;
 #ifdef SYS_pidfd_open
@@ -70,8 +75,8 @@ private:
 };
 
 /* How ranks come by the id of a new communicator. Each says hello with a number it has just drawn; the first answers
-   with the id and all of these numbers, anew whenever one changes; who finds his own there takes the id and says so. So what
-   an earlier run left is never taken for an answer. */
+   with the id and all of these numbers, anew whenever one changes; who finds its own there takes the id and says so. So
+   what an earlier run left is never taken for an answer. */
 inline ncclUniqueId meet(const std::string& directory, const Launched& who, Peers& peers) {
     const double began = seconds(), patience = 300;
     double told = began;                     // that it waits
@@ -79,12 +84,16 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who, Peer
     auto path = [&](const char* what, int rank) { return directory + format("/%s_%d", what, rank); };
     auto say = [&](const std::string& path, std::string_view text) {
         std::error_code error;
-        write_file(path + ".new", text), fs::rename(path + ".new", path, error);
+        write_file(path + ".new", text);
+        fs::rename(path + ".new", path, error);
     };
     auto heard = [&](const std::string& path) -> std::string {           // which may vanish at any time
         try { return read_file(path); } catch (const Error&) { return ""; }
     };
-    auto waits = [&] { return (lost = peers.ended()) < 0 && seconds() - began < patience && !stop_signal; };
+    auto waits = [&] {
+        lost = peers.ended();
+        return lost < 0 && seconds() - began < patience && !stop_signal;
+    };
     std::error_code error;
     fs::create_directories(directory, error);
     if (error) die("%s: cannot create: %s", directory.c_str(), error.message().c_str());
@@ -113,13 +122,21 @@ inline ncclUniqueId meet(const std::string& directory, const Launched& who, Peer
         missing.clear();
         for (int rank = 1; rank < who.size; rank++) {
             const std::string its = heard(path("hello", rank));
-            peers.said(rank, its), hellos += its;
+            peers.said(rank, its);
+            hellos += its;
             if (its.empty() || heard(path("got", rank)) != its + text) missing += format(" %d", rank);
         }
         if (heard(path("hello", 0)) != mine) say(path("hello", 0), mine);
-        if (missing.empty()) return fs::remove_all(directory, error), id;
-        if (hellos != said) say(path("id", 0), text + hellos), said = hellos;
-        if (seconds() - told > 15) told = INFINITY, warn("%s: waiting for rank%s", directory.c_str(), missing.c_str());
+        if (missing.empty()) {
+            fs::remove_all(directory, error);
+            return id;
+        }
+        if (hellos != said) say(path("id", 0), text + hellos);
+        said = hellos;
+        if (seconds() - told > 15) {
+            told = INFINITY;
+            warn("%s: waiting for rank%s", directory.c_str(), missing.c_str());
+        }
     }
     fs::remove_all(directory, error);
     if (lost > 0) die("rank %d has ended while ranks met in %s", lost, directory.c_str());
@@ -159,7 +176,11 @@ struct Nccl {
     }
     void gather(const void* mine, void* all, size_t bytes) {
         if (bytes == 0) return;
-        if (bytes * who.size > room) cudaFree(memory), CHECK(cudaMalloc(&memory, room = bytes * who.size));
+        if (bytes * who.size > room) {
+            room = bytes * who.size;
+            cudaFree(memory);
+            CHECK(cudaMalloc(&memory, room));
+        }
         char* const own = memory + bytes * who.rank;
         CHECK(cudaMemcpyAsync(own, mine, bytes, cudaMemcpyHostToDevice, stream));
         CHECK(ncclAllGather(own, memory, bytes, ncclInt8, comm, stream));
@@ -168,7 +189,8 @@ struct Nccl {
     }
     void exchange(const Comm& ranks, const Moves& m) {
         CHECK(ncclGroupStart());
-        for (int r = 0, peer = ranks.lowest; r < ranks.size; r++, peer += ranks.step) {
+        for (int r = 0; r < ranks.size; r++) {
+            const int peer = ranks.lowest + r * ranks.step;
             world().sent += m.out[r].bytes;
             if (m.out[r].bytes) CHECK(ncclSend(m.out[r].p, m.out[r].bytes, ncclInt8, peer, comm, stream));
             if (m.in[r].bytes) CHECK(ncclRecv(m.in[r].p, m.in[r].bytes, ncclInt8, peer, comm, stream));
@@ -184,8 +206,8 @@ struct Nccl {
 };
 #endif
 
-/* several ranks -- sums = own + what the others have sent, in the order of ranks: n numbers of each, at arrivals + rank n;
-   MORE: sums +=, of gradients
+/* several ranks -- sums = own + what the others have sent, in the order of ranks: n numbers of each, at arrivals +
+   rank n; MORE: sums +=, of gradients
    cost     n (ranks + 3) numbers, without MORE n (ranks + 1) */
 template <bool MORE, typename E>
 __global__ void add_in_order_kernel(E* sums, const E* own, const E* arrivals, size_t n, int rank, int ranks) {
@@ -236,7 +258,9 @@ struct Link {
     Link(const Link&) = delete;
     ~Link() {
         if (!nccl()) return;
-        cudaStreamSynchronize(nccl()->stream), cudaEventDestroy(computed), cudaFree(told);
+        cudaStreamSynchronize(nccl()->stream);
+        cudaEventDestroy(computed);
+        cudaFree(told);
         for (auto& [event, pending] : marks) cudaEventDestroy(event);
     }
     void behind() {
@@ -244,7 +268,8 @@ struct Link {
         CHECK(cudaStreamWaitEvent(nccl()->stream, computed));
     }
     void exchange(const Comm& comm, const Moves& m) { nccl()->exchange(comm, m); }
-    template <typename E> void add(const Comm& comm, E* sums, const E* own, const E* arrivals, size_t n, bool more = true) {
+    template <typename E>
+    void add(const Comm& comm, E* sums, const E* own, const E* arrivals, size_t n, bool more = true) {
         const cudaStream_t main = std::exchange(device().stream, nccl()->stream);
         const auto kernel = more ? add_in_order_kernel<true, E> : add_in_order_kernel<false, E>;
         if (n) launch(kernel, ceil_div(n, 256), 256, 0, sums, own, arrivals, n, comm.rank, comm.size);
@@ -256,20 +281,29 @@ struct Link {
     void clear(float* p, size_t n) { if (n) CHECK(cudaMemsetAsync(p, 0, n * sizeof(float), nccl()->stream)); }
     void then(auto) {}                       // arrived weights are as kernels read them
     void mark(int slot) {
-        while ((int)marks.size() <= slot) CHECK(cudaEventCreateWithFlags(&marks.emplace_back().first, cudaEventDisableTiming));
+        while ((int)marks.size() <= slot)
+            CHECK(cudaEventCreateWithFlags(&marks.emplace_back().first, cudaEventDisableTiming));
         CHECK(cudaEventRecord(marks[slot].first, nccl()->stream));
         marks[slot].second = true;
     }
     void await(int slot) {
-        if (slot < (int)marks.size() && std::exchange(marks[slot].second, false)) CHECK(cudaStreamWaitEvent(device().stream, marks[slot].first));
+        if (slot >= (int)marks.size() || !marks[slot].second) return;
+        marks[slot].second = false;
+        CHECK(cudaStreamWaitEvent(device().stream, marks[slot].first));
     }
     // The squares of all ranks' parts of the gradient, in squares[0], and their loss.
     void agree(Outcome* outcome, double* squares, int parts) {
         const int rank = world().rank, size = world().size;
         Moves m;
-        for (int r = 0; r < size; r++) m.out.push_back(move(told + rank, r != rank)), m.in.push_back(move(told + r, r != rank));
+        for (int r = 0; r < size; r++) {
+            m.out.push_back(move(told + rank, r != rank));
+            m.in.push_back(move(told + r, r != rank));
+        }
         launch(tell_kernel, 1, 1, 0, told + rank, squares, parts, outcome, world().place() == 0);
-        behind(), exchange(world(), m), mark(0), await(0);   // group 0 has arrived long ago
+        behind();
+        exchange(world(), m);
+        mark(0);                             // group 0 has arrived long ago
+        await(0);
         launch(agree_kernel, 1, 1, 0, outcome, squares, told, size);
     }
 };

@@ -4,8 +4,9 @@
 #ifdef CUDART_VERSION                        // it is a part of train_gpt.cu, from which it takes WIDE and fetch()
 namespace gpu {
 
-// WIDE neighbours in each row of w (rows,cols), from column c on: a row as it lies in memory, to be kept, and its numbers as
-// products read them, rounded as if w were unpacked. All threads of a block make theirs, and meet before they load any.
+// WIDE neighbours in each row of w (rows,cols), from column c on: a row as it lies in memory, to be kept, and its
+// numbers as products read them, rounded as if w were unpacked. All threads of a block make theirs, and meet before
+// they load any.
 __constant__ float levels[16] = {NF4_LEVELS};
 template <Form FORM> struct Neighbours {
     struct Kept { Pack<unsigned, FORM == Form::INT8 ? WIDE / 4 : FORM == Form::NF4 ? 2 : 4> words; float scale; };
@@ -43,13 +44,15 @@ template <Form FORM> __global__ void unpack_kernel(floatX* out, Place<floatX> w,
     __syncthreads();
     if (k >= rows) return;
     float x[WIDE];
-    neighbours.load(x, neighbours.row(k)), out += (size_t)k * cols + c;
+    neighbours.load(x, neighbours.row(k));
+    out += (size_t)k * cols + c;
     if (cols % WIDE == 0) store(out, x);
     else for (int i = 0; i < WIDE && c + i < cols; i++) out[i] = floatX(x[i]);
 }
 inline void unpack(floatX* out, const Place<floatX>& w, int rows, int cols) {
     const int blocks = ceil_div((size_t)rows * ceil_div(cols, WIDE), 256);
-    launch(w.form == Form::NF4 ? unpack_kernel<Form::NF4> : unpack_kernel<Form::INT8>, blocks, 256, 0, out, w, rows, cols);
+    const auto kernel = w.form == Form::NF4 ? unpack_kernel<Form::NF4> : unpack_kernel<Form::INT8>;
+    launch(kernel, blocks, 256, 0, out, w, rows, cols);
 }
 
 }  // namespace gpu

@@ -31,7 +31,9 @@ inline void read_value(text& out, const char* s, const char* allowed) {
         die_usage("must be one of %s", allowed);
     out = s;
 }
-inline void read_value(text_list& out, const char* s, const char* allowed) { read_value(out.emplace_back(), s, allowed); }
+inline void read_value(text_list& out, const char* s, const char* allowed) {
+    read_value(out.emplace_back(), s, allowed);
+}
 inline void read_value(flag& out, const char* s, const char*) { out = strcmp(s, "0") != 0; }
 template <typename T> void read_value(T& out, const char* s, const char* allowed) {
     constexpr bool whole = std::is_same_v<T, integer>;
@@ -52,7 +54,7 @@ struct Option {
     std::variant<text*, integer*, number*, flag*, text_list*> value;
     const char* allowed;                     // a|b|c, or lo..hi; "" is anything
     const char* marks;                       // letters of its verbs, and what is said of it below
-    const char* help;                        // what its default stands for, in [...] at the end; else the default is shown
+    const char* help;                        // what its default stands for, in [...] at the end; else that is shown
 
     /* R   may differ when a run is resumed     D   names data, which may then lie elsewhere
        E   may be empty     P   a path, whose ~ is one's home     !   has to be given
@@ -62,7 +64,8 @@ struct Option {
        1   options with the same digit exclude each other */
     bool is(char mark) const { return strchr(marks, mark); }
     bool excludes(const Option& other) const {
-        return &other != this && std::any_of(marks, marks + strlen(marks), [&](char m) { return isdigit(m) && other.is(m); });
+        auto shared = [&](char m) { return isdigit(m) && other.is(m); };
+        return &other != this && std::any_of(marks, marks + strlen(marks), shared);
     }
     bool is_flag() const { return std::holds_alternative<flag*>(value); }
     bool is_list() const { return std::holds_alternative<text_list*>(value); }
@@ -135,15 +138,17 @@ inline bool answer(const Program& program, const Table& options, const std::vect
 }
 
 // The command that has these options, those left out that only say "not given", or have a mark.
-inline std::string command_line(const Program& program, const std::string& verb, const Table& options, char without = 0) {
+inline std::string command_line(const Program& program, const std::string& verb, const Table& options,
+                                char without = 0) {
     std::string line = std::string("./") + program.name + " " + verb;
     for (const Option& o : options)
-        if (o.is(verb[0]) && o.is_given() && !(without && o.is(without))) line += " " + o.typed() + (o.is_flag() ? "" : " " + shell_quote(o.show()));
+        if (o.is(verb[0]) && o.is_given() && !(without && o.is(without)))
+            line += " " + o.typed() + (o.is_flag() ? "" : " " + shell_quote(o.show()));
     return line;
 }
 
-// Gives the options the values that stand in the words after the program's name, and returns the verb. Dies with exit 2 of
-// anything unknown, repeated, missing or out of range.
+// Gives the options the values that stand in the words after the program's name, and returns the verb. Dies with exit 2
+// of anything unknown, repeated, missing or out of range.
 inline std::string parse_words(const Program& program, const std::vector<std::string>& words, const Table& options,
                                std::set<std::string>& given) {
     size_t i = 0;
@@ -160,7 +165,10 @@ inline std::string parse_words(const Program& program, const std::vector<std::st
         std::string word = words[i++], value;
         const size_t equals = word.find('=');
         const bool joined = word.rfind("--", 0) == 0 && equals != word.npos;
-        if (joined) value = word.substr(equals + 1), word.resize(equals);
+        if (joined) {
+            value = word.substr(equals + 1);
+            word.resize(equals);
+        }
         if (word.rfind("--", 0) == 0) std::replace(word.begin(), word.end(), '_', '-');
         const auto o = std::find_if(options.begin(), options.end(), [&](const Option& o) { return word == o.typed(); });
         if (o == options.end()) {
@@ -170,7 +178,8 @@ inline std::string parse_words(const Program& program, const std::vector<std::st
                 die_usage("%s: stands after no option; a pattern needs quotes: %s '*%s'%s", word.c_str(),
                           last->typed().c_str(), fs::path(word).extension().c_str(),
                           last->is_list() ? "; or give the option before each file" : "");
-            die_usage("%s: unknown option%s; %s --help lists them", word.c_str(), nearest(word, names).c_str(), program.name);
+            die_usage("%s: unknown option%s; %s --help lists them", word.c_str(), nearest(word, names).c_str(),
+                      program.name);
         }
         const char* name = word.c_str();
         if (!o->is(letter)) die_usage("%s: not an option of %s", name, verb.c_str());
@@ -220,8 +229,8 @@ inline void resume_options(const Table& options, const Table& defaults, const st
         const Option& o = options[i];
         const Json& old = stored[o.name];
         const bool is_given = given.count(o.name), elsewhere = o.is('D') && data_known && !old.string.empty();
-        const bool instead = std::any_of(options.begin(), options.end(),
-                                         [&](const Option& other) { return o.excludes(other) && given.count(other.name); });
+        auto excluded_by = [&](const Option& other) { return o.excludes(other) && given.count(other.name); };
+        const bool instead = std::any_of(options.begin(), options.end(), excluded_by);
         const std::string bars = "|", list = bars + o.allowed + bars;
         const bool foreign = o.is('F') && list.find(bars + old.string + bars) == list.npos;
         if (!old || instead || foreign || (is_given && (o.is('R') || elsewhere))) continue;

@@ -1,8 +1,9 @@
 /* dev/host/packed.h -- matrices kept in fewer bits than they are computed with: bfloat16, int8, and nf4.
      int8   code = round(127 w / absmax), a scale for each output channel, which is a column
-     nf4    code = the nearest of 16 levels, quantiles of a normal distribution, to w / absmax; a scale for each block of 64
-            in a row (Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E); of a group of 16 numbers one word of
-            32 bits holds the even ones, the next the odd ones, so that a shift for each lane is all that a vector takes
+     nf4    code = the nearest of 16 levels, quantiles of a normal distribution, to w / absmax; a scale for each block
+            of 64 in a row (Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E); of a group of 16 numbers
+            one word of 32 bits holds the even ones, the next the odd ones, so that a shift for each lane is all that a
+            vector takes
    layout   codes, of int8 and nf4 in rows that are padded to whole blocks; from a multiple of 64 bytes on, scales */
 #pragma once
 #include "files.h"
@@ -42,16 +43,18 @@ inline Form form_of(const std::string& name) {
 }
 
 #define NF4_LEVELS \
-    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f, \
-    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f, \
-    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, \
+    -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, \
+    0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
 inline constexpr float LEVELS[16] = {NF4_LEVELS};
 constexpr int NF4_BLOCK = 64;
 inline constexpr size_t packed_row(size_t cols) { return (cols + NF4_BLOCK - 1) / NF4_BLOCK * NF4_BLOCK; }
 
 // Where scales begin, and the bytes of all.
 inline size_t code_bytes(Form form, size_t rows, size_t cols) {
-    const size_t bytes = form == Form::FP32 ? 0 : form == Form::BF16 ? rows * cols * 2 : rows * packed_row(cols) / (form == Form::INT8 ? 1 : 2);
+    const size_t codes = rows * packed_row(cols);            // of int8 and nf4
+    const size_t bytes = form == Form::FP32 ? 0 : form == Form::BF16 ? rows * cols * 2
+                       : form == Form::INT8 ? codes : codes / 2;
     return (bytes + 63) / 64 * 64;
 }
 inline size_t packed_bytes(Form form, size_t rows, size_t cols) {
@@ -98,8 +101,9 @@ inline void unpack(Form form, float* to, const uint8_t* from, size_t rows, size_
     const float* const scales = (const float*)(from + code_bytes(form, rows, cols));
     for (size_t i = 0; i < rows; i++) for (size_t j = 0; j < cols; j++) {
         const size_t at = i * cols + j, k = i * packed_row(cols) + j;
-        to[at] = form == Form::BF16 ? (float)((const bfloat16*)from)[at] : form == Form::INT8 ? ((const int8_t*)from)[k] * scales[j]
-                                                                  : LEVELS[nf4_code(from, k)] * scales[k / NF4_BLOCK];
+        if (form == Form::BF16) to[at] = ((const bfloat16*)from)[at];
+        else if (form == Form::INT8) to[at] = ((const int8_t*)from)[k] * scales[j];
+        else to[at] = LEVELS[nf4_code(from, k)] * scales[k / NF4_BLOCK];
     }
 }
 
@@ -112,10 +116,11 @@ template <typename T> struct Place {
     operator T*() const { return p; }
 };
 
-// Packed matrices as products read them, with what cpu::Matrix in vectors.h has: element (i,j), the matrix transposed or
-// from an element on.
+// Packed matrices as products read them, with what cpu::Matrix in vectors.h has: element (i,j), the matrix transposed
+// or from an element on.
 namespace cpu {
-// To the level-2 cache: rows of a matrix often lie where they share a few sets of level 1, and would drive each other out.
+// To the level-2 cache: rows of a matrix often lie where they share a few sets of level 1, where each would drive out
+// another.
 inline void prefetch(uintptr_t address) { __builtin_prefetch((const void*)address, 0, 2); }
 
 template <typename E> struct Matrix;

@@ -37,7 +37,8 @@ struct PatternParser {
             const int bytes = utf8_size(p, end);
             if (bytes == 0) fail(s.size(), format("found byte 0x%02x, expected UTF-8", (uint8_t)*p));
             s += *p & 0x7F >> (bytes > 1 ? bytes : 0);
-            for (const char* first = p++; p < first + bytes; p++) s.back() = s.back() << 6 | (*p & 0x3F);
+            for (int k = 1; k < bytes; k++) s.back() = s.back() << 6 | (p[k] & 0x3F);
+            p += bytes;
         }
         add();                               // END
         const int begin = add();
@@ -53,13 +54,22 @@ private:
         if (!rest.empty()) rest = ", '" + rest + "'";
         throw Error{exit_code, printable(where + format(": character %zu", at + 1) + rest + ": " + what)};
     }
-    bool take(char32_t c) { return i < s.size() && s[i] == c ? i++, true : false; }
+    bool take(char32_t c) {
+        const bool there = i < s.size() && s[i] == c;
+        i += there;
+        return there;
+    }
     void count() {                           // what is built, and what is read: either may be long where it is repeated
         if (++size > SIZE) fail(i - 1, format("more than %d parts, with all repetitions; lower their numbers", SIZE));
     }
-    int add() { return count(), edges.emplace_back(), (int)edges.size() - 1; }
+    int add() {
+        count();
+        edges.emplace_back();
+        return (int)edges.size() - 1;
+    }
     void join(int from, int to, int first = NO_BYTE, int last = NO_BYTE) {
-        count(), edges[from].push_back({first, last, to});
+        count();
+        edges[from].push_back({first, last, to});
     }
 
     // What follows reads on from part `from`, which has no edges yet, and returns the part it leads to, which has none.
@@ -87,33 +97,46 @@ private:
         take('?');
         const size_t end = i;
         if (int n; repetition(n, n)) fail(end, "repeats a repetition, which needs (?: ) around it");
-        if (most == 0) edges.resize(parts), edges[from].clear();
+        if (most == 0) {
+            edges.resize(parts);
+            edges[from].clear();
+        }
         const int out = add();
-        auto again = [&] { i = begin, last = at, at = part(at, depth); };
         if (least == 0) join(from, out);
-        for (int k = 1; k < least; k++) again();
-        for (int k = std::max(least, 1); k < most; k++) join(at, out), again();
+        for (int k = 1; k < std::max(least, most); k++) {
+            if (k >= least) join(at, out);
+            i = begin;
+            last = at;
+            at = part(at, depth);
+        }
         if (most < 0) join(at, last);
         if (most != 0) join(at, out);
-        return i = end, out;
+        i = end;
+        return out;
     }
     // Takes how often the part before it is repeated; most is -1 without an end. Braces without numbers are letters.
     bool repetition(int& least, int& most) {
         const size_t begin = i;
         auto number = [&] {
             int n = -1;
-            for (; i < s.size() && s[i] >= '0' && s[i] <= '9'; i++, count())
-                if ((n = 10 * std::max(n, 0) + int(s[i] - '0')) > SIZE) fail(begin, format("more than %d times", SIZE));
+            while (i < s.size() && s[i] >= '0' && s[i] <= '9') {
+                n = 10 * std::max(n, 0) + int(s[i++] - '0');
+                if (n > SIZE) fail(begin, format("more than %d times", SIZE));
+                count();
+            }
             return n;
         };
-        least = take('+'), most = take('?') ? 1 : -1;
+        least = take('+');
+        most = take('?') ? 1 : -1;
         if (i > begin || take('*')) return true;
         if (!take('{')) return false;
         least = most = number();
         if (take(',')) most = number();
-        if (!take('}') || i == begin + 2) return i = begin, false;
-        if (most >= 0 && most < least) fail(begin, "the first number is above the second");
-        return least = std::max(least, 0), true;
+        const bool braces = take('}') && i > begin + 2;
+        if (!braces) i = begin;
+        if (braces && most >= 0 && most < least) fail(begin, "the first number is above the second");
+        least = std::max(least, 0);
+        return braces;
     }
     int part(int from, int depth) {
         const size_t begin = i;
@@ -132,9 +155,10 @@ private:
     Letters letter() {                       // one, or those of \d and the like
         const size_t begin = i;
         count();
-        if (!take('\\')) return i++, Letters{{s[begin], s[begin]}};
+        const bool escaped = take('\\');
         if (i == s.size()) fail(begin, "a \\ with nothing behind it");
         const char32_t c = s[i++], small = c | 32;
+        if (!escaped) return {{c, c}};
         const Letters of = small == 'd' ? Letters{{'0', '9'}} : small == 's' ? Letters{{'\t', '\r'}, {' ', ' '}}
                          : small == 'w' ? Letters{{'0', '9'}, {'A', 'Z'}, {'_', '_'}, {'a', 'z'}} : Letters{};
         if (!of.empty()) return c == small ? of : others(of);
@@ -196,18 +220,25 @@ private:
                 if (lo & low) cut = lo | low;
                 else if (~hi & low) cut = (hi & ~low) - 1;
             ranges.back().first = cut + 1;
-            if (cut < hi) { ranges.push_back({lo, cut}); continue; }
+            if (cut < hi) {
+                ranges.push_back({lo, cut});
+                continue;
+            }
             ranges.pop_back();
             std::string first, last;
-            append_utf8(first, lo), append_utf8(last, hi);
+            append_utf8(first, lo);
+            append_utf8(last, hi);
             int to = out;
-            for (size_t k = first.size(); k-- > 0;) {
+            for (size_t k = first.size() - 1; k > 0; k--) {
                 const int least = (uint8_t)first[k], most = (uint8_t)last[k];
-                if (k == 0) { join(from, to, least, most); break; }
                 int& at = shared[{least, most, to}];
-                if (at == 0) join(at = add(), to, least, most);
+                if (at == 0) {
+                    at = add();
+                    join(at, to, least, most);
+                }
                 to = at;
             }
+            join(from, to, (uint8_t)first[0], (uint8_t)last[0]);
         }
         return out;
     }
@@ -225,7 +256,9 @@ struct Pattern {
     explicit Pattern(const std::string& regex, const std::string& where = "pattern", int exit_code = 2)
         : where(where), exit_code(exit_code) {
         PatternParser parser{this->where, exit_code};
-        begin = parser.parse(regex), edges = std::move(parser.edges), marks.resize(edges.size());
+        begin = parser.parse(regex);
+        edges = std::move(parser.edges);
+        marks.resize(edges.size());
         std::array<bool, 2 * PatternParser::NO_BYTE> differs{};        // a byte from the one before it
         for (auto& of : edges) for (const Edge& e : of) differs[e.first] = differs[e.last + 1] = true;
         for (int b = 1; b < 256; b++) kind[b] = kind[b - 1] + differs[b];
@@ -239,10 +272,12 @@ struct Pattern {
     int step(int state, uint8_t byte) {
         const size_t at = (size_t)state * kinds + kind[byte];
         if (next[at] != UNKNOWN) return next[at];
-        round++, found.clear();
+        round++;
+        found.clear();
         for (int p : set(state)) for (const Edge& e : edges[p]) if (e.first <= byte && byte <= e.last) reach(e.to);
         const int to = number(found);        // this may move next
-        return next[at] = to;
+        next[at] = to;
+        return to;
     }
     int step(int state, std::string_view bytes) {
         for (uint8_t byte : bytes) state = step(state, byte);
@@ -267,8 +302,10 @@ struct Pattern {
         std::sort(set.begin(), set.end());
         const auto [at, fresh] = numbers.emplace(std::move(set), sets.size());
         if (!fresh) return at->second;
-        sets.push_back(&at->first), next.insert(next.end(), kinds, UNKNOWN);
-        if ((bytes += sizeof(*at) + sizeof(int) * (at->first.size() + kinds)) > limit)
+        sets.push_back(&at->first);
+        next.insert(next.end(), kinds, UNKNOWN);
+        bytes += sizeof(*at) + sizeof(int) * (at->first.size() + kinds);
+        if (bytes > limit)
             fail(format("takes more than %zu MB of states; it has too many ways to match a text", limit >> 20));
         return at->second;
     }
@@ -286,14 +323,22 @@ private:
     size_t bytes, round = 0;
 
     void restart() {
-        numbers.clear(), sets.clear(), next.clear(), bytes = 0;
+        numbers.clear();
+        sets.clear();
+        next.clear();
+        bytes = 0;
         number({});                          // DEAD
-        round++, found.clear(), reach(begin), first = number(found);
+        round++;
+        found.clear();
+        reach(begin);
+        first = number(found);
     }
     // Adds to `found` the parts of sets to which p leads without a byte.
     void reach(int p) {
-        for (open = {p}; !open.empty();) {
-            p = open.back(), open.pop_back();
+        open = {p};
+        while (!open.empty()) {
+            p = open.back();
+            open.pop_back();
             if (marks[p] == round) continue;
             marks[p] = round;
             if (is_in_sets(p)) found.push_back(p);
@@ -328,12 +373,17 @@ struct Guide {
         if (auto at = known.find(state); at != known.end()) return at->second;
         Allowed a = {std::vector<uint64_t>((tokens.size() + 63) / 64)};
         if (known.size() * a.bits.size() * sizeof(uint64_t) > pattern.limit) known.clear();
-        walk(state, [&](size_t token) { a.bits[token / 64] |= (uint64_t)1 << token % 64, a.any = true; return true; });
+        walk(state, [&](size_t token) {
+            a.bits[token / 64] |= (uint64_t)1 << token % 64;
+            a.any = true;
+            return true;
+        });
         return known[state] = std::move(a);
     }
     // To be called between tokens, with the states of all texts: so the limit holds, however many there come to be.
     void tidy(std::vector<int>& held) { if (pattern.tidy(held)) known.clear(); }
-    // The same, and then those logits are `never` whose tokens may not follow in state held[i]; `end` is the end of text.
+    // The same, and then those logits are `never` whose tokens may not follow in state held[i]; `end` is the end of
+    // text.
     void rule_out(float* logits, std::vector<int>& held, size_t i, int end, float never) {
         tidy(held);
         const Allowed& a = allowed(held[i]);
@@ -357,7 +407,8 @@ private:
         std::string_view before;
         for (auto& [bytes, token, shared] : sorted) {
             shared = std::mismatch(bytes.begin(), bytes.end(), before.begin(), before.end()).first - bytes.begin();
-            before = bytes, states.resize(std::max(states.size(), bytes.size() + 1));
+            before = bytes;
+            states.resize(std::max(states.size(), bytes.size() + 1));
         }
     }
     bool completable(int state) const {
@@ -382,22 +433,28 @@ private:
         std::array<bool, 256> alone{};       // a token
         for (auto& t : sorted) alone[(uint8_t)t.bytes[0]] |= t.bytes.size() == 1;
         if (std::find(alone.begin(), alone.end(), false) == alone.end()) return;
-        can_end.resize(pattern.parts()), can_end[PatternParser::END] = true;
-        for (bool more = true; more;) {
+        can_end.resize(pattern.parts());
+        can_end[PatternParser::END] = true;
+        bool more;
+        do {
             more = false;
-            for (int p = pattern.parts(); --p > PatternParser::END;) {
+            for (int p = pattern.parts() - 1; p > PatternParser::END; p--) {
                 if (can_end[p] || !pattern.is_in_sets(p)) continue;
                 std::vector<int> none;
                 pattern.tidy(none);
-                walk(pattern.number({p}), [&](size_t) { more = can_end[p] = true; return false; });
+                walk(pattern.number({p}), [&](size_t) {
+                    more = can_end[p] = true;
+                    return false;
+                });
             }
-        }
+        } while (more);
     }
 };
 
 // The bytes of each id below V; none of what is no text.
 inline std::vector<std::string> vocabulary_of(const Tokenizer& tokenizer, int V) {
     std::vector<std::string> tokens(V);
-    for (int id = 0; id < std::min(V, tokenizer.vocab()); id++) if (!tokenizer.is_added(id)) tokens[id] = tokenizer.decode(id);
+    for (int id = 0; id < std::min(V, tokenizer.vocab()); id++)
+        if (!tokenizer.is_added(id)) tokens[id] = tokenizer.decode(id);
     return tokens;
 }

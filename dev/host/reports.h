@@ -70,17 +70,21 @@ struct StepReport {
     }
 };
 
-/* How far a reward model tells the better answers of preferences: loss, the share of pairs that it orders rightly, the mean
-   margin, and its calibration: by how much that share differs from the probability, sigmoid of the margin, that it gives its
-   own order, over 10 bins of that probability (Guo et al. 2017, arXiv:1706.04599, eq. 3). */
+/* How far a reward model tells the better answers of preferences: loss, the share of pairs that it orders rightly, the
+   mean margin, and its calibration: by how much that share differs from the probability, sigmoid of the margin, that it
+   gives its own order, over 10 bins of that probability (Guo et al. 2017, arXiv:1706.04599, eq. 3). */
 struct Preferences {
     double nats = 0, margins = 0, expected[10] = {}, correct[10] = {};
     size_t pairs = 0, right = 0;
     void add(double margin, double loss) {
         const double sure = 1 / (1 + std::exp(-std::abs(margin)));
         const int bin = std::min(9, int(20 * (sure - 0.5)));
-        nats += loss, margins += margin, pairs++, right += margin > 0;
-        expected[bin] += sure, correct[bin] += margin > 0;
+        nats += loss;
+        margins += margin;
+        pairs++;
+        right += margin > 0;
+        expected[bin] += sure;
+        correct[bin] += margin > 0;
     }
     double loss() const { return nats / pairs; }
     double accuracy() const { return 1.0 * right / pairs; }
@@ -91,15 +95,16 @@ struct Preferences {
         return sum / pairs;
     }
     std::string line() const {
-        return format("val loss %.6f nats/pair, accuracy %.4f, margin %.3f, calibration error %.3f, %zu pairs", loss(), accuracy(),
-                      margin(), calibration_error(), pairs);
+        return format("val loss %.6f nats/pair, accuracy %.4f, margin %.3f, calibration error %.3f, %zu pairs", loss(),
+                      accuracy(), margin(), calibration_error(), pairs);
     }
     Measures measures(double) const {
         return {{"accuracy", accuracy()}, {"margin", margin()}, {"calibration_error", calibration_error()}};
     }
 };
 /* A model whose context is full is a Markov chain over its V^T contexts: token v leads from (a, b, ..) to (b, .., v).
-   Prints that chain as a Graphviz digraph, each arrow with its token and probability; logits_of(context, out) gives those. */
+   Prints that chain as a Graphviz digraph, each arrow with its token and probability, which logits_of(context, out)
+   gives. */
 template <typename F> void print_chain(int V, int T, F logits_of) {
     const double contexts = std::pow(V, T);
     if (contexts * V > 65536)
@@ -109,7 +114,10 @@ template <typename F> void print_chain(int V, int T, F logits_of) {
     std::vector<int> x(T);                                   // of a state: its number, written in base V
     auto name = [&](int state) {
         std::string s;
-        for (int t = T - 1; t >= 0; t--, state /= V) x[t] = state % V;
+        for (int t = T - 1; t >= 0; t--) {
+            x[t] = state % V;
+            state /= V;
+        }
         for (int token : x) s += (V > 10 && !s.empty()) ? format(" %d", token) : format("%d", token);
         return s;
     };
@@ -125,8 +133,9 @@ template <typename F> void print_chain(int V, int T, F logits_of) {
     printf("}\n");
 }
 
-/* How often the right completion of a question has the maximum log-probability: as a sum (acc); per token (llm.c's acc_norm);
-   per byte of its text without the space before it (lm-evaluation-harness's acc_norm counts characters: the same in ASCII). */
+/* How often the right completion of a question has the maximum log-probability: as a sum (acc); per token (llm.c's
+   acc_norm); per byte of its text without the space before it (lm-evaluation-harness's acc_norm counts characters: the
+   same in ASCII). */
 struct ChoiceScores {
     int questions = 0, chosen[3] = {};
     std::array<int, 3> right = {};
@@ -135,7 +144,10 @@ struct ChoiceScores {
     void add(size_t k, size_t n, int label, double sum, size_t tokens, size_t bytes) {
         const double lengths[] = {1, (double)tokens, std::max(1.0, (double)bytes)};
         for (int r = 0; r < 3; r++) {
-            if (k == 0 || sum / lengths[r] > best[r]) best[r] = sum / lengths[r], chosen[r] = (int)k;
+            if (k == 0 || sum / lengths[r] > best[r]) {
+                best[r] = sum / lengths[r];
+                chosen[r] = (int)k;
+            }
             if (k + 1 == n) right[r] += chosen[r] == label;
         }
         questions += k + 1 == n;
@@ -143,7 +155,8 @@ struct ChoiceScores {
     std::string line(bool bytes) const {
         const char* const names[] = {"acc", ", acc_norm", ", acc_norm a byte"};
         std::string s;
-        for (int r = 0; r < (bytes ? 3 : 2); r++) s += format("%s %.4f (%d of %d)", names[r], 1.0 * right[r] / questions, right[r], questions);
+        for (int r = 0; r < (bytes ? 3 : 2); r++)
+            s += format("%s %.4f (%d of %d)", names[r], 1.0 * right[r] / questions, right[r], questions);
         return s;
     }
 };

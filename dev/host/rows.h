@@ -18,14 +18,17 @@ struct Row { std::vector<int> x, y; };
 // Adds to a row: end of text, context, response; its targets are the response and the end of text behind it.
 inline void add_turn(Row& r, int eot, const std::vector<int>& context, const std::vector<int>& response) {
     r.x.push_back(eot);
-    r.x.insert(r.x.end(), context.begin(), context.end()), r.x.insert(r.x.end(), response.begin(), response.end());
-    r.y.insert(r.y.end(), context.size(), -1), r.y.insert(r.y.end(), response.begin(), response.end());
+    r.x.insert(r.x.end(), context.begin(), context.end());
+    r.x.insert(r.x.end(), response.begin(), response.end());
+    r.y.insert(r.y.end(), context.size(), -1);
+    r.y.insert(r.y.end(), response.begin(), response.end());
     r.y.push_back(eot);
 }
 
 inline Row turn_row(int eot, const std::vector<int>& context, const std::vector<int>& response) {
     Row r;
-    return add_turn(r, eot, context, response), r;
+    add_turn(r, eot, context, response);
+    return r;
 }
 
 // The completions of multiple choice questions, a row each, without an end of text.
@@ -56,7 +59,8 @@ struct Batch {
     std::vector<float> weight, old, ref;     // (B,T): PPO's; see Objective in train_gpt.cpp
     explicit Batch(const std::vector<Row>& rows) : B(rows.size()) {
         for (const Row& r : rows) T = std::max(T, (int)r.x.size());
-        x.resize((size_t)B * T, 0), y.resize((size_t)B * T, -1);
+        x.resize((size_t)B * T, 0);
+        y.resize((size_t)B * T, -1);
         for (int b = 0; b < B; b++) {
             std::copy(rows[b].x.begin(), rows[b].x.end(), x.begin() + (size_t)b * T);
             std::copy(rows[b].y.begin(), rows[b].y.end(), y.begin() + (size_t)b * T);
@@ -72,7 +76,8 @@ template <typename F> double sum_over(const std::vector<Batch>& batches, F f) {
 }
 
 // f(i, rows i, i + 1, ... as a batch) for all n rows, at most so many at a time, or every `ranks`th of these batches.
-template <typename RowAt, typename F> void each_batch(size_t n, size_t most, RowAt row_at, F f, int rank = 0, int ranks = 1) {
+template <typename RowAt, typename F>
+void each_batch(size_t n, size_t most, RowAt row_at, F f, int rank = 0, int ranks = 1) {
     for (size_t i = rank * most; i < n; i += ranks * most) {
         std::vector<Row> rows;
         for (size_t k = i; k < std::min(n, i + most); k++) rows.push_back(row_at(k));
@@ -100,8 +105,12 @@ struct ExampleRows {
         int room = 0;
         for (int e : order) {
             const int length = examples.length(e);
-            if (!side_by_side || length > room) packs.emplace_back(), room = T;
-            packs.back().push_back(e), room -= length;
+            if (!side_by_side || length > room) {
+                packs.emplace_back();
+                room = T;
+            }
+            packs.back().push_back(e);
+            room -= length;
         }
     }
     Row row(size_t i, int answer = 1) const {                // answer 2: the rejected one
@@ -114,8 +123,8 @@ struct ExampleRows {
     const std::vector<int>* example(size_t i) const { return examples.of(packs[i][0]); }
 };
 
-// What a text like the shard's begins with: an end of text; or, where a million tokens hold no other than at their start, as
-// in a book, the first ones, which a model of it has seen.
+// What a text like the shard's begins with: an end of text; or, where a million tokens hold no other than at their
+// start, as in a book, the first ones, which a model of it has seen.
 inline std::vector<int> beginning_of(const Shard& shard, int eot, int T) {
     for (size_t i = 1; i < std::min<size_t>(shard.count, 1 << 20); i++) if ((int)shard[i] == eot) return {eot};
     std::vector<int> first;
@@ -132,10 +141,12 @@ struct Source {
     explicit Source(const Wanted& w) {
         for (const std::string& path : glob_files(w.pattern, w.option.c_str())) {
             if (w.kinds.size()) {
-                examples.push_back(std::make_unique<ExampleRows>(path, w)), identity.add(Mapped(path));
+                examples.push_back(std::make_unique<ExampleRows>(path, w));
+                identity.add(Mapped(path));
                 continue;
             }
-            shards.push_back(std::make_unique<Shard>(path, w.raw)), shards.back()->check_tokens(w.V);
+            shards.push_back(std::make_unique<Shard>(path, w.raw));
+            shards.back()->check_tokens(w.V);
             identity.add(shards.back()->file);
         }
     }
@@ -152,10 +163,12 @@ struct Source {
         for (auto& rows : examples) {
             if (compared)
                 rows->examples.need("--reward exact", {2}, "; or give --reward MODEL or --reward-command PROGRAM");
-            for (size_t i = 0; i < rows->packs.size(); i++)
-                if (const size_t n = rows->example(i)[0].size() + 1 + std::max(answer, 1LL); n > (size_t)rows->T)
-                    die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the context has %d",
-                        rows->examples.path.c_str(), rows->examples.number[i], n, rows->T);
+            for (size_t i = 0; i < rows->packs.size(); i++) {
+                const size_t n = rows->example(i)[0].size() + 1 + std::max(answer, 1LL);
+                if (n > (size_t)rows->T)
+                    die("%s: example %zu: its prompt and an answer of --response-tokens make %zu tokens, and the "
+                        "context has %d", rows->examples.path.c_str(), rows->examples.number[i], n, rows->T);
+            }
         }
     }
 };
@@ -175,8 +188,8 @@ inline Row row_of(const Shard& shard, size_t at, int n, bool last_only, int eot)
    asked for, so the position in the data is one number.
    packed    windows of T tokens side by side, all targets
    sliding   every window of T tokens, one token apart, of which only the last target counts
-   In the later stages a window is a row of examples, which have other neighbours in every epoch, so that these differ in
-   length. */
+   In the later stages a window is a row of examples, which have other neighbours in every epoch, so that these differ
+   in length. */
 struct Windows : Source {
     std::vector<size_t> windows;             // of each file
     size_t total = 0;                        // of an epoch, the first
@@ -189,7 +202,8 @@ struct Windows : Source {
         for (auto& e : examples) windows.push_back(e->packs.size());
         for (auto& s : shards) {
             const size_t n = s->count;
-            windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0), tokens += n;
+            windows.push_back(n > (size_t)T ? (n - T - 1) / (sliding ? 1 : T) + 1 : 0);
+            tokens += n;
         }
         for (size_t n : windows) {
             if (n > UINT32_MAX) die("%s: more than 2^32 windows in a file; split it", w.pattern.c_str());
@@ -230,7 +244,8 @@ struct Windows : Source {
     }
     Row row(size_t g, int answer = 1) {
         const auto [file, i] = find(g);
-        return shards.empty() ? examples[file]->row(i, answer) : row_of(*shards[file], i * (sliding ? 1 : T), T, sliding, -1);
+        if (shards.empty()) return examples[file]->row(i, answer);
+        return row_of(*shards[file], i * (sliding ? 1 : T), T, sliding, -1);
     }
 
 private:
@@ -243,7 +258,8 @@ private:
     uint64_t stream(uint64_t a, uint64_t b) { return mix64(a * 0x9E3779B97F4A7C15ull + b + 1) | 1; }
     void open_epoch(size_t e) {
         if (e == epoch) return;
-        epoch = e, open = -1;
+        epoch = e;
+        open = -1;
         order.resize(windows.size());
         std::iota(order.begin(), order.end(), 0);
         Rng(seed, stream(e, 0)).shuffle(order);
@@ -251,7 +267,8 @@ private:
             std::vector<int> shuffled(examples[k]->examples.size());
             std::iota(shuffled.begin(), shuffled.end(), 0);
             Rng(seed, stream(e, ~k)).shuffle(shuffled);
-            examples[k]->pack(shuffled), windows[k] = examples[k]->packs.size();
+            examples[k]->pack(shuffled);
+            windows[k] = examples[k]->packs.size();
         }
     }
     void next_epoch() {
@@ -272,7 +289,7 @@ private:
    documents   one row a document: inputs end-of-text, d1..dn, targets d1..dn, end-of-text
    sliding     as in training */
 struct ValidationRows : Source {
-    struct Span { int file; size_t begin; int length; };     // inputs begin .. begin + length - 1; or row `begin` of examples
+    struct Span { int file; size_t begin; int length; };     // `length` inputs from `begin` on; or that row of examples
     std::vector<Span> spans;
     const int eot;
     const bool sliding;
@@ -288,12 +305,14 @@ struct ValidationRows : Source {
                 spans.push_back({k, i, (int)std::min<size_t>(w.T, n - 1 - i)});
             }
         }
-        if (spans.empty()) die("%s: too short to validate on: no window of inputs and targets in it", w.pattern.c_str());
+        if (spans.empty())
+            die("%s: too short to validate on: no window of inputs and targets in it", w.pattern.c_str());
         if (limit && spans.size() > limit) spans.resize(limit);
     }
     Row row(size_t i, int answer = 1) const {
         const Span& s = spans[i];
-        return shards.empty() ? examples[s.file]->row(s.begin, answer) : row_of(*shards[s.file], s.begin, s.length, sliding, eot);
+        if (shards.empty()) return examples[s.file]->row(s.begin, answer);
+        return row_of(*shards[s.file], s.begin, s.length, sliding, eot);
     }
 
 private:
@@ -303,7 +322,8 @@ private:
         if (s.count && (int)s[0] != eot)
             die("%s: does not begin with end-of-text (%d), as a shard of whole documents does", name, eot);
         for (size_t begin = 0, end; begin < s.count; begin = end) {
-            for (end = begin + 1; end < s.count && (int)s[end] != eot;) end++;
+            end = begin + 1;
+            while (end < s.count && (int)s[end] != eot) end++;
             if (end - begin > (size_t)T)
                 die("%s: token %zu: a document of %zu tokens does not fit the context of %d; raise --context", name,
                     begin, end - begin, T);
@@ -327,9 +347,9 @@ inline void tell_shared(const std::string& train_files, const std::string& val_f
             if (fs::equivalent(train, path)) warn("--val %s: is in --train, too", path.c_str());
 }
 
-// What a model is measured on, read and checked before there is a model: validation rows, at most `limit` if that is not 0,
-// multiple choice questions, and prompts with their answers, of a dialogue the last. train: files that it should have
-// no part in, or "".
+// What a model is measured on, read and checked before there is a model: validation rows, at most `limit` if that is
+// not 0, multiple choice questions, and prompts with their answers, of a dialogue the last. train: files that it should
+// have no part in, or "".
 struct HeldOut {
     std::optional<ValidationRows> val;
     std::optional<Choices> choices;
@@ -337,19 +357,22 @@ struct HeldOut {
     std::map<std::string, std::string> data = {};            // what tells it from other data
     double floor = NAN;
 
-    HeldOut(const Wanted& w, size_t limit, const std::string& train, const std::string& questions, const std::string& answered) {
+    HeldOut(const Wanted& w, size_t limit, const std::string& train, const std::string& questions,
+            const std::string& answered) {
         const bool documents = w.rows == "documents";
         if (documents && w.eot < 0) die_usage("--rows documents: needs a tokenizer, to know the end of text");
         if (!answered.empty() && w.eot < 0) die_usage("--answers: needs a tokenizer, to know the end of text");
         if (!w.pattern.empty()) {
             if (!train.empty()) tell_shared(train, w.pattern);
-            val.emplace(w, limit), data["val"] = val->identity.text();
+            val.emplace(w, limit);
+            data["val"] = val->identity.text();
             if (documents) floor = known_floor(w.pattern);
         }
         if (!questions.empty()) choices.emplace(questions, w.V, w.T);
         if (answered.empty()) return;
         if (w.stage == "reward") die_usage("--answers: a model of --stage reward writes none; --val orders pairs");
-        answers.emplace(answered, w.V, w.T), answers->need("--answers", {0, 2, 3});
+        answers.emplace(answered, w.V, w.T);
+        answers->need("--answers", {0, 2, 3});
         answers->answer_last(w.eot);
         data["answers"] = Identity(answered).text();
     }

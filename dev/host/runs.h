@@ -26,11 +26,15 @@ struct Identity {
             size_t at = 0;
             for (; at + sizeof words <= part.size(); at += sizeof words) {
                 memcpy(words, part.data() + at, sizeof words);
-                for (int k = 0; k < 8; k++) h[k] = (h[k] ^ words[k]) * 0x9E3779B97F4A7C15ull, h[k] ^= h[k] >> 32;
+                for (int k = 0; k < 8; k++) {
+                    h[k] = (h[k] ^ words[k]) * 0x9E3779B97F4A7C15ull;
+                    h[k] ^= h[k] >> 32;
+                }
             }
             sums[i] = checksum({(const char*)h, sizeof h}) ^ checksum(part.substr(at));
         }
-        files++, bytes += file.size;
+        files++;
+        bytes += file.size;
         sum = mix64(sum ^ checksum({(const char*)sums.data(), 8 * sums.size()}));
     }
     std::string text() const { return format("%zu bytes in %zu files, checksum %s", bytes, files, hex(sum).c_str()); }
@@ -69,8 +73,8 @@ inline bool is_checkpoint(const std::string& dir) {
     return text.substr(0, first.size()) == first.substr(0, text.size()) || text.find("  \"checksum\": \"") != text.npos;
 }
 
-// Checks a checkpoint of ours against its state.json, which it returns: all its files, of which threads take one each, or
-// only those that a model is read from.
+// Checks a checkpoint of ours against its state.json, which it returns: all its files, of which threads take one each,
+// or only those that a model is read from.
 inline Json verify_checkpoint(const std::string& dir, bool all = true) {
     const std::string path = dir + "/state.json", text = read_file(path);
     const size_t end = text.rfind("  \"checksum\"");
@@ -80,8 +84,11 @@ inline Json verify_checkpoint(const std::string& dir, bool all = true) {
     if (!state["files"]) die("%s: 'files' is missing", path.c_str());
     std::vector<std::unique_ptr<Mapped>> files;
     std::vector<const Json*> entries;
-    for (auto& [name, entry] : state["files"].members)
-        if (all || name != "optimizer.safetensors") files.push_back(std::make_unique<Mapped>(dir + "/" + name)), entries.push_back(&entry);
+    for (auto& [name, entry] : state["files"].members) {
+        if (!all && name == "optimizer.safetensors") continue;
+        files.push_back(std::make_unique<Mapped>(dir + "/" + name));
+        entries.push_back(&entry);
+    }
     std::vector<std::string> sums(files.size());
     #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < files.size(); i++) sums[i] = hex(checksum(files[i]->text()));
@@ -100,8 +107,10 @@ inline bool is_step(const std::string& name, const std::string& ending) {
 
 inline std::vector<std::string> checkpoints_in(const std::string& run, bool whole = true) {     // oldest first
     std::vector<std::string> found;
-    for (const std::string& name : entries_of(run))
-        if (is_step(name, "") && (!whole || exists(run + "/" + name + "/state.json"))) found.push_back(run + "/" + name);
+    for (const std::string& name : entries_of(run)) {
+        const std::string path = run + "/" + name;
+        if (is_step(name, "") && (!whole || exists(path + "/state.json"))) found.push_back(path);
+    }
     auto older = [](auto& a, auto& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; };
     std::sort(found.begin(), found.end(), older);
     return found;
@@ -110,8 +119,10 @@ inline std::vector<std::string> checkpoints_in(const std::string& run, bool whol
 // The one to go on from, "" if there is none. A newer directory that is not whole, as a copy may be, is told of.
 inline std::string newest_whole(const std::string& run) {
     std::vector<std::string> found = checkpoints_in(run, false);
-    for (; !found.empty() && !exists(found.back() + "/state.json"); found.pop_back())
+    while (!found.empty() && !exists(found.back() + "/state.json")) {
         warn("%s: has no state.json, so it is not whole: passed over", found.back().c_str());
+        found.pop_back();
+    }
     const std::string best = run + "/best";                  // all that is left, where the others were removed for room
     return !found.empty() ? found.back() : exists(best + "/state.json") ? best : "";
 }
@@ -123,7 +134,10 @@ struct Held {
     bool all = false;                        // of it is ours
 
     Held(const std::string& dir, int how, int tries = 1) : fd(open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-        while (fd >= 0 && !(all = flock(fd, how | LOCK_NB) == 0) && --tries > 0) usleep(10000);
+        for (; fd >= 0 && tries > 0 && !all; tries--) {
+            all = flock(fd, how | LOCK_NB) == 0;
+            if (!all && tries > 1) usleep(10000);
+        }
     }
     ~Held() { if (fd >= 0) close(fd); }
     Held(Held&& other) : fd(std::exchange(other.fd, -1)), all(other.all) {}
@@ -135,8 +149,10 @@ struct Held {
 
 // Makes `path` the newest checkpoint if it is a run's directory, and holds it: a run under way removes old ones.
 inline Held hold_newest(std::string& path) {
-    for (const std::string given = path;;) {
-        const bool run = exists(given, true) && !exists(given + "/config.json") && !exists(given + "/adapter_config.json");
+    const std::string given = path;
+    for (;;) {
+        const bool model = exists(given + "/config.json") || exists(given + "/adapter_config.json");
+        const bool run = exists(given, true) && !model;
         const std::string found = run ? newest_whole(given) : "";
         if (run && !found.empty()) path = found;
         Held held(path, LOCK_SH, 100);
@@ -161,21 +177,27 @@ inline void remove_old(const std::string& run, size_t keep) {
 inline void make_best(const std::string& run, const std::string& checkpoint) {
     const std::string best = run + "/best", partial = best + ".partial", old = best + ".old";
     std::error_code error;
-    fs::remove_all(partial, error), fs::remove_all(old, error);
+    fs::remove_all(partial, error);
+    fs::remove_all(old, error);
     if (!fs::create_directory(partial, error)) die("%s: cannot create: %s", partial.c_str(), error.message().c_str());
     for (const std::string& name : entries_of(checkpoint)) {
         fs::create_hard_link(checkpoint + "/" + name, partial + "/" + name, error);
         if (error) write_file(partial + "/" + name, Mapped(checkpoint + "/" + name).text());
     }
-    error.clear(), sync_directory(partial);
+    error.clear();
+    sync_directory(partial);
     const Held held(best, LOCK_EX, 6000);
 #ifdef RENAME_EXCHANGE
     if (renameat2(AT_FDCWD, partial.c_str(), AT_FDCWD, best.c_str(), RENAME_EXCHANGE) != 0)
 #endif
-        fs::rename(best, old, error), fs::rename(partial, best, error);
+    {
+        fs::rename(best, old, error);
+        fs::rename(partial, best, error);
+    }
     if (error) die("%s: cannot rename to %s: %s", partial.c_str(), best.c_str(), error.message().c_str());
     sync_directory(run);
-    fs::remove_all(partial, error), fs::remove_all(old, error);
+    fs::remove_all(partial, error);
+    fs::remove_all(old, error);
 }
 
 // The run's directory, held against a second writer for as long as this object lives. OUT/log.jsonl has one JSON object
@@ -219,7 +241,8 @@ struct RunDirectory {
         world.barrier();
         const std::string seen = stat(path.c_str(), &st) == 0 ? format("%llu", (unsigned long long)st.st_ino) : "none";
         if (world.texts(seen)[0] != seen)
-            die("--out %s: is not the directory that rank 0 writes to; all ranks must see the same, by one name", path.c_str());
+            die("--out %s: is not the directory that rank 0 writes to; all ranks must see the same, by one name",
+                path.c_str());
     }
 
     // Keeps what the log says of steps up to `step`, and opens it for more. What follows the last step is made again.
@@ -227,20 +250,23 @@ struct RunDirectory {
         if (!writes) return;
         std::string kept;
         if (step > 0 && exists(log_path())) {
-            std::string all = read_file(log_path());
-            for (size_t begin = 0, end; (end = all.find('\n', begin)) != all.npos; begin = end + 1) {
-                const std::string line = all.substr(begin, end + 1 - begin);
+            const std::string all = read_file(log_path());
+            size_t begin = 0;
+            while (all.find('\n', begin) != all.npos) {
+                const std::string line = all.substr(begin, all.find('\n', begin) + 1 - begin);
+                begin += line.size();
                 char event[16];
                 long long at;
                 if (sscanf(line.c_str(), "{\"event\": \"%15[a-z]\", \"step\": %lld", event, &at) != 2) continue;
-                const bool again = at == last && (!strcmp(event, "eval") || !strcmp(event, "answers") || !strcmp(event, "sample"));
-                if (at <= step && !again) kept += line;
+                const bool measured = !strcmp(event, "eval") || !strcmp(event, "answers") || !strcmp(event, "sample");
+                if (at <= step && !(at == last && measured)) kept += line;
             }
         }
         write_file(log_path() + ".new", kept);
         std::error_code error;
         fs::rename(log_path() + ".new", log_path(), error);
-        if (error || !(log = fopen(log_path().c_str(), "a"))) die("%s: cannot write", log_path().c_str());
+        if (!error) log = fopen(log_path().c_str(), "a");
+        if (error || !log) die("%s: cannot write", log_path().c_str());
     }
     void put(const char* event, long long step, const Fields& fields) {
         if (!writes) return;

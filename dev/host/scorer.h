@@ -1,5 +1,5 @@
-/* dev/host/scorer.h -- a program that scores answers: it stays alive, reads a line {"prompt": ..., "response": ...} for each
-   and writes a number a line, in the same order. Whatever else it does ends in one line. */
+/* dev/host/scorer.h -- a program that scores answers: it stays alive, reads a line {"prompt": ..., "response": ...} for
+   each and writes a number a line, in the same order. Whatever else it does ends in one line. */
 #pragma once
 #include "machine.h"
 #include "tokenizer.h"
@@ -14,61 +14,80 @@ struct Scorer {
 
     Scorer(const std::string& command, double timeout) : command(command), timeout(timeout) {
         int in[2], out[2];
-        if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || (pid = fork()) < 0) fail("cannot start: %s", strerror(errno));
+        const bool piped = pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0;
+        if (piped) pid = fork();
+        if (pid < 0) fail("cannot start: %s", strerror(errno));
         if (pid == 0) {                      // a group of its own: the keys that stop a run are not for it
-            setpgid(0, 0), dup2(in[0], 0), dup2(out[1], 1), signal(SIGPIPE, SIG_DFL);
+            setpgid(0, 0);
+            dup2(in[0], 0);
+            dup2(out[1], 1);
+            signal(SIGPIPE, SIG_DFL);
             execl("/bin/sh", "sh", "-c", command.c_str(), (char*)nullptr);
             _exit(127);
         }
-        close(in[0]), close(out[1]), to = in[1], from = out[0];
-        fcntl(to, F_SETFL, O_NONBLOCK), fcntl(from, F_SETFL, O_NONBLOCK);
+        close(in[0]);
+        close(out[1]);
+        to = in[1];
+        from = out[0];
+        for (int end : {to, from}) fcntl(end, F_SETFL, O_NONBLOCK);
     }
     Scorer(const Scorer&) = delete;
     ~Scorer() {
-        close(to), close(from);
+        close(to);
+        close(from);
         for (int i = 0; i < 100 && waitpid(pid, nullptr, WNOHANG) == 0; i++) usleep(1000);   // its input has ended
-        kill(-pid, SIGKILL), waitpid(pid, nullptr, 0);
+        kill(-pid, SIGKILL);
+        waitpid(pid, nullptr, 0);
     }
 
     // A score for each pair of prompt and response. Reads while it writes, for either pipe may be full.
     std::vector<double> scores(const std::vector<std::pair<std::string, std::string>>& answers) {
         std::string given, said;
         for (auto& [prompt, response] : answers)
-            given += "{\"prompt\": " + json_quote(valid_utf8(prompt)) + ", \"response\": " + json_quote(valid_utf8(response)) + "}\n";
+            given += "{\"prompt\": " + json_quote(valid_utf8(prompt)) +
+                     ", \"response\": " + json_quote(valid_utf8(response)) + "}\n";
         std::vector<double> scores;
         double last = seconds();
-        for (size_t written = 0; written < given.size() || scores.size() < answers.size();) {
+        size_t written = 0;
+        while (written < given.size() || scores.size() < answers.size()) {
             pollfd ends[] = {{from, POLLIN, 0}, {written < given.size() ? to : -1, POLLOUT, 0}};
             const double left = last + timeout - seconds();
             if (left <= 0)
-                fail("no answer within %g seconds, after %zu of %zu scores; it has to write each line at once (in Python "
-                     "print(..., flush=True) or python3 -u); --reward-timeout gives it longer", timeout, scores.size(),
-                     answers.size());
-            if (poll(ends, 2, std::min(left * 1e3 + 1, 1e6)) < 0 && errno != EINTR) fail("cannot wait for it: %s", strerror(errno));
+                fail("no answer within %g seconds, after %zu of %zu scores; it has to write each line at once (in "
+                     "Python print(..., flush=True) or python3 -u); --reward-timeout gives it longer", timeout,
+                     scores.size(), answers.size());
+            if (poll(ends, 2, std::min(left * 1e3 + 1, 1e6)) < 0 && errno != EINTR)
+                fail("cannot wait for it: %s", strerror(errno));
             if (ends[1].revents) {
                 const ssize_t n = write(to, &given[written], given.size() - written);
                 if (n < 0 && errno != EAGAIN) ended(scores.size(), answers.size());
-                if (n > 0) written += n, last = seconds();
+                if (n > 0) last = seconds();
+                if (n > 0) written += n;
             }
             if (!ends[0].revents) continue;
             char bytes[65536];
             const ssize_t n = read(from, bytes, sizeof bytes);
             if (n == 0) ended(scores.size(), answers.size());
-            if (n > 0) said.append(bytes, n), last = seconds();
+            if (n > 0) last = seconds();
+            if (n > 0) said.append(bytes, n);
             size_t begin = 0;
-            for (size_t end; (end = said.find('\n', begin)) != said.npos; begin = end + 1) {
+            while (said.find('\n', begin) != said.npos) {
+                const size_t end = said.find('\n', begin);
                 const std::string line = said.substr(begin, end - begin);
+                begin = end + 1;
                 char* after;
                 const double score = strtod(line.c_str(), &after);
-                if (scores.size() == answers.size()) fail("more than %zu lines for as many answers: '%s'", answers.size(), shown_line(line).c_str());
+                if (scores.size() == answers.size())
+                    fail("more than %zu lines for as many answers: '%s'", answers.size(), shown_line(line).c_str());
                 if (after == line.c_str() || after[strspn(after, " \t\r")] || !(std::fabs(score) <= 1e30))
-                    fail("line %zu: '%s' is no number up to 1e30 in size; a score a line, and nothing else, belongs on its "
-                         "standard output", scores.size() + 1, shown_line(line).c_str());
+                    fail("line %zu: '%s' is no number up to 1e30 in size; a score a line, and nothing else, belongs on "
+                         "its standard output", scores.size() + 1, shown_line(line).c_str());
                 scores.push_back(score);
             }
             said.erase(0, begin);
         }
-        if (!said.empty()) fail("more than %zu lines for as many answers: '%s'", answers.size(), shown_line(said).c_str());
+        if (!said.empty())
+            fail("more than %zu lines for as many answers: '%s'", answers.size(), shown_line(said).c_str());
         return scores;
     }
     // Gives answers these as rewards; shown(ids) is the text of tokens.
@@ -82,10 +101,14 @@ struct Scorer {
 private:
     static std::string shown_line(const std::string& line) { return valid_utf8(line.substr(0, 60)); }
     [[noreturn]] void ended(size_t got, size_t wanted) {
-        int status = 0, done = 0;
-        for (int i = 0; i < 1000 && !(done = waitpid(pid, &status, WNOHANG)); i++) usleep(1000);
-        const std::string how = !done ? "closed its output" : WIFSIGNALED(status) ? format("ended by signal %d", WTERMSIG(status))
-                                                            : format("ended with exit code %d", WEXITSTATUS(status));
+        int status = 0, done = waitpid(pid, &status, WNOHANG);
+        for (int i = 0; i < 1000 && !done; i++) {
+            usleep(1000);
+            done = waitpid(pid, &status, WNOHANG);
+        }
+        std::string how = "closed its output";
+        if (done && WIFSIGNALED(status)) how = format("ended by signal %d", WTERMSIG(status));
+        else if (done) how = format("ended with exit code %d", WEXITSTATUS(status));
         fail("it %s after %zu of %zu scores", how.c_str(), got, wanted);
     }
     __attribute__((format(printf, 2, 3), noreturn)) void fail(const char* fmt, ...) {

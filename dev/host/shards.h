@@ -23,7 +23,8 @@ struct Shard {
         const char* name = path.c_str();
         if (file.size == 0) die("%s: empty, expected tokens", name);
         if (raw) {
-            begin = 0, count = file.size / 2;
+            begin = 0;
+            count = file.size / 2;
             name_kind(file, "bare 16-bit tokens", true);
             if (file.size % 2) die("%s: %zu bytes is not a whole number of 16-bit tokens", name, file.size);
             return;
@@ -39,7 +40,8 @@ struct Shard {
                 name, magic, SHARD_KINDS[0].magic, SHARD_KINDS[1].magic);
         if (version != kind->version) die("%s: byte 4: found version %d, expected %d", name, version, kind->version);
         if (file.at<int32_t>(8) == 0 && file.size == HEADER) die("%s: holds no tokens", name);
-        count = file.at<uint32_t>(8), token_bytes = kind->token_bytes;
+        count = file.at<uint32_t>(8);
+        token_bytes = kind->token_bytes;
         size_t expected = HEADER + count * token_bytes;
         if (file.at<int32_t>(8) < 0 || file.size != expected)
             die("%s: %zu bytes, but a header that counts %d tokens means %zu; %s", name, file.size, file.at<int32_t>(8),
@@ -69,9 +71,12 @@ inline std::vector<std::string> glob_files(const std::string& pattern, const cha
     }
     glob_t g;
     std::vector<std::string> paths;
-    if (plain == pattern.size()) paths.push_back(pattern);
-    else if (glob(escaped.c_str(), GLOB_BRACE, nullptr, &g) == 0)
-        paths.assign(g.gl_pathv, g.gl_pathv + g.gl_pathc), globfree(&g);
+    if (plain == pattern.size()) {
+        paths.push_back(pattern);
+    } else if (glob(escaped.c_str(), GLOB_BRACE, nullptr, &g) == 0) {
+        paths.assign(g.gl_pathv, g.gl_pathv + g.gl_pathc);
+        globfree(&g);
+    }
     if (paths.empty()) die("%s %s: no such file", option, pattern.c_str());
     std::sort(paths.begin(), paths.end());                    // braces are sorted one by one, and may overlap
     paths.erase(std::unique(paths.begin(), paths.end()), paths.end());
@@ -79,8 +84,8 @@ inline std::vector<std::string> glob_files(const std::string& pattern, const cha
 }
 
 // Where what belongs to data may lie: beside a model, if there is one, and beside the data.
-inline std::vector<std::string> directories_of(const std::string& model, const std::string& train, const std::string& val,
-                                               const std::string& answers) {
+inline std::vector<std::string> directories_of(const std::string& model, const std::string& train,
+                                               const std::string& val, const std::string& answers) {
     std::vector<std::string> directories;
     if (!model.empty()) directories.push_back(model);
     for (auto& [pattern, option] : {std::pair(train, "--train"), {val, "--val"}})
@@ -164,7 +169,8 @@ struct Examples {
                     to.push_back(t);
                 }
             }
-            first.push_back(tokens.size()), number.push_back(e);
+            first.push_back(tokens.size());
+            number.push_back(e);
             const size_t last = size() - 1;
             check(path, e, segments, of(last), count(last));
             const size_t needed = row(last) + (segments == 1);           // a prompt, and what follows it
@@ -172,7 +178,9 @@ struct Examples {
             const std::string found = format("example %zu: %zu tokens do not fit the context of %d", e, needed, T);
             if (!leave_out) die("%s: %s", name, found.c_str());
             if (left_out++ == 0) told = found;
-            first.pop_back(), number.pop_back(), tokens.resize(first.back());
+            first.pop_back();
+            number.pop_back();
+            tokens.resize(first.back());
         }
         if (E == 0) die("%s: holds no examples", name);
         if (left_out == E)
@@ -202,9 +210,11 @@ struct Examples {
                 prompt.insert(prompt.end(), of(e)[k].begin(), of(e)[k].end());
                 if (k % 2) prompt.push_back(eot);
             }
-            pairs.push_back(std::move(prompt)), pairs.push_back(of(e)[count(e) - 1]);
+            pairs.push_back(std::move(prompt));
+            pairs.push_back(of(e)[count(e) - 1]);
         }
-        segments = 2, tokens = std::move(pairs);
+        segments = 2;
+        tokens = std::move(pairs);
         for (size_t e = 0; e < first.size(); e++) first[e] = 2 * e;
     }
     // For callers that can use some kinds only: need("--answers", {0, 2, 3}).
@@ -241,13 +251,15 @@ struct Choices {
             size_t begin = at;
             auto word = [&] {
                 if (at + 2 > f.size) die("%s: byte %zu: the file ends inside example %zu of %zu", name, at, e, count);
-                return at += 2, f.at<uint16_t>(at - 2);
+                at += 2;
+                return f.at<uint16_t>(at - 2);
             };
             auto tokens = [&] {
                 std::vector<int> v(word());
-                for (int& t : v)
-                    if ((t = word()) >= V)
-                        die("%s: byte %zu: token %d is not below the vocabulary size %d", name, at - 2, t, V);
+                for (int& t : v) {
+                    t = word();
+                    if (t >= V) die("%s: byte %zu: token %d is not below the vocabulary size %d", name, at - 2, t, V);
+                }
                 return v;
             };
             if (int found = word(); found != 65535)
@@ -262,9 +274,7 @@ struct Choices {
                 size_t length = example.context.size() + example.completions.back().size();
                 if (example.context.empty() || example.completions.back().empty() || length > (size_t)T)
                     die("%s: byte %zu: example %zu: context and completion of %zu tokens, expected at least 1 and 1, "
-                        "at most the "
-                        "context of %d",
-                        name, begin, e, length, T);
+                        "at most the context of %d", name, begin, e, length, T);
             }
             if (at - begin != bytes)
                 die("%s: byte %zu: example %zu takes %zu bytes, its header says %zu", name, begin, e, at - begin,
@@ -303,7 +313,10 @@ inline void write_examples(const std::string& path, const std::vector<std::vecto
         Examples::check(path, e, per_example, segments.data() + first[e], first[e + 1] - first[e]);
     std::vector<uint64_t> offsets = {0};
     std::vector<int> tokens;
-    for (auto& s : segments) tokens.insert(tokens.end(), s.begin(), s.end()), offsets.push_back(tokens.size());
+    for (auto& s : segments) {
+        tokens.insert(tokens.end(), s.begin(), s.end());
+        offsets.push_back(tokens.size());
+    }
     int32_t header[256] = {EXAMPLES_MAGIC, any ? 2 : 1, (int32_t)(first.size() - 1), per_example, V > 65536 ? 4 : 2};
     const uint64_t counts[] = {tokens.size(), any ? segments.size() : 0};
     memcpy(&header[6], counts, sizeof counts);

@@ -21,7 +21,10 @@ inline std::string escaped(const std::string& text) {
 inline std::string unescaped(const std::string& where, const std::string& text, int exit_code = 2) {
     std::string out;
     for (size_t i = 0; i < text.size(); i++) {
-        if (text[i] != '\\') { out += text[i]; continue; }
+        if (text[i] != '\\') {
+            out += text[i];
+            continue;
+        }
         const char* at = ++i < text.size() && text[i] ? strchr(ESCAPES, text[i]) : nullptr;
         if (!at)
             throw Error{exit_code, printable(where + " " + json_quote(text) + ": after \\ expected n, t, r or another "
@@ -84,7 +87,8 @@ struct ChatTemplate {
         if (r == text.npos || c == text.npos || r > c || text.rfind(role) != r || text.rfind(content) != c)
             throw Error{exit_code, printable(where + ": found '" + escaped(text) + "', expected {role} and then "
                                              "{content}, each once, as in '" + escaped(DEFAULT_TEMPLATE) + "'")};
-        before = text.substr(0, r), after = text.substr(c + content.size());
+        before = text.substr(0, r);
+        after = text.substr(c + content.size());
         between = text.substr(r + role.size(), c - r - role.size());
     }
     std::string opening(const std::string& role) const { return before + role + between; }
@@ -98,11 +102,14 @@ struct ChatTemplate {
         open = 0;
         for (auto& [role, content] : turns) {
             if (role != ASSISTANT) {
-                context += turn(role, content), open++;
+                context += turn(role, content);
+                open++;
                 continue;
             }
-            parts.push_back(context + opening(role)), parts.push_back(content);
-            context.clear(), open = 0;
+            parts.push_back(context + opening(role));
+            parts.push_back(content);
+            context.clear();
+            open = 0;
         }
         return parts;
     }
@@ -114,5 +121,6 @@ inline std::string read_template(const std::string& path) {
     while (line.ends_with('\n') || line.ends_with('\r')) line.pop_back();
     const std::string text = unescaped(path + ":", line, 1);
     if (line.find('\n') != line.npos) die("%s: expected one line, with \\n for each line's end", path.c_str());
-    return ChatTemplate(text, path), text;
+    ChatTemplate(text, path);                // which dies of a text that is none
+    return text;
 }

@@ -1,5 +1,5 @@
-/* dev/host/texts.h -- prompts, and what becomes of the texts that a model draws to them: what ends one, which of several is
-   taken, how it is written; and completions among which it chooses. */
+/* dev/host/texts.h -- prompts, and what becomes of the texts that a model draws to them: what ends one, which of
+   several is taken, how it is written; and completions among which it chooses. */
 #pragma once
 #include "reports.h"
 #include "rows.h"
@@ -28,7 +28,10 @@ inline ChoiceScores choice_scores(const ChoiceRows& rows, const std::vector<doub
     return scores;
 }
 
-inline void write_out(const std::string& s) { fwrite(s.data(), 1, s.size(), stdout), fflush(stdout); }
+inline void write_out(const std::string& s) {
+    fwrite(s.data(), 1, s.size(), stdout);
+    fflush(stdout);
+}
 
 struct Prompt {
     std::vector<int> tokens;
@@ -47,9 +50,11 @@ inline Prompt prompt_of(const std::vector<int>& ids, int eot, int T, long long m
 inline std::vector<std::vector<int>> by_length(const std::vector<Prompt>& prompts, size_t n) {
     std::vector<int> order(prompts.size());
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return prompts[a].tokens.size() < prompts[b].tokens.size(); });
+    auto shorter = [&](int a, int b) { return prompts[a].tokens.size() < prompts[b].tokens.size(); };
+    std::stable_sort(order.begin(), order.end(), shorter);
     std::vector<std::vector<int>> groups;
-    for (size_t i = 0; i < order.size(); i += n) groups.emplace_back(&order[i], &order[i] + std::min(n, order.size() - i));
+    for (size_t i = 0; i < order.size(); i += n)
+        groups.emplace_back(&order[i], &order[i] + std::min(n, order.size() - i));
     return groups;
 }
 // n copies of each prompt, with random numbers of their own, as many prompts at a time as make about `most` texts.
@@ -196,7 +201,8 @@ struct Text {
         return tokens.empty() ? -INFINITY : sum / tokens.size();
     }
     void show(size_t& shown) const {         // what has become certain
-        write_out(response.substr(shown, certain - shown)), shown = certain;
+        write_out(response.substr(shown, certain - shown));
+        shown = certain;
     }
 };
 
@@ -209,20 +215,25 @@ inline std::vector<Row> text_rows(const std::vector<int>& tokens, int T) {
         const size_t n = std::min<size_t>(T, tokens.size() - 1 - begin);
         Row& row = rows.emplace_back(Row{{x, x + n}, {x + 1, x + n + 1}});
         std::fill_n(row.y.begin(), scored - begin - 1, -1);
-        scored = begin + n + 1, begin = scored - std::max(1, T / 2);
+        scored = begin + n + 1;
+        begin = scored - std::max(1, T / 2);
     }
     return rows;
 }
 
-/* Self-consistency: the first of n texts with the answer that most of them have, of several such answers the one that came
-   first; if none has one, the first text.
+/* Self-consistency: the first of n texts with the answer that most of them have, of several such answers the one that
+   came first; if none has one, the first text.
    source   Wang et al. 2022, arXiv:2203.11171 */
 inline size_t elected(const Text* texts, size_t n, const std::string& mark) {
     std::map<std::string, size_t> votes;
     size_t first = 0, most = 0;
     for (size_t i = 0; i < n; i++) if (const auto answer = answer_in(texts[i].response, mark)) votes[*answer]++;
-    for (size_t i = 0; i < n; i++)
-        if (const auto answer = answer_in(texts[i].response, mark); answer && votes[*answer] > most) first = i, most = votes[*answer];
+    for (size_t i = 0; i < n; i++) {
+        const auto answer = answer_in(texts[i].response, mark);
+        if (!answer || votes[*answer] <= most) continue;
+        first = i;
+        most = votes[*answer];
+    }
     return first;
 }
 inline size_t best_of(const Text* texts, size_t n) {
@@ -251,8 +262,10 @@ inline std::string json_line(const Text& t) {
     const size_t n = t.prompt.tokens.size();
     auto id = [&](size_t i) { return std::to_string(all[i]); };
     auto logprob = [&](size_t i) { return i ? format("%.6f", t.logprobs[i - 1]) : "null"; };
-    return "{\"prompt\": " + json_quote(valid_utf8(t.prompt.text)) + ", \"response\": " + json_quote(valid_utf8(t.response)) +
-           ", \"finish\": \"" + FINISHES[(int)t.finish] + "\"" + list("tokens", n, all.size(), id) + list("logprobs", n, all.size(), logprob) +
+    return "{\"prompt\": " + json_quote(valid_utf8(t.prompt.text)) +
+           ", \"response\": " + json_quote(valid_utf8(t.response)) +
+           ", \"finish\": \"" + FINISHES[(int)t.finish] + "\"" +
+           list("tokens", n, all.size(), id) + list("logprobs", n, all.size(), logprob) +
            list("prompt_tokens", 0, n, id) + list("prompt_logprobs", 0, n, logprob) + "}\n";
 }
 
@@ -272,8 +285,11 @@ struct TextWriter {
         return true;
     }
     void put(size_t k, const Text* t, size_t n) {            // n texts to prompt k
-        for (size_t i = 0; i < n; i++)
-            write_out(json ? json_line(t[i]) : grows ? "\n" : heading(k, prompts, i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
+        for (size_t i = 0; i < n; i++) {
+            if (json) write_out(json_line(t[i]));
+            else if (grows) write_out("\n");
+            else write_out(heading(k, prompts, i, n) + t[i].prompt.shown(tokenizer) + t[i].response + "\n");
+        }
     }
 };
 
@@ -361,19 +377,24 @@ struct Prompter {
     // The last examples that `room` tokens can hold.
     void put_examples(std::vector<int>& prompt, long long room) {
         size_t n = shots.size();
-        for (; n > 0 && (room -= shots[n - 1].size()) >= 0; n--)
-            prompt.insert(prompt.begin(), shots[n - 1].begin(), shots[n - 1].end());
+        while (n > 0 && room >= (long long)shots[n - 1].size()) {
+            room -= shots[--n].size();
+            prompt.insert(prompt.begin(), shots[n].begin(), shots[n].end());
+        }
         left_out = std::max(left_out, n);
     }
     void put_examples(Examples& answers) {                   // before all their prompts
-        for (size_t i = 0; i < answers.size(); i++) put_examples(answers.tokens[answers.first[i]], T - answers.length(i));
+        for (size_t i = 0; i < answers.size(); i++)
+            put_examples(answers.tokens[answers.first[i]], T - answers.length(i));
     }
     void tell() const {
         if (bare)
             warn("%s: has a template of chats, and a bare text is no turn of one: it is continued as it stands; "
                  "--prompts takes turns, {\"prompt\": [{\"role\": \"user\", \"content\": \"...\"}]} a line, and chat "
                  "asks", model.c_str());
-        if (left_out) warn("--examples %s: the first %zu of %zu do not fit the context beside a prompt and its answer", examples.c_str(), left_out, shots.size());
+        if (left_out)
+            warn("--examples %s: the first %zu of %zu do not fit the context beside a prompt and its answer",
+                 examples.c_str(), left_out, shots.size());
     }
     bool opens_none(const std::string& text) const {         // of the turns in which the model learned to answer
         const std::string& form = tokenizer->chat_template;
@@ -394,10 +415,16 @@ struct Prompter {
         const auto& [text, turns] = asked;
         Prompt p = {{}, most, 0, text};
         std::vector<int>& ids = p.tokens;
-        if (!turns.empty()) ids = dialogue(turns), p.text = show_tokens(ids, tokenizer);
-        else if (tokenizer) ids = tokenizer->encode(text), bare |= !text.empty() && after_end && opens_none(text);
-        else if (!read_ids(text, V, ids))
-            die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d", text.c_str(), model.c_str(), V);
+        if (!turns.empty()) {
+            ids = dialogue(turns);
+            p.text = show_tokens(ids, tokenizer);
+        } else if (tokenizer) {
+            ids = tokenizer->encode(text);
+            bare |= !text.empty() && after_end && opens_none(text);
+        } else if (!read_ids(text, V, ids)) {
+            die_usage("--prompt %s: %s has no tokenizer, so the prompt must be token ids below %d", text.c_str(),
+                      model.c_str(), V);
+        }
         put_examples(ids, T - 1 - (long long)ids.size() - std::min<long long>(most, T / 4));
         if (ids.empty() && !beginning.empty()) {
             ids = beginning;

@@ -85,7 +85,10 @@ inline size_t word_length(const char* p, const char* end) {
     Char c = char_at(q, end);
     if (*p == ' ' && p + 1 < end) {
         Char next = char_at(p + 1, end);
-        if (next.cls != CharClass::SPACE) c = next, q++;
+        if (next.cls != CharClass::SPACE) {
+            c = next;
+            q++;
+        }
     }
     const CharClass cls = c.cls;
     const char* last;       // the run's last character
@@ -106,7 +109,8 @@ struct ByteOrder {
         int n = 0;
         for (bool printing : {true, false})
             for (int b = 0; b < 256; b++)
-                if (((b >= '!' && b <= '~') || (b >= 0xA1 && b != 0xAD)) == printing) byte[n] = (uint8_t)b, id[b] = n++;
+                if (((b >= '!' && b <= '~') || (b >= 0xA1 && b != 0xAD)) == printing) byte[n++] = (uint8_t)b;
+        for (int i = 0; i < 256; i++) id[byte[i]] = i;
     }
     std::string printable(std::string_view token) const {
         std::string s;
@@ -148,8 +152,9 @@ struct Tokenizer {
         if (!exists(path)) return "";
         if (const Json type = read_json(path)["model"]["type"]; type && type.string != "BPE")
             die("%s: model: found %s, expected \"BPE\", as GPT-2 has", path.c_str(), json_quote(type.string).c_str());
-        const char* step = "python3 -c \"import tokenizers; tokenizers.Tokenizer.from_file('FILE').model.save('BESIDE/.')\"";
-        die("%s: its merges are needed in a file of their own: %s", path.c_str(), usable(step, path).c_str());
+        const std::string step = usable("python3 -c \"import tokenizers; tokenizers.Tokenizer.from_file('FILE')"
+                                        ".model.save('BESIDE/.')\"", path);
+        die("%s: its merges are needed in a file of their own: %s", path.c_str(), step.c_str());
     }
 
     static Tokenizer from_merges(std::string_view text, const std::string& where, bool ids_beside = false) {
@@ -210,7 +215,8 @@ struct Tokenizer {
     // Whether texts have the same tokens; more added ones make no other tokenizer.
     std::string identity() const {
         auto sum = [](auto& v) { return checksum({(const char*)v.data(), v.size() * sizeof v[0]}); };
-        return format("%zu tokens, checksum %s", id_of.size(), hex(mix64(sum(merges) ^ mix64(sum(id_of) + end_id))).c_str());
+        const uint64_t all = mix64(sum(merges) ^ mix64(sum(id_of) + end_id));
+        return format("%zu tokens, checksum %s", id_of.size(), hex(all).c_str());
     }
     bool same(const Tokenizer& t) const { return merges == t.merges && id_of == t.id_of && end_id == t.end_id; }
 
@@ -240,12 +246,15 @@ struct Tokenizer {
     // The files that Hugging Face's GPT2Tokenizer reads, and the template. All added tokens are special there, so that
     // it can take them as the letters they are; and none but ours begins a text or is unknown, or it would add one.
     void save(const std::string& dir) const {
-        write_file(dir + "/merges.txt", merges_txt()), write_file(dir + "/vocab.json", vocab_json());
+        write_file(dir + "/merges.txt", merges_txt());
+        write_file(dir + "/vocab.json", vocab_json());
         const bool plain = added.size() == 1 && added.at(end_id) == END_OF_TEXT;
         if (added.size() > 1 || !in_vocab.count(end_id)) write_file(dir + "/added_tokens.json", added_json());
-        std::string config = "{\"tokenizer_class\": \"GPT2Tokenizer\", \"additional_special_tokens\": [", before;
-        for (auto& [id, name] : added) if (id != end_id) config += before + json_quote(name), before = ", ";
-        config += "]";
+        std::string special;
+        for (auto& [id, name] : added)
+            if (id != end_id) special += (special.empty() ? "" : ", ") + json_quote(name);
+        std::string config =
+            "{\"tokenizer_class\": \"GPT2Tokenizer\", \"additional_special_tokens\": [" + special + "]";
         for (const char* role : {"bos", "eos", "unk"})
             config += format(", \"%s_token\": ", role) + json_quote(added.at(end_id));
         if (!plain) write_file(dir + "/tokenizer_config.json", config + "}\n");
@@ -308,7 +317,10 @@ private:
         std::map<std::string, int> listed;                             // added tokens; -1: the id is not told here
         std::string end, end_told;                                     // the end of text, and the file that tells it
         auto ends = [&](const std::string& token, const std::string& name) {
-            if (end.empty()) end = token, end_told = name;
+            if (end.empty()) {
+                end = token;
+                end_told = name;
+            }
             if (!token.empty() && token != end)
                 wrong(name, token, "ends a text, but " + json_quote(end.substr(0, 60)) + " does by " + end_told);
         };
@@ -322,7 +334,12 @@ private:
             known = now;
             return text;
         };
-        auto string = [](const std::string& s) { Json j; j.kind = Json::STRING, j.string = s; return j; };
+        auto string = [](const std::string& s) {
+            Json j;
+            j.kind = Json::STRING;
+            j.string = s;
+            return j;
+        };
         if (before.empty()) {
             for (auto& [token, id] : read("added_tokens.json").members) list(string(token), id, "added_tokens.json");
             for (auto& token : whole["added_tokens"].items) list(token, token["id"], "tokenizer.json");
@@ -333,7 +350,8 @@ private:
                     for (auto& one : token.items) if (role == "additional_special_tokens") list(one, Json(), name);
                     if (role == "add_prefix_space" && token.number == 1)
                         die("%s%s: add_prefix_space: found true, expected false: a text is taken as it is; with a "
-                            "blank before each, Hugging Face's tokenizers make other tokens", dir.c_str(), name.c_str());
+                            "blank before each, Hugging Face's tokenizers make other tokens", dir.c_str(),
+                            name.c_str());
                     if (!role.ends_with("_token")) continue;
                     const std::string text = list(token, Json(), name);
                     if (role == "eos_token") ends(text, name);
@@ -363,11 +381,13 @@ private:
             const bool angled = token.starts_with('<') && token.ends_with('>');
             if (!angled && !(token.starts_with('[') && token.ends_with(']')) && !listed.count(token))
                 wrong(vocab_name, token, file + " does not make it, and no file there lists it as an added token");
-            list(string(token), id, vocab_name), in_vocab[number] = token;
+            list(string(token), id, vocab_name);
+            in_vocab[number] = token;
         }
         for (auto& [token, id] : listed) {
             if (id < 0 || (names.count(id) && names[id] == token)) continue;
-            give(id, token), added[id] = token;
+            give(id, token);
+            added[id] = token;
         }
 
         // A model's config.json may have kept the id of another tokenizer, which is then that of no added token.
@@ -389,7 +409,8 @@ private:
         }
         if (whole) check_settings(whole, dir + "tokenizer.json", file);
         if (end_id < 0) {                                              // as Hugging Face's tokenizers add it
-            give(end_id = vocab ? names.rbegin()->first + 1 : (int)tokens.size(), END_OF_TEXT);
+            end_id = vocab ? names.rbegin()->first + 1 : (int)tokens.size();
+            give(end_id, END_OF_TEXT);
             if (added.empty() || end_id < added.begin()->first) in_vocab[end_id] = END_OF_TEXT;
             added[end_id] = END_OF_TEXT;
         }
@@ -467,7 +488,11 @@ private:
             return;
         }
         const size_t n = word.size(), first = out.size();
-        s.id.resize(n), s.pair.resize(n), s.next.resize(n), s.prev.resize(n), s.heap.clear();
+        s.id.resize(n);
+        s.pair.resize(n);
+        s.next.resize(n);
+        s.prev.resize(n);
+        s.heap.clear();
         auto consider = [&](size_t i) {                                // the pair that starts at position i
             s.pair[i] = s.next[i] < n ? merged(s.id[i], s.id[s.next[i]]) : NO_MERGE;
             if (s.pair[i] != NO_MERGE) s.heap.push_back((uint64_t)s.pair[i] << POSITION_BITS | i);
@@ -476,7 +501,8 @@ private:
         const std::greater<uint64_t> smallest_first;
         for (size_t i = 0; i < n; i++) {
             s.id[i] = GPT2_BYTES.id[(uint8_t)word[i]];
-            s.next[i] = i + 1, s.prev[i] = i - 1;
+            s.next[i] = i + 1;
+            s.prev[i] = i - 1;
         }
         for (size_t i = 0; i < n; i++) consider(i);
         std::make_heap(s.heap.begin(), s.heap.end(), smallest_first);
@@ -500,7 +526,9 @@ private:
                 die("%s: has no token of byte 0x%02x, which is in the text; train a tokenizer with all bytes",
                     vocab_path.c_str(), (uint8_t)word[i]);
         }
-        if (n <= 64) known = word, known_ids.assign(out.begin() + first, out.end());
+        if (n > 64) return;
+        known = word;
+        known_ids.assign(out.begin() + first, out.end());
     }
 };
 
@@ -518,11 +546,15 @@ inline std::unique_ptr<Tokenizer> find_tokenizer(const std::string& option,
         if (found && !there->same(*found))
             die("%s: the tokenizer there is not that of %s; encode the text with the model's, or say which is right "
                 "with --tokenizer", dir.c_str(), where.c_str());
-        if (!found) found = std::move(there), where = dir;
-        else if (found->chat_template.empty()) found->chat_template = there->chat_template;
-        else if (!there->chat_template.empty() && there->chat_template != found->chat_template)
+        if (!found) {
+            found = std::move(there);
+            where = dir;
+        } else if (found->chat_template.empty()) {
+            found->chat_template = there->chat_template;
+        } else if (!there->chat_template.empty() && there->chat_template != found->chat_template) {
             die("%s: the template of chats there is not that of %s; say which is right with --tokenizer", dir.c_str(),
                 where.c_str());
+        }
     }
     return found;
 }
@@ -550,7 +582,7 @@ inline bool read_ids(const std::string& text, int V, std::vector<int>& ids) {
         const long id = strtol(s, &after, 10);
         if (after == s || id < 0 || id >= V || (*after && *after != ' ')) return false;
         ids.push_back(id);
-        for (s = after; *s == ' ';) s++;
+        s = after + strspn(after, " ");
     }
     return true;
 }

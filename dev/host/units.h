@@ -1,9 +1,10 @@
-/* dev/host/units.h -- what some processors have for products of bfloat16 numbers: the only intrinsics of the CPU program,
-   and the product by blocks that such units share.
-     AMX    the matrix unit of newer Xeons. A tile register holds 16 rows of 64 bytes; an instruction adds the product of
-            (16,32) and (32,16) numbers to (16,16) sums: those of even k and of odd k, each upwards, added up before they
-            join the sum. Four tiles hold (32,32) sums here, two of the others are of A and two of B.
-     dots   AVX-512's dot products of pairs: 16 sums at a time, each plus the product of the odd k, plus that of the even k
+/* dev/host/units.h -- what some processors have for products of bfloat16 numbers: the only intrinsics of the CPU
+   program, and the product by blocks that such units share.
+     AMX    the matrix unit of newer Xeons. A tile register holds 16 rows of 64 bytes; an instruction adds the product
+            of (16,32) and (32,16) numbers to (16,16) sums: those of even k and of odd k, each upwards, added up before
+            they join the sum. Four tiles hold (32,32) sums here, two of the others are of A and two of B.
+     dots   AVX-512's dot products of pairs: 16 sums at a time, each plus the product of the odd k, plus that of the
+            even k
    Both multiply and add without a rounding between, and take subnormal numbers for 0.
    source   Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS and VDPBF16PS */
 #pragma once
@@ -31,9 +32,9 @@ typedef uint32_t words16 __attribute__((vector_size(64), may_alias));
 typedef uint16_t halves32 __attribute__((vector_size(64)));
 constexpr int TILE = 16 * 16, SQUARE = 32;   // words of a tile; rows and columns of sums that are made at once
 
-/* sums (32,32) = a (32,K) b (K,32), or += if more. All are tiles of 16 x 16 words: four of sums, row by row; a has two rows
-   of K/32, b two columns, `row` words apart. A word of a or b is a pair of numbers, of an even k in its lower half and of
-   the odd k above it in the upper; a row of a tile is one row of A, or one such pair of k of B. */
+/* sums (32,32) = a (32,K) b (K,32), or += if more. All are tiles of 16 x 16 words: four of sums, row by row; a has two
+   rows of K/32, b two columns, `row` words apart. A word of a or b is a pair of numbers, of an even k in its lower half
+   and of the odd k above it in the upper; a row of a tile is one row of A, or one such pair of k of B. */
 #if (defined(__AMX_BF16__) || defined(EMULATED_AMX)) && !defined(__CUDACC__)
 inline bool has_amx() {                                      // Linux is asked for the tiles' place in a thread's state
 #if defined(EMULATED_AMX)
@@ -45,19 +46,41 @@ inline bool has_amx() {                                      // Linux is asked f
 }
 inline void amx_begin() {                                    // all eight tiles have 16 rows of 64 bytes
     struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {1, 0, {}, {}, {}};
-    for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = 16;
+    std::fill_n(config.bytes, 8, 64);
+    std::fill_n(config.rows, 8, 16);
     _tile_loadconfig(&config);
 }
 inline void amx_end() { _tile_release(); }
-__attribute__((noinline)) inline void amx_multiply(float* sums, const uint32_t* a, const uint32_t* b, long row, int tiles, bool more) {
+__attribute__((noinline)) inline void amx_multiply(float* sums, const uint32_t* a, const uint32_t* b, long row,
+                                                   int tiles, bool more) {
     asm volatile("" ::: "memory");           // not every compiler knows that tiles are loaded from what was written
-    if (more) { _tile_loadd(0, sums, 64); _tile_loadd(1, sums + TILE, 64); _tile_loadd(2, sums + 2 * TILE, 64); _tile_loadd(3, sums + 3 * TILE, 64); }
-    else { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
-    for (; tiles; tiles--, a += TILE, b += TILE) {
-        _tile_loadd(4, a, 64); _tile_loadd(6, b, 64); _tile_loadd(5, a + row, 64); _tile_loadd(7, b + row, 64);
-        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7);
+    if (more) {
+        _tile_loadd(0, sums, 64);
+        _tile_loadd(1, sums + TILE, 64);
+        _tile_loadd(2, sums + 2 * TILE, 64);
+        _tile_loadd(3, sums + 3 * TILE, 64);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
     }
-    _tile_stored(0, sums, 64); _tile_stored(1, sums + TILE, 64); _tile_stored(2, sums + 2 * TILE, 64); _tile_stored(3, sums + 3 * TILE, 64);
+    for (int t = 0; t < tiles; t++) {
+        _tile_loadd(4, a, 64);
+        _tile_loadd(6, b, 64);
+        _tile_loadd(5, a + row, 64);
+        _tile_loadd(7, b + row, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+        a += TILE;
+        b += TILE;
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + TILE, 64);
+    _tile_stored(2, sums + 2 * TILE, 64);
+    _tile_stored(3, sums + 3 * TILE, 64);
     asm volatile("" ::: "memory");
 }
 #else
@@ -81,7 +104,8 @@ inline void dots_multiply(float* sums, const uint32_t* a, const uint32_t* b, lon
         const uint32_t* const a_i = a + i0 / 16 * row + i0 % 16 * 16;
         float* const to = sums + i0 / 16 * 2 * TILE + i0 % 16 * 16;
         floats16 s[8][2];
-        for (int i = 0; i < 8; i++) for (int v = 0; v < 2; v++) s[i][v] = more ? *(floats16*)(to + v * TILE + 16 * i) : floats16{};
+        for (int i = 0; i < 8; i++)
+            for (int v = 0; v < 2; v++) s[i][v] = more ? *(floats16*)(to + v * TILE + 16 * i) : floats16{};
         for (int t = 0; t < tiles * TILE; t += TILE) for (int k = 0; k < 16; k++)
             for (int i = 0; i < 8; i++) {
                 const words16 pair = words16{} + a_i[t + 16 * i + k];
@@ -95,8 +119,10 @@ constexpr bool has_dots() { return false; }
 inline void dots_multiply(float*, const uint32_t*, const uint32_t*, long, int, bool) {}
 #endif
 inline bool has(Unit unit) {
-    return unit == Unit::NONE || (sizeof(real) == 4 && ((unit == Unit::AMX && has_amx()) || (unit == Unit::DOTS && has_dots())));
+    const bool here = (unit == Unit::AMX && has_amx()) || (unit == Unit::DOTS && has_dots());
+    return unit == Unit::NONE || (sizeof(real) == 4 && here);
 }
+inline auto multiply_in(Unit unit) { return unit == Unit::AMX ? amx_multiply : dots_multiply; }
 
 // Products of zeros in the level-1 cache, on all threads; how many FLOPs they were
 inline double unit_trial(Unit unit) {
@@ -106,7 +132,7 @@ inline double unit_trial(Unit unit) {
         alignas(64) float sums[4 * TILE] = {};
         alignas(64) uint32_t a[2 * tiles * TILE] = {}, b[2 * tiles * TILE] = {};
         if (unit == Unit::AMX) amx_begin();
-        for (int p = 0; p < products; p++) (unit == Unit::AMX ? amx_multiply : dots_multiply)(sums, a, b, tiles * TILE, tiles, true);
+        for (int p = 0; p < products; p++) multiply_in(unit)(sums, a, b, tiles * TILE, tiles, true);
         if (unit == Unit::AMX) amx_end();
     }
     return 2.0 * SQUARE * SQUARE * 32 * tiles * products * omp_get_max_threads();
@@ -121,8 +147,8 @@ template <typename F> double peak_of(int trials, F trial) {
     }
     return best;
 }
-// The fastest unit that the processor has, by peak(unit), if it is faster by a margin than vectors of floats. On one thread:
-// beside other work several are seldom undisturbed together, and the choice must be the same again.
+// The fastest unit that the processor has, by peak(unit), if it is faster by a margin than vectors of floats. On one
+// thread: beside other work several are seldom undisturbed together, and the choice must be the same again.
 template <typename F> Unit fastest_unit(F peak) {
     const int threads = omp_get_max_threads();
     omp_set_num_threads(1);
@@ -141,12 +167,13 @@ inline std::string keep_unit(Unit& unit, const std::string& kept, const std::str
     const Unit its = Unit(std::find(std::begin(UNITS), std::end(UNITS), kept) - std::begin(UNITS));
     if (!checkpoint.empty() && has(its)) unit = its;
     else if (!checkpoint.empty())
-        warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in another "
-             "order", checkpoint.c_str(), kept.c_str());
+        warn("%s: its bf16 products were made in a unit that is not here, '%s': from now on sums are added up in "
+             "another order", checkpoint.c_str(), kept.c_str());
     return UNITS[(int)unit];
 }
 
-// Twice 16 neighbours, rounded to bfloat16, side by side. The instruction takes subnormal numbers for 0, as the products do.
+// Twice 16 neighbours, rounded to bfloat16, side by side. The instruction takes subnormal numbers for 0, as the
+// products do.
 #if !defined(__CUDACC__)
 inline void side_by_side(words16& to, const bfloat16* low, const bfloat16* high) {
     memcpy(&to, low, 32);
@@ -160,7 +187,8 @@ inline void side_by_side(words16& to, const real* low, const real* high) {
     }
 #endif
     bfloat16 halves[32];
-    for (int l = 0; l < 16; l++) halves[l] = low[l], halves[l + 16] = high[l];
+    for (int l = 0; l < 16; l++) halves[l] = low[l];
+    for (int l = 0; l < 16; l++) halves[l + 16] = high[l];
     side_by_side(to, halves, halves + 16);
 }
 // A tile = the upper left corner of m (rows,K), rounded, and zeros beyond. TURNED: it is turned round, as B wants it.
@@ -168,16 +196,21 @@ template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m
     words16 tile[16];
     if (rows >= 16 && K >= 32 && (m.col == 1 || m.row == 1)) {
         for (int i = 0; i < 16; i++) {
-            if (m.col == 1) { side_by_side(tile[i], m.from(i, 0).p, m.from(i, 16).p); continue; }
+            if (m.col == 1) {
+                side_by_side(tile[i], m.from(i, 0).p, m.from(i, 16).p);
+                continue;
+            }
             side_by_side(tile[i], m.from(0, 2 * i).p, m.from(0, 2 * i + 1).p);
             const halves32 rows = (halves32)tile[i];
-            tile[i] = (words16)__builtin_shufflevector(rows, rows, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
-                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            tile[i] = (words16)__builtin_shufflevector(
+                rows, rows, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12,
+                28, 13, 29, 14, 30, 15, 31);
         }
         if ((m.col == 1) == TURNED) cpu::swap_quarters<1>(tile, std::make_integer_sequence<int, 16>());
     } else {
         auto bits = [&](int i, int k) -> uint32_t { return i < rows && k < K ? bfloat16(m(i, k)).bits : 0; };
-        for (int i = 0; i < 16; i++) for (int k = 0; k < 16; k++) tile[TURNED ? k : i][TURNED ? i : k] = bits(i, 2 * k) | bits(i, 2 * k + 1) << 16;
+        for (int i = 0; i < 16; i++) for (int k = 0; k < 16; k++)
+            tile[TURNED ? k : i][TURNED ? i : k] = bits(i, 2 * k) | bits(i, 2 * k + 1) << 16;
     }
     memcpy(to, tile, sizeof tile);
 }
@@ -187,26 +220,30 @@ template <bool TURNED, typename E> void pack_tiles(uint32_t* to, int tile_rows, 
     for (int n = 0; n < tile_rows * tiles; n++) {
         const int i = m.row == 1 ? n % tile_rows : n / tiles, k = m.row == 1 ? n / tile_rows : n % tiles;
         const cpu::Matrix<E> tile = m.from(16 * i, 32 * k);
-        for (int l = 0; l < 32; l++) m.row == 1 ? tile.prefetch(0, 32 + l) : tile.prefetch(l / 2, 128 + l % 2 * 16);
+        for (int l = 0; l < 32; l++) {
+            if (m.row == 1) tile.prefetch(0, 32 + l);
+            else tile.prefetch(l / 2, 128 + l % 2 * 16);
+        }
         pack_tile<TURNED>(to + (i * tiles + k) * TILE, tile, rows - 16 * i, K - 32 * k);
     }
 }
 inline int squares(int n) { return (n + SQUARE - 1) / SQUARE; }
 
-/* C (M,N) = A (M,K) B (K,N), in blocks of squares, whose sums stay with their thread until all K have been taken in, PIECE
-   tiles at a time: as much of two columns of tiles as the level-1 cache keeps for all rows of a block.
+/* C (M,N) = A (M,K) B (K,N), in blocks of squares, whose sums stay with their thread until all K have been taken in,
+   PIECE tiles at a time: as much of two columns of tiles as the level-1 cache keeps for all rows of a block.
      put(i, j, sums, n)     n sums of row i, from column j on
      put.prefetch(i, j)     what they are to be added to
      put.from(k, i, j)      the same from (i,j) on, for sums from a strip of K that begins at k */
 constexpr int PIECE = 8, STRIP_K = 12 * PIECE * 32, STRIP = 1 << 22;         // STRIP: numbers
-template <typename Put> void unit_block(Unit unit, float* sums, const uint32_t* a, const uint32_t* b, int M, int N, int tiles, Put put) {
+template <typename Put>
+void unit_block(Unit unit, float* sums, const uint32_t* a, const uint32_t* b, int M, int N, int tiles, Put put) {
     const long row = tiles * TILE;
     const int height = squares(M);
     for (int t = 0; t < tiles; t += PIECE) for (int j = 0; j < squares(N); j++) for (int i = 0; i < height; i++) {
         if (t + PIECE >= tiles)
             for (int l = 0; l < 2 * SQUARE; l++) put.prefetch(i * SQUARE + l / 2, j * SQUARE + l % 2 * 16);
-        (unit == Unit::AMX ? amx_multiply : dots_multiply)(sums + (j * height + i) * 4 * TILE, a + 2 * i * row + t * TILE,
-                                                           b + 2 * j * row + t * TILE, row, std::min(PIECE, tiles - t), t > 0);
+        multiply_in(unit)(sums + (j * height + i) * 4 * TILE, a + 2 * i * row + t * TILE, b + 2 * j * row + t * TILE,
+                          row, std::min(PIECE, tiles - t), t > 0);
     }
     for (int i = 0; i < M; i++) for (int j = 0; j < N; j += 16) {
         const float* square = sums + (j / SQUARE * height + i / SQUARE) * 4 * TILE;
@@ -215,30 +252,36 @@ template <typename Put> void unit_block(Unit unit, float* sums, const uint32_t* 
 }
 
 // On the thread that calls it
-template <typename E, typename Put> void unit_tile(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
+template <typename E, typename Put>
+void unit_tile(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
     static thread_local Buffer<uint32_t> A, B;
     static thread_local Buffer<float> sums;
     const int tiles = (K + 31) / 32;
-    const size_t row = (size_t)tiles * TILE, words[] = {2 * squares(M) * row, 2 * squares(N) * row, (size_t)squares(M) * squares(N) * 4 * TILE};
-    if (A.size < words[0]) A = Buffer<uint32_t>(words[0]);
-    if (B.size < words[1]) B = Buffer<uint32_t>(words[1]);
-    if (sums.size < words[2]) sums = Buffer<float>(words[2]);
-    pack_tiles<false>(A.data(), 2 * squares(M), a, M, K), pack_tiles<true>(B.data(), 2 * squares(N), b.t(), N, K);
+    const size_t row = (size_t)tiles * TILE, rows = 2 * squares(M), cols = 2 * squares(N);       // of tiles
+    if (A.size < rows * row) A = Buffer<uint32_t>(rows * row);
+    if (B.size < cols * row) B = Buffer<uint32_t>(cols * row);
+    if (sums.size < rows * cols * TILE) sums = Buffer<float>(rows * cols * TILE);
+    pack_tiles<false>(A.data(), rows, a, M, K);
+    pack_tiles<true>(B.data(), cols, b.t(), N, K);
     if (unit == Unit::AMX) amx_begin();
     unit_block(unit, sums.data(), A.data(), B.data(), M, N, tiles, put);
     if (unit == Unit::AMX) amx_end();
 }
 
 // On all threads. Strips of A and B are packed whole, each number once, and their tiles are read by all.
-template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
+template <typename E, typename Put>
+void unit_product(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
     static thread_local Buffer<uint32_t> memory;
-    const int most = std::min(K, STRIP_K), strip = std::max(STRIP / most / SQUARE, 8) * SQUARE, group = 4;       // rows of tiles
+    const int most = std::min(K, STRIP_K), strip = std::max(STRIP / most / SQUARE, 8) * SQUARE;
+    const int group = 4;                                     // rows of tiles
     const size_t most_row = (size_t)(most + 31) / 32 * TILE, a_words = 2 * squares(std::min(M, strip)) * most_row;
     const size_t words = a_words + 2 * squares(std::min(N, strip)) * most_row;
     if (memory.size < words) memory = Buffer<uint32_t>(words);
     uint32_t *const A = memory.data(), *const B = A + a_words;
-    for (int k0 = 0; k0 < K; k0 += STRIP_K) for (int n0 = 0; n0 < N; n0 += strip) for (int m0 = 0; m0 < M; m0 += strip) {
-        const int m = std::min(strip, M - m0), n = std::min(strip, N - n0), k = std::min(STRIP_K, K - k0), tiles = (k + 31) / 32;
+    for (int k0 = 0; k0 < K; k0 += STRIP_K)
+    for (int n0 = 0; n0 < N; n0 += strip) for (int m0 = 0; m0 < M; m0 += strip) {
+        const int m = std::min(strip, M - m0), n = std::min(strip, N - n0), k = std::min(STRIP_K, K - k0);
+        const int tiles = (k + 31) / 32, tile_rows = 2 * squares(m), tile_cols = 2 * squares(n);
         const size_t row = (size_t)tiles * TILE;
         int rows = 8 * SQUARE, cols = 8 * SQUARE;            // of a block
         auto blocks = [&] { return ((m - 1) / rows + 1) * ((n - 1) / cols + 1); };
@@ -251,13 +294,15 @@ template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a
         {
             if (n0 == 0 || M > strip) {
                 #pragma omp for schedule(static) nowait
-                for (int i = 0; i < 2 * squares(m); i += group)
-                    pack_tiles<false>(A + i * row, std::min(group, 2 * squares(m) - i), a.from(m0 + 16 * i, k0), m - 16 * i, k);
+                for (int i = 0; i < tile_rows; i += group)
+                    pack_tiles<false>(A + i * row, std::min(group, tile_rows - i), a.from(m0 + 16 * i, k0), m - 16 * i,
+                                      k);
             }
             if (m0 == 0) {
                 #pragma omp for schedule(static) nowait
-                for (int j = 0; j < 2 * squares(n); j += group)
-                    pack_tiles<true>(B + j * row, std::min(group, 2 * squares(n) - j), b.from(k0, n0 + 16 * j).t(), n - 16 * j, k);
+                for (int j = 0; j < tile_cols; j += group)
+                    pack_tiles<true>(B + j * row, std::min(group, tile_cols - j), b.from(k0, n0 + 16 * j).t(),
+                                     n - 16 * j, k);
             }
             #pragma omp barrier
             static thread_local Buffer<float> sums(8 * 8 * 4 * TILE);
@@ -267,7 +312,8 @@ template <typename E, typename Put> void unit_product(Unit unit, cpu::Matrix<> a
                 while (true) {
                     const int block = all * share / shares + taken[share]++;
                     if (block >= end) break;
-                    const int i0 = (tall ? block / inner : block % inner) * rows, j0 = (tall ? block % inner : block / inner) * cols;
+                    const int outer = block / inner, inside = block % inner;
+                    const int i0 = (tall ? outer : inside) * rows, j0 = (tall ? inside : outer) * cols;
                     unit_block(unit, sums.data(), A + i0 / 16 * row, B + j0 / 16 * row, std::min(rows, m - i0),
                                std::min(cols, n - j0), tiles, put.from(k0, m0 + i0, n0 + j0));
                 }

@@ -1,5 +1,5 @@
-/* dev/host/vectors.h -- what the matrix product of train_gpt.cpp is made of: matrices by strides, vectors of the compiler's,
-   and how numbers of each kind get from one to the other. */
+/* dev/host/vectors.h -- what the matrix product of train_gpt.cpp is made of: matrices by strides, vectors of the
+   compiler's, and how numbers of each kind get from one to the other. */
 #pragma once
 #include "packed.h"
 #include <utility>
@@ -31,8 +31,8 @@ constexpr int VECTOR_BYTES = 16;
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 constexpr int VL = VECTOR_BYTES / sizeof(real);
 
-// VL neighbours at the upper left corner of a matrix, in the direction in which they are contiguous, rounded to P; bfloat16
-// where real is float only, nf4 at multiples of VL
+// VL neighbours at the upper left corner of a matrix, in the direction in which they are contiguous, rounded to P;
+// bfloat16 where real is float only, nf4 at multiples of VL
 #if defined(__CUDACC__)                      // its front end does not know all that follows
 template <typename P, typename E> vec load(const Matrix<E>& m) {
     vec v;
@@ -65,7 +65,7 @@ template <typename P> vec load(const Matrix<nf4>& m) {
     for (int l = 0; l < VL; l++) v[l] = LEVELS[nf4_code(m.codes, m.at + l)] * m.scale[m.at / NF4_BLOCK];
     return v;
 }
-#if defined(__AVX512F__) && !defined(__clang__)              // a level is a lane of a register; of an index 4 bits count
+#if defined(__AVX512F__) && !defined(__clang__)              // a level is a lane of a register, an index 4 bits
 template <typename P> requires (VL == 16) vec load(const Matrix<nf4>& m) {
     typedef uint64_t groups __attribute__((vector_size(64)));
     typedef uint32_t lanes __attribute__((vector_size(64)));
@@ -81,14 +81,17 @@ template <typename P> requires (VL == 16) vec load(const Matrix<nf4>& m) {
 inline void round_all(bfloat16* to, const real* from, size_t n) {
     size_t i = 0;
 #if !defined(__CUDACC__)
-    for (; i + VL <= n; i += VL) *(halves*)(to + i) = __builtin_convertvector((words)load<bfloat16>(Matrix{from + i, 1, 1}) >> 16, halves);
+    for (; i + VL <= n; i += VL) {
+        const words rounded = (words)load<bfloat16>(Matrix{from + i, 1, 1});
+        *(halves*)(to + i) = __builtin_convertvector(rounded >> 16, halves);
+    }
 #endif
     for (; i < n; i++) to[i] = from[i];
 }
 
-// out (DEEP,VL) = b, whose columns are contiguous; rows of out are out_row apart. In round S every square of 2S x 2S swaps the
-// quarters off its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers. Numbers of type
-// bfloat16 are moved in pairs.
+// out (DEEP,VL) = b, whose columns are contiguous; rows of out are out_row apart. In round S every square of 2S x 2S
+// swaps the quarters off its diagonal (Eklundh 1972, doi:10.1109/TC.1972.5009041): log2(VL) rounds in registers.
+// Numbers of type bfloat16 are moved in pairs.
 template <typename E> constexpr int DEEP = std::is_same_v<E, bfloat16> ? 2 * VL : VL;
 #if defined(__CUDACC__)
 template <typename P, typename E> void transpose(real* out, long out_row, Matrix<E> b) {

@@ -1,5 +1,5 @@
-/* dev/host/weights.h -- models on disk: safetensors, one file or several, whatever names wrappers gave a GPT-2's tensors,
-   and llm.c's format. Each becomes a description in config.json's words and a view of every tensor. */
+/* dev/host/weights.h -- models on disk: safetensors, one file or several, whatever names wrappers gave a GPT-2's
+   tensors, and llm.c's format. Each becomes a description in config.json's words and a view of every tensor. */
 #pragma once
 #include "packed.h"
 #include "runs.h"
@@ -83,7 +83,8 @@ struct Safetensors {
                 return (size_t)number.number;
             };
             double count = 1;
-            for (const Json& d : shape.items) view.shape.push_back(whole(d)), count *= view.shape.back();
+            for (const Json& d : shape.items) view.shape.push_back(whole(d));
+            for (size_t d : view.shape) count *= d;
             size_t begin = whole(offsets.items[0]), end = whole(offsets.items[1]);
             if (begin > end || end > size)
                 die("%s: tensor %s: data_offsets [%zu,%zu] do not lie in the %zu bytes of data; is it cut short?", name,
@@ -139,7 +140,8 @@ inline std::map<std::string, View> gpt2_tensors(const std::map<std::string, View
     for (auto& [name, view] : tensors) {
         if (!is(name, "wpe.weight")) continue;
         if (!wpe.empty()) die("%s: two models in one: '%s' and '%s'", path.c_str(), wpe.c_str(), name.c_str());
-        wpe = name, before = name.substr(0, name.size() - strlen("wpe.weight"));
+        wpe = name;
+        before = name.substr(0, name.size() - strlen("wpe.weight"));
     }
     std::map<std::string, View> found;
     for (auto& [name, view] : tensors) {
@@ -154,7 +156,8 @@ inline std::map<std::string, View> gpt2_tensors(const std::map<std::string, View
     for (auto& [name, view] : found)
         for (const char* layer : {"c_attn.weight", "c_fc.weight", "c_proj.weight"}) {
             if (!is(name, layer) || view.shape.size() != 2) continue;
-            std::swap(view.shape[0], view.shape[1]), view.transposed = true;
+            std::swap(view.shape[0], view.shape[1]);
+            view.transposed = true;
         }
     warn("%s: weights stand (out, in), as in nanoGPT, whose GELU is another; here it is gelu_new", path.c_str());
     return found;
@@ -188,7 +191,10 @@ inline std::string weights_in(const std::string& dir) {
         const std::string path = dir + "/" + name;
         if (!fs::is_regular_file(path, error) || fs::file_size(path, error) <= size) continue;
         const Mapped file(path);
-        if (const Kind* kind = kind_of(file.text()); kind && !kind->text) largest = path, size = file.size;
+        const Kind* kind = kind_of(file.text());
+        if (!kind || kind->text) continue;
+        largest = path;
+        size = file.size;
     }
     if (!largest.empty()) refuse(largest, *kind_of(Mapped(largest).text()), "model.safetensors");
     die("%s: holds no model.safetensors and no whole checkpoint", dir.c_str());
@@ -198,7 +204,7 @@ inline std::string weights_in(const std::string& dir) {
 struct ModelFile {
     std::string path, directory;
     Json config;
-    std::string config_path;                 // where it stands; "": made of shapes, which do not tell the number of heads
+    std::string config_path;                 // where it stands; "": made of shapes, which do not tell of heads
     std::map<std::string, View> tensors;
     std::shared_ptr<void> memory;            // what the views look into
     std::shared_ptr<struct Adapter> adapter = nullptr;       // LoRA's, that stands beside it
@@ -206,12 +212,15 @@ struct ModelFile {
 
 inline Json json_of(double value, Json::Kind kind = Json::NUMBER) {
     Json j;
-    j.kind = kind, j.number = value;
+    j.kind = kind;
+    j.number = value;
     return j;
 }
 inline Json gpt2_of(std::map<std::string, Json> members) {               // the config.json that such a model would have
     Json j = json_of(0, Json::OBJECT), type = json_of(0, Json::STRING);
-    type.string = "gpt2", j.members = std::move(members), j.members["model_type"] = type;
+    type.string = "gpt2";
+    j.members = std::move(members);
+    j.members["model_type"] = type;
     return j;
 }
 
@@ -299,7 +308,7 @@ inline ModelFile open_model(std::string path) {
     const std::string config = directory_of(path) + "/config.json";
     ModelFile m{path, directory_of(path), {}, exists(config) ? config : "", {}, files};
     if (path.ends_with(".index.json")) m.tensors = gpt2_tensors(read_index(path, *files), path);
-    else files->push_back(std::make_unique<Safetensors>(path)), m.tensors = gpt2_tensors(files->back()->tensors, path);
+    else m.tensors = gpt2_tensors(files->emplace_back(std::make_unique<Safetensors>(path))->tensors, path);
     const bool described = !m.config_path.empty();
     if (described) m.config = read_json(config, 1 << 20);
     const Json& tied = m.config["tie_word_embeddings"];
@@ -319,7 +328,8 @@ inline Json with_heads(const ModelFile& m, int heads) {
     if (!m.config_path.empty()) return json;
     const int C = json["n_embd"].number;
     if (heads == 0 && C % 64) die_usage("--heads: %s does not say how many heads it has", path);
-    if (heads == 0) warn("%s: does not say how many heads it has: %d of 64 are assumed; --heads says otherwise", path, C / 64);
+    if (heads == 0)
+        warn("%s: does not say how many heads it has: %d of 64 are assumed; --heads says otherwise", path, C / 64);
     if (heads && C % heads) die_usage("--heads %d: does not divide the %d channels of %s", heads, C, path);
     json.members["n_head"] = json_of(heads ? heads : C / 64);
     return json;
@@ -352,7 +362,8 @@ inline void read_config(const std::vector<Member>& members, const Json& j, const
             if (v && v.kind != Json::BOOL) die("%s: '%s' must be true or false", where, m.name);
             if (v) **flag = v.number != 0;
         } else if (v) {
-            if (v.kind != Json::NUMBER || !(v.number > 0 && v.number < 1)) die("%s: '%s' must lie between 0 and 1", where, m.name);
+            if (v.kind != Json::NUMBER || !(v.number > 0 && v.number < 1))
+                die("%s: '%s' must lie between 0 and 1", where, m.name);
             *std::get<double*>(m.value) = v.number;
         }
     }
@@ -364,7 +375,8 @@ inline void read_config(const std::vector<Member>& members, const Json& j, const
         if (v && v.kind != Json::BOOL) die("%s: '%s' must be true or false", where, name);
         return v ? v.number != 0 : fallback;
     };
-    if (!says("scale_attn_weights", true) || says("scale_attn_by_inverse_layer_idx", false) || says("add_cross_attention", false))
+    if (!says("scale_attn_weights", true) || says("scale_attn_by_inverse_layer_idx", false) ||
+        says("add_cross_attention", false))
         die("%s: attention without scaling, scaled by layer, or across sequences is not computed here", where);
     if (heads > 0 && std::fmod(C, heads) != 0) die("%s: %g channels are not a multiple of %g heads", where, C, heads);
 }
