@@ -1,15 +1,16 @@
 #!/bin/sh
-# dev/assistant.sh DIR [SEED [SHARE]] -- from text to an assistant on the built-in corpus, as `make assistant` runs it: a
-# tokenizer, a base model, and from it a supervised model, a reward model and a policy; then one table. All of it goes to
-# DIR, and what was stopped goes on there. The tools are those that one would use on texts of one's own. A SHARE of 100 takes
-# a hundredth of all steps, for a look at how it goes.
+# dev/assistant.sh DIR [SEED [SHARE]] -- from text to an assistant on the built-in corpus, as `make assistant` runs it:
+# a tokenizer, a base model, and from it a supervised model, a reward model and a policy; then one table. All of it goes
+# to DIR, and what was stopped goes on there. The tools are those that one would use on texts of one's own. A SHARE of
+# 100 takes a hundredth of all steps, for a look at how it goes.
 dir=$1 seed=${2:-1} share=${3:-1} data=$1/data
 fail() { echo "error: $*" >&2; exit 1; }
 quietly() { "$@" > $dir/log 2>&1 || fail "$1 $2: $(tail -1 $dir/log | sed 's/^error: //')"; }
 steps() { echo $(($1 / share)); }
 mkdir -p $dir || exit 1
 
-# Words as single tokens: a fact is copied by one token then, and a question with two examples before it fits the context.
+# Words as single tokens: a fact is copied by one token then, and a question with two examples before it fits the
+# context.
 if ! [ -e $dir/examples.jsonl ]; then
     quietly build/corpus --out $dir/letters --documents 20000 --seed $seed
     quietly build/shards decode --in $dir/letters/train.bin --tokenizer bytes --eot '\n'
@@ -40,8 +41,8 @@ stage reward  --stage reward --train $data/ranked_train.bin --val $data/ranked_v
 stage rl      --stage rl --reward exact --train $data/prompts.bin $answers \
               --init $dir/sft --context 96 --batch 64 --tokens-per-step 24576 --kl 0.02 --lr 2e-4 --warmup 10 --steps $(steps 500)
 
-# of DIR/NAME/log.jsonl: the minutes of its steps; the last FIELD of an EVENT; the mean of a step's FIELD over the last tenth;
-# nan if there is none
+# of DIR/NAME/log.jsonl: the minutes of its steps; the last FIELD of an EVENT; the mean of a step's FIELD over the last
+# tenth; nan if there is none
 minutes() { values $1 step ms | awk '{ sum += $1 } END { printf "%.1f", sum / 60000 }'; }
 values() { sed -n 's/.*"event": "'$2'".* "'$3'": \([-0-9.e]*\).*/\1/p' $dir/$1/log.jsonl; }
 last() { values "$@" | tail -1 | grep . || echo nan; }

@@ -4,27 +4,30 @@
    forward   2 B T^2 C FLOPs, half of what full attention takes; qkv is read, out is written, 4X bytes
      matrix          as the formulas stand: scores to a matrix (T,T) of each head, its softmax, times v. It is written
                      three times and read four, and takes 10 times the bytes of q, k and v together at T = 1024
-     plain           no matrix: a block takes a query and holds its row of scores; but every query reads all keys and values
+     plain           no matrix: a block takes a query and holds its row of scores; but every query reads all keys and
+                     values
      keys_shared     a thread takes a query, 64 of them share each key and value through shared memory, with a running
-                     maximum and sum (Milakov, Gimelshein 2018, arXiv:1805.02867): 1 / 64 of the reads, but multiply-adds
-                     of single numbers
-     tensor_cores    both products on them, 64 queries by 64 keys, scores in registers (Dao 2023, arXiv:2307.08691); but rows
-                     of 128 bytes all begin in the same bank, and everybody waits for each copy
-     tiles           the pieces of a row are permuted by its number, so that eight rows meet all banks; the next keys are on
-                     their way meanwhile. Ships where there is no wgmma
-     shipped         gpu::attention_forward: wgmma reads its operands from shared memory itself, 4 warps at once, and TMA brings
-                     them there: no instruction of a warp fetches, and one warpgroup's exponentials hide another's products
+                     maximum and sum (Milakov, Gimelshein 2018, arXiv:1805.02867): 1 / 64 of the reads, but
+                     multiply-adds of single numbers
+     tensor_cores    both products on them, 64 queries by 64 keys, scores in registers (Dao 2023, arXiv:2307.08691); but
+                     rows of 128 bytes all begin in the same bank, and everybody waits for each copy
+     tiles           the pieces of a row are permuted by its number, so that eight rows meet all banks; the next keys
+                     are on their way meanwhile. Ships where there is no wgmma
+     shipped         gpu::attention_forward: wgmma reads its operands from shared memory itself, 4 warps at once, and
+                     TMA brings them there: no instruction of a warp fetches, and one warpgroup's exponentials hide
+                     another's products
 
    backward  5 B T^2 C FLOPs; qkv, out and dout are read, dqkv is written, 8X bytes; dqkv_b, its column sums, besides
-     atomics         a block takes a key and all queries after it, once: dk and dv are its own, dq is added to by every key
-                     with atomics, in any order, and to a copy in fp32
+     atomics         a block takes a key and all queries after it, once: dk and dv are its own, dq is added to by every
+                     key with atomics, in any order, and to a copy in fp32
      plain           twice: a block for each key, then one for each query, so that each result has one writer
-     tiles           the same two passes on tensor cores: 7 B T^2 C FLOPs instead of 5, in order. Ships where there is no wgmma
-     unpipelined     once, with wgmma and TMA: a block walks over all keys of a head, so that dq can sum up in memory, in order;
-                     but copies, products and exponentials wait for each other
-     shipped         gpu::attention_backward: the next tile's copies and products are under way while this one's exponentials
-                     are taken and its dq leaves, by bulk additions that no thread waits for; the column sums are taken from
-                     what leaves, instead of reading dqkv again */
+     tiles           the same two passes on tensor cores: 7 B T^2 C FLOPs instead of 5, in order. Ships where there is
+                     no wgmma
+     unpipelined     once, with wgmma and TMA: a block walks over all keys of a head, so that dq can sum up in memory,
+                     in order; but copies, products and exponentials wait for each other
+     shipped         gpu::attention_backward: the next tile's copies and products are under way while this one's
+                     exponentials are taken and its dq leaves, by bulk additions that no thread waits for; the column
+                     sums are taken from what leaves, instead of reading dqkv again */
 #include "bench.cuh"
 namespace attention_study {
 
@@ -68,7 +71,8 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
         for (int n = threadIdx.x; n < 32 * HS; n += 64) {
             const int j = j0 + n / HS;
             const floatX* at = row + (size_t)::min(j, T - 1) * 3 * C + C + n % HS;
-            k[n / HS][n % HS] = float(at[0]), v[n / HS][n % HS] = float(at[C]);
+            k[n / HS][n % HS] = float(at[0]);
+            v[n / HS][n % HS] = float(at[C]);
         }
         __syncthreads();
         for (int j = 0; j < 32 && j0 + j <= i && i < T; j++) {
@@ -76,7 +80,8 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
             UNROLL for (int c = 0; c < HS; c++) s += q[c] * k[j][c];
             s *= scale;
             const float high = fmaxf(maximum, s), shrink = expf(maximum - high), p = expf(s - high);
-            maximum = high, sum = sum * shrink + p;
+            maximum = high;
+            sum = sum * shrink + p;
             UNROLL for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * v[j][c];
         }
     }
@@ -106,7 +111,8 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
     float o[SIDE / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     for (int j0 = 0; j0 <= i0; j0 += SIDE) {
         __syncthreads();
-        fill(k, row + C, j0), fill(v, row + 2 * C, j0);
+        fill(k, row + C, j0);
+        fill(v, row + 2 * C, j0);
         __syncthreads();
         float s[SIDE / 8][4] = {};
         for (int c = 0; c < SIDE; c += 16) {                 // s = q k^T
@@ -114,7 +120,8 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
             gpu::load_fragments(f, at(q, warp * 16 + lane % 16, c + lane / 16 * 8));
             for (int n = 0; n < SIDE / 8; n += 2) {
                 gpu::load_fragments(g, at(k, n * 8 + lane % 8 + lane / 16 * 8, c + lane / 8 % 2 * 8));
-                gpu::mma(s[n], f, g[0], g[1]), gpu::mma(s[n + 1], f, g[2], g[3]);
+                gpu::mma(s[n], f, g[0], g[1]);
+                gpu::mma(s[n + 1], f, g[2], g[3]);
             }
         }
         for (int r = 0; r < 2; r++) {                        // the two rows this lane has a part of, with three others
@@ -125,7 +132,8 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
             }
             for (int lanes = 1; lanes <= 2; lanes *= 2) high = fmaxf(high, __shfl_xor_sync(WARP, high, lanes));
             const float shrink = expf(maximum[r] - high);
-            maximum[r] = high, sum[r] *= shrink;
+            maximum[r] = high;
+            sum[r] *= shrink;
             for (int n = 0; n < SIDE / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) {
                 sum[r] += s[n][e] = expf(s[n][e] - high);
                 o[n][e] *= shrink;
@@ -138,7 +146,8 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
             for (int n = 0; n < SIDE / 8; n += 2) {
                 unsigned g[4];
                 gpu::load_transposed(g, at(v, c + lane % 16, n * 8 + lane / 16 * 8));
-                gpu::mma(o[n], f, g[0], g[1]), gpu::mma(o[n + 1], f, g[2], g[3]);
+                gpu::mma(o[n], f, g[0], g[1]);
+                gpu::mma(o[n + 1], f, g[2], g[3]);
             }
         }
     }
@@ -154,8 +163,8 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
     }
 }
 
-// What gpu::attention_backward_wgmma_kernel<64> does, one thing after another. A thread adds up the same numbers of dq each
-// time, in `sums`, so that no other has to wait for it.
+// What gpu::attention_backward_wgmma_kernel<64> does, one thing after another. A thread adds up the same numbers of dq
+// each time, in `sums`, so that no other has to wait for it.
 using Shape = gpu::BackwardShape<64>;
 constexpr int SIDE_2 = Shape::KEYS, TILE_BYTES = Shape::KEYS_BYTES, ROW = gpu::PANEL_ROW;
 constexpr size_t UNPIPELINED_BYTES = 6 * TILE_BYTES + Shape::ROWS_BYTES + 8;
@@ -198,7 +207,8 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 load_box(douts_at, &dout, ready, column, query * SIDE_2, b);
             }
             row[threadIdx.x] = rows[((size_t)head * tiles + query) * 2 * SIDE_2 + threadIdx.x];
-            mbarrier_wait(ready, phase), phase ^= 1;
+            mbarrier_wait(ready, phase);
+            phase ^= 1;
             __syncthreads();
             float s[64], dp[64];                             // (64 keys, 128 queries)
             wgmma_fence();
@@ -206,7 +216,8 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 multiply_shared(s, own_keys.after(k * 32), queries.after(k * 32), k > 0);
                 multiply_shared(dp, own_values.after(k * 32), douts.after(k * 32), k > 0);
             }
-            wgmma_commit(), wgmma_wait<0>();
+            wgmma_commit();
+            wgmma_wait<0>();
             unsigned p[8][4], ds[8][4];
             UNROLL for (int n = 0; n < 16; n++) {
                 float l[2];
@@ -236,7 +247,8 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 multiply_registers<true>(dk, ds[k], queries.after(k * 16 * ROW), !diagonal || k > 0);
                 multiply_shared<true, true>(dq, own_ds.after(k * 16 * ROW), keys.after(k * 16 * ROW), k > 0);
             }
-            wgmma_commit(), wgmma_wait<0>();
+            wgmma_commit();
+            wgmma_wait<0>();
             float* const sum = sums + (size_t(blockIdx.x) * tiles + query) * 8192 + threadIdx.x * 4;
             UNROLL for (int n = 0; n < 8; n++) {
                 float so_far[4] = {}, all[4];
@@ -245,7 +257,10 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 if (!diagonal) store(sum + n * 1024, all);
             }
             if (diagonal) leave(dq, query, 0, scale);
-            if (query == tiles - 1) leave(dk, key, C, scale), leave(dv, key, 2 * C, 1);
+            if (query == tiles - 1) {
+                leave(dk, key, C, scale);
+                leave(dv, key, 2 * C, 1);
+            }
         }
     }
 #endif
@@ -264,17 +279,20 @@ __global__ void backward_atomics(floatX* dqkv, float* dq, const floatX* dout, co
     for (int i = j + threadIdx.x; i < T; i += blockDim.x) {
         const gpu::Probability r = gpu::recompute(row + (size_t)i * 3 * C, k, k + C, dout_0 + (size_t)i * C,
                                                   lse[per_head + i], D[per_head + i], HS, scale);
-        p[i] = r.p, ds[i] = r.ds;
+        p[i] = r.p;
+        ds[i] = r.ds;
     }
     __syncthreads();
     for (int c = threadIdx.x; c < HS; c += blockDim.x) {
         float dk = 0, dv = 0;
         for (int i = j; i < T; i++) {
-            dk += ds[i] * float(row[(size_t)i * 3 * C + c]), dv += p[i] * float(dout_0[(size_t)i * C + c]);
+            dk += ds[i] * float(row[(size_t)i * 3 * C + c]);
+            dv += p[i] * float(dout_0[(size_t)i * C + c]);
             atomicAdd(dq + ((size_t)b * T + i) * C + h * HS + c, ds[i] * float(k[c]));
         }
         floatX* to = dqkv + ((size_t)b * T + j) * 3 * C + C + h * HS + c;
-        to[0] = floatX(dk), to[C] = floatX(dv);
+        to[0] = floatX(dk);
+        to[C] = floatX(dv);
     }
 }
 __global__ void round_dq(floatX* dqkv, const float* dq, size_t n, int C) {
@@ -339,9 +357,11 @@ static void backward(int B, int T, int NH, int HS) {
     const int threads = gpu::threads_for(T, 128);
     std::vector<Rung> rungs = {
         {"atomics", [&] {
-            dots(), ok(cudaMemsetAsync(dq, 0, dq.n * sizeof(float), stream()));
+            dots();
+            ok(cudaMemsetAsync(dq, 0, dq.n * sizeof(float), stream()));
             launch(backward_atomics, grid, threads, gpu::scores_size(2 * T), dqkv, dq, dout, qkv, lse, D, T, C, HS, scale);
-            launch(round_dq, ceil_div(dq.n, 256), 256, 0, dqkv, dq, dq.n, C), bias();
+            launch(round_dq, ceil_div(dq.n, 256), 256, 0, dqkv, dq, dq.n, C);
+            bias();
         }, true},
         {"plain", [&] {
             dots();

@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 MODELS = {"d12": (12, 12, 768), "d24": (24, 16, 1024), "d36": (36, 20, 1280), "d48": (48, 25, 1600)}
 V, WARM = 50257, 5
-# How far loss and norm (relatively) may lie from fp32's at a step of a run on one batch: rounding to bf16 alone moves them
-# apart, the norm of a batch that is learned by heart most of all. Wrong mathematics shows in the first steps.
+# How far loss and norm (relatively) may lie from fp32's at a step of a run on one batch: rounding to bf16 alone moves
+# them apart, the norm of a batch that is learned by heart most of all. Wrong mathematics shows in the first steps.
 LIMITS = {1: (0.003, 0.01), 5: (0.02, 0.03), 20: (0.02, 0.1), 40: (0.02, 0.3)}
 
 

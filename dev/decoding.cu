@@ -1,7 +1,9 @@
-/* dev/decoding.cu -- one token more for each of a few rows, in steps.     make build/bench_decoding && build/bench_decoding
+/* dev/decoding.cu -- one token more for each of a few rows, in steps.
+                                                                       make build/bench_decoding && build/bench_decoding
 
-   What limits it is reading: all weights once, and the cache of keys and values. At GPT-2 124M and 4.3 TB/s the weights take
-   0.058 ms, and at 1024 tokens a row's cache 0.0088; 63 kernels a step must not add more than a few microseconds each.
+   What limits it is reading: all weights once, and the cache of keys and values. At GPT-2 124M and 4.3 TB/s the weights
+   take 0.058 ms, and at 1024 tokens a row's cache 0.0088; 63 kernels a step must not add more than a few microseconds
+   each.
 
    product       out = f(x) w + b, f a layernorm or nothing: w is read once, C OC numbers, of bf16, int8 or nf4
      library         a kernel for the layernorm, then cuBLASLt; before these, one that unpacks w
@@ -11,15 +13,15 @@
    unpacking     a matrix at a time, for many rows
      shipped         gpu::unpack: a thread takes 16 bytes of what it writes
    attention     of one query over a cache: 2 C numbers a key
-     plain           the new key and value are copied to the cache, then a block takes a head and holds its row of scores; a
-                     thread takes a key, so that neighbours read 2 bytes each, rows apart
+     plain           the new key and value are copied to the cache, then a block takes a head and holds its row of
+                     scores; a thread takes a key, so that neighbours read 2 bytes each, rows apart
      shipped         gpu::attention_step: lanes side by side take a key, 16 bytes each
    pick          a token from logits: V numbers
      download        the host picks: cpu::pick
      shipped         gpu::pick
 
-   Predicted for an H200, in microseconds, before a first run: products of one row 3 (proj) to 4.5 (fc, fcproj); the head,
-   cuBLASLt's, 25; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick of all tokens 18. */
+   Predicted for an H200, in microseconds, before a first run: products of one row 3 (proj) to 4.5 (fc, fcproj); the
+   head, cuBLASLt's, 25; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick of all tokens 18. */
 #include "bench.cuh"
 namespace decoding_study {
 using gpu::Normed;
@@ -33,7 +35,10 @@ static void product(int N, int C, int OC, Form form, bool norm, bool gelu, bool 
     const size_t bytes = packs ? packed_bytes(form, C, OC) : w.bytes();
     std::vector<uint8_t> codes(packs ? (bytes + 15) / 16 * 16 : 0);
     std::vector<float> in(x.host), weights(w.host);
-    if (packs) pack(form, codes.data(), w.cpu(), C, OC), unpack(form, weights.data(), codes.data(), C, OC);
+    if (packs) {
+        pack(form, codes.data(), w.cpu(), C, OC);
+        unpack(form, weights.data(), codes.data(), C, OC);
+    }
     weights = rounded(weights);
     Array<uint8_t> packed(codes);
     const Place<floatX> plain = {packs ? unpacked.p : w.p, nullptr, nullptr, Form::FP32};
@@ -73,7 +78,8 @@ static void product(int N, int C, int OC, Form form, bool norm, bool gelu, bool 
     if (!packs) return;
     each();
     const uint64_t want = out.bits();
-    out.reset(), rungs.back().run();
+    out.reset();
+    rungs.back().run();
     const bool same = out.bits() == want;
     if (report || !same)
         check(same, "study/step's product, %s: the bits of each row alone, of w unpacked", shape.c_str());
@@ -85,7 +91,8 @@ static void unpacking(Form form, int rows, int cols) {
     const size_t bytes = packed_bytes(form, rows, cols);
     std::vector<uint8_t> codes((bytes + 15) / 16 * 16);
     Array<floatX> out(values.size());
-    pack(form, codes.data(), values.data(), rows, cols), unpack(form, out.cpu(), codes.data(), rows, cols);
+    pack(form, codes.data(), values.data(), rows, cols);
+    unpack(form, out.cpu(), codes.data(), rows, cols);
     out.host = rounded(out.host);
     Array<uint8_t> packed(codes);
     const Place<floatX> place = {nullptr, packed.p, (const float*)(packed.p + code_bytes(form, rows, cols)), form};
@@ -125,7 +132,10 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
     for (int b = 4; b < B; b += 5) logits[(size_t)b * stride + b % V] = b % 2 ? NAN : -INFINITY;
     logits = rounded(logits);                // NaN has other bits in bf16
     Options o;
-    o.temperature = temperature, o.top_k = top_k, o.top_p = top_p, o.min_p = min_p;
+    o.temperature = temperature;
+    o.top_k = top_k;
+    o.top_p = top_p;
+    o.min_p = min_p;
     Array<floatX> z(logits);
     Array<Rng> rng([&] {
         std::vector<Rng> v;
@@ -134,7 +144,8 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
     }());
     Array<Sampling> sampling(std::vector<Sampling>(1, Sampling(o)));
     Array<int> token(B), drawn(gpu::DRAWN * B), position(std::vector<int>(B, 5));
-    position.reset(), rng.reset();           // keep what they start from, as written() does
+    position.reset();                        // keep what they start from, as written() does
+    rng.reset();
     const int slot = 6 % gpu::DRAWN * B;     // of the position after that
     auto host = [&](const float* z, int b) {
         Rng random = rng.host[b];
@@ -153,7 +164,8 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
     climb("step's pick", format("B=%d V=%d temperature %g top_k %d top_p %g min_p %g%s", B, V, temperature, top_k, top_p, min_p, equal ? ", many equal" : ""),
           {.bytes = (double)B * V * sizeof(floatX), .memory = READ}, {result},
           {{"download", [&] {
-                ok(cudaMemcpyAsync(values.data(), z.p, z.bytes(), cudaMemcpyDeviceToHost, stream())), ok(cudaStreamSynchronize(stream()));
+                ok(cudaMemcpyAsync(values.data(), z.p, z.bytes(), cudaMemcpyDeviceToHost, stream()));
+                ok(cudaStreamSynchronize(stream()));
                 for (int b = 0; b < B; b++) {
                     std::copy_n(&values[(size_t)b * stride], V, row.begin());
                     picked[b] = host(row.data(), b);

@@ -1,15 +1,20 @@
 #!/bin/bash
-# dev/gpu_report.sh [STAGE...] -- everything to be known of the CUDA program on this machine's GPU, in stages that end within 4
-# minutes each, in this order where none are named:
+# dev/gpu_report.sh [STAGE...] -- everything to be known of the CUDA program on this machine's GPU, in stages that end
+# within 4 minutes each, in this order where none are named:
 #
 #   build        the programs and all ladders of dev/
-#   check        --check in bf16 and fp32, the program's promises (test/gpu.sh), the golden cases, all rungs at small shapes
-#   peers        llm.c, from a checkout named by LLMC=, with and without cuDNN; what torch.compile can prepare for race and race48
-#   train        GPT-2 124M at 64 x 1024 and 1.5B at 16 x 1024: medians of the step time, the clock, the power; joules a step
-#   race         124M by turns: this program, compiled PyTorch, llm.c with cuDNN and without; medians of the turns, and ratios
+#   check        --check in bf16 and fp32, the program's promises (test/gpu.sh), the golden cases, all rungs at small
+#                shapes
+#   peers        llm.c, from a checkout named by LLMC=, with and without cuDNN; what torch.compile can prepare for race
+#                and race48
+#   train        GPT-2 124M at 64 x 1024 and 1.5B at 16 x 1024: medians of the step time, the clock, the power; joules a
+#                step
+#   race         124M by turns: this program, compiled PyTorch, llm.c with cuDNN and without; medians of the turns, and
+#                ratios
 #   race48       1.5B, the same
 #   learning     loss and norm beside those of transformers, from one checkpoint on one batch
-#   sampling     tokens/s of 1, 8 and 64 texts by 124M, weights in bf16, int8 and nf4, and for how long a checkpoint holds up training
+#   sampling     tokens/s of 1, 8 and 64 texts by 124M, weights in bf16, int8 and nf4, and for how long a checkpoint
+#                holds up training
 #   torch        124M in PyTorch at other batches and with cuDNN's attention, and its functions one by one
 #   ranks        NCCL: several ranks, as test/ranks.sh has them, which share one GPU where there are no more
 #   kernels      all ladders timed: a table. LADDERS="attention matmul" does some of them again
@@ -17,10 +22,10 @@
 #   memcheck racecheck initcheck synccheck       compute-sanitizer on --check and on all rungs at tiny shapes
 #   report       one Markdown file of all that was run, and a picture
 #
-# What a stage printed stays in build/report (or in $REPORT), with date and commit, until the stage runs again; whole logs in
-# its folder logs. A stage goes on after a failure, after which the exit code is 1; it skips aloud what it has no tools for, and
-# what its time ($LIMIT s) no longer suffices for has failed. PYTHON= names another python3. For trials without a GPU there are
-# PROGRAM=, D12=layers,heads,channels, D48=, BATCH=, BATCH48= and CONTEXT=.
+# What a stage printed stays in build/report (or in $REPORT), with date and commit, until the stage runs again; whole
+# logs in its folder logs. A stage goes on after a failure, after which the exit code is 1; it skips aloud what it has
+# no tools for, and what its time ($LIMIT s) no longer suffices for has failed. PYTHON= names another python3. For
+# trials without a GPU there are PROGRAM=, D12=layers,heads,channels, D48=, BATCH=, BATCH48= and CONTEXT=.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit
 out=${REPORT:-build/report}
@@ -86,7 +91,8 @@ shape() {                                    # d12, or layers,heads,channels: as
 }
 run_of() { echo "$program train --train $many --sample-every 0 --eval-every 0 $*"; }
 
-# The card at work: a sample every 0.1 s while it is watched, and of these the ones at 80 % of the maximum power or more.
+# The card at work: a sample every 0.1 s while it is watched, and of these the ones at 80 % of the maximum power or
+# more.
 watch() {
     stdbuf -oL nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader -lms 100 > "$out/logs/samples" 2> /dev/null &
     watcher=$!
@@ -111,8 +117,8 @@ END
 }
 
 logged() { cat build/measured/log.jsonl 2> /dev/null | grep -c '^{"event": "step"'; }      # steps
-# Trains until the log holds so many steps, then kills the program, so that it saves nothing (1.5B parameters are 19 GB).
-# The first five, in which kernels are loaded and graphs recorded, do not count. Sets ms, or says FAILED.
+# Trains until the log holds so many steps, then kills the program, so that it saves nothing (1.5B parameters are 19
+# GB). The first five, in which kernels are loaded and graphs recorded, do not count. Sets ms, or says FAILED.
 ours() {                                     # STEPS TOKENS-A-STEP OPTIONS...
     local steps=$1 tokens=$2 command pid first before after joules
     shift 2
@@ -152,7 +158,8 @@ llmc_turn() {                                # PROGRAM MODEL BATCH STEPS: sets m
     try "$LIMIT" 1 "$1" -i $many -j $many -e "$2" -b "$3" -t "$CONTEXT" -d $(($3 * CONTEXT)) -r 0 -l 6e-4 -c 0.1 -v 1000 -m 1 -s 0 -h 0 -x "$4" || return 1
     ms=$(sed -n 's/^step .*| *\([0-9.]*\) ms .*/\1/p' "$log" | tail -n +6 | median)
 }
-# Turns of all that is there, as many as fit (5 at most): the card's clock and temperature drift, and so does each alone.
+# Turns of all that is there, as many as fit (5 at most): the card's clock and temperature drift, and so does each
+# alone.
 race() {                                     # MODEL BATCH STEPS
     local turn started longest=0 who="" variant name code mine label
     rm -f "$out"/logs/turns_*
@@ -234,7 +241,8 @@ stage_peers() {                              # all of it at work on the CPU, so 
         copy=$PWD/build/llmc_$variant
         rm -rf "$copy"
         cp -r "$LLMC" "$copy"                # with cuDNN it wants CUDNN_FRONTEND_PATH, or ~/cudnn-frontend
-        # what its Makefile does not find: the card, NVML where only the driver has it, and the type that CUDA 13 asks for
+        # what its Makefile does not find: the card, NVML where only the driver has it, and the type that CUDA 13 asks
+        # for
         library=$(ldconfig -p | awk '/libnvidia-ml\.so\.1/ { print $NF; exit }')
         [ -z "$library" ] || ln -s "$library" "$copy/libnvidia-ml.so"
         [ "$(cuda | cut -d. -f1)" -lt 13 ] ||

@@ -1,7 +1,8 @@
 #!/bin/sh
-# dev/scale_report.sh [PROGRAM] -- what several ranks on this machine bring: strong scaling (the same step, more ranks), weak
-# scaling (each rank the same), each ZeRO, and the bytes that travel beside their formula. PROGRAM is ./train_gpt (make MPI=1)
-# or ./train_gpt_cuda (make train_gpt_cuda NCCL=1). LAUNCH starts ranks, RANKS lists their numbers, ARGS are options of a step.
+# dev/scale_report.sh [PROGRAM] -- what several ranks on this machine bring: strong scaling (the same step, more ranks),
+# weak scaling (each rank the same), each ZeRO, and the bytes that travel beside their formula. PROGRAM is ./train_gpt
+# (make MPI=1) or ./train_gpt_cuda (make train_gpt_cuda NCCL=1). LAUNCH starts ranks, RANKS lists their numbers, ARGS
+# are options of a step.
 program=${1:-./train_gpt}
 launch=${LAUNCH:-mpirun --allow-run-as-root --oversubscribe -n}
 out=build/scale_report

@@ -1,8 +1,8 @@
 #!/bin/sh
-# test/forks.sh -- experiments as users make them, each a patch in test/forks. What a fork wrote that computes another function of
-# the same tensors, the program as it is refuses, and the other way round; each goes on with its own. With STRESS=1 every fork in
-# the table below, or with names those alone, trains and passes the project's tests, on the CPU and under emulation, and a mistake
-# planted in it does not.
+# test/forks.sh -- experiments as users make them, each a patch in test/forks. What a fork wrote that computes another
+# function of the same tensors, the program as it is refuses, and the other way round; each goes on with its own. With
+# STRESS=1 every fork in the table below, or with names those alone, trains and passes the project's tests, on the CPU
+# and under emulation, and a mistake planted in it does not.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}        # threads that wait leave the cores to others
 dir=build/test_forks
 rm -rf $dir && mkdir -p $dir
@@ -44,7 +44,8 @@ for fork in $forks; do
 done
 [ -n "$STRESS" ] || exit 0
 
-# A fork, the tests it passes, and options that a run of it takes; a mistake, and the line of FAIL by which a test notices it.
+# A fork, the tests it passes, and options that a run of it takes; a mistake, and the line of FAIL by which a test
+# notices it.
 table() {                                    # FORK|TESTS|OPTIONS|FILE|MISTAKE|TEST|LINE
     cat << 'END'
 relu2|layers check||train_gpt.cpp|s/: 2 \* x;/: x;/|layers|gradient/gelu

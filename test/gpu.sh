@@ -1,6 +1,6 @@
 #!/bin/sh
-# test/gpu.sh PROGRAM -- what the CUDA program promises as a program, on a GPU or emulated: the same bits again and after a
-# stop, checkpoints that the CPU program takes over and gives back, refusals. One line a check.
+# test/gpu.sh PROGRAM -- what the CUDA program promises as a program, on a GPU or emulated: the same bits again and
+# after a stop, checkpoints that the CPU program takes over and gives back, refusals. One line a check.
 gpu=$1
 dir=build/test_gpu_data failed=0
 rm -rf $dir && mkdir -p $dir
@@ -18,7 +18,8 @@ sample() { program=$1; shift; EMU_SEED=1 "$program" sample --model $dir/whole --
 same_text() { sample "${gpu}_fp32" "$@" > $dir/text && sample ./train_gpt "$@" > $dir/text_cpu && cmp $dir/text $dir/text_cpu; }
 second_of() { sample $gpu --tokens 90 --samples $1 | sed -n '/sample 2$/{n;p}'; }
 same_among() { [ "$(second_of $1)" = "$(second_of $2)" ] && [ -n "$(second_of $1)" ]; }
-# How often which kernels took a whole row's attention there and back, by head size: a slower one gives the same numbers.
+# How often which kernels took a whole row's attention there and back, by head size: a slower one gives the same
+# numbers.
 kernels() { sed -n 's/.* \([0-9]*\) launches *gpu::attention_\(\(forward_[wt]\|backward_\)[a-z]*\).*<\([^,>]*\).*/\1 \2 \4/p' $dir/output | tr '\n' ';'; }
 attention_was() { expect "attention: $(kernels)" [ "$(kernels)" = "$1;" ]; }
 close() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > 0 && b > 0 && a - b < 0.02 && b - a < 0.02) }'; }

@@ -1,5 +1,6 @@
-/* test/heuristics.cpp -- which of cuBLASLt's heuristics is taken for a product: emulated heuristics that differ in bits, in
-   time by a clock that is theirs to choose, or fail, and the one that must be taken.       build/emulated_heuristics */
+/* test/heuristics.cpp -- which of cuBLASLt's heuristics is taken for a product: emulated heuristics that differ in
+   bits, in time by a clock that is theirs to choose, or fail, and the one that must be taken.
+                                                                                            build/emulated_heuristics */
 #define NO_GPU_MAIN
 #include "../train_gpt.cu"
 #include "check.h"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# `make test-hf`: compares train_gpt with PyTorch, Hugging Face's transformers, TRL and PEFT, and tiktoken, from the project's
-# root. The first time it installs those into build/venv (about 6 GB, from PyPI); VENV=dir takes another environment,
-# and adds what it lacks.
+# `make test-hf`: compares train_gpt with PyTorch, Hugging Face's transformers, TRL and PEFT, and tiktoken, from the
+# project's root. The first time it installs those into build/venv (about 6 GB, from PyPI); VENV=dir takes another
+# environment, and adds what it lacks.
 # MERGES=vocab.bpe adds GPT-2's own tokenizer, TEXT=file the text that tokenizers are compared on.
 venv=${VENV:-build/venv}
 log=build/hf_install.log

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test/make.sh -- what `make run` does to runs that are there already, which flags win and what they build anew, and what
-# does not compile, in a directory of its own.
+# test/make.sh -- what `make run` does to runs that are there already, which flags win and what they build anew, and
+# what does not compile, in a directory of its own.
 dir=build/test_make
 rm -rf $dir && mkdir -p $dir/build
 for f in Makefile dev test train_gpt.cpp train_gpt.cu; do ln -s ../../$f $dir/$f; done
@@ -49,7 +49,8 @@ for target in train_gpt build/shards build/test_files build/train_gpt_emulated b
 done
 unset CXXFLAGS CPPFLAGS LDFLAGS MAKEFLAGS DEBUG SANITIZE PORTABLE ARCH NVCC MERGES TEXT
 
-# A compiler whose programs say ok, that knows no error but #error, in a file or those of other folders that it includes.
+# A compiler whose programs say ok, that knows no error but #error, in a file or those of other folders that it
+# includes.
 mkdir copy && cp -r ../../Makefile ../../dev ../../test ../../train_gpt.cpp ../../train_gpt.cu copy && cd copy || exit 1
 cat > cxx << 'end'
 #!/bin/sh

@@ -156,8 +156,8 @@ def main():
     parser.add_argument('--number', type=int, default=12)
     parser.add_argument('--first', type=int, default=0, help='how many of the first are left out')
     o = parser.parse_args()
-    # A mutant's place in the order hangs on itself and the seed, so that changes elsewhere leave it; and on how many there are
-    # of its kind: of a hundred times as many, ten times as many are drawn.
+    # A mutant's place in the order hangs on itself and the seed, so that changes elsewhere leave it; and on how many
+    # there are of its kind: of a hundred times as many, ten times as many are drawn.
     drawn = list(candidates())
     for line in EQUIVALENT.keys() - {m[3].strip() for m in drawn}: sys.exit(f'FAIL mutants/equivalent: no mutant is {line!r}')
     if not o.number: return print(f'ok mutants/regions: {len(drawn)} mutants in {len(REGIONS)}, {len(EQUIVALENT)} equivalent ones among them')

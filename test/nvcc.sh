@@ -1,7 +1,7 @@
 #!/bin/sh
 # test/nvcc.sh [--write] -- compiles every kernel, those of dev/ too, for generations of GPUs and looks at what ptxas
-# says: a spilled register, or a tensor core instruction that waits for another, fails. Registers of every kernel are compared
-# with test/nvcc.txt, where this nvcc is the one that made it; --write makes it anew.
+# says: a spilled register, or a tensor core instruction that waits for another, fails. Registers of every kernel are
+# compared with test/nvcc.txt, where this nvcc is the one that made it; --write makes it anew.
 if ! command -v ${NVCC:-nvcc} > /dev/null; then echo "skip nvcc: not installed"; exit 0; fi
 version=$(${NVCC:-nvcc} --version | sed -n 's/.*release \([0-9.]*\), V\([0-9.]*\)/\2/p')
 known=$(${NVCC:-nvcc} --list-gpu-arch)

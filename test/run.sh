@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs every test program from the project's root, shows what failed or was skipped, and counts. All lines: build/test.log.
-# MERGES=vocab.bpe and TEXT=tinyshakespeare.txt add the checks that need them, llm.c's two shards beside it two more.
+# Runs every test program from the project's root, shows what failed or was skipped, and counts. All lines:
+# build/test.log. MERGES=vocab.bpe and TEXT=tinyshakespeare.txt add the checks that need them, llm.c's two shards beside
+# it two more.
 log=build/test.log
 : > $log
 run() {
@@ -17,7 +18,8 @@ run() {
     printf '%-16s %4d ok %4d s\n' "$name" "$(grep -c '^ok ' build/test.out)" $(($(date +%s) - start))
     cat build/test.out >> $log
 }
-# Whether a program is there. One that is not did not compile: one failure, of the file to blame, whatever else needs it.
+# Whether a program is there. One that is not did not compile: one failure, of the file to blame, whatever else needs
+# it.
 built() {
     [ -x "$1" ] && return
     name=$(basename "$1" | sed 's/^emulated_//; s/_fp32$//')
@@ -40,8 +42,8 @@ ladders() {                                  # FORMAT ORDERS [SIZE]
     done
     grep -q '^FAIL dev/.*: does not compile' $log || built build/emulated_kernels$format
 }
-# What no test runs, and must compile all the same: what only a processor with AMX is for (test_gemm emulates it), every header
-# alone, the programs of make fuzz and make test-hf.
+# What no test runs, and must compile all the same: what only a processor with AMX is for (test_gemm emulates it), every
+# header alone, the programs of make fuzz and make test-hf.
 compiles() {                                 # FILE FLAGS...
     file=$1
     shift

@@ -1,6 +1,7 @@
 #!/bin/sh
-# test/sanitizers.sh -- the kernels on small shapes, and the broken ones that change no result, under clang's sanitizers: what
-# threads do to each other's memory, ends of arrays, numbers that nobody wrote. Skipped where clang has no sanitizers.
+# test/sanitizers.sh -- the kernels on small shapes, and the broken ones that change no result, under clang's
+# sanitizers: what threads do to each other's memory, ends of arrays, numbers that nobody wrote. Skipped where clang has
+# no sanitizers.
 dir=build/test_sanitizers
 mkdir -p $dir
 build() {                                    # SANITIZER PROGRAM
@@ -14,8 +15,8 @@ check() {                                    # SANITIZER
     build $sanitizer kernels
     if $dir/${sanitizer}_kernels 2 tiny > $output 2>&1; then echo "ok sanitizers/$sanitizer: nothing found in $(grep -c '^ok' $output) checks of kernels"
     else echo "FAIL sanitizers/$sanitizer: $(grep -m 1 -hE '^FAIL|ERROR|WARNING|error: ' $output $dir/${sanitizer}_kernels.log)"; fi
-    # A model, too: sampling, three steps of training, every tensor compared. (memory takes std::map's own code, which is
-    # in a library that it has not compiled, for a mistake.)
+    # A model, too: sampling, three steps of training, every tensor compared. (memory takes std::map's own code, which
+    # is in a library that it has not compiled, for a mistake.)
     if [ -n "$STRESS" ] && [ $sanitizer != memory ]; then
         build $sanitizer train_gpt
         if $dir/${sanitizer}_train_gpt --check > $output 2>&1; then echo "ok sanitizers/$sanitizer: $(tail -1 $output)"
