@@ -32,7 +32,8 @@
 namespace attention_study {
 
 __global__ void scores(float* s, const floatX* qkv, int T, int C, int HS, float scale) {
-    const int j = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y, b = blockIdx.z * HS / C, h = blockIdx.z % (C / HS);
+    const int j = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y;
+    const int b = blockIdx.z * HS / C, h = blockIdx.z % (C / HS);
     if (j >= T) return;
     const floatX *q = qkv + ((size_t)b * T + i) * 3 * C + h * HS, *k = qkv + ((size_t)b * T + j) * 3 * C + C + h * HS;
     float dot = 0;
@@ -59,7 +60,8 @@ __global__ void times_v(floatX* out, const float* p, const floatX* qkv, int T, i
 }
 
 template <int HS>
-__global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const floatX* qkv, int T, int C, float scale) {
+__global__ void __launch_bounds__(64)
+keys_shared(floatX* out, float* lse, const floatX* qkv, int T, int C, float scale) {
     SHARED(k, float[32][HS]);
     SHARED(v, float[32][HS]);
     const int i = blockIdx.x * 64 + threadIdx.x, h = blockIdx.y, b = blockIdx.z;
@@ -93,7 +95,8 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
 #ifndef TRAIN_FP32
 // A warp takes 16 of the 64 queries; heads of 64.
 constexpr int SIDE = 64;
-__global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, const floatX* qkv, int T, int C, float scale) {
+__global__ void __launch_bounds__(128)
+tensor_cores(floatX* out, float* lse, const floatX* qkv, int T, int C, float scale) {
     SHARED(q, floatX[SIDE][SIDE]);
     SHARED(k, floatX[SIDE][SIDE]);
     SHARED(v, floatX[SIDE][SIDE]);
@@ -168,13 +171,15 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
 using Shape = gpu::BackwardShape<64>;
 constexpr int SIDE_2 = Shape::KEYS, TILE_BYTES = Shape::KEYS_BYTES, ROW = gpu::PANEL_ROW;
 constexpr size_t UNPIPELINED_BYTES = 6 * TILE_BYTES + Shape::ROWS_BYTES + 8;
-__global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums, const __grid_constant__ CUtensorMap qkv,
-                                                      const __grid_constant__ CUtensorMap dout, const float* rows, int heads,
-                                                      int NH, int T, float scale) {
+__global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
+                                                      const __grid_constant__ CUtensorMap qkv,
+                                                      const __grid_constant__ CUtensorMap dout, const float* rows,
+                                                      int heads, int NH, int T, float scale) {
 #ifdef SM90A
     using namespace gpu;
     SHARED_DYNAMIC(shared);
-    const unsigned keys_at = shared_address(shared), values_at = keys_at + TILE_BYTES, queries_at = values_at + TILE_BYTES;
+    const unsigned keys_at = shared_address(shared), values_at = keys_at + TILE_BYTES;
+    const unsigned queries_at = values_at + TILE_BYTES;
     const unsigned douts_at = queries_at + TILE_BYTES, ds_at = douts_at + TILE_BYTES;
     const unsigned ready = ds_at + 2 * TILE_BYTES + Shape::ROWS_BYTES;
     float* const row = (float*)(shared + 6 * TILE_BYTES);    // of the tile's queries: lse, and D
@@ -319,8 +324,8 @@ static void forward(int B, int t0, int T, int S, int NH, int HS) {
         launch(times_v, dim3(T, B * NH), HS, 0, out, matrix, qkv, T, C, HS);
     }});
     rungs.push_back({"plain", [&] {
-        launch(gpu::attention_forward_plain, dim3(T, NH, B), gpu::threads_for(t0 + T, 128), gpu::scores_size(t0 + T), out, lse,
-               qkv, t0, T, S, C, HS, scale);
+        launch(gpu::attention_forward_plain, dim3(T, NH, B), gpu::threads_for(t0 + T, 128), gpu::scores_size(t0 + T),
+               out, lse, qkv, t0, T, S, C, HS, scale);
     }});
     if (matrix.n && HS == 64) rungs.push_back({"keys_shared", [&] {
         launch(keys_shared<64>, dim3(ceil_div(T, 64), NH, B), 64, 0, out, lse, qkv, T, C, scale);
@@ -351,7 +356,9 @@ static void backward(int B, int T, int NH, int HS) {
     Array<float> scratch(gpu::attention_scratch(B, T, NH, HS)), partial(gpu::partial_size(C));
     cpu::attention_backward(dqkv.cpu(), dout.cpu(), qkv.cpu(), out.cpu(), l.data(), B, T, C, NH);
     cpu::bias_backward(dqkv_b.cpu(), dqkv.cpu(), B * T, 3 * C);
-    auto dots = [&] { launch(gpu::attention_dot_kernel, ceil_div(lse.n, 8), 256, 0, D, dout, out, (int)lse.n, T, NH, HS); };
+    auto dots = [&] {
+        launch(gpu::attention_dot_kernel, ceil_div(lse.n, 8), 256, 0, D, dout, out, (int)lse.n, T, NH, HS);
+    };
     auto bias = [&] { gpu::column_sums(dqkv.p, dqkv_b, partial, B * T, 3 * C); };
     const dim3 grid(T, NH, B);
     const int threads = gpu::threads_for(T, 128);
@@ -359,7 +366,8 @@ static void backward(int B, int T, int NH, int HS) {
         {"atomics", [&] {
             dots();
             ok(cudaMemsetAsync(dq, 0, dq.n * sizeof(float), stream()));
-            launch(backward_atomics, grid, threads, gpu::scores_size(2 * T), dqkv, dq, dout, qkv, lse, D, T, C, HS, scale);
+            launch(backward_atomics, grid, threads, gpu::scores_size(2 * T), dqkv, dq, dout, qkv, lse, D, T, C, HS,
+                   scale);
             launch(round_dq, ceil_div(dq.n, 256), 256, 0, dqkv, dq, dq.n, C);
             bias();
         }, true},
@@ -379,7 +387,8 @@ static void backward(int B, int T, int NH, int HS) {
     if (HS == 64 && gpu::wgmma_fits(HS)) rungs.push_back({"unpipelined", [&] {
         launch(gpu::attention_rows_kernel<64>, dim3(NH, Shape::tiles(T), B), 256, 0, scratch, dout, out, lse, T, NH);
         launch(unpipelined, Shape::blocks(B, NH), 256, UNPIPELINED_BYTES, dqkv, scratch + Shape::rows(B, T, NH),
-               gpu::boxes(qkv, B, T, T, 3 * C, SIDE_2), gpu::boxes(dout, B, T, T, C, SIDE_2), scratch, B * NH, NH, T, scale);
+               gpu::boxes(qkv, B, T, T, 3 * C, SIDE_2), gpu::boxes(dout, B, T, T, C, SIDE_2), scratch, B * NH, NH, T,
+               scale);
         bias();
     }});
 #endif
@@ -389,20 +398,21 @@ static void backward(int B, int T, int NH, int HS) {
     ship_alone(rungs, T);
     climb("attention backward", format("B=%d T=%d, %d heads of %d", B, T, NH, HS),
           {.flops = 5.0 * B * T * T * C, .bytes = 8.0 * out.n * sizeof(floatX)},
-          {written("dqkv", dqkv, 2 * ONE, 2e-5), written("dqkv_b", dqkv_b, ONE, 1e-5), forgotten(D), forgotten(scratch)}, rungs);
+          {written("dqkv", dqkv, 2 * ONE, 2e-5), written("dqkv_b", dqkv_b, ONE, 1e-5), forgotten(D),
+           forgotten(scratch)}, rungs);
 }
 
 static const Study study([] {
     const struct { Size size; int B, t0, T, S, NH, HS; } shapes[] = {
         {TINY, 1, 0, 1, 1, 1, 1}, {TINY, 2, 0, 5, 5, 3, 5}, {TINY, 1, 0, 33, 33, 2, 24}, {TINY, 3, 0, 64, 64, 2, 64},
         {TINY, 1, 0, 65, 65, 1, 64}, {TINY, 1, 0, 70, 70, 1, 128}, {SMALL, 2, 0, 130, 130, 1, 128},
-        {SMALL, 1, 0, 200, 200, 1, 64}, {SMALL, 1, 0, 330, 330, 3, 64}, {SMALL, 1, 0, 330, 330, 2, 128}, {LARGE, 1, 0, 450, 450, 2, 128},
-        {LARGE, 2, 0, 256, 256, 2, 64}, {LARGE, 1, 0, 255, 255, 3, 128},
+        {SMALL, 1, 0, 200, 200, 1, 64}, {SMALL, 1, 0, 330, 330, 3, 64}, {SMALL, 1, 0, 330, 330, 2, 128},
+        {LARGE, 1, 0, 450, 450, 2, 128}, {LARGE, 2, 0, 256, 256, 2, 64}, {LARGE, 1, 0, 255, 255, 3, 128},
         {LARGE, 2, 0, 193, 193, 2, 40},
         // as when sampling: the first tokens at once, one more, and some more
         {TINY, 2, 0, 7, 20, 2, 64}, {TINY, 2, 7, 1, 20, 2, 64}, {TINY, 1, 3, 4, 9, 3, 5},
-        {TRAINING, 64, 0, 1024, 1024, 12, 64}, {TRAINING, 16, 0, 1024, 1024, 25, 64}, {TRAINING, 16, 0, 1024, 1024, 8, 128},
-        {TRAINING, 8, 1023, 1, 1024, 12, 64}};
+        {TRAINING, 64, 0, 1024, 1024, 12, 64}, {TRAINING, 16, 0, 1024, 1024, 25, 64},
+        {TRAINING, 16, 0, 1024, 1024, 8, 128}, {TRAINING, 8, 1023, 1, 1024, 12, 64}};
     for (auto& s : shapes) {
         if (s.size > largest) continue;
         forward(s.B, s.t0, s.T, s.S, s.NH, s.HS);

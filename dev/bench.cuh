@@ -44,7 +44,10 @@ template <typename T> struct Array {
     std::vector<Host> host;
     bool given;
     T *p = nullptr, *start = nullptr;        // start: a copy of what was given, from the first reset on
-    explicit Array(size_t n) : n(n), given(false) { ok(cudaMalloc(&p, bytes())), reset(); }
+    explicit Array(size_t n) : n(n), given(false) {
+        ok(cudaMalloc(&p, bytes()));
+        reset();
+    }
     explicit Array(const std::vector<Host>& v) : n(v.size()), host(v), given(true) {
         const std::vector<T> values(v.begin(), v.end());
         ok(cudaMalloc(&p, bytes()));
@@ -54,7 +57,10 @@ template <typename T> struct Array {
     Array(const Array&) = delete;
     ~Array() { cudaFree(p), cudaFree(start); }
     operator T*() const { return p; }        // on the device
-    Host* cpu() { return host.resize(n), host.data(); }
+    Host* cpu() {
+        host.resize(n);
+        return host.data();
+    }
     size_t bytes() const { return std::max<size_t>(n, 1) * sizeof(T); }
     void reset() {
         if (!given) return ok(cudaMemsetAsync(p, 0xff, n * sizeof(T), stream()));
@@ -125,7 +131,8 @@ inline int repeats() { return 20; }
 // The level-2 cache is filled by reading: what is written would be written back while the next kernel runs.
 __global__ void read_kernel(const floatX* p, size_t n, floatX* never) {
     float sum = 0, v[WIDE];
-    for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE; i < n; i += size_t(gridDim.x) * blockDim.x * WIDE) {
+    const size_t first = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    for (size_t i = first; i < n; i += size_t(gridDim.x) * blockDim.x * WIDE) {
         load(v, p + i);
         for (float f : v) sum += f;
     }
@@ -142,7 +149,7 @@ __global__ void copy_kernel(floatX* to, const floatX* from, size_t n) {
 inline void read_all(const Array<floatX>& a) {
     launch(read_kernel, 8 * gpu::device().sms(), 256, 0, a.p, a.n, a.p);
 }
-inline double median_time(const std::function<void()>& run) {            // seconds; of 50 runs, or of fewer in 2 seconds
+inline double median_time(const std::function<void()>& run) {        // seconds; of 50 runs, or of fewer in 2 seconds
     static const Array<floatX> other((256 << 20) / sizeof(floatX));
     static cudaEvent_t begin = nullptr, end;
     if (!begin) {
@@ -177,8 +184,8 @@ inline const Roofs& roofs() {
         });
         const double bytes = double(1 << 30), read = median_time([&] { read_all(from); });
         const Roofs r = {2.0 * n * n * n / product, {bytes / read, 2 * bytes / copy}};
-        printf("%s: products %.1f TFLOP/s, reading %.2f TB/s, copying %.2f TB/s\n", machine_name().c_str(), r.flops / 1e12,
-               r.bytes[READ] / 1e12, r.bytes[UPDATE] / 1e12);
+        printf("%s: products %.1f TFLOP/s, reading %.2f TB/s, copying %.2f TB/s\n", machine_name().c_str(),
+               r.flops / 1e12, r.bytes[READ] / 1e12, r.bytes[UPDATE] / 1e12);
         return r;
     }();
     return measured;

@@ -30,7 +30,8 @@ __global__ void naive(floatX* logits, float* logprob, int* best, const int* y, c
     for (int v = 0; v < stride; v++)
         z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - high) / sum - (v == target)));
 }
-__global__ void three_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V, int stride) {
+__global__ void three_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V,
+                             int stride) {
     SHARED(first, int[1]);
     const int n = blockIdx.x, target = y[n];
     floatX* z = logits + (size_t)n * stride;
@@ -52,7 +53,8 @@ __global__ void three_passes(floatX* logits, float* logprob, int* best, const in
         z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - maximum) / sum - (v == target)));
 }
 
-__global__ void two_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V, int stride) {
+__global__ void two_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V,
+                           int stride) {
     SHARED(first, int[1]);
     const int n = blockIdx.x, target = y[n];
     floatX* z = logits + (size_t)n * stride;
@@ -71,7 +73,8 @@ __global__ void two_passes(floatX* logits, float* logprob, int* best, const int*
             sum += expf(v[i] - maximum);
         }
     }
-    const float high = gpu::block_max(maximum), total = gpu::block_sum(maximum == -INFINITY ? 0 : sum * expf(maximum - high));
+    const float high = gpu::block_max(maximum);
+    const float total = gpu::block_sum(maximum == -INFINITY ? 0 : sum * expf(maximum - high));
     if (maximum == high) atomicMin(first, where);
     const float at_target = target >= 0 ? float(z[target]) : 0;
     __syncthreads();
@@ -106,7 +109,8 @@ static void ladder(int rows, int V) {
         for (int v = 0; v < V; v++) sum += std::exp(z[v] - high);
         found[n] = target < 0 ? 0 : z[target] - high - std::log(sum);
         maximum_at[n] = target < 0 ? -1 : maximum;
-        for (int v = 0; v < V; v++) z[v] = target < 0 ? 0 : weight.host[n] * (std::exp(z[v] - high) / sum - (v == target));
+        const double weight_n = weight.host[n];
+        for (int v = 0; v < V; v++) z[v] = target < 0 ? 0 : weight_n * (std::exp(z[v] - high) / sum - (v == target));
         std::fill(z + V, z + stride, 0.0f);
     }
     const std::string shape = format("rows=%d V=%d", rows, V);
@@ -118,7 +122,7 @@ static void ladder(int rows, int V) {
         {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
         {"two_passes", [&] { launch(two_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
         {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, {weight}, rows, V, stride, true); }}};
-    if (V > 1e5) rungs.erase(rungs.begin());                 // one thread's sum of so many numbers errs by more than is allowed
+    if (V > 1e5) rungs.erase(rungs.begin());         // one thread's sum of so many numbers errs by more than is allowed
     climb("cross-entropy", shape, {7.0 * rows * V, bytes}, results, rungs);
     logits.host = given;
     results[2] = written("logits", logits, 0, 0);
@@ -137,7 +141,8 @@ static void loss(int rows) {
           {{"loss", [&] { return std::abs(outcome.get()[0].loss / want - 1); }, 1e-5, [&] { outcome.reset(); },
             [&] { return outcome.bits(); }}},
           {{"shipped", [&] {
-                launch(gpu::add_loss_kernel, 1, gpu::threads_for(rows, 1024), 0, outcome, logprob, TokenTerms<float>{weight}, y, rows);
+                launch(gpu::add_loss_kernel, 1, gpu::threads_for(rows, 1024), 0, outcome, logprob,
+                       TokenTerms<float>{weight}, y, rows);
             }}});
 }
 

@@ -105,9 +105,12 @@ static void attention(int B, int keys, int S, int NH, int HS) {
     const int C = NH * HS, at = keys - 1;
     const size_t row = 3 * C * sizeof(floatX);
     std::vector<float> all = numbers((size_t)B * S * 3 * C), now;
-    for (int b = 0; b < B; b++) now.insert(now.end(), &all[((size_t)b * S + at) * 3 * C], &all[((size_t)b * S + at) * 3 * C] + 3 * C);
     std::vector<float> known(all);           // of the new token nothing; q may stay as it is
-    for (int b = 0; b < B; b++) std::fill_n(&known[((size_t)b * S + at) * 3 * C + C], 2 * C, NAN);
+    for (int b = 0; b < B; b++) {
+        const size_t row_b = ((size_t)b * S + at) * 3 * C;
+        now.insert(now.end(), &all[row_b], &all[row_b] + 3 * C);
+        std::fill_n(&known[row_b + C], 2 * C, NAN);
+    }
     Array<floatX> cache(known), fresh(now), out((size_t)B * C);
     Array<int> position(std::vector<int>(B, at));
     std::vector<float> lse(B * NH);
@@ -117,9 +120,10 @@ static void attention(int B, int keys, int S, int NH, int HS) {
           {.flops = 4.0 * B * keys * C, .bytes = 2.0 * B * keys * C * sizeof(floatX), .memory = READ},
           {written("out", out, 1.5 * ONE), written("cache", cache, 0, 0)},
           {{"plain", [&] {
-                ok(cudaMemcpy2DAsync(cache.p + (size_t)at * 3 * C, S * row, fresh.p, row, row, B, cudaMemcpyDeviceToDevice, stream()));
-                launch(gpu::attention_forward_plain, dim3(1, NH, B), gpu::threads_for(keys, 128), gpu::scores_size(keys), out,
-                       nullptr, cache, at, 1, S, C, HS, 1 / std::sqrt((float)HS));
+                ok(cudaMemcpy2DAsync(cache.p + (size_t)at * 3 * C, S * row, fresh.p, row, row, B,
+                                     cudaMemcpyDeviceToDevice, stream()));
+                launch(gpu::attention_forward_plain, dim3(1, NH, B), gpu::threads_for(keys, 128),
+                       gpu::scores_size(keys), out, nullptr, cache, at, 1, S, C, HS, 1 / std::sqrt((float)HS));
             }},
            {"shipped", [&] { gpu::attention_step(out, cache, fresh, position, B, S, C, NH); }}});
 }
@@ -128,7 +132,7 @@ static void attention(int B, int keys, int S, int NH, int HS) {
 static void pick(int B, int V, double temperature, int top_k, double top_p, double min_p, bool equal) {
     const int stride = gpu::padded(V);
     std::vector<float> logits = numbers((size_t)B * stride, 3);
-    if (equal) for (size_t i = 0; i < logits.size(); i++) logits[i] = std::round(logits[i] / 4) * (i % 2 ? 1.0f : -1.0f);
+    for (size_t i = 0; equal && i < logits.size(); i++) logits[i] = std::round(logits[i] / 4) * (i % 2 ? 1.0f : -1.0f);
     for (int b = 4; b < B; b += 5) logits[(size_t)b * stride + b % V] = b % 2 ? NAN : -INFINITY;
     logits = rounded(logits);                // NaN has other bits in bf16
     Options o;
@@ -156,13 +160,20 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
     for (int b = 0; b < B; b++) want.push_back(host(&logits[(size_t)b * stride], b));
     const Result result = {"token", [&] {
         const std::vector<int> got = drawn.get();
-        return double(std::count_if(want.begin(), want.end(), [&](int& w) { return got[slot + (&w - want.data())] != w; }));
-    }, 0, [&] { drawn.reset(), position.reset(), rng.reset(); }, [&] { return drawn.bits(); }};
+        double wrong = 0;
+        for (int b = 0; b < B; b++) wrong += got[slot + b] != want[b];
+        return wrong;
+    }, 0, [&] {
+        drawn.reset();
+        position.reset();
+        rng.reset();
+    }, [&] { return drawn.bits(); }};
     std::vector<floatX> values(z.n);
     std::vector<float> row(V);
     std::vector<int> picked(B);
-    climb("step's pick", format("B=%d V=%d temperature %g top_k %d top_p %g min_p %g%s", B, V, temperature, top_k, top_p, min_p, equal ? ", many equal" : ""),
-          {.bytes = (double)B * V * sizeof(floatX), .memory = READ}, {result},
+    const std::string shape = format("B=%d V=%d temperature %g top_k %d top_p %g min_p %g%s", B, V, temperature, top_k,
+                                     top_p, min_p, equal ? ", many equal" : "");
+    climb("step's pick", shape, {.bytes = (double)B * V * sizeof(floatX), .memory = READ}, {result},
           {{"download", [&] {
                 ok(cudaMemcpyAsync(values.data(), z.p, z.bytes(), cudaMemcpyDeviceToHost, stream()));
                 ok(cudaStreamSynchronize(stream()));
@@ -187,15 +198,17 @@ static const Study study([] {
         {TRAINING, 1, 6400, 1600, false, false, true}, {TRAINING, 4, 768, 3072, false, true, false},
         {TRAINING, 8, 768, 3072, false, true, false}, {TRAINING, 8, 6400, 1600, false, false, true}};
     const struct { Size size; int B, keys, S, NH, HS; } attentions[] = {
-        {TINY, 1, 1, 1, 1, 8}, {TINY, 2, 7, 20, 3, 24}, {TINY, 1, 20, 20, 2, 64}, {SMALL, 3, 300, 333, 2, 64}, {SMALL, 2, 130, 200, 1, 128},
-        {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64}, {TRAINING, 8, 1024, 1024, 12, 64},
-        {TRAINING, 64, 1024, 1024, 12, 64}};
+        {TINY, 1, 1, 1, 1, 8}, {TINY, 2, 7, 20, 3, 24}, {TINY, 1, 20, 20, 2, 64}, {SMALL, 3, 300, 333, 2, 64},
+        {SMALL, 2, 130, 200, 1, 128}, {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64},
+        {TRAINING, 8, 1024, 1024, 12, 64}, {TRAINING, 64, 1024, 1024, 12, 64}};
     const struct { Size size; int B, V; double temperature; int top_k; double top_p, min_p; bool equal; } picks[] = {
-        {TINY, 16, 2, 1, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0.1, true}, {TINY, 16, 101, 1, 13, 1, 0, true}, {TINY, 16, 2, 1, 1, 0.5, 0, true},
-        {TINY, 16, 517, 1e-9, 0, 0.3, 0, true}, {TINY, 16, 517, 0, 0, 1, 0, true}, {TINY, 16, 517, 1, 0, 0.9, 0, true}, {TINY, 16, 517, 2, 50, 0.9, 0.3, true},
-        {SMALL, 7, 4999, 1, 0, 0.95, 0.02, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, 0, false}, {SMALL, 7, 4999, 1000, 600, 0.5, 0, false},
-        {SMALL, 3, 50257, 0.8, 50, 0.95, 0, false}, {SMALL, 1, 50257, 1, 0, 1, 0, false},
-        {TRAINING, 1, 50257, 0.8, 50, 0.95, 0, false}, {TRAINING, 1, 50257, 1, 0, 0.95, 0, false}, {TRAINING, 64, 50257, 1, 0, 1, 0, false}};
+        {TINY, 16, 2, 1, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0.1, true},
+        {TINY, 16, 101, 1, 13, 1, 0, true}, {TINY, 16, 2, 1, 1, 0.5, 0, true}, {TINY, 16, 517, 1e-9, 0, 0.3, 0, true},
+        {TINY, 16, 517, 0, 0, 1, 0, true}, {TINY, 16, 517, 1, 0, 0.9, 0, true}, {TINY, 16, 517, 2, 50, 0.9, 0.3, true},
+        {SMALL, 7, 4999, 1, 0, 0.95, 0.02, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, 0, false},
+        {SMALL, 7, 4999, 1000, 600, 0.5, 0, false}, {SMALL, 3, 50257, 0.8, 50, 0.95, 0, false},
+        {SMALL, 1, 50257, 1, 0, 1, 0, false}, {TRAINING, 1, 50257, 0.8, 50, 0.95, 0, false},
+        {TRAINING, 1, 50257, 1, 0, 0.95, 0, false}, {TRAINING, 64, 50257, 1, 0, 1, 0, false}};
     for (auto& s : products) for (Form form : {Form::FP32, Form::INT8, Form::NF4})
         if (s.size <= largest && (s.N == 1 || form != Form::FP32))
             product(s.N, s.C, s.OC, form, s.norm, s.gelu, s.plus);

@@ -91,9 +91,10 @@ static void column_sums(int N, int C) {
 }
 
 static const Study study([] {
-    const struct { Size size; int N, C; } shapes[] = {{TINY, 1, 1}, {TINY, 3, 15}, {TINY, 33, 96}, {TINY, 600, 8}, {SMALL, 7, 24},
-                                                      {SMALL, 5, 768}, {SMALL, 2, 6400}, {LARGE, 300, 3072},
-                                                      {LARGE, 1001, 9}, {TRAINING, 64 * 1024, 3072}};
+    const struct { Size size; int N, C; } shapes[] = {{TINY, 1, 1}, {TINY, 3, 15}, {TINY, 33, 96}, {TINY, 600, 8},
+                                                      {SMALL, 7, 24}, {SMALL, 5, 768}, {SMALL, 2, 6400},
+                                                      {LARGE, 300, 3072}, {LARGE, 1001, 9},
+                                                      {TRAINING, 64 * 1024, 3072}};
     for (auto& s : shapes) if (s.size <= largest) {
         forward((size_t)s.N * s.C);
         backward(s.N, s.C);

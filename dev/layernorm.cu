@@ -25,8 +25,8 @@
 #include "bench.cuh"
 namespace layernorm_study {
 
-__global__ void naive(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N, int C,
-                      float eps) {
+__global__ void naive(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N,
+                      int C, float eps) {
     const int n = blockIdx.x * blockDim.x + threadIdx.x;
     if (n >= N) return;
     x += (size_t)n * C;
@@ -73,8 +73,8 @@ __global__ void warp_per_row(floatX* out, float* mean, float* rstd, const floatX
 // Numbers for a row of C. The W neighbours that a lane loads lie 32 apart, so that a warp meets each bank once.
 HD int banked(int C) { return (C + 32 * WIDE - 1) / (32 * WIDE) * 32 * WIDE; }
 template <int W>
-__global__ void in_shared(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b, int N,
-                          int C, float eps) {
+__global__ void in_shared(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,
+                          int N, int C, float eps) {
     SHARED_DYNAMIC(shared);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + warp;
     if (n >= N) return;
@@ -134,8 +134,8 @@ __global__ void row_backward(floatX* dresidual, float* dw, float* db, float* dbi
         }
     }
 }
-__global__ void columns(float* dw, float* db, float* dbias, const floatX* dresidual, const floatX* dout, const floatX* x,
-                        const float* mean, const float* rstd, int N, int C) {
+__global__ void columns(float* dw, float* db, float* dbias, const floatX* dresidual, const floatX* dout,
+                        const floatX* x, const float* mean, const float* rstd, int N, int C) {
     SHARED(sums, float[3][8][32]);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
     float sum[3] = {};
@@ -231,24 +231,27 @@ static void backward(int N, int C) {
     std::vector<float> unused(x.n), m(N), r(N);
     cpu::layernorm_forward(unused.data(), m.data(), r.data(), x.cpu(), w.cpu(), w.cpu(), N, C, 1e-5);
     Array<float> mean(m), rstd(r);
-    cpu::layernorm_backward(dresidual.cpu(), dw.cpu(), db.cpu(), dout.cpu(), x.cpu(), w.cpu(), mean.cpu(), rstd.cpu(), N, C);
+    cpu::layernorm_backward(dresidual.cpu(), dw.cpu(), db.cpu(), dout.cpu(), x.cpu(), w.cpu(), mean.cpu(), rstd.cpu(),
+                            N, C);
     cpu::bias_backward(dbias.cpu(), dresidual.cpu(), N, C);
     climb("layernorm backward", format("N=%d C=%d", N, C), {17.0 * x.n, 4.0 * x.n * sizeof(floatX)},
           {written("dresidual", dresidual, ONE), written("dw", dw, 1e-5), written("db", db, 1e-5),
            written("dbias", dbias, 1e-5)},
           {{"atomics", [&] {
-                launch(row_backward<true>, ceil_div(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N, C);
+                launch(row_backward<true>, ceil_div(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N,
+                       C);
             }, true},
            {"two_passes", [&] {
-                launch(row_backward<false>, ceil_div(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N, C);
+                launch(row_backward<false>, ceil_div(N, 8), 256, 0, dresidual, dw, db, dbias, dout, x, w, mean, rstd, N,
+                       C);
                 launch(columns, ceil_div(C, 32), 256, 0, dw, db, dbias, dresidual, dout, x, mean, rstd, N, C);
             }, false, ONE},                  // dbias is the sum of rounded numbers
            {"sums_in_shared", [&] {
                 const size_t row = 3 * sizeof(float) * banked(C);
                 const int each = gpu::rows_for(row, 8);
                 const int blocks = std::min(ceil_div(N, each), gpu::SUM_BLOCKS * gpu::device().sms());
-                launch(WIDTH(C, sums_in_shared), blocks, 32 * each, each * row, dresidual, partial, dout, x, w, mean, rstd, N,
-                       C);
+                launch(WIDTH(C, sums_in_shared), blocks, 32 * each, each * row, dresidual, partial, dout, x, w, mean,
+                       rstd, N, C);
                 gpu::add_partials({dw, db, dbias}, 3, partial, blocks, C);
             }},
            {"shipped", [&] {

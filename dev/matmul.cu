@@ -60,7 +60,8 @@ template <int R> __global__ void tiled(floatX* out, const floatX* x, const float
 }
 
 #ifndef TRAIN_FP32
-__global__ void __launch_bounds__(128) tensor_cores(floatX* out, const floatX* x, const floatX* w, int N, int C, int OC) {
+__global__ void __launch_bounds__(128)
+tensor_cores(floatX* out, const floatX* x, const floatX* w, int N, int C, int OC) {
     SHARED_DYNAMIC(shared);
     using gpu::Tile, gpu::copies_commit, gpu::copies_wait;
     const unsigned base = gpu::shared_address(shared);
@@ -169,8 +170,10 @@ static void layer(const std::string& name, int N, int C, int OC, bool residual, 
     Array<floatX> stream(numbers(dout.n)), out(dout.n), dx(x.n);
     Array<float> dw(numbers(w.n));
     const floatX *bias = biased ? b.p : nullptr, *plus = residual ? stream.p : nullptr;
-    cpu::linear_forward(out.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, biased ? b.cpu() : nullptr, plus ? stream.cpu() : nullptr, N, C, OC);
-    cpu::linear_backward(dx.cpu(), dw.cpu(), dout.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, N, C, OC);
+    const cpu::Matrix matrix{w.cpu(), OC, 1};
+    cpu::linear_forward(out.cpu(), x.cpu(), matrix, biased ? b.cpu() : nullptr, plus ? stream.cpu() : nullptr, N, C,
+                        OC);
+    cpu::linear_backward(dx.cpu(), dw.cpu(), dout.cpu(), x.cpu(), matrix, N, C, OC);
     const std::string shape = format("N=%d C=%d OC=%d%s", N, C, OC, biased ? "" : ", no bias");
 
     std::vector<Rung> rungs = {{"shipped", [&] { gpu::linear_forward(out, x, w, bias, plus, N, C, OC); }}};
@@ -182,7 +185,8 @@ static void layer(const std::string& name, int N, int C, int OC, bool residual, 
     p.bias = biased;
     p.plus = plus;
     add_heuristics(rungs, p, out, w, x, bias, plus);
-    climb(name + (residual ? " + residual forward" : " forward"), shape, work(N, C, OC, residual ? out.n : 0), {written("out", out, ONE)}, rungs);
+    climb(name + (residual ? " + residual forward" : " forward"), shape, work(N, C, OC, residual ? out.n : 0),
+          {written("out", out, ONE)}, rungs);
 
     Work sum = work(N, C, OC);               // dw is fp32, read and written
     sum.bytes += (8.0 - sizeof(floatX)) * w.n;
@@ -217,16 +221,18 @@ static void head(int N, int C, int vocabulary) {
 
 static const Study study([] {
     const int N = 64 * 1024;
-    const struct { Size size; int N, C, OC; } shapes[] = {{TINY, 1, 1, 1}, {TINY, 5, 15, 21}, {TINY, 33, 64, 96},
-                                                          {TINY, 70, 128, 64}, {SMALL, 64, 768, 192}, {LARGE, 130, 768, 2304},
-                                                          {TRAINING, N, 768, 3072}};
+    const struct { Size size; int N, C, OC; } shapes[] = {
+        {TINY, 1, 1, 1}, {TINY, 5, 15, 21}, {TINY, 33, 64, 96}, {TINY, 70, 128, 64}, {SMALL, 64, 768, 192},
+        {LARGE, 130, 768, 2304}, {TRAINING, N, 768, 3072}};
     const struct { Size size; const char* name; int N, C, OC; bool residual, biased; } layers[] = {
-        {TINY, "one", 1, 1, 1, false, true}, {TINY, "odd", 5, 15, 21, true, true}, {TINY, "odd", 7, 13, 19, false, true},
-        {TINY, "even", 33, 64, 96, false, true}, {TINY, "even", 70, 128, 64, false, false}, {TINY, "even", 31, 64, 32, true, false},
+        {TINY, "one", 1, 1, 1, false, true}, {TINY, "odd", 5, 15, 21, true, true},
+        {TINY, "odd", 7, 13, 19, false, true}, {TINY, "even", 33, 64, 96, false, true},
+        {TINY, "even", 70, 128, 64, false, false}, {TINY, "even", 31, 64, 32, true, false},
         {SMALL, "wide", 64, 768, 768, false, true}, {LARGE, "large", 100, 768, 768, true, true},
         {TRAINING, "qkv", N, 768, 2304, false, true}, {TRAINING, "proj", N, 768, 768, true, true},
         {TRAINING, "fc", N, 768, 3072, false, true}, {TRAINING, "fcproj", N, 3072, 768, true, true}};
-    const struct { Size size; int N, C, V; } heads[] = {{TINY, 5, 15, 21}, {SMALL, 33, 64, 101}, {TRAINING, N / 4, 768, 50257}};
+    const struct { Size size; int N, C, V; } heads[] = {{TINY, 5, 15, 21}, {SMALL, 33, 64, 101},
+                                                        {TRAINING, N / 4, 768, 50257}};
     for (auto& s : shapes) if (s.size <= largest) ladder(s.N, s.C, s.OC);
     for (auto& l : layers) if (l.size <= largest) layer(l.name, l.N, l.C, l.OC, l.residual, l.biased);
     for (auto& h : heads) if (h.size <= largest) head(h.N, h.C, h.V);

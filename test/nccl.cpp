@@ -74,7 +74,9 @@ template <typename T> struct Array {         // on the device
     T* p;
     size_t n;
     explicit Array(size_t n) : n(n) { OK(cudaMalloc(&p, (n + 1) * sizeof(T))); }
-    Array(const std::vector<T>& v) : Array(v.size()) { OK(cudaMemcpy(p, v.data(), n * sizeof(T), cudaMemcpyHostToDevice)); }
+    Array(const std::vector<T>& v) : Array(v.size()) {
+        OK(cudaMemcpy(p, v.data(), n * sizeof(T), cudaMemcpyHostToDevice));
+    }
     std::vector<T> get(cudaStream_t s) const {
         std::vector<T> v(n);
         OK(cudaMemcpyAsync(v.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost, s));
@@ -124,7 +126,8 @@ template <typename T> static void sums(World& w, ncclDataType_t type) {
     const auto sum = [](T a, T b) { return T(a + b); };
     for (size_t n : SIZES) {
         std::vector<std::vector<T>> all(w.size);
-        for (int r = 0; r < w.size; r++) for (float x : numbers(n * w.size, r)) all[r].push_back(T(std::fabs(x) / 1e4f));
+        for (int r = 0; r < w.size; r++)
+            for (float x : numbers(n * w.size, r)) all[r].push_back(T(std::fabs(x) / 1e4f));
         const auto reduced = [&](ncclRedOp_t op, auto want) {
             const Array<T> mine(all[w.rank]), out(n * w.size), place(all[w.rank]), some(n);
             OK(ncclAllReduce(mine, out, n * w.size, type, op, w.comm, w.send));
@@ -158,7 +161,11 @@ static void exchange(World& w, int order) {
     struct One { bool out; int peer, which; };
     std::vector<One> calls;
     for (int i = 0; i < 2 * w.size; i++) calls.push_back({i % 2 == 0, i / 2, 0});
-    for (int i = 0, k = order + 7 * w.rank; i < (int)calls.size(); k /= ++i) std::swap(calls[i], calls[i - k % (i + 1)]);
+    int k = order + 7 * w.rank;
+    for (int i = 0; i < (int)calls.size(); i++) {
+        std::swap(calls[i], calls[i - k % (i + 1)]);
+        k /= i + 1;
+    }
     for (int i = 0; i < 2 * w.size; i++) calls.push_back({calls[i].out, calls[i].peer, 1});
     std::vector<Array<float>> buffers;
     OK(ncclGroupStart());
@@ -341,13 +348,16 @@ static const Refusal REFUSALS[] = {
     {"another type", 2, "NCCL: rank 1 sends 5 of float32, and rank 0 receives 5 of int32", [](World& w) { pair(w, 5, 5, ncclInt32); }},
     {"another sum", 2, "5 of float32 for ncclAllReduce, maximum", [](World& w) {
         const Array<float> a(64);
-        OK(ncclAllReduce(a, a, 5, ncclFloat, w.rank ? ncclMax : ncclSum, w.comm, w.send)), OK(cudaStreamSynchronize(w.send)); }},
+        OK(ncclAllReduce(a, a, 5, ncclFloat, w.rank ? ncclMax : ncclSum, w.comm, w.send));
+        OK(cudaStreamSynchronize(w.send)); }},
     {"another root", 3, "5 of float32 for ncclBroadcast from rank", [](World& w) {
         const Array<float> a(64);
-        OK(ncclBroadcast(a, a, 5, ncclFloat, w.rank > 0, w.comm, w.send)), OK(cudaStreamSynchronize(w.send)); }},
+        OK(ncclBroadcast(a, a, 5, ncclFloat, w.rank > 0, w.comm, w.send));
+        OK(cudaStreamSynchronize(w.send)); }},
     {"another call", 2, "for ncclAllGather", [](World& w) {
         const Array<float> a(64), b(64);
-        OK(w.rank ? ncclAllGather(a, b, 5, ncclFloat, w.comm, w.send) : ncclAllReduce(a, b, 5, ncclFloat, ncclSum, w.comm, w.send));
+        if (w.rank) OK(ncclAllGather(a, b, 5, ncclFloat, w.comm, w.send));
+        else OK(ncclAllReduce(a, b, 5, ncclFloat, ncclSum, w.comm, w.send));
         OK(cudaStreamSynchronize(w.send)); }},
     {"two that send first", 2, " has waited 1 s for rank ", [](World& w) {
         const Array<float> a(64), b(64);
@@ -360,13 +370,17 @@ static const Refusal REFUSALS[] = {
         ncclAllReduce(a + 61, a + 61, 5, ncclFloat, ncclSum, w.comm, w.send); }},
     {"memory that was freed", 1, "points into no live device allocation", [](World& w) {
         const Array<float> a(64);
-        cudaFree(a.p), ncclAllReduce(a, a, 5, ncclFloat, ncclSum, w.comm, w.send); }},
+        cudaFree(a.p);
+        ncclAllReduce(a, a, 5, ncclFloat, ncclSum, w.comm, w.send); }},
     {"memory of the host", 1, "is the host's memory", [](World& w) {
         float a[5] = {};
         ncclAllReduce(a, a, 5, ncclFloat, ncclSum, w.comm, w.send); }},
     {"a group that reads what it writes", 1, "NCCL: in one group, '5 of float32' writes what '5 of float32' uses", [](World& w) {
         const Array<float> a(64);
-        ncclGroupStart(), ncclSend(a, 5, ncclFloat, 0, w.comm, w.send), ncclRecv(a + 4, 5, ncclFloat, 0, w.comm, w.send), ncclGroupEnd(); }},
+        ncclGroupStart();
+        ncclSend(a, 5, ncclFloat, 0, w.comm, w.send);
+        ncclRecv(a + 4, 5, ncclFloat, 0, w.comm, w.send);
+        ncclGroupEnd(); }},
 };
 
 // Ends of ranks, each of which must end so and say this.
@@ -418,13 +432,17 @@ static const Failure FAILURES[] = {
         NEED(error == ncclRemoteError);
         OK(ncclCommAbort(w.comm));
         OK(cudaStreamSynchronize(w.send));
-        printf("told of it"), fflush(stdout), _exit(0); }},
+        printf("told of it");
+        fflush(stdout);
+        _exit(0); }},
 };
 
 static std::string all_said(const Ranks& ranks) {
     std::string text;
-    for (size_t r = 0; r < ranks.size(); r++)
-        if (ranks[r].status) text += "; rank " + std::to_string(r) + ", exit " + std::to_string(ranks[r].status) + ": " + ranks[r].text;
+    for (size_t r = 0; r < ranks.size(); r++) {
+        if (!ranks[r].status) continue;
+        text += "; rank " + std::to_string(r) + ", exit " + std::to_string(ranks[r].status) + ": " + ranks[r].text;
+    }
     return text;
 }
 static bool all_end(const Ranks& ranks, int status) {
@@ -449,7 +467,10 @@ int main() {
     for (Missing missing : {WRITTEN, RECEIVED, SENT}) {
         int wrong = 0;
         for (int seed = 1; seed < 9; seed++) {
-            const Ranks all = ranks(2, seed, [&](int r, ncclUniqueId id) { World w(r, 2, id); overlapped(w, missing); });
+            const Ranks all = ranks(2, seed, [&](int r, ncclUniqueId id) {
+                World w(r, 2, id);
+                overlapped(w, missing);
+            });
             wrong += any_says(all, "wrong numbers");
         }
         const char* const when[] = {"", "before it is written", "before it is received", "while it is sent"};
@@ -463,7 +484,8 @@ int main() {
     for (const Failure& f : FAILURES) {
         const Ranks all = ranks(f.ends.size(), 1, f.run);
         bool good = true;
-        for (size_t r = 0; r < all.size(); r++) good &= all[r].status == f.ends[r].status && any_says({all[r]}, f.ends[r].said);
+        for (size_t r = 0; r < all.size(); r++)
+            good &= all[r].status == f.ends[r].status && any_says({all[r]}, f.ends[r].said);
         check(good, "nccl/%s%s", f.name, good ? "" : all_said(all).c_str());
     }
     return failed > 0;

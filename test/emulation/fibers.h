@@ -167,7 +167,10 @@ inline Settings settings;
 
 struct Random {                              // xorshift64*
     uint64_t state;
-    explicit Random(uint64_t seed) : state(seed * 0x9E3779B97F4A7C15ull + 0xD1B54A32D192ED03ull) { next(), next(); }
+    explicit Random(uint64_t seed) : state(seed * 0x9E3779B97F4A7C15ull + 0xD1B54A32D192ED03ull) {
+        next();
+        next();
+    }
     uint64_t next() {
         state ^= state << 13;
         state ^= state >> 7;
@@ -465,7 +468,11 @@ struct Watch {
             }
         }
     }
-    void fence(const Fiber* current) { if (thread == current) stored.clear(), goes_on(); }
+    void fence(const Fiber* current) {
+        if (thread != current) return;
+        stored.clear();
+        goes_on();
+    }
     void forget(const char* p, size_t n) { stored.erase(stored.lower_bound(p), stored.lower_bound(p + n)); }
     void fills(const Fiber* current, char* p, size_t n) {    // a copy in flight does, not the thread that began it
         memset(p, 0xff, n);

@@ -281,7 +281,7 @@ struct Streams {
     uint64_t operations = 0, launches = 0;
     bool stalled = false;                    // the last operation drawn: other processes let it wait
     Random random{settings.seed + 77};
-    size_t lead = 0;                         // which stream goes first for a while, so that others lag as far as they may
+    size_t lead = 0;                     // which stream goes first for a while, so that others lag as far as they may
     std::recursive_mutex mutex;
 
     Stream* get(Stream* s) { return s ? s : &standard; }
@@ -322,7 +322,8 @@ struct Streams {
         if (can.empty()) fail("streams wait for an event that nobody records");
         if (settings.seed && random.below(50) == 0) lead = random.below(all.size());
         const auto leader = std::find(can.begin(), can.end(), all[lead % all.size()]);
-        run_next(leader != can.end() && settings.seed && !stalled ? *leader : can[settings.seed || stalled ? random.below(can.size()) : 0], patience);
+        if (leader != can.end() && settings.seed && !stalled) run_next(*leader, patience);
+        else run_next(can[settings.seed || stalled ? random.below(can.size()) : 0], patience);
     }
     template <typename F> void run_until(F done) {
         if (done()) return;

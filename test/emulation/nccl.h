@@ -250,7 +250,10 @@ struct Exchange {
         }
         const auto all = std::make_shared<std::vector<char>>(bytes * comm->size);
         const auto mine = [&](int r) { return call.from + (call.kind == Call::SCATTER) * r * bytes; };
-        each([&](int r) { send(r, mine(r)), receive(r, all->data() + r * bytes); });
+        each([&](int r) {
+            send(r, mine(r));
+            receive(r, all->data() + r * bytes);
+        });
         finish.push_back([=, from = mine(me), ranks = comm->size] {
             copy(all->data() + me * bytes, from);
             add(call.to, all->data(), call.count, call.type, ranks, call.sum);
