@@ -11,9 +11,9 @@ clipped to a norm of 1. On a GPU the vocabulary is padded to 50304, so that rows
 waits for the GPU after the first steps, in which PyTorch compiles: the rest are timed as a whole. On a CPU each step
 is. Several batches, as in --batch 32,64,128, are tried in turn; one that does not fit is passed over; results stand at
 the end. Without a shard, tokens are random. --model may also be layers,heads,channels. --kernels 1 times single
-functions instead, at the shapes of dev/*.cu. --learn takes the first 40 steps of train_gpt's log again with transformers, in fp32
-and bf16, from the same checkpoint on one batch, the shard's first B T + 1 tokens, and compares losses and norms. Needs
-torch and numpy."""
+functions instead, at the shapes of dev/*.cu. --learn takes the first 40 steps of train_gpt's log again with
+transformers, in fp32 and bf16, from the same checkpoint on one batch, the shard's first B T + 1 tokens, and compares
+losses and norms. Needs torch and numpy."""
 import argparse
 import contextlib
 import gc
