@@ -66,7 +66,8 @@ inline void check_drawing(Comparison& compare, const Config& c, int B, double li
     std::vector<Rng> rng, before;
     for (int& t : x) t = Rng(&t - x.data()).below(V);
     for (int b = 0; b < B; b++) rng.emplace_back(3, b + 1);
-    for (int t0 = 0, n = first; t0 < c.T; t0 += n, n = 1) {
+    for (int t0 = 0; t0 < c.T; t0 = t0 ? t0 + 1 : first) {
+        const int n = t0 ? 1 : first;
         piece.clear();
         before = rng;
         for (int b = 0; b < B; b++) {

@@ -676,7 +676,8 @@ static std::string run(const char* self, const char* name, bool broken, int seed
     close(pipes[1]);
     std::string said;
     char buffer[4096];
-    for (ssize_t n; (n = read(pipes[0], buffer, sizeof buffer)) > 0;) said.append(buffer, n);
+    ssize_t n;
+    while ((n = read(pipes[0], buffer, sizeof buffer)) > 0) said.append(buffer, n);
     close(pipes[0]);
     int status;
     waitpid(pid, &status, 0);

@@ -38,7 +38,8 @@ template <typename F> static Ranks ranks(int n, int seed, F body) {
         waitpid(pids[r], &status, 0);
         all[r].status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
         rewind(files[r]);
-        for (int c; (c = fgetc(files[r])) != EOF;) all[r].text += c == '\n' ? ' ' : (char)c;
+        int c;
+        while ((c = fgetc(files[r])) != EOF) all[r].text += c == '\n' ? ' ' : (char)c;
         fclose(files[r]);
     }
     return all;
@@ -458,7 +459,10 @@ int main() {
         int good = 0;
         std::string said;
         for (int seed = 0; seed < c.seeds; seed++) {
-            const Ranks all = ranks(c.ranks, seed, [&](int r, ncclUniqueId id) { World w(r, c.ranks, id); c.run(w); });
+            const Ranks all = ranks(c.ranks, seed, [&](int r, ncclUniqueId id) {
+                World w(r, c.ranks, id);
+                c.run(w);
+            });
             good += all_end(all, 0);
             said += all_said(all);
         }
@@ -477,7 +481,10 @@ int main() {
         check(wrong > 0, "nccl/sent or used %s: shows in %d of 8 orders", when[missing], wrong);
     }
     for (const Refusal& f : REFUSALS) {
-        const Ranks all = ranks(f.ranks, 1, [&](int r, ncclUniqueId id) { World w(r, f.ranks, id); f.run(w); });
+        const Ranks all = ranks(f.ranks, 1, [&](int r, ncclUniqueId id) {
+            World w(r, f.ranks, id);
+            f.run(w);
+        });
         const bool good = any_says(all, f.said);
         check(good, "nccl/refuses %s: %s%s", f.name, f.said, good ? "" : all_said(all).c_str());
     }

@@ -163,8 +163,10 @@ template <int RANK, typename F> void for_box(const CUtensorMap& map, uint32_t sh
     for (int r = 0; r < rows; r++) {
         char* p = map.base;
         bool inside = true;
-        for (int i = 1, left = r; i < RANK; left /= map.box[i++]) {
+        int left = r;
+        for (int i = 1; i < RANK; i++) {
             const int64_t x = c[i] + left % map.box[i];
+            left /= map.box[i];
             inside &= x >= 0 && x < (int64_t)map.size[i];
             p += x * (int64_t)map.stride[i];
         }
@@ -184,8 +186,8 @@ void tma_load(uint32_t to, const CUtensorMap* map, uint32_t mbarrier, const int 
     Gang* gang = current->gang;
     const uint32_t bytes = box_bytes(*map, RANK);
     const std::array<int, RANK> corner = std::to_array(c);
-    for (unsigned rank = 0, left = blocks ? blocks : 1; left; rank++, left >>= 1) {
-        if (!(left & 1)) continue;
+    for (unsigned rank = 0, named = blocks ? blocks : 1; named >> rank; rank++) {
+        if (!(named >> rank & 1)) continue;
         const uint32_t at = blocks ? mapa(to, rank) : to;
         MBarrier& m = mbarrier_at(blocks ? mapa(mbarrier, rank) : mbarrier, "TMA load");
         char* p = shared_pointer(at);
