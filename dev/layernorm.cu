@@ -11,14 +11,13 @@
                      known when this is compiled, so what is beyond is read again
 
    backward  dresidual += ..., and the column sums dw, db, dbias: x, dout and dresidual are read, dresidual is written,
-   4X
+             4X
      atomics         a warp takes a row, and adds to dw, db and dbias with atomics: all rows add to the same 3C numbers,
                      one after another, in any order
      two_passes      one kernel for dresidual, one for the sums, where a block of 32 columns runs down all rows: in
                      order, but x, dout and dresidual are read again, and C / 32 blocks are too few to fill the GPU
      sums_in_shared  one kernel: a warp takes rows, and adds to its own sums of all columns in shared memory, six
-     accesses a
-                     number; and it waits for a row before it asks for the next
+                     accesses a number; and it waits for a row before it asks for the next
      shipped         gpu::layernorm_backward: some rows of all three arrays are asked for at once and come to shared
                      memory; warps go along them for the means, then threads down them, with the columns' sums in
                      registers */
