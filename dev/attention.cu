@@ -4,32 +4,36 @@
    forward   2 B T^2 C FLOPs, half of what full attention takes; qkv is read, out is written, 4X bytes
      matrix          as the formulas stand: scores to a matrix (T,T) of each head, its softmax, times v. It is written
                      three times and read four, and takes 10 times the bytes of q, k and v together at T = 1024
-     plain           no matrix: a block takes a query and holds its row of scores; but every query reads all keys and values
+     plain           no matrix: a block takes a query and holds its row of scores; but every query reads all keys and
+                     values
      keys_shared     a thread takes a query, 64 of them share each key and value through shared memory, with a running
-                     maximum and sum (Milakov, Gimelshein 2018, arXiv:1805.02867): 1 / 64 of the reads, but multiply-adds
-                     of single numbers
-     tensor_cores    both products on them, 64 queries by 64 keys, scores in registers (Dao 2023, arXiv:2307.08691); but rows
-                     of 128 bytes all begin in the same bank, and everybody waits for each copy
-     tiles           the pieces of a row are permuted by its number, so that eight rows meet all banks; the next keys are on
-                     their way meanwhile. Ships where there is no wgmma
-     shipped         gpu::attention_forward: wgmma reads its operands from shared memory itself, 4 warps at once, and TMA brings
-                     them there: no instruction of a warp fetches, and one warpgroup's exponentials hide another's products
+                     maximum and sum (Milakov, Gimelshein 2018, arXiv:1805.02867): 1 / 64 of the reads, but
+                     multiply-adds of single numbers
+     tensor_cores    both products on them, 64 queries by 64 keys, scores in registers (Dao 2023, arXiv:2307.08691); but
+                     rows of 128 bytes all begin in the same bank, and everybody waits for each copy
+     tiles           the pieces of a row are permuted by its number, so that eight rows meet all banks; the next keys
+                     are on their way meanwhile. Ships where there is no wgmma
+     shipped         gpu::attention_forward: wgmma reads its operands from shared memory itself, 4 warps at once, and
+                     TMA brings them there: no instruction of a warp fetches, and one warpgroup's exponentials hide
+                     another's products
 
    backward  5 B T^2 C FLOPs; qkv, out and dout are read, dqkv is written, 8X bytes; dqkv_b, its column sums, besides
-     atomics         a block takes a key and all queries after it, once: dk and dv are its own, dq is added to by every key
-                     with atomics, in any order, and to a copy in fp32
+     atomics         a block takes a key and all queries after it, once: dk and dv are its own, dq is added to by every
+                     key with atomics, in any order, and to a copy in fp32
      plain           twice: a block for each key, then one for each query, so that each result has one writer
-     tiles           the same two passes on tensor cores: 7 B T^2 C FLOPs instead of 5, in order. Ships where there is no wgmma
-     unpipelined     once, with wgmma and TMA: a block walks over all keys of a head, so that dq can sum up in memory, in order;
-                     but copies, products and exponentials wait for each other
-     shipped         gpu::attention_backward: the next tile's copies and products are under way while this one's exponentials
-                     are taken and its dq leaves, by bulk additions that no thread waits for; the column sums are taken from
-                     what leaves, instead of reading dqkv again */
+     tiles           the same two passes on tensor cores: 7 B T^2 C FLOPs instead of 5, in order. Ships where there is
+                     no wgmma
+     unpipelined     once, with wgmma and TMA: a block walks over all keys of a head, so that dq can sum up in memory,
+                     in order; but copies, products and exponentials wait for each other
+     shipped         gpu::attention_backward: the next tile's copies and products are under way while this one's
+                     exponentials are taken and its dq leaves, by bulk additions that no thread waits for; the column
+                     sums are taken from what leaves, instead of reading dqkv again */
 #include "bench.cuh"
 namespace attention_study {
 
 __global__ void scores(float* s, const floatX* qkv, int T, int C, int HS, float scale) {
-    const int j = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y, b = blockIdx.z * HS / C, h = blockIdx.z % (C / HS);
+    const int j = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y;
+    const int b = blockIdx.z * HS / C, h = blockIdx.z % (C / HS);
     if (j >= T) return;
     const floatX *q = qkv + ((size_t)b * T + i) * 3 * C + h * HS, *k = qkv + ((size_t)b * T + j) * 3 * C + C + h * HS;
     float dot = 0;
@@ -56,7 +60,8 @@ __global__ void times_v(floatX* out, const float* p, const floatX* qkv, int T, i
 }
 
 template <int HS>
-__global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const floatX* qkv, int T, int C, float scale) {
+__global__ void __launch_bounds__(64)
+keys_shared(floatX* out, float* lse, const floatX* qkv, int T, int C, float scale) {
     SHARED(k, float[32][HS]);
     SHARED(v, float[32][HS]);
     const int i = blockIdx.x * 64 + threadIdx.x, h = blockIdx.y, b = blockIdx.z;
@@ -68,7 +73,8 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
         for (int n = threadIdx.x; n < 32 * HS; n += 64) {
             const int j = j0 + n / HS;
             const floatX* at = row + (size_t)::min(j, T - 1) * 3 * C + C + n % HS;
-            k[n / HS][n % HS] = float(at[0]), v[n / HS][n % HS] = float(at[C]);
+            k[n / HS][n % HS] = float(at[0]);
+            v[n / HS][n % HS] = float(at[C]);
         }
         __syncthreads();
         for (int j = 0; j < 32 && j0 + j <= i && i < T; j++) {
@@ -76,7 +82,8 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
             UNROLL for (int c = 0; c < HS; c++) s += q[c] * k[j][c];
             s *= scale;
             const float high = fmaxf(maximum, s), shrink = expf(maximum - high), p = expf(s - high);
-            maximum = high, sum = sum * shrink + p;
+            maximum = high;
+            sum = sum * shrink + p;
             UNROLL for (int c = 0; c < HS; c++) o[c] = o[c] * shrink + p * v[j][c];
         }
     }
@@ -88,7 +95,8 @@ __global__ void __launch_bounds__(64) keys_shared(floatX* out, float* lse, const
 #ifndef TRAIN_FP32
 // A warp takes 16 of the 64 queries; heads of 64.
 constexpr int SIDE = 64;
-__global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, const floatX* qkv, int T, int C, float scale) {
+__global__ void __launch_bounds__(128)
+tensor_cores(floatX* out, float* lse, const floatX* qkv, int T, int C, float scale) {
     SHARED(q, floatX[SIDE][SIDE]);
     SHARED(k, floatX[SIDE][SIDE]);
     SHARED(v, floatX[SIDE][SIDE]);
@@ -106,7 +114,8 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
     float o[SIDE / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     for (int j0 = 0; j0 <= i0; j0 += SIDE) {
         __syncthreads();
-        fill(k, row + C, j0), fill(v, row + 2 * C, j0);
+        fill(k, row + C, j0);
+        fill(v, row + 2 * C, j0);
         __syncthreads();
         float s[SIDE / 8][4] = {};
         for (int c = 0; c < SIDE; c += 16) {                 // s = q k^T
@@ -114,7 +123,8 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
             gpu::load_fragments(f, at(q, warp * 16 + lane % 16, c + lane / 16 * 8));
             for (int n = 0; n < SIDE / 8; n += 2) {
                 gpu::load_fragments(g, at(k, n * 8 + lane % 8 + lane / 16 * 8, c + lane / 8 % 2 * 8));
-                gpu::mma(s[n], f, g[0], g[1]), gpu::mma(s[n + 1], f, g[2], g[3]);
+                gpu::mma(s[n], f, g[0], g[1]);
+                gpu::mma(s[n + 1], f, g[2], g[3]);
             }
         }
         for (int r = 0; r < 2; r++) {                        // the two rows this lane has a part of, with three others
@@ -125,7 +135,8 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
             }
             for (int lanes = 1; lanes <= 2; lanes *= 2) high = fmaxf(high, __shfl_xor_sync(WARP, high, lanes));
             const float shrink = expf(maximum[r] - high);
-            maximum[r] = high, sum[r] *= shrink;
+            maximum[r] = high;
+            sum[r] *= shrink;
             for (int n = 0; n < SIDE / 8; n++) for (int e = 2 * r; e < 2 * r + 2; e++) {
                 sum[r] += s[n][e] = expf(s[n][e] - high);
                 o[n][e] *= shrink;
@@ -138,7 +149,8 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
             for (int n = 0; n < SIDE / 8; n += 2) {
                 unsigned g[4];
                 gpu::load_transposed(g, at(v, c + lane % 16, n * 8 + lane / 16 * 8));
-                gpu::mma(o[n], f, g[0], g[1]), gpu::mma(o[n + 1], f, g[2], g[3]);
+                gpu::mma(o[n], f, g[0], g[1]);
+                gpu::mma(o[n + 1], f, g[2], g[3]);
             }
         }
     }
@@ -154,18 +166,20 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, float* lse, con
     }
 }
 
-// What gpu::attention_backward_wgmma_kernel<64> does, one thing after another. A thread adds up the same numbers of dq each
-// time, in `sums`, so that no other has to wait for it.
+// What gpu::attention_backward_wgmma_kernel<64> does, one thing after another. A thread adds up the same numbers of dq
+// each time, in `sums`, so that no other has to wait for it.
 using Shape = gpu::BackwardShape<64>;
 constexpr int SIDE_2 = Shape::KEYS, TILE_BYTES = Shape::KEYS_BYTES, ROW = gpu::PANEL_ROW;
 constexpr size_t UNPIPELINED_BYTES = 6 * TILE_BYTES + Shape::ROWS_BYTES + 8;
-__global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums, const __grid_constant__ CUtensorMap qkv,
-                                                      const __grid_constant__ CUtensorMap dout, const float* rows, int heads,
-                                                      int NH, int T, float scale) {
+__global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
+                                                      const __grid_constant__ CUtensorMap qkv,
+                                                      const __grid_constant__ CUtensorMap dout, const float* rows,
+                                                      int heads, int NH, int T, float scale) {
 #ifdef SM90A
     using namespace gpu;
     SHARED_DYNAMIC(shared);
-    const unsigned keys_at = shared_address(shared), values_at = keys_at + TILE_BYTES, queries_at = values_at + TILE_BYTES;
+    const unsigned keys_at = shared_address(shared), values_at = keys_at + TILE_BYTES;
+    const unsigned queries_at = values_at + TILE_BYTES;
     const unsigned douts_at = queries_at + TILE_BYTES, ds_at = douts_at + TILE_BYTES;
     const unsigned ready = ds_at + 2 * TILE_BYTES + Shape::ROWS_BYTES;
     float* const row = (float*)(shared + 6 * TILE_BYTES);    // of the tile's queries: lse, and D
@@ -198,7 +212,8 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 load_box(douts_at, &dout, ready, column, query * SIDE_2, b);
             }
             row[threadIdx.x] = rows[((size_t)head * tiles + query) * 2 * SIDE_2 + threadIdx.x];
-            mbarrier_wait(ready, phase), phase ^= 1;
+            mbarrier_wait(ready, phase);
+            phase ^= 1;
             __syncthreads();
             float s[64], dp[64];                             // (64 keys, 128 queries)
             wgmma_fence();
@@ -206,7 +221,8 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 multiply_shared(s, own_keys.after(k * 32), queries.after(k * 32), k > 0);
                 multiply_shared(dp, own_values.after(k * 32), douts.after(k * 32), k > 0);
             }
-            wgmma_commit(), wgmma_wait<0>();
+            wgmma_commit();
+            wgmma_wait<0>();
             unsigned p[8][4], ds[8][4];
             UNROLL for (int n = 0; n < 16; n++) {
                 float l[2];
@@ -236,7 +252,8 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 multiply_registers<true>(dk, ds[k], queries.after(k * 16 * ROW), !diagonal || k > 0);
                 multiply_shared<true, true>(dq, own_ds.after(k * 16 * ROW), keys.after(k * 16 * ROW), k > 0);
             }
-            wgmma_commit(), wgmma_wait<0>();
+            wgmma_commit();
+            wgmma_wait<0>();
             float* const sum = sums + (size_t(blockIdx.x) * tiles + query) * 8192 + threadIdx.x * 4;
             UNROLL for (int n = 0; n < 8; n++) {
                 float so_far[4] = {}, all[4];
@@ -245,7 +262,10 @@ __global__ void __launch_bounds__(256, 1) unpipelined(floatX* dqkv, float* sums,
                 if (!diagonal) store(sum + n * 1024, all);
             }
             if (diagonal) leave(dq, query, 0, scale);
-            if (query == tiles - 1) leave(dk, key, C, scale), leave(dv, key, 2 * C, 1);
+            if (query == tiles - 1) {
+                leave(dk, key, C, scale);
+                leave(dv, key, 2 * C, 1);
+            }
         }
     }
 #endif
@@ -264,17 +284,20 @@ __global__ void backward_atomics(floatX* dqkv, float* dq, const floatX* dout, co
     for (int i = j + threadIdx.x; i < T; i += blockDim.x) {
         const gpu::Probability r = gpu::recompute(row + (size_t)i * 3 * C, k, k + C, dout_0 + (size_t)i * C,
                                                   lse[per_head + i], D[per_head + i], HS, scale);
-        p[i] = r.p, ds[i] = r.ds;
+        p[i] = r.p;
+        ds[i] = r.ds;
     }
     __syncthreads();
     for (int c = threadIdx.x; c < HS; c += blockDim.x) {
         float dk = 0, dv = 0;
         for (int i = j; i < T; i++) {
-            dk += ds[i] * float(row[(size_t)i * 3 * C + c]), dv += p[i] * float(dout_0[(size_t)i * C + c]);
+            dk += ds[i] * float(row[(size_t)i * 3 * C + c]);
+            dv += p[i] * float(dout_0[(size_t)i * C + c]);
             atomicAdd(dq + ((size_t)b * T + i) * C + h * HS + c, ds[i] * float(k[c]));
         }
         floatX* to = dqkv + ((size_t)b * T + j) * 3 * C + C + h * HS + c;
-        to[0] = floatX(dk), to[C] = floatX(dv);
+        to[0] = floatX(dk);
+        to[C] = floatX(dv);
     }
 }
 __global__ void round_dq(floatX* dqkv, const float* dq, size_t n, int C) {
@@ -301,8 +324,8 @@ static void forward(int B, int t0, int T, int S, int NH, int HS) {
         launch(times_v, dim3(T, B * NH), HS, 0, out, matrix, qkv, T, C, HS);
     }});
     rungs.push_back({"plain", [&] {
-        launch(gpu::attention_forward_plain, dim3(T, NH, B), gpu::threads_for(t0 + T, 128), gpu::scores_size(t0 + T), out, lse,
-               qkv, t0, T, S, C, HS, scale);
+        launch(gpu::attention_forward_plain, dim3(T, NH, B), gpu::threads_for(t0 + T, 128), gpu::scores_size(t0 + T),
+               out, lse, qkv, t0, T, S, C, HS, scale);
     }});
     if (matrix.n && HS == 64) rungs.push_back({"keys_shared", [&] {
         launch(keys_shared<64>, dim3(ceil_div(T, 64), NH, B), 64, 0, out, lse, qkv, T, C, scale);
@@ -333,15 +356,20 @@ static void backward(int B, int T, int NH, int HS) {
     Array<float> scratch(gpu::attention_scratch(B, T, NH, HS)), partial(gpu::partial_size(C));
     cpu::attention_backward(dqkv.cpu(), dout.cpu(), qkv.cpu(), out.cpu(), l.data(), B, T, C, NH);
     cpu::bias_backward(dqkv_b.cpu(), dqkv.cpu(), B * T, 3 * C);
-    auto dots = [&] { launch(gpu::attention_dot_kernel, ceil_div(lse.n, 8), 256, 0, D, dout, out, (int)lse.n, T, NH, HS); };
+    auto dots = [&] {
+        launch(gpu::attention_dot_kernel, ceil_div(lse.n, 8), 256, 0, D, dout, out, (int)lse.n, T, NH, HS);
+    };
     auto bias = [&] { gpu::column_sums(dqkv.p, dqkv_b, partial, B * T, 3 * C); };
     const dim3 grid(T, NH, B);
     const int threads = gpu::threads_for(T, 128);
     std::vector<Rung> rungs = {
         {"atomics", [&] {
-            dots(), ok(cudaMemsetAsync(dq, 0, dq.n * sizeof(float), stream()));
-            launch(backward_atomics, grid, threads, gpu::scores_size(2 * T), dqkv, dq, dout, qkv, lse, D, T, C, HS, scale);
-            launch(round_dq, ceil_div(dq.n, 256), 256, 0, dqkv, dq, dq.n, C), bias();
+            dots();
+            ok(cudaMemsetAsync(dq, 0, dq.n * sizeof(float), stream()));
+            launch(backward_atomics, grid, threads, gpu::scores_size(2 * T), dqkv, dq, dout, qkv, lse, D, T, C, HS,
+                   scale);
+            launch(round_dq, ceil_div(dq.n, 256), 256, 0, dqkv, dq, dq.n, C);
+            bias();
         }, true},
         {"plain", [&] {
             dots();
@@ -359,7 +387,8 @@ static void backward(int B, int T, int NH, int HS) {
     if (HS == 64 && gpu::wgmma_fits(HS)) rungs.push_back({"unpipelined", [&] {
         launch(gpu::attention_rows_kernel<64>, dim3(NH, Shape::tiles(T), B), 256, 0, scratch, dout, out, lse, T, NH);
         launch(unpipelined, Shape::blocks(B, NH), 256, UNPIPELINED_BYTES, dqkv, scratch + Shape::rows(B, T, NH),
-               gpu::boxes(qkv, B, T, T, 3 * C, SIDE_2), gpu::boxes(dout, B, T, T, C, SIDE_2), scratch, B * NH, NH, T, scale);
+               gpu::boxes(qkv, B, T, T, 3 * C, SIDE_2), gpu::boxes(dout, B, T, T, C, SIDE_2), scratch, B * NH, NH, T,
+               scale);
         bias();
     }});
 #endif
@@ -369,20 +398,21 @@ static void backward(int B, int T, int NH, int HS) {
     ship_alone(rungs, T);
     climb("attention backward", format("B=%d T=%d, %d heads of %d", B, T, NH, HS),
           {.flops = 5.0 * B * T * T * C, .bytes = 8.0 * out.n * sizeof(floatX)},
-          {written("dqkv", dqkv, 2 * ONE, 2e-5), written("dqkv_b", dqkv_b, ONE, 1e-5), forgotten(D), forgotten(scratch)}, rungs);
+          {written("dqkv", dqkv, 2 * ONE, 2e-5), written("dqkv_b", dqkv_b, ONE, 1e-5), forgotten(D),
+           forgotten(scratch)}, rungs);
 }
 
 static const Study study([] {
     const struct { Size size; int B, t0, T, S, NH, HS; } shapes[] = {
         {TINY, 1, 0, 1, 1, 1, 1}, {TINY, 2, 0, 5, 5, 3, 5}, {TINY, 1, 0, 33, 33, 2, 24}, {TINY, 3, 0, 64, 64, 2, 64},
         {TINY, 1, 0, 65, 65, 1, 64}, {TINY, 1, 0, 70, 70, 1, 128}, {SMALL, 2, 0, 130, 130, 1, 128},
-        {SMALL, 1, 0, 200, 200, 1, 64}, {SMALL, 1, 0, 330, 330, 3, 64}, {SMALL, 1, 0, 330, 330, 2, 128}, {LARGE, 1, 0, 450, 450, 2, 128},
-        {LARGE, 2, 0, 256, 256, 2, 64}, {LARGE, 1, 0, 255, 255, 3, 128},
+        {SMALL, 1, 0, 200, 200, 1, 64}, {SMALL, 1, 0, 330, 330, 3, 64}, {SMALL, 1, 0, 330, 330, 2, 128},
+        {LARGE, 1, 0, 450, 450, 2, 128}, {LARGE, 2, 0, 256, 256, 2, 64}, {LARGE, 1, 0, 255, 255, 3, 128},
         {LARGE, 2, 0, 193, 193, 2, 40},
         // as when sampling: the first tokens at once, one more, and some more
         {TINY, 2, 0, 7, 20, 2, 64}, {TINY, 2, 7, 1, 20, 2, 64}, {TINY, 1, 3, 4, 9, 3, 5},
-        {TRAINING, 64, 0, 1024, 1024, 12, 64}, {TRAINING, 16, 0, 1024, 1024, 25, 64}, {TRAINING, 16, 0, 1024, 1024, 8, 128},
-        {TRAINING, 8, 1023, 1, 1024, 12, 64}};
+        {TRAINING, 64, 0, 1024, 1024, 12, 64}, {TRAINING, 16, 0, 1024, 1024, 25, 64},
+        {TRAINING, 16, 0, 1024, 1024, 8, 128}, {TRAINING, 8, 1023, 1, 1024, 12, 64}};
     for (auto& s : shapes) {
         if (s.size > largest) continue;
         forward(s.B, s.t0, s.T, s.S, s.NH, s.HS);

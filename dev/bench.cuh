@@ -1,13 +1,14 @@
-/* dev/bench.cuh -- what the ladders on a GPU share, on top of bench.h: arrays on the device, the clock, the roofs. A file
-   beside it ends with a Study, a function that climbs its ladders; a program runs those of all files that it includes.
+/* dev/bench.cuh -- what the ladders on a GPU share, on top of bench.h: arrays on the device, the clock, the roofs. A
+   file beside it ends with a Study, a function that climbs its ladders; a program runs those of all files that it
+   includes.
 
      make build/bench_layernorm && build/bench_layernorm [--check [tiny]] [--write TABLE]       on a GPU
      make build/emulated_kernels && build/emulated_kernels [RUNS [tiny|large]]           without one: the checks alone
 
-   The reference is the CPU program's function. It gets inputs that are rounded as the GPU's are; the limit for a result in
-   bf16 is a rounding, 2^-8, where nothing else is said. A run is timed by the GPU's clock, from memory: the level-2 cache
-   is filled with something else before. All rungs but those that add up in any order must give the same bits 20 times
-   more; emulated, with their threads in other orders every time. */
+   The reference is the CPU program's function. It gets inputs that are rounded as the GPU's are; the limit for a result
+   in bf16 is a rounding, 2^-8, where nothing else is said. A run is timed by the GPU's clock, from memory: the level-2
+   cache is filled with something else before. All rungs but those that add up in any order must give the same bits 20
+   times more; emulated, with their threads in other orders every time. */
 #pragma once
 #define BENCH_GPU
 #define NO_GPU_MAIN
@@ -35,15 +36,18 @@ __global__ void hash_kernel(const unsigned short* p, size_t n, unsigned long lon
     atomicAdd(hash, sum);
 }
 
-// n numbers on the device, of type T: those given, or NaN until something is written; reset() makes them so again. On the
-// CPU, as far as cpu() is asked for, the reference's inputs and results.
+// n numbers on the device, of type T: those given, or NaN until something is written; reset() makes them so again. On
+// the CPU, as far as cpu() is asked for, the reference's inputs and results.
 template <typename T> struct Array {
     using Host = std::conditional_t<std::is_same_v<T, floatX>, float, T>;
     size_t n;
     std::vector<Host> host;
     bool given;
     T *p = nullptr, *start = nullptr;        // start: a copy of what was given, from the first reset on
-    explicit Array(size_t n) : n(n), given(false) { ok(cudaMalloc(&p, bytes())), reset(); }
+    explicit Array(size_t n) : n(n), given(false) {
+        ok(cudaMalloc(&p, bytes()));
+        reset();
+    }
     explicit Array(const std::vector<Host>& v) : n(v.size()), host(v), given(true) {
         const std::vector<T> values(v.begin(), v.end());
         ok(cudaMalloc(&p, bytes()));
@@ -53,7 +57,10 @@ template <typename T> struct Array {
     Array(const Array&) = delete;
     ~Array() { cudaFree(p), cudaFree(start); }
     operator T*() const { return p; }        // on the device
-    Host* cpu() { return host.resize(n), host.data(); }
+    Host* cpu() {
+        host.resize(n);
+        return host.data();
+    }
     size_t bytes() const { return std::max<size_t>(n, 1) * sizeof(T); }
     void reset() {
         if (!given) return ok(cudaMemsetAsync(p, 0xff, n * sizeof(T), stream()));
@@ -77,12 +84,13 @@ template <typename T> struct Array {
         const size_t units = n * sizeof(T) / 2;
         launch(hash_kernel, std::min(ceil_div(units, 256), 4 * gpu::device().sms()), 256, 0,
                (const unsigned short*)p, units, hash);
-        ok(cudaStreamSynchronize(stream())), ok(cudaMemcpy(&value, hash, 8, cudaMemcpyDeviceToHost));
+        ok(cudaStreamSynchronize(stream()));
+        ok(cudaMemcpy(&value, hash, 8, cudaMemcpyDeviceToHost));
         return value;
     }
 };
-// The device's numbers are to become those that the reference has left on the CPU. What they are before is kept from here on,
-// whoever runs a rung next: one that adds to them may be timed before climb() resets them.
+// The device's numbers are to become those that the reference has left on the CPU. What they are before is kept from
+// here on, whoever runs a rung next: one that adds to them may be timed before climb() resets them.
 template <typename T> Result written(const char* name, Array<T>& a, double limit_bf16, double limit_fp32 = 1e-5) {
     a.reset();
     return {name, [&a] { return relative_error(a.get().data(), a.cpu(), a.n); }, gpu::BF16 ? limit_bf16 : limit_fp32,
@@ -123,7 +131,8 @@ inline int repeats() { return 20; }
 // The level-2 cache is filled by reading: what is written would be written back while the next kernel runs.
 __global__ void read_kernel(const floatX* p, size_t n, floatX* never) {
     float sum = 0, v[WIDE];
-    for (size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE; i < n; i += size_t(gridDim.x) * blockDim.x * WIDE) {
+    const size_t first = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
+    for (size_t i = first; i < n; i += size_t(gridDim.x) * blockDim.x * WIDE) {
         load(v, p + i);
         for (float f : v) sum += f;
     }
@@ -132,24 +141,32 @@ __global__ void read_kernel(const floatX* p, size_t n, floatX* never) {
 __global__ void copy_kernel(floatX* to, const floatX* from, size_t n) {
     const size_t i = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * WIDE;
     float v[WIDE];
-    if (i < n) load(v, from + i), store(to + i, v);
+    if (i < n) {
+        load(v, from + i);
+        store(to + i, v);
+    }
 }
 inline void read_all(const Array<floatX>& a) {
     launch(read_kernel, 8 * gpu::device().sms(), 256, 0, a.p, a.n, a.p);
 }
-inline double median_time(const std::function<void()>& run) {            // seconds; of 50 runs, or of fewer in 2 seconds
+inline double median_time(const std::function<void()>& run) {        // seconds; of 50 runs, or of fewer in 2 seconds
     static const Array<floatX> other((256 << 20) / sizeof(floatX));
     static cudaEvent_t begin = nullptr, end;
-    if (!begin) ok(cudaEventCreate(&begin)), ok(cudaEventCreate(&end));
+    if (!begin) {
+        ok(cudaEventCreate(&begin));
+        ok(cudaEventCreate(&end));
+    }
     std::vector<double> times;
     for (double all = 0; times.size() < 3 || (times.size() < 50 && all < 2);) {
         read_all(other);
         ok(cudaEventRecord(begin, stream()));
         run();
-        ok(cudaEventRecord(end, stream())), ok(cudaEventSynchronize(end));
+        ok(cudaEventRecord(end, stream()));
+        ok(cudaEventSynchronize(end));
         float ms;
         ok(cudaEventElapsedTime(&ms, begin, end));
-        times.push_back(ms / 1e3), all += ms / 1e3;
+        times.push_back(ms / 1e3);
+        all += ms / 1e3;
     }
     return median(times);
 }
@@ -167,8 +184,8 @@ inline const Roofs& roofs() {
         });
         const double bytes = double(1 << 30), read = median_time([&] { read_all(from); });
         const Roofs r = {2.0 * n * n * n / product, {bytes / read, 2 * bytes / copy}};
-        printf("%s: products %.1f TFLOP/s, reading %.2f TB/s, copying %.2f TB/s\n", machine_name().c_str(), r.flops / 1e12,
-               r.bytes[READ] / 1e12, r.bytes[UPDATE] / 1e12);
+        printf("%s: products %.1f TFLOP/s, reading %.2f TB/s, copying %.2f TB/s\n", machine_name().c_str(),
+               r.flops / 1e12, r.bytes[READ] / 1e12, r.bytes[UPDATE] / 1e12);
         return r;
     }();
     return measured;
@@ -187,12 +204,15 @@ int main(int argc, char** argv) {
     });
 #else
     const int runs = argc > 1 ? atoi(argv[1]) : 3;
-    timed = false, largest = SMALL;
+    timed = false;
+    largest = SMALL;
     if (runs < 1 || argc > 3 || (argc > 2 && !size_is(argv[2])))
         return fprintf(stderr, "usage: %s [RUNS [tiny|small|large]]\n", argv[0]), 2;
     const int code = run_main([&] {
         for (int run = 0; run < runs; run++) {               // the first in natural order, others in adversarial ones
-            emu::settings.seed = run, numbers_seed = 0, report = run == 0;
+            emu::settings.seed = run;
+            numbers_seed = 0;
+            report = run == 0;
             emu::settings.fence = run % 2 && !emu::ASAN;     // in turn: a forbidden page before the arrays, and behind
             const int before = failed;
             studies();

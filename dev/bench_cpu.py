@@ -5,9 +5,10 @@
 
 Same model (12 layers, 768 channels, vocabulary 50257, tied head), same random tokens, whole steps: forward, backward,
 clipping, AdamW. The programs take turns, so that a machine which slows down slows all of them; figures are medians over
-the steps of all rounds, the first step of a run left out. Memory is the largest that a process held for itself (RssAnon).
-PyTorch (dev/bench_torch.py; pip install torch numpy) runs in float32 and in bfloat16 autocast, with and without
-torch.compile. llm.c's program trains on B 4, T 64 only; it is compiled with gcc and its own flags, its best here.
+the steps of all rounds, the first step of a run left out. Memory is the largest that a process held for itself
+(RssAnon). PyTorch (dev/bench_torch.py; pip install torch numpy) runs in float32 and in bfloat16 autocast, with and
+without torch.compile. llm.c's program trains on B 4, T 64 only; it is compiled with gcc and its own flags, its best
+here.
 """
 import argparse
 import array
@@ -75,9 +76,10 @@ def ours(B, T, steps, work, dtype):
 
 
 def torch_program(B, T, steps, work, dtype, compiled):
-    return watch([sys.executable, os.path.join(os.path.dirname(__file__), "bench_torch.py"), "--device", "cpu", "--batch",
-                  str(B), "--context", str(T), "--steps", str(steps + 1), "--tokens", f"{work}/tokens.bin", "--dtype", dtype,
-                  "--compile", str(int(compiled))], r"^step .* (\S+) ms$", steps + 1)
+    command = [sys.executable, os.path.join(os.path.dirname(__file__), "bench_torch.py"), "--device", "cpu",
+               "--batch", str(B), "--context", str(T), "--steps", str(steps + 1), "--tokens", f"{work}/tokens.bin",
+               "--dtype", dtype, "--compile", str(int(compiled))]
+    return watch(command, r"^step .* (\S+) ms$", steps + 1)
 
 
 def llmc(B, T, steps, work, directory):
@@ -111,8 +113,10 @@ def main():
         os.environ["OMP_NUM_THREADS"] = str(a.threads)
     with open("/proc/cpuinfo") as f:
         cpu = re.search(r"model name\s*: (.*)", f.read())
-    print(f"{cpu.group(1) if cpu else 'CPU'}, {a.threads or os.cpu_count()} threads, medians of {a.rounds} x {a.steps} steps\n")
-    print("| batch x context | program | ms/step | tokens/s | memory, GB | time, train_gpt fp32 = 1 |\n|---|---|--:|--:|--:|--:|")
+    print(f"{cpu.group(1) if cpu else 'CPU'}, {a.threads or os.cpu_count()} threads,",
+          f"medians of {a.rounds} x {a.steps} steps\n")
+    print("| batch x context | program | ms/step | tokens/s | memory, GB | time, train_gpt fp32 = 1 |")
+    print("|---|---|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as work:
         write_shard(f"{work}/tokens.bin", 1 << 16)
         for shape in a.shapes.split(","):
@@ -133,8 +137,8 @@ def main():
             base = statistics.median(times["train_gpt fp32"])
             for name, _ in programs:
                 ms = statistics.median(times[name])
-                print(f"| {B} x {T} | {name} | {ms:.0f} | {B * T / ms * 1e3:.0f} | {memory[name] / 1e9:.2f} | {ms / base:.2f} |",
-                      flush=True)
+                print(f"| {B} x {T} | {name} | {ms:.0f} | {B * T / ms * 1e3:.0f} | {memory[name] / 1e9:.2f} |",
+                      f"{ms / base:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@
                                [--sdpa any|flash|cudnn] [--kernels 1] [--learn OUT/log.jsonl --init CHECKPOINT]
 
 Weights are fp32; bf16 is autocast. Attention is scaled_dot_product_attention, the optimizer fused AdamW, gradients are
-clipped to a norm of 1. On a GPU the vocabulary is padded to 50304, so that rows of logits are aligned, and nothing waits for
-the GPU after the first steps, in which PyTorch compiles: the rest are timed as a whole. On a CPU each step is. Several
-batches, as in --batch 32,64,128, are tried in turn; one that does not fit is passed over; results stand at the end. Without
-a shard, tokens are random. --model may also be layers,heads,channels. --kernels 1 times single functions instead, at the
-shapes of dev/*.cu. --learn takes the first 40 steps of train_gpt's log again with transformers, in fp32 and bf16, from the
-same checkpoint on one batch, the shard's first B T + 1 tokens, and compares losses and norms. Needs torch and numpy."""
+clipped to a norm of 1. On a GPU the vocabulary is padded to 50304, so that rows of logits are aligned, and nothing
+waits for the GPU after the first steps, in which PyTorch compiles: the rest are timed as a whole. On a CPU each step
+is. Several batches, as in --batch 32,64,128, are tried in turn; one that does not fit is passed over; results stand at
+the end. Without a shard, tokens are random. --model may also be layers,heads,channels. --kernels 1 times single
+functions instead, at the shapes of dev/*.cu. --learn takes the first 40 steps of train_gpt's log again with
+transformers, in fp32 and bf16, from the same checkpoint on one batch, the shard's first B T + 1 tokens, and compares
+losses and norms. Needs torch and numpy."""
 import argparse
 import contextlib
 import gc
@@ -28,8 +29,8 @@ from torch.nn import functional as F
 
 MODELS = {"d12": (12, 12, 768), "d24": (24, 16, 1024), "d36": (36, 20, 1280), "d48": (48, 25, 1600)}
 V, WARM = 50257, 5
-# How far loss and norm (relatively) may lie from fp32's at a step of a run on one batch: rounding to bf16 alone moves them
-# apart, the norm of a batch that is learned by heart most of all. Wrong mathematics shows in the first steps.
+# How far loss and norm (relatively) may lie from fp32's at a step of a run on one batch: rounding to bf16 alone moves
+# them apart, the norm of a batch that is learned by heart most of all. Wrong mathematics shows in the first steps.
 LIMITS = {1: (0.003, 0.01), 5: (0.02, 0.03), 20: (0.02, 0.1), 40: (0.02, 0.3)}
 
 
@@ -123,8 +124,8 @@ def learn(a, data):
     for bf16 in (True, False):
         model = GPT2LMHeadModel.from_pretrained(a.init, dtype=torch.float32).to(a.device)
         decayed = [[p for p in model.parameters() if (p.dim() > 1) == matrix] for matrix in (True, False)]
-        optimizer = torch.optim.AdamW([{"params": decayed[0], "weight_decay": 0.1}, {"params": decayed[1], "weight_decay": 0}],
-                                      lr=lr, betas=(0.9, 0.95), eps=1e-8)
+        groups = [{"params": decayed[0], "weight_decay": 0.1}, {"params": decayed[1], "weight_decay": 0}]
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8)
         runs.append({})
         for step in range(1, max(LIMITS) + 1):
             with torch.autocast(a.device, torch.bfloat16, enabled=bf16):
@@ -132,12 +133,14 @@ def learn(a, data):
             loss.backward()
             runs[-1][step] = loss.item(), clipped_step(model, optimizer).item()
     good = True
-    print("| step | train_gpt: loss, norm | transformers, bf16 autocast | transformers, fp32 | limits |\n|--:|--:|--:|--:|--:|")
+    print("| step | train_gpt: loss, norm | transformers, bf16 autocast | transformers, fp32 | limits |")
+    print("|--:|--:|--:|--:|--:|")
     for step, (limit, relative) in LIMITS.items():
         (loss, norm), (want_loss, want_norm) = runs[0].get(step, (None, None)), runs[2][step]
         near = None not in (loss, norm) and abs(loss - want_loss) <= limit and abs(norm / want_norm - 1) <= relative
         good = good and near                                  # a NaN is not near
-        cells = " | ".join("none" if None in run.get(step, (None,)) else f"{run[step][0]:.4f}, {run[step][1]:.4f}" for run in runs)
+        cells = " | ".join("none" if None in run.get(step, (None,)) else f"{run[step][0]:.4f}, {run[step][1]:.4f}"
+                           for run in runs)
         print(f"| {step} | {cells} | {limit}, {100 * relative:.0f} %{'' if near else ': FAIL'} |")
     print("ok" if good else "FAIL: not as transformers learns")
     return 0 if good else 1
@@ -171,7 +174,8 @@ def time_kernels():
                 both(f"attention ({backend}), B={B} T=1024, {NH} heads of {HS}",
                      lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
                      *(numbers(B, NH, 1024, HS) for _ in range(3)))
-    both("layernorm, N=65536 C=768", lambda x, w, b: F.layer_norm(x, (768,), w, b), numbers(65536, 768), numbers(768), numbers(768))
+    both("layernorm, N=65536 C=768", lambda x, w, b: F.layer_norm(x, (768,), w, b), numbers(65536, 768), numbers(768),
+         numbers(768))
     both("gelu, N=65536 4C=3072", lambda x: F.gelu(x, approximate="tanh"), numbers(65536, 3072))
     y = torch.randint(V, (8192,), device="cuda")
     both(f"cross-entropy, rows=8192 V={V}", lambda z: F.cross_entropy(z, y), numbers(8192, V))

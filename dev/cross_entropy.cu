@@ -1,16 +1,16 @@
 /* dev/cross_entropy.cu -- softmax, loss and its gradient, in place, in steps.
-                                                               make build/bench_cross_entropy && build/bench_cross_entropy
+                                                             make build/bench_cross_entropy && build/bench_cross_entropy
 
    A row of logits is read, and its gradient written over it: 2 bytes a logit each way.
-     naive           a thread takes a row of 50257: neighbouring threads read 100 KB apart, and there are as many threads as
-                     rows, far too few
-     three_passes    a block takes a row: maximum, then sum, then gradients. The row is read three times; what the level-2
-                     cache keeps of it depends on how many rows are under way
+     naive           a thread takes a row of 50257: neighbouring threads read 100 KB apart, and there are as many
+                     threads as rows, far too few
+     three_passes    a block takes a row: maximum, then sum, then gradients. The row is read three times; what the
+                     level-2 cache keeps of it depends on how many rows are under way
      two_passes      maximum and sum in one pass, where a new maximum shrinks the sum so far (Milakov, Gimelshein 2018,
-                     arXiv:1805.02867, algorithm 3); 16 bytes at a time. Four blocks' rows a multiprocessor are under way, 53 MB
-                     on 132: as much as the level-2 cache holds
-     shipped         gpu::cross_entropy: asynchronous copies bring the row to shared memory, all 100 KB of it under way at once,
-                     and both passes find it there */
+                     arXiv:1805.02867, algorithm 3); 16 bytes at a time. Four blocks' rows a multiprocessor are under
+                     way, 53 MB on 132: as much as the level-2 cache holds
+     shipped         gpu::cross_entropy: asynchronous copies bring the row to shared memory, all 100 KB of it under way
+                     at once, and both passes find it there */
 #include "bench.cuh"
 namespace cross_entropy_study {
 
@@ -30,7 +30,8 @@ __global__ void naive(floatX* logits, float* logprob, int* best, const int* y, c
     for (int v = 0; v < stride; v++)
         z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - high) / sum - (v == target)));
 }
-__global__ void three_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V, int stride) {
+__global__ void three_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V,
+                             int stride) {
     SHARED(first, int[1]);
     const int n = blockIdx.x, target = y[n];
     floatX* z = logits + (size_t)n * stride;
@@ -52,7 +53,8 @@ __global__ void three_passes(floatX* logits, float* logprob, int* best, const in
         z[v] = floatX(target < 0 || v >= V ? 0 : weight[n] * (expf(float(z[v]) - maximum) / sum - (v == target)));
 }
 
-__global__ void two_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V, int stride) {
+__global__ void two_passes(floatX* logits, float* logprob, int* best, const int* y, const float* weight, int V,
+                           int stride) {
     SHARED(first, int[1]);
     const int n = blockIdx.x, target = y[n];
     floatX* z = logits + (size_t)n * stride;
@@ -63,11 +65,16 @@ __global__ void two_passes(floatX* logits, float* logprob, int* best, const int*
         load(v, z + c);
         for (int i = 0; i < WIDE; i++) {
             if (c + i >= V) break;
-            if (v[i] > maximum) sum *= expf(maximum - v[i]), maximum = v[i], where = c + i;
+            if (v[i] > maximum) {
+                sum *= expf(maximum - v[i]);
+                maximum = v[i];
+                where = c + i;
+            }
             sum += expf(v[i] - maximum);
         }
     }
-    const float high = gpu::block_max(maximum), total = gpu::block_sum(maximum == -INFINITY ? 0 : sum * expf(maximum - high));
+    const float high = gpu::block_max(maximum);
+    const float total = gpu::block_sum(maximum == -INFINITY ? 0 : sum * expf(maximum - high));
     if (maximum == high) atomicMin(first, where);
     const float at_target = target >= 0 ? float(z[target]) : 0;
     __syncthreads();
@@ -100,8 +107,10 @@ static void ladder(int rows, int V) {
         const int target = targets[n], maximum = int(std::max_element(z, z + V) - z);
         double high = z[maximum], sum = 0;
         for (int v = 0; v < V; v++) sum += std::exp(z[v] - high);
-        found[n] = target < 0 ? 0 : z[target] - high - std::log(sum), maximum_at[n] = target < 0 ? -1 : maximum;
-        for (int v = 0; v < V; v++) z[v] = target < 0 ? 0 : weight.host[n] * (std::exp(z[v] - high) / sum - (v == target));
+        found[n] = target < 0 ? 0 : z[target] - high - std::log(sum);
+        maximum_at[n] = target < 0 ? -1 : maximum;
+        const double weight_n = weight.host[n];
+        for (int v = 0; v < V; v++) z[v] = target < 0 ? 0 : weight_n * (std::exp(z[v] - high) / sum - (v == target));
         std::fill(z + V, z + stride, 0.0f);
     }
     const std::string shape = format("rows=%d V=%d", rows, V);
@@ -113,9 +122,10 @@ static void ladder(int rows, int V) {
         {"three_passes", [&] { launch(three_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
         {"two_passes", [&] { launch(two_passes, rows, 512, 0, logits, logprob, best, y, weight, V, stride); }},
         {"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, {weight}, rows, V, stride, true); }}};
-    if (V > 1e5) rungs.erase(rungs.begin());                 // one thread's sum of so many numbers errs by more than is allowed
+    if (V > 1e5) rungs.erase(rungs.begin());         // one thread's sum of so many numbers errs by more than is allowed
     climb("cross-entropy", shape, {7.0 * rows * V, bytes}, results, rungs);
-    logits.host = given, results[2] = written("logits", logits, 0, 0);
+    logits.host = given;
+    results[2] = written("logits", logits, 0, 0);
     climb("cross-entropy, no gradient", shape, {4.0 * rows * V, bytes / 2, FP32, READ}, results,
           {{"shipped", [&] { gpu::cross_entropy(logits, logprob, best, y, {weight}, rows, V, stride, false); }}});
 }
@@ -131,7 +141,8 @@ static void loss(int rows) {
           {{"loss", [&] { return std::abs(outcome.get()[0].loss / want - 1); }, 1e-5, [&] { outcome.reset(); },
             [&] { return outcome.bits(); }}},
           {{"shipped", [&] {
-                launch(gpu::add_loss_kernel, 1, gpu::threads_for(rows, 1024), 0, outcome, logprob, TokenTerms<float>{weight}, y, rows);
+                launch(gpu::add_loss_kernel, 1, gpu::threads_for(rows, 1024), 0, outcome, logprob,
+                       TokenTerms<float>{weight}, y, rows);
             }}});
 }
 

@@ -1,7 +1,9 @@
-/* dev/decoding.cu -- one token more for each of a few rows, in steps.     make build/bench_decoding && build/bench_decoding
+/* dev/decoding.cu -- one token more for each of a few rows, in steps.
+                                                                       make build/bench_decoding && build/bench_decoding
 
-   What limits it is reading: all weights once, and the cache of keys and values. At GPT-2 124M and 4.3 TB/s the weights take
-   0.058 ms, and at 1024 tokens a row's cache 0.0088; 63 kernels a step must not add more than a few microseconds each.
+   What limits it is reading: all weights once, and the cache of keys and values. At GPT-2 124M and 4.3 TB/s the weights
+   take 0.058 ms, and at 1024 tokens a row's cache 0.0088; 63 kernels a step must not add more than a few microseconds
+   each.
 
    product       out = f(x) w + b, f a layernorm or nothing: w is read once, C OC numbers, of bf16, int8 or nf4
      library         a kernel for the layernorm, then cuBLASLt; before these, one that unpacks w
@@ -11,15 +13,15 @@
    unpacking     a matrix at a time, for many rows
      shipped         gpu::unpack: a thread takes 16 bytes of what it writes
    attention     of one query over a cache: 2 C numbers a key
-     plain           the new key and value are copied to the cache, then a block takes a head and holds its row of scores; a
-                     thread takes a key, so that neighbours read 2 bytes each, rows apart
+     plain           the new key and value are copied to the cache, then a block takes a head and holds its row of
+                     scores; a thread takes a key, so that neighbours read 2 bytes each, rows apart
      shipped         gpu::attention_step: lanes side by side take a key, 16 bytes each
    pick          a token from logits: V numbers
      download        the host picks: cpu::pick
      shipped         gpu::pick
 
-   Predicted for an H200, in microseconds, before a first run: products of one row 3 (proj) to 4.5 (fc, fcproj); the head,
-   cuBLASLt's, 25; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick of all tokens 18. */
+   Predicted for an H200, in microseconds, before a first run: products of one row 3 (proj) to 4.5 (fc, fcproj); the
+   head, cuBLASLt's, 25; attention of one row over 1024 keys 5, of 64 rows 55 (floor 47); pick of all tokens 18. */
 #include "bench.cuh"
 namespace decoding_study {
 using gpu::Normed;
@@ -33,7 +35,10 @@ static void product(int N, int C, int OC, Form form, bool norm, bool gelu, bool 
     const size_t bytes = packs ? packed_bytes(form, C, OC) : w.bytes();
     std::vector<uint8_t> codes(packs ? (bytes + 15) / 16 * 16 : 0);
     std::vector<float> in(x.host), weights(w.host);
-    if (packs) pack(form, codes.data(), w.cpu(), C, OC), unpack(form, weights.data(), codes.data(), C, OC);
+    if (packs) {
+        pack(form, codes.data(), w.cpu(), C, OC);
+        unpack(form, weights.data(), codes.data(), C, OC);
+    }
     weights = rounded(weights);
     Array<uint8_t> packed(codes);
     const Place<floatX> plain = {packs ? unpacked.p : w.p, nullptr, nullptr, Form::FP32};
@@ -73,7 +78,8 @@ static void product(int N, int C, int OC, Form form, bool norm, bool gelu, bool 
     if (!packs) return;
     each();
     const uint64_t want = out.bits();
-    out.reset(), rungs.back().run();
+    out.reset();
+    rungs.back().run();
     const bool same = out.bits() == want;
     if (report || !same)
         check(same, "study/step's product, %s: the bits of each row alone, of w unpacked", shape.c_str());
@@ -85,7 +91,8 @@ static void unpacking(Form form, int rows, int cols) {
     const size_t bytes = packed_bytes(form, rows, cols);
     std::vector<uint8_t> codes((bytes + 15) / 16 * 16);
     Array<floatX> out(values.size());
-    pack(form, codes.data(), values.data(), rows, cols), unpack(form, out.cpu(), codes.data(), rows, cols);
+    pack(form, codes.data(), values.data(), rows, cols);
+    unpack(form, out.cpu(), codes.data(), rows, cols);
     out.host = rounded(out.host);
     Array<uint8_t> packed(codes);
     const Place<floatX> place = {nullptr, packed.p, (const float*)(packed.p + code_bytes(form, rows, cols)), form};
@@ -98,9 +105,12 @@ static void attention(int B, int keys, int S, int NH, int HS) {
     const int C = NH * HS, at = keys - 1;
     const size_t row = 3 * C * sizeof(floatX);
     std::vector<float> all = numbers((size_t)B * S * 3 * C), now;
-    for (int b = 0; b < B; b++) now.insert(now.end(), &all[((size_t)b * S + at) * 3 * C], &all[((size_t)b * S + at) * 3 * C] + 3 * C);
     std::vector<float> known(all);           // of the new token nothing; q may stay as it is
-    for (int b = 0; b < B; b++) std::fill_n(&known[((size_t)b * S + at) * 3 * C + C], 2 * C, NAN);
+    for (int b = 0; b < B; b++) {
+        const size_t row_b = ((size_t)b * S + at) * 3 * C;
+        now.insert(now.end(), &all[row_b], &all[row_b] + 3 * C);
+        std::fill_n(&known[row_b + C], 2 * C, NAN);
+    }
     Array<floatX> cache(known), fresh(now), out((size_t)B * C);
     Array<int> position(std::vector<int>(B, at));
     std::vector<float> lse(B * NH);
@@ -110,9 +120,10 @@ static void attention(int B, int keys, int S, int NH, int HS) {
           {.flops = 4.0 * B * keys * C, .bytes = 2.0 * B * keys * C * sizeof(floatX), .memory = READ},
           {written("out", out, 1.5 * ONE), written("cache", cache, 0, 0)},
           {{"plain", [&] {
-                ok(cudaMemcpy2DAsync(cache.p + (size_t)at * 3 * C, S * row, fresh.p, row, row, B, cudaMemcpyDeviceToDevice, stream()));
-                launch(gpu::attention_forward_plain, dim3(1, NH, B), gpu::threads_for(keys, 128), gpu::scores_size(keys), out,
-                       nullptr, cache, at, 1, S, C, HS, 1 / std::sqrt((float)HS));
+                ok(cudaMemcpy2DAsync(cache.p + (size_t)at * 3 * C, S * row, fresh.p, row, row, B,
+                                     cudaMemcpyDeviceToDevice, stream()));
+                launch(gpu::attention_forward_plain, dim3(1, NH, B), gpu::threads_for(keys, 128),
+                       gpu::scores_size(keys), out, nullptr, cache, at, 1, S, C, HS, 1 / std::sqrt((float)HS));
             }},
            {"shipped", [&] { gpu::attention_step(out, cache, fresh, position, B, S, C, NH); }}});
 }
@@ -121,11 +132,14 @@ static void attention(int B, int keys, int S, int NH, int HS) {
 static void pick(int B, int V, double temperature, int top_k, double top_p, double min_p, bool equal) {
     const int stride = gpu::padded(V);
     std::vector<float> logits = numbers((size_t)B * stride, 3);
-    if (equal) for (size_t i = 0; i < logits.size(); i++) logits[i] = std::round(logits[i] / 4) * (i % 2 ? 1.0f : -1.0f);
+    for (size_t i = 0; equal && i < logits.size(); i++) logits[i] = std::round(logits[i] / 4) * (i % 2 ? 1.0f : -1.0f);
     for (int b = 4; b < B; b += 5) logits[(size_t)b * stride + b % V] = b % 2 ? NAN : -INFINITY;
     logits = rounded(logits);                // NaN has other bits in bf16
     Options o;
-    o.temperature = temperature, o.top_k = top_k, o.top_p = top_p, o.min_p = min_p;
+    o.temperature = temperature;
+    o.top_k = top_k;
+    o.top_p = top_p;
+    o.min_p = min_p;
     Array<floatX> z(logits);
     Array<Rng> rng([&] {
         std::vector<Rng> v;
@@ -134,7 +148,8 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
     }());
     Array<Sampling> sampling(std::vector<Sampling>(1, Sampling(o)));
     Array<int> token(B), drawn(gpu::DRAWN * B), position(std::vector<int>(B, 5));
-    position.reset(), rng.reset();           // keep what they start from, as written() does
+    position.reset();                        // keep what they start from, as written() does
+    rng.reset();
     const int slot = 6 % gpu::DRAWN * B;     // of the position after that
     auto host = [&](const float* z, int b) {
         Rng random = rng.host[b];
@@ -145,15 +160,23 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
     for (int b = 0; b < B; b++) want.push_back(host(&logits[(size_t)b * stride], b));
     const Result result = {"token", [&] {
         const std::vector<int> got = drawn.get();
-        return double(std::count_if(want.begin(), want.end(), [&](int& w) { return got[slot + (&w - want.data())] != w; }));
-    }, 0, [&] { drawn.reset(), position.reset(), rng.reset(); }, [&] { return drawn.bits(); }};
+        double wrong = 0;
+        for (int b = 0; b < B; b++) wrong += got[slot + b] != want[b];
+        return wrong;
+    }, 0, [&] {
+        drawn.reset();
+        position.reset();
+        rng.reset();
+    }, [&] { return drawn.bits(); }};
     std::vector<floatX> values(z.n);
     std::vector<float> row(V);
     std::vector<int> picked(B);
-    climb("step's pick", format("B=%d V=%d temperature %g top_k %d top_p %g min_p %g%s", B, V, temperature, top_k, top_p, min_p, equal ? ", many equal" : ""),
-          {.bytes = (double)B * V * sizeof(floatX), .memory = READ}, {result},
+    const std::string shape = format("B=%d V=%d temperature %g top_k %d top_p %g min_p %g%s", B, V, temperature, top_k,
+                                     top_p, min_p, equal ? ", many equal" : "");
+    climb("step's pick", shape, {.bytes = (double)B * V * sizeof(floatX), .memory = READ}, {result},
           {{"download", [&] {
-                ok(cudaMemcpyAsync(values.data(), z.p, z.bytes(), cudaMemcpyDeviceToHost, stream())), ok(cudaStreamSynchronize(stream()));
+                ok(cudaMemcpyAsync(values.data(), z.p, z.bytes(), cudaMemcpyDeviceToHost, stream()));
+                ok(cudaStreamSynchronize(stream()));
                 for (int b = 0; b < B; b++) {
                     std::copy_n(&values[(size_t)b * stride], V, row.begin());
                     picked[b] = host(row.data(), b);
@@ -175,15 +198,17 @@ static const Study study([] {
         {TRAINING, 1, 6400, 1600, false, false, true}, {TRAINING, 4, 768, 3072, false, true, false},
         {TRAINING, 8, 768, 3072, false, true, false}, {TRAINING, 8, 6400, 1600, false, false, true}};
     const struct { Size size; int B, keys, S, NH, HS; } attentions[] = {
-        {TINY, 1, 1, 1, 1, 8}, {TINY, 2, 7, 20, 3, 24}, {TINY, 1, 20, 20, 2, 64}, {SMALL, 3, 300, 333, 2, 64}, {SMALL, 2, 130, 200, 1, 128},
-        {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64}, {TRAINING, 8, 1024, 1024, 12, 64},
-        {TRAINING, 64, 1024, 1024, 12, 64}};
+        {TINY, 1, 1, 1, 1, 8}, {TINY, 2, 7, 20, 3, 24}, {TINY, 1, 20, 20, 2, 64}, {SMALL, 3, 300, 333, 2, 64},
+        {SMALL, 2, 130, 200, 1, 128}, {SMALL, 1, 513, 600, 2, 40}, {TRAINING, 1, 1024, 1024, 12, 64},
+        {TRAINING, 8, 1024, 1024, 12, 64}, {TRAINING, 64, 1024, 1024, 12, 64}};
     const struct { Size size; int B, V; double temperature; int top_k; double top_p, min_p; bool equal; } picks[] = {
-        {TINY, 16, 2, 1, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0.1, true}, {TINY, 16, 101, 1, 13, 1, 0, true}, {TINY, 16, 2, 1, 1, 0.5, 0, true},
-        {TINY, 16, 517, 1e-9, 0, 0.3, 0, true}, {TINY, 16, 517, 0, 0, 1, 0, true}, {TINY, 16, 517, 1, 0, 0.9, 0, true}, {TINY, 16, 517, 2, 50, 0.9, 0.3, true},
-        {SMALL, 7, 4999, 1, 0, 0.95, 0.02, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, 0, false}, {SMALL, 7, 4999, 1000, 600, 0.5, 0, false},
-        {SMALL, 3, 50257, 0.8, 50, 0.95, 0, false}, {SMALL, 1, 50257, 1, 0, 1, 0, false},
-        {TRAINING, 1, 50257, 0.8, 50, 0.95, 0, false}, {TRAINING, 1, 50257, 1, 0, 0.95, 0, false}, {TRAINING, 64, 50257, 1, 0, 1, 0, false}};
+        {TINY, 16, 2, 1, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0, false}, {TINY, 16, 101, 0.8, 0, 1, 0.1, true},
+        {TINY, 16, 101, 1, 13, 1, 0, true}, {TINY, 16, 2, 1, 1, 0.5, 0, true}, {TINY, 16, 517, 1e-9, 0, 0.3, 0, true},
+        {TINY, 16, 517, 0, 0, 1, 0, true}, {TINY, 16, 517, 1, 0, 0.9, 0, true}, {TINY, 16, 517, 2, 50, 0.9, 0.3, true},
+        {SMALL, 7, 4999, 1, 0, 0.95, 0.02, false}, {SMALL, 7, 4999, 0.7, 4999, 0.999999, 0, false},
+        {SMALL, 7, 4999, 1000, 600, 0.5, 0, false}, {SMALL, 3, 50257, 0.8, 50, 0.95, 0, false},
+        {SMALL, 1, 50257, 1, 0, 1, 0, false}, {TRAINING, 1, 50257, 0.8, 50, 0.95, 0, false},
+        {TRAINING, 1, 50257, 1, 0, 0.95, 0, false}, {TRAINING, 64, 50257, 1, 0, 1, 0, false}};
     for (auto& s : products) for (Form form : {Form::FP32, Form::INT8, Form::NF4})
         if (s.size <= largest && (s.N == 1 || form != Form::FP32))
             product(s.N, s.C, s.OC, form, s.norm, s.gelu, s.plus);

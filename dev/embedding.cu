@@ -1,17 +1,19 @@
-/* dev/embedding.cu -- tokens and positions to vectors, and back, in steps. make build/bench_embedding && build/bench_embedding
+/* dev/embedding.cu -- tokens and positions to vectors, and back, in steps.
+                                                                     make build/bench_embedding && build/bench_embedding
 
-   forward   embedded = wte[token] + wpe[t], and its layernorm, which all GPT-2 layers begin with: rows of wte, mostly from
-             the cache, are read, embedded and out are written; 3X bytes with wte, of which X is random rows
+   forward   embedded = wte[token] + wpe[t], and its layernorm, which all GPT-2 layers begin with: rows of wte, mostly
+             from the cache, are read, embedded and out are written; 3X bytes with wte, of which X is random rows
      separate        one kernel adds, gpu::layernorm_forward reads what it wrote: 4X
      shipped         gpu::layernorm_forward with an Embedding: the row is normalized where it is made
 
    backward  dwte[token] += dout, dwpe[t] += sum over b: dout is read twice, rows of dwte are updated
-     atomics         a thread takes a number of dout and adds it with an atomic to both: frequent tokens have thousands of
-                     positions, which wait for each other and arrive in any order
+     atomics         a thread takes a number of dout and adds it with an atomic to both: frequent tokens have thousands
+                     of positions, which wait for each other and arrive in any order
      search          a block takes a token of the vocabulary and looks for it at all N positions: in order, but N V
                      comparisons
-     sorted          the host sorts the positions by token while it prepares the batch, a block takes a token that occurs:
-                     every position is read once, but the most frequent token's block is at work long after all others
+     sorted          the host sorts the positions by token while it prepares the batch, a block takes a token that
+                     occurs: every position is read once, but the most frequent token's block is at work long after all
+                     others
      shipped         gpu::embedding_backward: pieces of one token, of 64 positions at most; then each token's pieces */
 #include "bench.cuh"
 namespace embedding_study {
@@ -87,26 +89,36 @@ static void backward(int B, int T, int V, int C) {
     Array<float> partial((sorted.start.size() - 1) * C);
     const gpu::Occurrences o = {order, start, first, count};
     const auto positions = [&] {
-        launch(WIDTH(C, gpu::embedding_backward_wpe_kernel), ceil_div((size_t)T * C, 128), 128, 0, dwpe, dout, B, T * C);
+        const int blocks = ceil_div((size_t)T * C, 128);
+        launch(WIDTH(C, gpu::embedding_backward_wpe_kernel), blocks, 128, 0, dwpe, dout, B, T * C);
     };
     cpu::embedding_backward(dwte.cpu(), dwpe.cpu(), dout.cpu(), x.cpu(), B, T, C);
     const double bytes = 2.0 * dout.n * sizeof(floatX) + 8.0 * C * (occurring + T);
     climb("embedding backward", format("B=%d T=%d V=%d C=%d", B, T, V, C), {2.0 * dout.n, bytes},
           {written("dwte", dwte, 1e-6, 1e-6), written("dwpe", dwpe, 1e-6, 1e-6)},
-          {{"atomics", [&] { launch(atomics, ceil_div(dout.n, 256), 256, 0, dwte, dwpe, dout, x, T, dout.n, C); }, true},
+          {{"atomics", [&] {
+                launch(atomics, ceil_div(dout.n, 256), 256, 0, dwte, dwpe, dout, x, T, dout.n, C);
+            }, true},
            {"search", [&] {
-                launch(search, V, 128, 0, dwte, dout, x, N, C), positions();
+                launch(search, V, 128, 0, dwte, dout, x, N, C);
+                positions();
             }},
-           {"sorted", [&] { launch(sorted_tokens, N, 128, 0, dwte, dout, x, o, C), positions(); }},
+           {"sorted", [&] {
+                launch(sorted_tokens, N, 128, 0, dwte, dout, x, o, C);
+                positions();
+            }},
            {"shipped", [&] { gpu::embedding_backward(dwte, dwpe, partial, dout, x, o, B, T, C); }}});
 }
 
 static const Study study([] {
-    const struct { Size size; int B, T, V, C; } shapes[] = {{TINY, 1, 1, 1, 1}, {TINY, 3, 9, 5, 15}, {TINY, 2, 16, 100, 64},
-                                                            // a token in several pieces; more pieces than blocks
-                                                            {TINY, 3, 50, 2, 8}, {SMALL, 2, 150, 5000, 8},
-                                                            {SMALL, 4, 33, 50, 24}, {LARGE, 3, 100, 1000, 768},
-                                                            {TRAINING, 64, 1024, 50257, 768}};
-    for (auto& s : shapes) if (s.size <= largest) forward(s.B, s.T, s.V, s.C), backward(s.B, s.T, s.V, s.C);
+    const struct { Size size; int B, T, V, C; } shapes[] = {
+        {TINY, 1, 1, 1, 1}, {TINY, 3, 9, 5, 15}, {TINY, 2, 16, 100, 64},
+        // a token in several pieces; more pieces than blocks
+        {TINY, 3, 50, 2, 8}, {SMALL, 2, 150, 5000, 8},
+        {SMALL, 4, 33, 50, 24}, {LARGE, 3, 100, 1000, 768}, {TRAINING, 64, 1024, 50257, 768}};
+    for (auto& s : shapes) if (s.size <= largest) {
+        forward(s.B, s.T, s.V, s.C);
+        backward(s.B, s.T, s.V, s.C);
+    }
 });
 }  // namespace embedding_study

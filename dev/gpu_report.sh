@@ -1,15 +1,20 @@
 #!/bin/bash
-# dev/gpu_report.sh [STAGE...] -- everything to be known of the CUDA program on this machine's GPU, in stages that end within 4
-# minutes each, in this order where none are named:
+# dev/gpu_report.sh [STAGE...] -- everything to be known of the CUDA program on this machine's GPU, in stages that end
+# within 4 minutes each, in this order where none are named:
 #
 #   build        the programs and all ladders of dev/
-#   check        --check in bf16 and fp32, the program's promises (test/gpu.sh), the golden cases, all rungs at small shapes
-#   peers        llm.c, from a checkout named by LLMC=, with and without cuDNN; what torch.compile can prepare for race and race48
-#   train        GPT-2 124M at 64 x 1024 and 1.5B at 16 x 1024: medians of the step time, the clock, the power; joules a step
-#   race         124M by turns: this program, compiled PyTorch, llm.c with cuDNN and without; medians of the turns, and ratios
+#   check        --check in bf16 and fp32, the program's promises (test/gpu.sh), the golden cases, all rungs at small
+#                shapes
+#   peers        llm.c, from a checkout named by LLMC=, with and without cuDNN; what torch.compile can prepare for race
+#                and race48
+#   train        GPT-2 124M at 64 x 1024 and 1.5B at 16 x 1024: medians of the step time, the clock, the power; joules a
+#                step
+#   race         124M by turns: this program, compiled PyTorch, llm.c with cuDNN and without; medians of the turns, and
+#                ratios
 #   race48       1.5B, the same
 #   learning     loss and norm beside those of transformers, from one checkpoint on one batch
-#   sampling     tokens/s of 1, 8 and 64 texts by 124M, weights in bf16, int8 and nf4, and for how long a checkpoint holds up training
+#   sampling     tokens/s of 1, 8 and 64 texts by 124M, weights in bf16, int8 and nf4, and for how long a checkpoint
+#                holds up training
 #   torch        124M in PyTorch at other batches and with cuDNN's attention, and its functions one by one
 #   ranks        NCCL: several ranks, as test/ranks.sh has them, which share one GPU where there are no more
 #   kernels      all ladders timed: a table. LADDERS="attention matmul" does some of them again
@@ -17,15 +22,16 @@
 #   memcheck racecheck initcheck synccheck       compute-sanitizer on --check and on all rungs at tiny shapes
 #   report       one Markdown file of all that was run, and a picture
 #
-# What a stage printed stays in build/report (or in $REPORT), with date and commit, until the stage runs again; whole logs in
-# its folder logs. A stage goes on after a failure, after which the exit code is 1; it skips aloud what it has no tools for, and
-# what its time ($LIMIT s) no longer suffices for has failed. PYTHON= names another python3. For trials without a GPU there are
-# PROGRAM=, D12=layers,heads,channels, D48=, BATCH=, BATCH48= and CONTEXT=.
+# What a stage printed stays in build/report (or in $REPORT), with date and commit, until the stage runs again; whole
+# logs in its folder logs. A stage goes on after a failure, after which the exit code is 1; it skips aloud what it has
+# no tools for, and what its time ($LIMIT s) no longer suffices for has failed. PYTHON= names another python3. For
+# trials without a GPU there are PROGRAM=, D12=layers,heads,channels, D48=, BATCH=, BATCH48= and CONTEXT=.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit
 out=${REPORT:-build/report}
 mkdir -p "$out/logs"
-STAGES="build check peers train race race48 learning sampling torch ranks kernels determinism memcheck racecheck initcheck synccheck report"
+STAGES="build check peers train race race48 learning sampling torch ranks kernels determinism"
+STAGES="$STAGES memcheck racecheck initcheck synccheck report"
 all_ladders=$(ls dev/*.cu | sed 's|dev/||; s|\.cu||')
 ladders=${LADDERS:-$all_ladders}
 program=${PROGRAM:-./train_gpt_cuda} python=${PYTHON:-python3} LIMIT=${LIMIT:-240}
@@ -64,7 +70,8 @@ have() {                                     # MODULE...: whether Python does
     "$python" -c "import $(echo "$*" | tr ' ' ,)" 2> /dev/null || { echo "skip: $python without $*"; return 1; }
 }
 
-tokens() {                                   # FILE COUNT: a shard of tokens as frequent as in text: the k-th as often as 1 / k
+# A shard of tokens as frequent as in text: the k-th as often as 1 / k.
+tokens() {                                   # FILE COUNT
     [ -s "$1" ] || "$python" - "$1" "$2" 50257 <<'END'
 import array, math, os, random, struct, sys
 path, n, V = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -82,13 +89,18 @@ END
 }
 many=build/tokens.bin
 shape() {                                    # d12, or layers,heads,channels: as options
-    case $1 in *,*) echo "$1" | sed 's/\(.*\),\(.*\),\(.*\)/--init custom --layers \1 --heads \2 --channels \3/' ;; *) echo "--init $1" ;; esac
+    case $1 in
+        *,*) echo "$1" | sed 's/\(.*\),\(.*\),\(.*\)/--init custom --layers \1 --heads \2 --channels \3/' ;;
+        *) echo "--init $1" ;;
+    esac
 }
 run_of() { echo "$program train --train $many --sample-every 0 --eval-every 0 $*"; }
 
-# The card at work: a sample every 0.1 s while it is watched, and of these the ones at 80 % of the maximum power or more.
+# The card at work: a sample every 0.1 s while it is watched, and of these the ones at 80 % of the maximum power or
+# more.
 watch() {
-    stdbuf -oL nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader -lms 100 > "$out/logs/samples" 2> /dev/null &
+    stdbuf -oL nvidia-smi -i 0 --query-gpu=clocks.sm,power.draw,temperature.gpu --format=csv,noheader -lms 100 \
+        > "$out/logs/samples" 2> /dev/null &
     watcher=$!
 }
 seen() {                                     # sets clock, clocks, watts, degrees
@@ -96,11 +108,21 @@ seen() {                                     # sets clock, clocks, watts, degree
     wait $watcher 2> /dev/null
     local most
     most=$(cut -d, -f2 "$out/logs/samples" | tr -cd '0-9.\n' | sort -g | tail -1)
-    awk -F, -v most="${most:-0}" 'NF == 3 && $2 + 0 >= 0.8 * most { print $1 + 0, $2 + 0, $3 + 0 }' "$out/logs/samples" > "$out/logs/busy"
+    awk -F, -v most="${most:-0}" 'NF == 3 && $2 + 0 >= 0.8 * most { print $1 + 0, $2 + 0, $3 + 0 }' \
+        "$out/logs/samples" > "$out/logs/busy"
     clock=$(cut -d' ' -f1 "$out/logs/busy" | median) clocks=$(cut -d' ' -f1 "$out/logs/busy" | range)
     watts=$(cut -d' ' -f2 "$out/logs/busy" | median) degrees=$(cut -d' ' -f3 "$out/logs/busy" | median)
 }
-energy() {                                   # millijoules since the driver was loaded, by NVML; nothing where it does not count
+watched() {                                  # COMMAND...
+    local code
+    watch
+    "$@"
+    code=$?
+    seen
+    return $code
+}
+# Millijoules since the driver was loaded, by NVML; nothing where it does not count.
+energy() {
     "$python" - 2> /dev/null <<'END'
 import ctypes
 nvml, card, total = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p(), ctypes.c_ulonglong()
@@ -111,8 +133,8 @@ END
 }
 
 logged() { cat build/measured/log.jsonl 2> /dev/null | grep -c '^{"event": "step"'; }      # steps
-# Trains until the log holds so many steps, then kills the program, so that it saves nothing (1.5B parameters are 19 GB).
-# The first five, in which kernels are loaded and graphs recorded, do not count. Sets ms, or says FAILED.
+# Trains until the log holds so many steps, then kills the program, so that it saves nothing (1.5B parameters are 19
+# GB). The first five, in which kernels are loaded and graphs recorded, do not count. Sets ms, or says FAILED.
 ours() {                                     # STEPS TOKENS-A-STEP OPTIONS...
     local steps=$1 tokens=$2 command pid first before after joules
     shift 2
@@ -121,7 +143,9 @@ ours() {                                     # STEPS TOKENS-A-STEP OPTIONS...
     rm -rf build/measured
     $command --out build/measured > "$out/logs/train.log" 2>&1 &
     pid=$!
-    until_logged() { while kill -0 $pid 2> /dev/null && [ "$(left)" -gt 0 ] && [ "$(logged)" -lt "$1" ]; do sleep 0.05; done; }
+    until_logged() {
+        while kill -0 $pid 2> /dev/null && [ "$(left)" -gt 0 ] && [ "$(logged)" -lt "$1" ]; do sleep 0.05; done
+    }
     until_logged 5
     watch
     before=$(energy) first=$(logged)
@@ -132,34 +156,39 @@ ours() {                                     # STEPS TOKENS-A-STEP OPTIONS...
     wait $pid 2> /dev/null
     grep ' parameters, ' "$out/logs/train.log"
     tail -1 "$out/logs/train.log"
-    grep '^{"event": "step"' build/measured/log.jsonl 2> /dev/null | tail -n +6 | sed 's/.*"ms": \([0-9.]*\).*/\1/' > "$out/logs/ms"
+    grep '^{"event": "step"' build/measured/log.jsonl 2> /dev/null | tail -n +6 |
+        sed 's/.*"ms": \([0-9.]*\).*/\1/' > "$out/logs/ms"
     rm -rf build/measured
     ms=$(median < "$out/logs/ms") || { echo "FAILED: no step was measured"; return 1; }
     joules=$(awk -v a="$before" -v b="$after" -v n="$((steps - first))" -v watts="$watts" -v ms="$ms" 'BEGIN {
         if (a != "" && b > a && n > 0) printf "%.1f J a step by the counter of NVML", (b - a) / 1e3 / n
         else printf "%.1f J a step, power x time", watts * ms / 1e3 }')
-    echo "median of $(wc -l < "$out/logs/ms") steps: $ms ms/step ($(range < "$out/logs/ms")), $(rate "$tokens" "$ms") tok/s;" \
-        "$clock MHz ($clocks), $watts W, $degrees C; $joules"
+    echo "median of $(wc -l < "$out/logs/ms") steps: $ms ms/step ($(range < "$out/logs/ms"))," \
+        "$(rate "$tokens" "$ms") tok/s; $clock MHz ($clocks), $watts W, $degrees C; $joules"
 }
 rate() { awk -v n="$1" -v ms="$2" 'BEGIN { printf "%.0f", n / ms * 1e3 }'; }
 
 torch_turn() {                               # MODEL BATCH STEPS: sets ms
-    try "$LIMIT" 1 "$python" dev/bench_torch.py --tokens $many --model "$1" --batch "$2" --context "$CONTEXT" --steps "$3" || return 1
+    try "$LIMIT" 1 "$python" dev/bench_torch.py --tokens $many --model "$1" --batch "$2" --context "$CONTEXT" \
+        --steps "$3" || return 1
     ms=$(sed -n 's|.* \([0-9.]*\) ms/step.*|\1|p' "$log" | tail -1)
     [ -n "$ms" ]
 }
 llmc_turn() {                                # PROGRAM MODEL BATCH STEPS: sets ms
-    try "$LIMIT" 1 "$1" -i $many -j $many -e "$2" -b "$3" -t "$CONTEXT" -d $(($3 * CONTEXT)) -r 0 -l 6e-4 -c 0.1 -v 1000 -m 1 -s 0 -h 0 -x "$4" || return 1
+    try "$LIMIT" 1 "$1" -i $many -j $many -e "$2" -b "$3" -t "$CONTEXT" -d $(($3 * CONTEXT)) \
+        -r 0 -l 6e-4 -c 0.1 -v 1000 -m 1 -s 0 -h 0 -x "$4" || return 1
     ms=$(sed -n 's/^step .*| *\([0-9.]*\) ms .*/\1/p' "$log" | tail -n +6 | median)
 }
-# Turns of all that is there, as many as fit (5 at most): the card's clock and temperature drift, and so does each alone.
+# Turns of all that is there, as many as fit (5 at most): the card's clock and temperature drift, and so does each
+# alone.
 race() {                                     # MODEL BATCH STEPS
-    local turn started longest=0 who="" variant name code mine label
+    local turn started longest=0 who="" variant name mine label turns times joules
     rm -f "$out"/logs/turns_*
     tokens $many 20000000 || { echo "FAILED: no tokens"; return; }
     have torch numpy && who=torch_turn
     for variant in cudnn plain; do
-        [ -x "build/llmc_$variant/train_gpt2cu" ] && who="$who llmc_$variant" || echo "skip: no llm.c ($variant); LLMC=checkout $0 peers builds it"
+        if [ -x "build/llmc_$variant/train_gpt2cu" ]; then who="$who llmc_$variant"
+        else echo "skip: no llm.c ($variant); LLMC=checkout $0 peers builds it"; fi
     done
     for turn in 1 2 3 4 5; do
         [ "$(left)" -gt "$longest" ] || break
@@ -168,23 +197,31 @@ race() {                                     # MODEL BATCH STEPS
             ms=
             case $name in
                 ours) ours "$3" $(($2 * CONTEXT)) $(shape "$1") --batch "$2" --context "$CONTEXT" ;;
-                torch_turn) watch; torch_turn "$1" "$2" "$3"; code=$?; seen; (exit $code) ;;
-                *) watch; llmc_turn "build/$name/train_gpt2cu" "$1" "$2" "$3"; code=$?; seen; (exit $code) ;;
+                torch_turn) watched torch_turn "$1" "$2" "$3" ;;
+                *) watched llmc_turn "build/$name/train_gpt2cu" "$1" "$2" "$3" ;;
             esac && [ -n "$ms" ] && echo "$ms $clock $watts" >> "$out/logs/turns_$name"
         done
         [ $((SECONDS - started)) -le $longest ] || longest=$((SECONDS - started))
     done
     [ -s "$out/logs/turns_ours" ] || return
-    printf '\n| %s, %s x %s | turns | ms/step, median (range) | tok/s | times ours | MHz | W | J a step, power x time |\n' "$1" "$2" "$CONTEXT"
+    printf '\n| %s, %s x %s | turns | ms/step, median (range) | tok/s | times ours | MHz | W |' "$1" "$2" "$CONTEXT"
+    echo " J a step, power x time |"
     echo "|---|--:|--:|--:|--:|--:|--:|--:|"
     mine=$(cut -d' ' -f1 "$out/logs/turns_ours" | median)
     for name in ours $who; do
         [ -s "$out/logs/turns_$name" ] || { echo "FAILED: no turn of $name"; continue; }
-        case $name in ours) label=$program ;; torch_turn) label="PyTorch, compiled" ;; llmc_cudnn) label="llm.c, cuDNN" ;; *) label=llm.c ;; esac
-        ms=$(cut -d' ' -f1 "$out/logs/turns_$name" | median) watts=$(cut -d' ' -f3 "$out/logs/turns_$name" | median)
-        echo "| $label | $(wc -l < "$out/logs/turns_$name") | $ms ($(cut -d' ' -f1 "$out/logs/turns_$name" | range)) | $(rate $(($2 * CONTEXT)) "$ms") |" \
-            "$(awk -v a="$ms" -v b="$mine" 'BEGIN { printf "%.3f", a / b }') | $(cut -d' ' -f2 "$out/logs/turns_$name" | median) | $watts |" \
-            "$(awk -v w="$watts" -v ms="$ms" 'BEGIN { printf "%.1f", w * ms / 1e3 }') |"
+        case $name in
+            ours) label=$program ;;
+            torch_turn) label="PyTorch, compiled" ;;
+            llmc_cudnn) label="llm.c, cuDNN" ;;
+            *) label=llm.c ;;
+        esac
+        turns=$out/logs/turns_$name
+        ms=$(cut -d' ' -f1 "$turns" | median) watts=$(cut -d' ' -f3 "$turns" | median)
+        times=$(awk -v a="$ms" -v b="$mine" 'BEGIN { printf "%.3f", a / b }')
+        joules=$(awk -v w="$watts" -v ms="$ms" 'BEGIN { printf "%.1f", w * ms / 1e3 }')
+        echo "| $label | $(wc -l < "$turns") | $ms ($(cut -d' ' -f1 "$turns" | range)) |" \
+            "$(rate $(($2 * CONTEXT)) "$ms") | $times | $(cut -d' ' -f2 "$turns" | median) | $watts | $joules |"
     done
 }
 
@@ -196,18 +233,22 @@ same_hash() {                                # TIMES OPTIONS... : of the last ch
     for _ in $(seq "$times"); do
         [ "$(left)" -gt 0 ] || { echo "error: the stage's $LIMIT s are over"; break; }
         rm -rf build/hashed
-        timeout -k 5 "$(left)" $command --out build/hashed > "$out/logs/hashed.log" 2>&1 || { tail -1 "$out/logs/hashed.log"; continue; }
+        timeout -k 5 "$(left)" $command --out build/hashed > "$out/logs/hashed.log" 2>&1 ||
+            { tail -1 "$out/logs/hashed.log"; continue; }
         cat build/hashed/step_*/*.safetensors | sha256sum | cut -c1-16
     done | sort | uniq -c | tee "$out/logs/hashes"
     rm -rf build/hashed
-    [ "$(awk '{ print $1 }' "$out/logs/hashes")" = "$times" ] && ! grep -q error "$out/logs/hashes" && echo ok || echo FAILED
+    [ "$(awk '{ print $1 }' "$out/logs/hashes")" = "$times" ] && ! grep -q error "$out/logs/hashes" &&
+        echo ok || echo FAILED
 }
 sanitize() {                                 # TOOL
     command -v compute-sanitizer > /dev/null || { echo "skip: no compute-sanitizer"; return; }
     local probe
     probe=$(timeout -k 5 60 compute-sanitizer --tool "$1" "build/bench_${ladders%%[[:space:]]*}" --check tiny 2>&1)
     case $probe in
-        *"not supported"* | *"ot permitted"*) echo "skip: not possible on this machine: $(echo "$probe" | grep -m 1 -E 'ot (supported|permitted)')"; return ;;
+        *"not supported"* | *"ot permitted"*)
+            echo "skip: not possible on this machine: $(echo "$probe" | grep -m 1 -E 'ot (supported|permitted)')"
+            return ;;
     esac
     local with="compute-sanitizer --tool $1 --error-exitcode 1"
     local commands=("$with $program --check" "$with ${program}_fp32 --check")
@@ -216,7 +257,8 @@ sanitize() {                                 # TOOL
 }
 
 stage_build() {
-    try "$LIMIT" 1 make -k -j"$(nproc)" train_gpt train_gpt_cuda train_gpt_cuda_fp32 $(printf 'build/bench_%s ' $all_ladders) build/gpu_golden
+    try "$LIMIT" 1 make -k -j"$(nproc)" train_gpt train_gpt_cuda train_gpt_cuda_fp32 \
+        $(printf 'build/bench_%s ' $all_ladders) build/gpu_golden
 }
 stage_check() {
     local commands=()
@@ -228,19 +270,22 @@ stage_check() {
     together "${commands[@]}"
 }
 stage_peers() {                              # all of it at work on the CPU, so at once
-    local copy library commands=() torch="$python dev/bench_torch.py --context $CONTEXT --steps 1"
+    local copy library cudnn commands=() torch="$python dev/bench_torch.py --context $CONTEXT --steps 1"
+    local place='PreferredLocation, cudaMemLocation{cudaMemLocationTypeHost, 0}'
     for variant in cudnn plain; do
         [ -e "${LLMC:-}/train_gpt2.cu" ] || { echo "skip: no llm.c ($variant); LLMC= names a checkout"; continue; }
         copy=$PWD/build/llmc_$variant
         rm -rf "$copy"
         cp -r "$LLMC" "$copy"                # with cuDNN it wants CUDNN_FRONTEND_PATH, or ~/cudnn-frontend
-        # what its Makefile does not find: the card, NVML where only the driver has it, and the type that CUDA 13 asks for
+        # what its Makefile does not find: the card, NVML where only the driver has it, and the type that CUDA 13 asks
+        # for
         library=$(ldconfig -p | awk '/libnvidia-ml\.so\.1/ { print $NF; exit }')
         [ -z "$library" ] || ln -s "$library" "$copy/libnvidia-ml.so"
         [ "$(cuda | cut -d. -f1)" -lt 13 ] ||
-            sed -i 's/PreferredLocation, cudaCpuDeviceId/PreferredLocation, cudaMemLocation{cudaMemLocationTypeHost, 0}/' "$copy/llmc/cuda_utils.cuh"
-        commands+=("env LIBRARY_PATH=$copy:${LIBRARY_PATH:-} make -C $copy train_gpt2cu NO_MULTI_GPU=1 USE_CUDNN=$([ $variant = cudnn ] && echo 1 || echo 0)
-            GPU_COMPUTE_CAPABILITY=$(smi compute_cap | tr -d .)")
+            sed -i "s/PreferredLocation, cudaCpuDeviceId/$place/" "$copy/llmc/cuda_utils.cuh"
+        cudnn=$([ $variant = cudnn ] && echo 1 || echo 0)
+        commands+=("env LIBRARY_PATH=$copy:${LIBRARY_PATH:-} make -C $copy train_gpt2cu NO_MULTI_GPU=1
+            USE_CUDNN=$cudnn GPU_COMPUTE_CAPABILITY=$(smi compute_cap | tr -d .)")
     done
     have torch numpy && commands+=("$torch --model $D12 --batch $BATCH" "$torch --model $D48 --batch $BATCH48")
     together "${commands[@]}"
@@ -258,17 +303,18 @@ stage_learning() {                           # of B T + 1 tokens every order is 
     rm -rf $many build/learning build/learned
     tokens $many $((rows * CONTEXT + 1))
     try 60 1 $(run_of $(shape "$D12") --context "$CONTEXT" --batch 1 --steps 1 --lr 0) --out build/learning || return
-    try 120 1 $(run_of --init build/learning/step_00000001 --context "$CONTEXT" --batch $rows --steps 40 --lr 3e-4 --schedule constant) \
-        --out build/learned || return
-    try "$LIMIT" 9 "$python" dev/bench_torch.py --learn build/learned/log.jsonl --init build/learning/step_00000001 --tokens $many \
-        --batch $rows --context "$CONTEXT"
+    try 120 1 $(run_of --init build/learning/step_00000001 --context "$CONTEXT" --batch $rows --steps 40 --lr 3e-4 \
+        --schedule constant) --out build/learned || return
+    try "$LIMIT" 9 "$python" dev/bench_torch.py --learn build/learned/log.jsonl --init build/learning/step_00000001 \
+        --tokens $many --batch $rows --context "$CONTEXT"
     rm -rf build/learning build/learned
 }
 stage_sampling() {
     local how rows form length start ns=() words=()
     tokens $many 20000000
     rm -rf build/sampled
-    try 150 1 $(run_of $(shape "$D12") --batch "$BATCH" --context "$CONTEXT" --steps 90 --save-every 30 --keep 1) --out build/sampled || return
+    try 150 1 $(run_of $(shape "$D12") --batch "$BATCH" --context "$CONTEXT" --steps 90 --save-every 30 --keep 1) \
+        --out build/sampled || return
     rm -f "$out/logs/beside" "$out/logs/alone"
     # Steps that ended after a checkpoint's own, but before the line that says it is whole, are those beside its writer.
     awk -F'"ms": ' -v beside="$out/logs/beside" -v alone="$out/logs/alone" '
@@ -277,23 +323,26 @@ stage_sampling() {
         /"event": "checkpoint"/ {
             late = 0
             for (s in ms) if (s + 0 > step) { late++; near[s] = 1 }
-            printf "checkpoint of step %d: training stood still for %.1f ms, and took %d more steps until it was whole\n", step, $2, late }
+            printf "checkpoint of step %d: training stood still for %.1f ms, ", step, $2
+            printf "and took %d more steps until it was whole\n", late }
         END { for (s in ms) if (near[s]) print ms[s] > beside; else print ms[s] > alone }' build/sampled/log.jsonl
     echo "median step alone $(median < "$out/logs/alone") ms," \
         "beside the writer $([ -s "$out/logs/beside" ] && median < "$out/logs/beside" || echo "none: 0") ms"
     for how in 1,bf16 64,bf16 1,int8 8,int8 1,nf4 8,nf4 8,bf16; do
         rows=${how%,*} form=${how#*,}
-        for length in $((CONTEXT / 5)) $((CONTEXT - 24)); do                     # what both take is loading, not sampling
+        for length in $((CONTEXT / 5)) $((CONTEXT - 24)); do             # what both take is loading, not sampling
             rm -f "$out/logs/took"
             for _ in 1 2 3; do
                 start=$(date +%s%N)
-                try 60 0 "$program" sample --model build/sampled --prompt 0 --tokens $length --samples $rows --base-dtype $form || continue 3
+                try 60 0 "$program" sample --model build/sampled --prompt 0 --tokens $length --samples $rows \
+                    --base-dtype $form || continue 3
                 echo $(($(date +%s%N) - start)) >> "$out/logs/took"
             done
             ns+=($(median < "$out/logs/took")) words+=($(grep -v -e '^---' "$log" | wc -w))
         done
         awk -v rows=$rows -v form=$form -v ns=$((ns[-1] - ns[-2])) -v n=$((words[-1] - words[-2])) 'BEGIN {
-            printf "sampling, batch %d, %s: %.0f tokens/s, %.3f ms a token of each text\n", rows, form, n / ns * 1e9, ns / 1e6 / n * rows }'
+            printf "sampling, batch %d, %s: %.0f tokens/s, %.3f ms a token of each text\n",
+                rows, form, n / ns * 1e9, ns / 1e6 / n * rows }'
     done
     rm -rf build/sampled
 }
@@ -359,7 +408,8 @@ failed=0
 for stage in ${@:-$STAGES}; do
     begun=$SECONDS
     {
-        echo "== $stage, $(date -u '+%F %H:%M'), commit $(git rev-parse --short HEAD 2> /dev/null || echo unknown), $(smi name)"
+        commit=$(git rev-parse --short HEAD 2> /dev/null || echo unknown)
+        echo "== $stage, $(date -u '+%F %H:%M'), commit $commit, $(smi name)"
         "stage_$stage" 2>&1
         echo "$stage: $((SECONDS - begun)) s"
     } | tee "$out/$stage.log"

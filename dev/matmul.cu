@@ -3,18 +3,21 @@
 
    out = x w, of x (N,C) and w (C,OC): 2 N C OC FLOPs, on operands and results of N C + C OC + N OC numbers
      naive           a thread takes a number of out: two loads for every multiply-add
-     shared          a block takes 32 x 32 of out, and holds 32 x 32 of x and of w in shared memory: each number is fetched
-                     32 times less often. A thread takes 2 x 2 of out: a load, from shared memory, for every multiply-add
+     shared          a block takes 32 x 32 of out, and holds 32 x 32 of x and of w in shared memory: each number is
+                     fetched 32 times less often. A thread takes 2 x 2 of out: a load, from shared memory, for every
+                     multiply-add
      registers       a thread takes 4 x 4 of out, a block 64 x 64: half a load
-     tensor_cores    a warp multiplies 16 x 16 by 16 x 8 with one instruction, the next 64 columns of x and rows of w are
-                     fetched meanwhile. (bf16 only; sizes are multiples of 64.) This is mma.sync, of 2020: what Hopper adds,
-                     products read from shared memory by four warps at once and tiles fetched by one thread, is beyond it
+     tensor_cores    a warp multiplies 16 x 16 by 16 x 8 with one instruction, the next 64 columns of x and rows of w
+                     are fetched meanwhile. (bf16 only; sizes are multiples of 64.) This is mma.sync, of 2020: what
+                     Hopper adds, products read from shared memory by four warps at once and tiles fetched by one
+                     thread, is beyond it
      shipped         gpu::linear_forward: cuBLASLt, which knows the card
 
-   Then all products of GPT-2 124M: forward, dx = dout w^T, dw += x^T dout. The residual stream is added apart, or in the
-   product itself, before its results leave the registers. `first` is what cuBLASLt proposes first, `fastest` the best
-   on the clock of 16 that it proposes; what ships is the best of those that give the bits of the first. `odd` is the head with
-   the 50,257 columns that it has, no multiple of 8, so that no fast algorithm takes it; what ships has zeros up to 50,304. */
+   Then all products of GPT-2 124M: forward, dx = dout w^T, dw += x^T dout. The residual stream is added apart, or in
+   the product itself, before its results leave the registers. `first` is what cuBLASLt proposes first, `fastest` the
+   best on the clock of 16 that it proposes; what ships is the best of those that give the bits of the first. `odd` is
+   the head with the 50,257 columns that it has, no multiple of 8, so that no fast algorithm takes it; what ships has
+   zeros up to 50,304. */
 #include "bench.cuh"
 namespace matmul_study {
 
@@ -42,7 +45,10 @@ template <int R> __global__ void tiled(floatX* out, const floatX* x, const float
         __syncthreads();
         for (int k = 0; k < K; k++) {
             float a[R], b[R];
-            for (int i = 0; i < R; i++) a[i] = xs[k][row + 16 * i], b[i] = ws[k][column + 16 * i];
+            for (int i = 0; i < R; i++) {
+                a[i] = xs[k][row + 16 * i];
+                b[i] = ws[k][column + 16 * i];
+            }
             for (int i = 0; i < R; i++) for (int j = 0; j < R; j++) sums[i][j] += a[i] * b[j];
         }
         __syncthreads();
@@ -54,7 +60,8 @@ template <int R> __global__ void tiled(floatX* out, const floatX* x, const float
 }
 
 #ifndef TRAIN_FP32
-__global__ void __launch_bounds__(128) tensor_cores(floatX* out, const floatX* x, const floatX* w, int N, int C, int OC) {
+__global__ void __launch_bounds__(128)
+tensor_cores(floatX* out, const floatX* x, const floatX* w, int N, int C, int OC) {
     SHARED_DYNAMIC(shared);
     using gpu::Tile, gpu::copies_commit, gpu::copies_wait;
     const unsigned base = gpu::shared_address(shared);
@@ -62,20 +69,25 @@ __global__ void __launch_bounds__(128) tensor_cores(floatX* out, const floatX* x
     auto of_x = [&](int k) { return Tile<64, 64>{base + k / 64 % 2 * Tile<64, 64>::BYTES}; };
     auto of_w = [&](int k) { return Tile<64, 64>{base + (2 + k / 64 % 2) * Tile<64, 64>::BYTES}; };
     auto fetch = [&](int k) {
-        if (k < C) of_x(k).fill(x + k, C, n0, N), of_w(k).fill(w + c0, OC, k, C);
+        if (k < C) {
+            of_x(k).fill(x + k, C, n0, N);
+            of_w(k).fill(w + c0, OC, k, C);
+        }
         copies_commit();
     };
     float sums[8][4] = {};
     fetch(0);
     for (int k = 0; k < C; k += 64) {
-        fetch(k + 64), copies_wait<1>();
+        fetch(k + 64);
+        copies_wait<1>();
         __syncthreads();
         for (int i = 0; i < 64; i += 16) {
             unsigned a[4], b[4];
             of_x(k).as_a(a, warp * 16, i);
             for (int n = 0; n < 8; n += 2) {
                 of_w(k).as_b(b, i, n * 8);
-                gpu::mma(sums[n], a, b[0], b[1]), gpu::mma(sums[n + 1], a, b[2], b[3]);
+                gpu::mma(sums[n], a, b[0], b[1]);
+                gpu::mma(sums[n + 1], a, b[2], b[3]);
             }
         }
         __syncthreads();                     // before the tile after the next takes the place of this one
@@ -137,7 +149,10 @@ static void add_heuristics(std::vector<Rung>& rungs, gpu::Matmul p, void* to, co
         if (!timed || run() != CUBLAS_STATUS_SUCCESS) continue;
         const double t = median_time(must);
         if (best < INFINITY && t < best) rungs.pop_back();
-        if (t < best) best = t, rungs.push_back({"fastest", must});
+        if (t < best) {
+            best = t;
+            rungs.push_back({"fastest", must});
+        }
     }
 }
 static void chosen(const std::string& name, const std::string& shape, const Work& work, const Result& result,
@@ -155,8 +170,10 @@ static void layer(const std::string& name, int N, int C, int OC, bool residual, 
     Array<floatX> stream(numbers(dout.n)), out(dout.n), dx(x.n);
     Array<float> dw(numbers(w.n));
     const floatX *bias = biased ? b.p : nullptr, *plus = residual ? stream.p : nullptr;
-    cpu::linear_forward(out.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, biased ? b.cpu() : nullptr, plus ? stream.cpu() : nullptr, N, C, OC);
-    cpu::linear_backward(dx.cpu(), dw.cpu(), dout.cpu(), x.cpu(), cpu::Matrix{w.cpu(), OC, 1}, N, C, OC);
+    const cpu::Matrix matrix{w.cpu(), OC, 1};
+    cpu::linear_forward(out.cpu(), x.cpu(), matrix, biased ? b.cpu() : nullptr, plus ? stream.cpu() : nullptr, N, C,
+                        OC);
+    cpu::linear_backward(dx.cpu(), dw.cpu(), dout.cpu(), x.cpu(), matrix, N, C, OC);
     const std::string shape = format("N=%d C=%d OC=%d%s", N, C, OC, biased ? "" : ", no bias");
 
     std::vector<Rung> rungs = {{"shipped", [&] { gpu::linear_forward(out, x, w, bias, plus, N, C, OC); }}};
@@ -165,9 +182,11 @@ static void layer(const std::string& name, int N, int C, int OC, bool residual, 
         launch(add, ceil_div(out.n, 256), 256, 0, out, stream, out.n);
     }, false, 2 * ONE});
     gpu::Matmul p{OC, N, C, false, false, OC, C, OC};
-    p.bias = biased, p.plus = plus;
+    p.bias = biased;
+    p.plus = plus;
     add_heuristics(rungs, p, out, w, x, bias, plus);
-    climb(name + (residual ? " + residual forward" : " forward"), shape, work(N, C, OC, residual ? out.n : 0), {written("out", out, ONE)}, rungs);
+    climb(name + (residual ? " + residual forward" : " forward"), shape, work(N, C, OC, residual ? out.n : 0),
+          {written("out", out, ONE)}, rungs);
 
     Work sum = work(N, C, OC);               // dw is fp32, read and written
     sum.bytes += (8.0 - sizeof(floatX)) * w.n;
@@ -202,16 +221,18 @@ static void head(int N, int C, int vocabulary) {
 
 static const Study study([] {
     const int N = 64 * 1024;
-    const struct { Size size; int N, C, OC; } shapes[] = {{TINY, 1, 1, 1}, {TINY, 5, 15, 21}, {TINY, 33, 64, 96},
-                                                          {TINY, 70, 128, 64}, {SMALL, 64, 768, 192}, {LARGE, 130, 768, 2304},
-                                                          {TRAINING, N, 768, 3072}};
+    const struct { Size size; int N, C, OC; } shapes[] = {
+        {TINY, 1, 1, 1}, {TINY, 5, 15, 21}, {TINY, 33, 64, 96}, {TINY, 70, 128, 64}, {SMALL, 64, 768, 192},
+        {LARGE, 130, 768, 2304}, {TRAINING, N, 768, 3072}};
     const struct { Size size; const char* name; int N, C, OC; bool residual, biased; } layers[] = {
-        {TINY, "one", 1, 1, 1, false, true}, {TINY, "odd", 5, 15, 21, true, true}, {TINY, "odd", 7, 13, 19, false, true},
-        {TINY, "even", 33, 64, 96, false, true}, {TINY, "even", 70, 128, 64, false, false}, {TINY, "even", 31, 64, 32, true, false},
+        {TINY, "one", 1, 1, 1, false, true}, {TINY, "odd", 5, 15, 21, true, true},
+        {TINY, "odd", 7, 13, 19, false, true}, {TINY, "even", 33, 64, 96, false, true},
+        {TINY, "even", 70, 128, 64, false, false}, {TINY, "even", 31, 64, 32, true, false},
         {SMALL, "wide", 64, 768, 768, false, true}, {LARGE, "large", 100, 768, 768, true, true},
         {TRAINING, "qkv", N, 768, 2304, false, true}, {TRAINING, "proj", N, 768, 768, true, true},
         {TRAINING, "fc", N, 768, 3072, false, true}, {TRAINING, "fcproj", N, 3072, 768, true, true}};
-    const struct { Size size; int N, C, V; } heads[] = {{TINY, 5, 15, 21}, {SMALL, 33, 64, 101}, {TRAINING, N / 4, 768, 50257}};
+    const struct { Size size; int N, C, V; } heads[] = {{TINY, 5, 15, 21}, {SMALL, 33, 64, 101},
+                                                        {TRAINING, N / 4, 768, 50257}};
     for (auto& s : shapes) if (s.size <= largest) ladder(s.N, s.C, s.OC);
     for (auto& l : layers) if (l.size <= largest) layer(l.name, l.N, l.C, l.OC, l.residual, l.biased);
     for (auto& h : heads) if (h.size <= largest) head(h.N, h.C, h.V);

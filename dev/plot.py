@@ -37,7 +37,8 @@ def column(events, name):
 
 
 def smooth(values):
-    """The mean of about 3 % of the run around each value, twice; of fewer near the ends, so that it stays in the middle."""
+    """The mean of about 3 % of the run around each value, twice; of fewer near the ends, so that it stays in the
+    middle."""
     for _ in range(2):
         n, sums = len(values), [0, *itertools.accumulate(values)]
         widths = [min(n // 70, i, n - 1 - i) for i in range(n)]
@@ -57,10 +58,11 @@ def pyplot():
         import matplotlib.ticker
     except ImportError:
         die("matplotlib is not installed; try: python3 -m pip install matplotlib")
-    plt.rcParams.update({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-                         "axes.edgecolor": INK, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
-                         "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "axes.titlesize": 9,
-                         "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.xmargin": 0.01, "legend.frameon": False})
+    plt.rcParams.update({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
+                         "ytick.color": INK, "axes.edgecolor": INK, "axes.linewidth": 0.6, "axes.spines.top": False,
+                         "axes.spines.right": False, "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True,
+                         "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titleweight": "bold",
+                         "axes.xmargin": 0.01, "legend.frameon": False})
     return matplotlib, plt
 
 
@@ -73,7 +75,8 @@ def save(figure, out):
 
 
 def kernels(path):
-    """{machine: {kernel: row}} of a table: of each kernel the largest shape, and of that what ships, or the fastest rung."""
+    """{machine: {kernel: row}} of a table: of each kernel the largest shape, and of that what ships, or the fastest
+    rung."""
     best = {}
     try:
         with open(path, encoding="utf-8", newline="") as f:
@@ -83,14 +86,16 @@ def kernels(path):
                     continue
                 rank = row["floor ms"], row["rung"] == "shipped", -row["ms"]
                 old = best.setdefault(row["machine"], {}).get(row["kernel"])
-                same = old and old[1]["shape"] == row["shape"]       # whose floors were measured apart, and differ a little
+                # rows of one shape, whose floors were measured apart, and differ a little
+                same = old and old[1]["shape"] == row["shape"]
                 if not old or (rank[1:] > old[0][1:] if same else rank > old[0]):
                     best[row["machine"]][row["kernel"]] = rank, row
     except OSError as e:
         die(f"{path}: cannot open: {e.strerror}; make bench writes build/bench.csv")
     except (KeyError, TypeError, ValueError):
         die(f"{path}: not a table of make bench")
-    return {machine: [row for _, row in rows.values()] for machine, rows in best.items()} or die(f"{path}: holds no rows")
+    found = {machine: [row for _, row in rows.values()] for machine, rows in best.items()}
+    return found or die(f"{path}: holds no rows")
 
 
 def draw_kernels(tables, out):
@@ -118,7 +123,8 @@ def draw_kernels(tables, out):
         # the roofs, in TB/s and TFLOP/s, as the floors tell them: each is what its fastest rows would need
         memory, compute = (max(row[k] / row["floor ms"] for row in rows) for k in ("GB", "TFLOP"))
         compute *= 1e3
-        points = [(row["TFLOP"] / row["GB"] * 1e3, row["TFLOP"] / row["ms"] * 1e3, row) for row in rows if row["TFLOP"] and row["GB"]]
+        points = [(row["TFLOP"] / row["GB"] * 1e3, row["TFLOP"] / row["ms"] * 1e3, row)
+                  for row in rows if row["TFLOP"] and row["GB"]]
         if points:
             reach = [min(x for x, _, _ in points) / 2, max(max(x for x, _, _ in points), compute / memory) * 2]
             xs = [reach[0], compute / memory, reach[1]]
@@ -141,12 +147,14 @@ def draw(runs, out):
     matplotlib, plt = pyplot()
     stages = {stage_of(events) for _, events in runs}
     titles = {("reward",): "loss, nats/pair", ("rl",): "PPO's loss"}
-    panels = [("loss", titles.get(tuple(stages), "loss, nats/token" if stages <= {"pretrain", "sft"} else "loss")), *PANELS]
+    title = titles.get(tuple(stages), "loss, nats/token" if stages <= {"pretrain", "sft"} else "loss")
+    panels = [("loss", title), *PANELS]
     panels += [panel for panel in LATER if any(column(e["step"] + e.get("eval", []), panel[0])[0] for _, e in runs)]
     rows = (len(panels) + 1) // 3                             # of small ones, three a row
     figure = plt.figure(figsize=(9, 3.4 + 1.8 * rows), layout="constrained")
     grid = figure.add_gridspec(1 + rows, 3, height_ratios=[1.9] + [1] * rows)
-    loss, small = figure.add_subplot(grid[0, :]), [figure.add_subplot(grid[1 + i // 3, i % 3]) for i in range(len(panels) - 1)]
+    loss = figure.add_subplot(grid[0, :])
+    small = [figure.add_subplot(grid[1 + i // 3, i % 3]) for i in range(len(panels) - 1)]
     ends, floors, many = {axes: [0] for axes in [loss] + small}, set(), len(runs) > 1
     for (name, events), color in zip(runs, itertools.cycle(COLORS)):
         answers = "".join(f", answers right {e['right']} of {e['of']}" for e in events.get("answers", [])[-1:])
@@ -159,13 +167,15 @@ def draw(runs, out):
             if "eval" not in events:
                 continue
             x, y = column(events["eval"], "val_loss" if axes is loss and stage_of(events) != "rl" else key)
-            axes.plot(x, y, "o", color=color, markersize=5, markeredgecolor="white", label=None if many else "validation")
+            axes.plot(x, y, "o", color=color, markersize=5, markeredgecolor="white",
+                      label=None if many else "validation")
             ends[axes] += y
         floors |= set(column(events.get("run", []) + events.get("eval", []), "floor")[1])
     if many:
         loss.plot([], [], "o", color="#888", markersize=5, label="validation")
     for floor in floors:
-        loss.axhline(floor, color=INK, linestyle=(0, (5, 3)), linewidth=0.9, label="floor" if floor == max(floors) else None)
+        loss.axhline(floor, color=INK, linestyle=(0, (5, 3)), linewidth=0.9,
+                     label="floor" if floor == max(floors) else None)
     for axes, (_, title) in zip([loss] + small, panels):
         axes.set_title(title)
         axes.set_xlabel("step")

@@ -1,7 +1,7 @@
-/* test/broken.cpp -- small kernels with one defect each, and the same ones mended: the emulator must catch the first and
-   have nothing to say of the second.      build/emulated_broken [NAME [mended]]
-   A defect is caught by a message of the emulator, by a wrong result, or by results that differ between two orders of the
-   threads; those that change no result, by the sanitizer that the program is built with. */
+/* test/broken.cpp -- small kernels with one defect each, and the same ones mended: the emulator must catch the first
+   and have nothing to say of the second.      build/emulated_broken [NAME [mended]]
+   A defect is caught by a message of the emulator, by a wrong result, or by results that differ between two orders of
+   the threads; those that change no result, by the sanitizer that the program is built with. */
 #define NO_GPU_MAIN
 #include "../train_gpt.cu"
 #include "check.h"
@@ -14,16 +14,22 @@ static cudaStream_t stream() { return gpu::device().stream; }
 static void result(const std::vector<float>& got, const std::vector<float>& want) {
     for (float f : got) printf("%a ", f);
     printf("\n");
-    if (got != want) printf("wrong result\n"), exit(1);
+    if (got != want) {
+        printf("wrong result\n");
+        exit(1);
+    }
 }
 struct Floats {                              // n floats on the device, uninitialized unless given
     float* p;
     size_t n;
     explicit Floats(size_t n) : n(n) { ok(cudaMalloc(&p, n * sizeof(float))); }
-    Floats(const std::vector<float>& v) : Floats(v.size()) { ok(cudaMemcpy(p, v.data(), n * sizeof(float), cudaMemcpyHostToDevice)); }
+    Floats(const std::vector<float>& v) : Floats(v.size()) {
+        ok(cudaMemcpy(p, v.data(), n * sizeof(float), cudaMemcpyHostToDevice));
+    }
     std::vector<float> get() const {
         std::vector<float> v(n);
-        ok(cudaStreamSynchronize(stream())), ok(cudaMemcpy(v.data(), p, n * sizeof(float), cudaMemcpyDeviceToHost));
+        ok(cudaStreamSynchronize(stream()));
+        ok(cudaMemcpy(v.data(), p, n * sizeof(float), cudaMemcpyDeviceToHost));
         return v;
     }
     operator float*() const { return p; }
@@ -42,7 +48,8 @@ template <bool BROKEN> __global__ void missing_barrier(float* out) {
     if (!BROKEN) __syncthreads();
     out[threadIdx.x] = values[63 - threadIdx.x];
 }
-template <bool BROKEN> __global__ void missing_second_barrier(float* out) {      // a slow thread still reads what is overwritten
+// A slow thread still reads what is overwritten.
+template <bool BROKEN> __global__ void missing_second_barrier(float* out) {
     SHARED(values, float[64]);
     values[threadIdx.x] = threadIdx.x;
     __syncthreads();
@@ -78,8 +85,13 @@ template <bool BROKEN> __global__ void reads_absent_lane(float* out) {
     out[threadIdx.x] = x;
 }
 // ---- memory ----
-template <bool BROKEN> __global__ void write_past_end(float* out) { out[threadIdx.x + (BROKEN && threadIdx.x == 63)] = threadIdx.x; if (BROKEN && threadIdx.x == 62) out[63] = 63; }
-template <bool BROKEN> __global__ void read_past_end(float* out, const float* in) { out[threadIdx.x] = in[threadIdx.x + (BROKEN ? 1 : 0)]; }
+template <bool BROKEN> __global__ void write_past_end(float* out) {
+    out[threadIdx.x + (BROKEN && threadIdx.x == 63)] = threadIdx.x;
+    if (BROKEN && threadIdx.x == 62) out[63] = 63;
+}
+template <bool BROKEN> __global__ void read_past_end(float* out, const float* in) {
+    out[threadIdx.x] = in[threadIdx.x + (BROKEN ? 1 : 0)];
+}
 template <bool BROKEN> __global__ void past_shared(float* out) {
     SHARED(values, float[64]);
     values[threadIdx.x + (BROKEN ? 1 : 0)] = threadIdx.x;
@@ -90,7 +102,9 @@ template <bool BROKEN> __global__ void misaligned(float* out, const float* in) {
     gpu::load(v, in + threadIdx.x * 4 + (BROKEN ? 1 : 0));
     gpu::store(out + threadIdx.x * 4, v);
 }
-template <bool BROKEN> __global__ void unwritten(float* out) { if (!BROKEN || threadIdx.x != 7) out[threadIdx.x] = threadIdx.x; }
+template <bool BROKEN> __global__ void unwritten(float* out) {
+    if (!BROKEN || threadIdx.x != 7) out[threadIdx.x] = threadIdx.x;
+}
 template <bool BROKEN> __global__ void unwritten_shared(float* out) {
     SHARED(values, float[64]);
     if (!BROKEN || threadIdx.x != 7) values[threadIdx.x] = threadIdx.x;
@@ -102,7 +116,8 @@ template <bool BROKEN> __global__ void unwritten_shared(float* out) {
 template <bool BROKEN> __global__ void copy_not_awaited(float* out, const float* in) {
     SHARED(pieces, float4[64]);
     float* const values = &pieces[0].x;
-    gpu::copy_16(gpu::shared_address(&values[threadIdx.x * 4]), in + threadIdx.x * 4, true), gpu::copies_commit();
+    gpu::copy_16(gpu::shared_address(&values[threadIdx.x * 4]), in + threadIdx.x * 4, true);
+    gpu::copies_commit();
     if (!BROKEN) gpu::copies_wait<0>();
     for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = values[threadIdx.x * 4 + i];
     gpu::copies_wait<0>();
@@ -110,7 +125,8 @@ template <bool BROKEN> __global__ void copy_not_awaited(float* out, const float*
 template <bool BROKEN> __global__ void copies_of_others(float* out, const float* in) {
     SHARED(pieces, float4[64]);
     float* const values = &pieces[0].x;
-    gpu::copy_16(gpu::shared_address(&values[threadIdx.x * 4]), in + threadIdx.x * 4, true), gpu::copies_commit();
+    gpu::copy_16(gpu::shared_address(&values[threadIdx.x * 4]), in + threadIdx.x * 4, true);
+    gpu::copies_commit();
     gpu::copies_wait<0>();
     if (!BROKEN) __syncthreads();
     for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = values[255 - threadIdx.x * 4 - i];
@@ -144,11 +160,13 @@ DEVICE void bulk_store(float* to, unsigned from, int bytes) {
 }
 DEVICE void bulk_add(float* to, unsigned from, int bytes) {
     EMU(emu::bulk_add(to, from, bytes);)
-    ASM("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+    ASM("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
+        ::"l"(to), "r"(from), "r"(bytes) : "memory");
 }
 DEVICE void store_box(const CUtensorMap* map, unsigned from, int x, int y) {
     EMU(emu::tma_store<2>(map, from, {x, y});)
-    ASM("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(from), "r"(x), "r"(y) : "memory");
+    ASM("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];"
+        ::"l"(map), "r"(from), "r"(x), "r"(y) : "memory");
 }
 DEVICE void bulk_commit() { EMU(emu::bulk_commit();) ASM("cp.async.bulk.commit_group;" ::: "memory"); }
 DEVICE void bulk_wait() { EMU(emu::bulk_wait<0>();) ASM("cp.async.bulk.wait_group 0;" ::: "memory"); }
@@ -159,7 +177,8 @@ DEVICE void wgmma_commit() { EMU(emu::wgmma_commit();) ASM("wgmma.commit_group.s
 DEVICE void wgmma_wait() { EMU(emu::wgmma_wait<0>();) ASM("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 DEVICE void wgmma_64x8x16(float (&d)[4], uint64_t a, uint64_t b) {               // d = a b
     EMU(emu::wgmma_ss<8>(d, a, b, 0);)
-    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 0, 0;\n}"
+    ASM("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 0, 0;\n}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b));
 }
 DEVICE unsigned cluster_rank() {
@@ -175,17 +194,20 @@ DEVICE void cluster_barrier() {
 DEVICE float load_from(unsigned rank, unsigned shared) {     // shared memory of another block of the cluster
     float x = 0;
     EMU(x = *(const float*)emu::shared_pointer(emu::mapa(shared, rank));)
-    ASM("{\n.reg .u32 a;\nmapa.shared::cluster.u32 a, %1, %2;\nld.shared::cluster.f32 %0, [a];\n}" : "=f"(x) : "r"(shared), "r"(rank) : "memory");
+    ASM("{\n.reg .u32 a;\nmapa.shared::cluster.u32 a, %1, %2;\nld.shared::cluster.f32 %0, [a];\n}"
+        : "=f"(x) : "r"(shared), "r"(rank) : "memory");
     return x;
 }
 DEVICE void wait_for_kernel_ahead() { EMU(emu::griddep_wait();) ASM("griddepcontrol.wait;" ::: "memory"); }
 
-template <bool BROKEN> __global__ void mbarrier_not_ready(float* out) {          // some may arrive before it is initialized
+// Some may arrive before it is initialized.
+template <bool BROKEN> __global__ void mbarrier_not_ready(float* out) {
     SHARED(barrier, uint64_t);
     const unsigned b = gpu::shared_address(&barrier);
     if (threadIdx.x == 0) mbarrier_init(b, 64);
     if (!BROKEN) __syncthreads();
-    mbarrier_arrive(b), mbarrier_wait(b, 0);
+    mbarrier_arrive(b);
+    mbarrier_wait(b, 0);
     out[threadIdx.x] = threadIdx.x;
 }
 template <bool BROKEN> __global__ void missing_arrival(float* out) {
@@ -197,15 +219,18 @@ template <bool BROKEN> __global__ void missing_arrival(float* out) {
     mbarrier_wait(b, 0);
     out[threadIdx.x] = threadIdx.x;
 }
-template <bool BROKEN> __global__ void missing_phase(float* out) {       // the second phase is waited for as if it were the first
+// The second phase is waited for as if it were the first.
+template <bool BROKEN> __global__ void missing_phase(float* out) {
     SHARED(barrier, uint64_t);
     SHARED(values, float[64]);
     const unsigned b = gpu::shared_address(&barrier);
     if (threadIdx.x == 0) mbarrier_init(b, 64);
     __syncthreads();
-    mbarrier_arrive(b), mbarrier_wait(b, 0);
+    mbarrier_arrive(b);
+    mbarrier_wait(b, 0);
     values[threadIdx.x] = threadIdx.x;
-    mbarrier_arrive(b), mbarrier_wait(b, BROKEN ? 0 : 1);
+    mbarrier_arrive(b);
+    mbarrier_wait(b, BROKEN ? 0 : 1);
     out[63 - threadIdx.x] = values[63 - threadIdx.x];
 }
 // A box of 8 x 8 numbers comes through TMA.
@@ -231,9 +256,12 @@ static CUtensorMap boxes(float* p, unsigned box_rows = 8, uint64_t rows = 16) {
     CUtensorMap map;
     const cuuint64_t size[] = {16, rows}, stride[] = {64};
     const cuuint32_t box[] = {8, box_rows}, element_stride[] = {1, 1};
-    if (cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, p, size, stride, box, element_stride, CU_TENSOR_MAP_INTERLEAVE_NONE,
-            CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
-        printf("no tensor map has boxes of %u rows\n", box_rows), exit(1);
+    if (cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, p, size, stride, box, element_stride,
+                               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                               CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
+        printf("no tensor map has boxes of %u rows\n", box_rows);
+        exit(1);
+    }
     return map;
 }
 static void load_box(void (*kernel)(float*, CUtensorMap), unsigned box_rows = 8, uint64_t rows = 16) {
@@ -245,7 +273,8 @@ static void load_box(void (*kernel)(float*, CUtensorMap), unsigned box_rows = 8,
 }
 // 64 numbers leave shared memory, in a box or in a row, and come back to it by way of out.
 enum { STORED = 0, REUSED, NOT_COMMITTED, ONLY_READ, LEFT_BEHIND, NO_PROXY_FENCE, FENCE_OF_ONE, FENCE_TOO_EARLY };
-template <int DEFECT, bool BOX> __global__ void leaves(float* out, float* copy, const __grid_constant__ CUtensorMap map) {
+template <int DEFECT, bool BOX>
+__global__ void leaves(float* out, float* copy, const __grid_constant__ CUtensorMap map) {
     struct alignas(128) Room { float x[64]; };
     SHARED(room, Room);
     const int i = threadIdx.x;
@@ -258,8 +287,9 @@ template <int DEFECT, bool BOX> __global__ void leaves(float* out, float* copy, 
         if (BOX) store_box(&map, gpu::shared_address(room.x), 8, 4);
         else bulk_store(out, gpu::shared_address(room.x), 256);
         if (DEFECT != NOT_COMMITTED) bulk_commit();
-        if (DEFECT != REUSED && DEFECT != LEFT_BEHIND) DEFECT == ONLY_READ ? bulk_wait_read() : bulk_wait();
-        if (!BOX && DEFECT != REUSED) for (int k = 0; k < 64 && DEFECT != LEFT_BEHIND; k++) copy[k] = out[k];
+        if (DEFECT == ONLY_READ) bulk_wait_read();
+        else if (DEFECT != REUSED && DEFECT != LEFT_BEHIND) bulk_wait();
+        if (!BOX && DEFECT != REUSED && DEFECT != LEFT_BEHIND) for (int k = 0; k < 64; k++) copy[k] = out[k];
     }
     __syncthreads();
     if (DEFECT == LEFT_BEHIND) return;
@@ -279,12 +309,14 @@ template <int DEFECT, bool BOX = false> static void store() {
 template <bool BROKEN> __global__ void adds_in_any_order(float* sum) {   // the one after the other, or as it comes
     struct alignas(16) Room { float x[128]; };
     SHARED(room, Room);
-    room.x[threadIdx.x] = 1 / (threadIdx.x + 0.7f), room.x[threadIdx.x + 64] = 1 / (threadIdx.x + 0.3f);
+    room.x[threadIdx.x] = 1 / (threadIdx.x + 0.7f);
+    room.x[threadIdx.x + 64] = 1 / (threadIdx.x + 0.3f);
     stores_visible();
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2; i++) {
-            bulk_add(sum, gpu::shared_address(room.x + i * 64), 256), bulk_commit();
+            bulk_add(sum, gpu::shared_address(room.x + i * 64), 256);
+            bulk_commit();
             if (!BROKEN) bulk_wait();
         }
         bulk_wait();
@@ -299,13 +331,17 @@ template <bool NO_FENCE, bool NO_WAIT, bool NO_PROXY = false> __global__ void pr
     B[threadIdx.x] = threadIdx.x < 64 && threadIdx.x % 8 == 0 ? (int)threadIdx.x / 8 : 0;
     if (!NO_PROXY) stores_visible();
     __syncthreads();
-    const auto operand = [](const void* p) { return (gpu::shared_address(p) & 0x3ffff) >> 4 | uint64_t(128 >> 4) << 16 | uint64_t(256 >> 4) << 32; };
+    const auto operand = [](const void* p) {
+        return (gpu::shared_address(p) & 0x3ffff) >> 4 | uint64_t(128 >> 4) << 16 | uint64_t(256 >> 4) << 32;
+    };
     float d[4] = {};
     if (!NO_FENCE) wgmma_fence();
-    wgmma_64x8x16(d, operand(a), operand(b)), wgmma_commit();
+    wgmma_64x8x16(d, operand(a), operand(b));
+    wgmma_commit();
     if (!NO_WAIT) wgmma_wait();
     for (int q = 0; q < 4; q++) {
-        const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4 + q / 2 * 8, column = lane % 4 * 2 + q % 2;
+        const int lane = threadIdx.x % 32;
+        const int row = threadIdx.x / 32 * 16 + lane / 4 + q / 2 * 8, column = lane % 4 * 2 + q % 2;
         out[row * 8 + column] = d[q];
     }
     if (NO_WAIT) wgmma_wait();
@@ -317,7 +353,8 @@ static void multiply(void (*kernel)(float*)) {
     for (int i = 0; i < 512; i++) want[i] = i / 8 * (i % 8);
     result(out.get(), want);
 }
-template <bool NO_BARRIER, bool NO_SECOND> __global__ void neighbour(float* out) {       // takes what the other block has
+// Takes what the other block has.
+template <bool NO_BARRIER, bool NO_SECOND> __global__ void neighbour(float* out) {
     SHARED(values, float[32]);
     values[threadIdx.x] = blockIdx.x * 32 + threadIdx.x;
     if (!NO_BARRIER) cluster_barrier();
@@ -337,7 +374,8 @@ template <bool NO_SLEEP> __global__ void grid_barrier(float* out, float* parts, 
     __syncthreads();
     if (threadIdx.x == 0) {
         atomicAdd(arrived, 1u);
-        while (NO_SLEEP ? *(volatile unsigned*)arrived < gridDim.x : atomicAdd(arrived, 0u) < gridDim.x) if (!NO_SLEEP) __nanosleep(20);
+        while (NO_SLEEP ? *(volatile unsigned*)arrived < gridDim.x : atomicAdd(arrived, 0u) < gridDim.x)
+            if (!NO_SLEEP) __nanosleep(20);
         __threadfence();
     }
     __syncthreads();
@@ -381,7 +419,8 @@ template <bool BROKEN> __global__ void much_shared(float* out) {
     values[threadIdx.x] = threadIdx.x;
     out[threadIdx.x] = values[threadIdx.x];
 }
-template <bool BROKEN> __global__ void order_of_sums(float* sum, float* parts) {         // with float atomics the order decides
+// With float atomics the order decides.
+template <bool BROKEN> __global__ void order_of_sums(float* sum, float* parts) {
     const float x = 1 / (blockIdx.x * 64 + threadIdx.x + 0.7f);
     if (BROKEN) atomicAdd(sum, x);
     else parts[blockIdx.x * 64 + threadIdx.x] = x;
@@ -392,79 +431,109 @@ template <bool BROKEN> __global__ void two_writers(float* out) {         // each
 }
 
 template <typename... P, typename... A>
-static void launch_as(cudaLaunchAttributeID id, int value, cudaStream_t s, void (*kernel)(P...), int blocks, int threads, A&&... arguments) {
+static void launch_as(cudaLaunchAttributeID id, int value, void (*kernel)(P...), int blocks, int threads,
+                      A&&... arguments) {
     cudaLaunchAttribute attribute = {};
     attribute.id = id;
-    if (id == cudaLaunchAttributeClusterDimension) attribute.val.clusterDim.x = value, attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    else if (id == cudaLaunchAttributeCooperative) attribute.val.cooperative = value;
-    else attribute.val.programmaticStreamSerializationAllowed = value;
+    if (id == cudaLaunchAttributeClusterDimension) {
+        attribute.val.clusterDim.x = value;
+        attribute.val.clusterDim.y = 1;
+        attribute.val.clusterDim.z = 1;
+    } else if (id == cudaLaunchAttributeCooperative) {
+        attribute.val.cooperative = value;
+    } else {
+        attribute.val.programmaticStreamSerializationAllowed = value;
+    }
     cudaLaunchConfig_t c = {};
-    c.gridDim = dim3(blocks), c.blockDim = dim3(threads), c.stream = s, c.attrs = &attribute, c.numAttrs = 1;
+    c.gridDim = dim3(blocks);
+    c.blockDim = dim3(threads);
+    c.stream = stream();
+    c.attrs = &attribute;
+    c.numAttrs = 1;
     ok(cudaLaunchKernelEx(&c, kernel, std::forward<A>(arguments)...));
 }
 static void meet_all(bool cooperative, bool sleeps) {
     Floats out(64), parts(64), arrived(std::vector<float>{0});
-    launch_as(cudaLaunchAttributeCooperative, cooperative, stream(), sleeps ? grid_barrier<false> : grid_barrier<true>, 16, 4, out.p, parts.p,
-              (unsigned*)arrived.p);
+    launch_as(cudaLaunchAttributeCooperative, cooperative, sleeps ? grid_barrier<false> : grid_barrier<true>, 16, 4,
+              out.p, parts.p, (unsigned*)arrived.p);
     result(out.get(), reversed(count_up(64)));
 }
 
 struct Defect { const char *name, *caught_by; void (*run)(bool broken); };
-#define ONE_KERNEL(kernel, message) {#kernel, message, [](bool broken) { \
-    Floats out(64); \
+// Kernels of 64 threads that have to write what is wanted, and those that read 0, 1, 2 ..., `of` numbers, too.
+#define WRITES(kernel, message, want) {#kernel, message, [](bool broken) { \
+    const std::vector<float> expected = want; \
+    Floats out(expected.size()); \
     launch(broken ? kernel<true> : kernel<false>, 1, 64, 0, out.p); \
-    result(out.get(), count_up(64)); }}
+    result(out.get(), expected); }}
+#define READS(kernel, message, of, want) {#kernel, message, [](bool broken) { \
+    const std::vector<float> expected = want; \
+    Floats in(count_up(of)), out(expected.size()); \
+    launch(broken ? kernel<true> : kernel<false>, 1, 64, 0, out.p, (const float*)in.p); \
+    result(out.get(), expected); }}
+#define ONE_KERNEL(kernel, message) WRITES(kernel, message, count_up(64))
+// Kernels that have one defect of several.
+#define BOX(name, message, defect) {#name, message, [](bool broken) { load_box(broken ? box<defect> : box<SOUND>); }}
+#define STORE(name, message, defect, in_box) {#name, message, [](bool broken) { \
+    if (broken) store<defect, in_box>(); \
+    else store<STORED, in_box>(); }}
+#define PRODUCT(name, message, ...) {#name, message, [](bool broken) { \
+    multiply(broken ? product<__VA_ARGS__> : product<false, false>); }}
 static const Defect DEFECTS[] = {
-    {"missing_barrier", "wrong result", [](bool broken) {
-        Floats out(64);
-        launch(broken ? missing_barrier<true> : missing_barrier<false>, 1, 64, 0, out.p), result(out.get(), reversed(count_up(64))); }},
-    {"missing_second_barrier", "wrong result", [](bool broken) {
-        Floats out(64);
-        launch(broken ? missing_second_barrier<true> : missing_second_barrier<false>, 1, 64, 0, out.p), result(out.get(), reversed(count_up(64))); }},
+    WRITES(missing_barrier, "wrong result", reversed(count_up(64))),
+    WRITES(missing_second_barrier, "wrong result", reversed(count_up(64))),
     ONE_KERNEL(divergent_barrier, "divergent __syncthreads"),
     ONE_KERNEL(early_exit, "__syncthreads"),
     ONE_KERNEL(wrong_mask, "is not in its own mask"),
     ONE_KERNEL(absent_lanes, "__shfl_xor_sync"),
     ONE_KERNEL(reads_absent_lane, "reads lane 20, which does not take part"),
     ONE_KERNEL(write_past_end, "touches device memory"),
-    {"read_past_end", "touches device memory", [](bool broken) {
-        Floats in(count_up(64)), out(64);
-        launch(broken ? read_past_end<true> : read_past_end<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), count_up(64)); }},
+    READS(read_past_end, "touches device memory", 64, count_up(64)),
     ONE_KERNEL(past_shared, "write past the end of shared array values"),
-    {"misaligned", "misaligned 16-byte access", [](bool broken) {
-        Floats in(count_up(260)), out(256);
-        launch(broken ? misaligned<true> : misaligned<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), count_up(256)); }},
+    READS(misaligned, "misaligned 16-byte access", 260, count_up(256)),
     ONE_KERNEL(unwritten, "wrong result"),
     ONE_KERNEL(unwritten_shared, "wrong result"),
     {"freed", "points into no live device allocation", [](bool broken) {
         Floats out(64);
         if (broken) ok(cudaFree(out.p));
-        launch(missing_barrier<false>, 1, 64, 0, out.p), result(out.get(), reversed(count_up(64))); }},
+        launch(missing_barrier<false>, 1, 64, 0, out.p);
+        result(out.get(), reversed(count_up(64))); }},
     {"host_reads_device", "host code, EMU_SEED=0: touches device memory", [](bool broken) {
         Floats out(count_up(64));
         result({broken ? out.p[5] : out.get()[5]}, {5}); }},
     {"wrong_direction", "memcpy kind", [](bool broken) {
         Floats out(64);
         const std::vector<float> in = count_up(64);
-        ok(cudaMemcpy(out.p, in.data(), 256, broken ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice)), result(out.get(), in); }},
+        ok(cudaMemcpy(out.p, in.data(), 256, broken ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice));
+        result(out.get(), in); }},
     {"copy_past_end", "overrun", [](bool broken) {
         Floats out(64);
         const std::vector<float> in = count_up(65);
-        ok(cudaMemcpy(out.p, in.data(), broken ? 260 : 256, cudaMemcpyHostToDevice)), result(out.get(), count_up(64)); }},
+        ok(cudaMemcpy(out.p, in.data(), broken ? 260 : 256, cudaMemcpyHostToDevice));
+        result(out.get(), count_up(64)); }},
     {"too_much_shared", "dynamic shared memory", [](bool broken) {
         Floats out(64);
         cudaLaunchConfig_t c = {};
-        c.gridDim = dim3(1), c.blockDim = dim3(64), c.dynamicSmemBytes = broken ? 60 << 10 : 40 << 10, c.stream = stream();
-        ok(cudaLaunchKernelEx(&c, missing_barrier<false>, out.p)), result(out.get(), reversed(count_up(64))); }},
+        c.gridDim = dim3(1);
+        c.blockDim = dim3(64);
+        c.dynamicSmemBytes = (broken ? 60 : 40) << 10;
+        c.stream = stream();
+        ok(cudaLaunchKernelEx(&c, missing_barrier<false>, out.p));
+        result(out.get(), reversed(count_up(64))); }},
     {"more_shared_than_the_card_has", "sm_89 refuses 120 KB", [](bool broken) {
         emu::settings.capability = broken ? 89 : 80;
         Floats out(64);
-        if (cudaFuncSetAttribute(missing_barrier<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, 120 << 10) != cudaSuccess)
-            printf("sm_%d refuses 120 KB\n", gpu::device().capability()), exit(1);
-        launch(missing_barrier<false>, 1, 64, 120 << 10, out.p), result(out.get(), reversed(count_up(64))); }},
+        const auto size = cudaFuncAttributeMaxDynamicSharedMemorySize;
+        if (cudaFuncSetAttribute(missing_barrier<false>, size, 120 << 10) != cudaSuccess) {
+            printf("sm_%d refuses 120 KB\n", gpu::device().capability());
+            exit(1);
+        }
+        launch(missing_barrier<false>, 1, 64, 120 << 10, out.p);
+        result(out.get(), reversed(count_up(64))); }},
     {"too_many_threads", "bad grid", [](bool broken) {
         Floats out(64);
-        launch(missing_barrier<false>, 1, broken ? 2048 : 64, 0, out.p), result(out.get(), reversed(count_up(64))); }},
+        launch(missing_barrier<false>, 1, broken ? 2048 : 64, 0, out.p);
+        result(out.get(), reversed(count_up(64))); }},
     {"not_awaited", "wrong result", [](bool broken) {        // the host looks before the device has copied
         Floats out(count_up(64));
         float* pinned;
@@ -473,41 +542,37 @@ static const Defect DEFECTS[] = {
         if (!broken) ok(cudaStreamSynchronize(stream()));
         result(std::vector<float>(pinned, pinned + 64), count_up(64)); }},
 #ifndef TRAIN_FP32
-    {"copy_not_awaited", "wrong result", [](bool broken) {
-        Floats in(count_up(256)), out(256);
-        launch(broken ? copy_not_awaited<true> : copy_not_awaited<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), count_up(256)); }},
-    {"copies_of_others", "wrong result", [](bool broken) {
-        Floats in(count_up(256)), out(256);
-        launch(broken ? copies_of_others<true> : copies_of_others<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), reversed(count_up(256))); }},
+    READS(copy_not_awaited, "wrong result", 256, count_up(256)),
+    READS(copies_of_others, "wrong result", 256, reversed(count_up(256))),
     ONE_KERNEL(mbarrier_not_ready, "no mbarrier was initialized"),
     ONE_KERNEL(missing_arrival, "deadlock"),
     ONE_KERNEL(missing_phase, "deadlock"),
-    {"box_not_awaited", "wrong result", [](bool broken) { load_box(broken ? box<NOT_AWAITED> : box<SOUND>); }},
-    {"box_wrong_parity", "its block has ended", [](bool broken) { load_box(broken ? box<OTHER_PARITY> : box<SOUND>); }},
-    {"box_not_expected", "its block has ended", [](bool broken) { load_box(broken ? box<NOT_EXPECTED> : box<SOUND>); }},
-    {"box_of_more_bytes", "deadlock", [](bool broken) { load_box(broken ? box<TOO_FEW_EXPECTED> : box<SOUND>); }},
-    {"box_misaligned", "is not a multiple of 128", [](bool broken) { load_box(broken ? box<MISALIGNED> : box<SOUND>); }},
-    {"box_past_shared", "write past the end of shared array room", [](bool broken) { load_box(broken ? box<TOO_SMALL> : box<SOUND>); }},
+    BOX(box_not_awaited, "wrong result", NOT_AWAITED),
+    BOX(box_wrong_parity, "its block has ended", OTHER_PARITY),
+    BOX(box_not_expected, "its block has ended", NOT_EXPECTED),
+    BOX(box_of_more_bytes, "deadlock", TOO_FEW_EXPECTED),
+    BOX(box_misaligned, "is not a multiple of 128", MISALIGNED),
+    BOX(box_past_shared, "write past the end of shared array room", TOO_SMALL),
     {"box_too_large", "no tensor map", [](bool broken) { load_box(box<SOUND>, broken ? 512 : 8); }},
     {"tensor_past_end", "overrun", [](bool broken) { load_box(box<SOUND>, 8, broken ? 17 : 16); }},
-    {"wgmma_not_fenced", "wgmma without a wgmma.fence", [](bool broken) { multiply(broken ? product<true, false> : product<false, false>); }},
-    {"wgmma_not_awaited", "wrong result", [](bool broken) { multiply(broken ? product<false, true> : product<false, false>); }},
+    PRODUCT(wgmma_not_fenced, "wgmma without a wgmma.fence", true, false),
+    PRODUCT(wgmma_not_awaited, "wrong result", false, true),
     {"wgmma_elsewhere", "wgmma: this GPU, of compute capability 10.0,", [](bool broken) {
         emu::settings.capability = broken ? 100 : 90;
         multiply(product<false, false>); }},
     {"box_before_sm_90", "of compute capability 8.9,", [](bool broken) {
         emu::settings.capability = broken ? 89 : 120;
         load_box(box<SOUND>); }},
-    {"wgmma_of_unfenced", "wgmma: reads what thread", [](bool broken) { multiply(broken ? product<false, false, true> : product<false, false>); }},
-    {"bulk_source_reused", "wrong result", [](bool broken) { broken ? store<REUSED>() : store<STORED>(); }},
-    {"bulk_not_committed", "before a bulk copy of thread 0 has read", [](bool broken) { broken ? store<NOT_COMMITTED>() : store<STORED>(); }},
-    {"bulk_not_awaited", "wrong result", [](bool broken) { broken ? store<ONLY_READ>() : store<STORED>(); }},
-    {"bulk_left_behind", "before a bulk copy of thread 0 has read", [](bool broken) { broken ? store<LEFT_BEHIND>() : store<STORED>(); }},
-    {"bulk_unfenced", "bulk copy: reads what thread", [](bool broken) { broken ? store<NO_PROXY_FENCE>() : store<STORED>(); }},
-    {"bulk_fenced_by_one", "bulk copy: reads what thread", [](bool broken) { broken ? store<FENCE_OF_ONE>() : store<STORED>(); }},
-    {"bulk_fenced_too_early", "bulk copy: reads what thread", [](bool broken) { broken ? store<FENCE_TOO_EARLY>() : store<STORED>(); }},
-    {"box_stored_reused", "wrong result", [](bool broken) { broken ? store<REUSED, true>() : store<STORED, true>(); }},
-    {"box_stored_unfenced", "bulk copy: reads what thread", [](bool broken) { broken ? store<NO_PROXY_FENCE, true>() : store<STORED, true>(); }},
+    PRODUCT(wgmma_of_unfenced, "wgmma: reads what thread", false, false, true),
+    STORE(bulk_source_reused, "wrong result", REUSED, false),
+    STORE(bulk_not_committed, "before a bulk copy of thread 0 has read", NOT_COMMITTED, false),
+    STORE(bulk_not_awaited, "wrong result", ONLY_READ, false),
+    STORE(bulk_left_behind, "before a bulk copy of thread 0 has read", LEFT_BEHIND, false),
+    STORE(bulk_unfenced, "bulk copy: reads what thread", NO_PROXY_FENCE, false),
+    STORE(bulk_fenced_by_one, "bulk copy: reads what thread", FENCE_OF_ONE, false),
+    STORE(bulk_fenced_too_early, "bulk copy: reads what thread", FENCE_TOO_EARLY, false),
+    STORE(box_stored_reused, "wrong result", REUSED, true),
+    STORE(box_stored_unfenced, "bulk copy: reads what thread", NO_PROXY_FENCE, true),
     {"bulk_adds_in_any_order", "another result", [](bool broken) {
         Floats sum(std::vector<float>(64, 1 / 3.0f));
         launch(broken ? adds_in_any_order<true> : adds_in_any_order<false>, 1, 64, 0, sum.p);
@@ -515,17 +580,19 @@ static const Defect DEFECTS[] = {
         result(s, s); }},
     {"missing_cluster_barrier", "wrong result", [](bool broken) {
         Floats out(64);
-        launch_as(cudaLaunchAttributeClusterDimension, 2, stream(), broken ? neighbour<true, false> : neighbour<false, false>, 2, 32, out.p);
+        const auto kernel = broken ? neighbour<true, false> : neighbour<false, false>;
+        launch_as(cudaLaunchAttributeClusterDimension, 2, kernel, 2, 32, out.p);
         result(out.get(), count_up(64)); }},
     {"leaves_cluster", "which has ended", [](bool broken) {
         Floats out(64);
-        launch_as(cudaLaunchAttributeClusterDimension, 2, stream(), broken ? neighbour<false, true> : neighbour<false, false>, 2, 32, out.p);
+        const auto kernel = broken ? neighbour<false, true> : neighbour<false, false>;
+        launch_as(cudaLaunchAttributeClusterDimension, 2, kernel, 2, 32, out.p);
         result(out.get(), count_up(64)); }},
     {"kernel_ahead_not_awaited", "wrong result", [](bool broken) {
         Floats in(64), out(64);
         launch(unwritten<false>, 1, 64, 0, in.p);
-        launch_as(cudaLaunchAttributeProgrammaticStreamSerialization, 1, stream(), broken ? takes_over<true> : takes_over<false>, 1, 64, out.p,
-                  (const float*)in.p);
+        launch_as(cudaLaunchAttributeProgrammaticStreamSerialization, 1, broken ? takes_over<true> : takes_over<false>,
+                  1, 64, out.p, (const float*)in.p);
         result(out.get(), count_up(64)); }},
 #endif
     {"not_cooperative", "waits in a loop", [](bool broken) { meet_all(!broken, true); }},
@@ -534,12 +601,14 @@ static const Defect DEFECTS[] = {
         Floats in(64), out(64);
         cudaStream_t other;
         cudaEvent_t written;
-        ok(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking)), ok(cudaEventCreateWithFlags(&written, cudaEventDisableTiming));
+        ok(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
+        ok(cudaEventCreateWithFlags(&written, cudaEventDisableTiming));
         launch(unwritten<false>, 1, 64, 0, in.p);
         ok(cudaEventRecord(written, stream()));
         if (!broken) ok(cudaStreamWaitEvent(other, written, 0));
         ok(cudaMemcpyAsync(out.p, in.p, 256, cudaMemcpyDeviceToDevice, other));
-        ok(cudaStreamSynchronize(other)), result(out.get(), count_up(64)); }},
+        ok(cudaStreamSynchronize(other));
+        result(out.get(), count_up(64)); }},
     {"pinned_reused", "wrong result", [](bool broken) {      // the host writes anew what the device has not copied yet
         Floats out(64);
         float* pinned;
@@ -552,31 +621,34 @@ static const Defect DEFECTS[] = {
     {"order_of_sums", "another result", [](bool broken) {
         Floats sum(std::vector<float>{0}), parts(std::vector<float>(512));
         launch(broken ? order_of_sums<true> : order_of_sums<false>, 8, 64, 0, sum.p, parts.p);
-        const std::vector<float> p = parts.get(), s = broken ? sum.get() : std::vector<float>{std::accumulate(p.begin(), p.end(), 0.0f)};
+        const std::vector<float> p = parts.get(), added = {std::accumulate(p.begin(), p.end(), 0.0f)};
+        const std::vector<float> s = broken ? sum.get() : added;
         result(s, s); }},
     ONE_KERNEL(harmless_race, "ThreadSanitizer: data race"),
     {"last_block", "ThreadSanitizer: data race", [](bool broken) {
         Floats out(64), parts(64), done(std::vector<float>{0});
-        launch(broken ? last_block<true> : last_block<false>, 8, 64, 0, out.p, parts.p, (unsigned*)done.p), result(out.get(), count_up(64)); }},
+        launch(broken ? last_block<true> : last_block<false>, 8, 64, 0, out.p, parts.p, (unsigned*)done.p);
+        result(out.get(), count_up(64)); }},
     ONE_KERNEL(decides_on_nothing, "MemorySanitizer: use-of-uninitialized-value"),
-    {"reads_after_array", "AddressSanitizer", [](bool broken) {
-        Floats in(count_up(64)), out(64);
-        launch(broken ? reads_after_array<true> : reads_after_array<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), count_up(64)); }},
+    READS(reads_after_array, "AddressSanitizer", 64, count_up(64)),
     {"maximum_of_more", "wrong result", [](bool broken) {
         emu::settings.fence = false;         // where the array's end is no page's
         Floats in(count_up(64)), out(64);
-        launch(broken ? maximum_of_more<true> : maximum_of_more<false>, 1, 64, 0, out.p, (const float*)in.p), result(out.get(), count_up(64)); }},
+        launch(broken ? maximum_of_more<true> : maximum_of_more<false>, 1, 64, 0, out.p, (const float*)in.p);
+        result(out.get(), count_up(64)); }},
     ONE_KERNEL(much_shared, "shared array values of 53248 bytes, more than 49152"),
     {"argument_of_host", "is the host's memory", [](bool broken) {
         const std::vector<float> host = count_up(64);
         Floats in(host), out(64);
-        launch(maximum_of_more<false>, 1, 64, 0, out.p, broken ? host.data() : (const float*)in.p), result(out.get(), count_up(64)); }},
+        launch(maximum_of_more<false>, 1, 64, 0, out.p, broken ? host.data() : (const float*)in.p);
+        result(out.get(), count_up(64)); }},
     {"memory_while_capturing", "cudaMalloc while a stream is being captured", [](bool broken) {
         cudaGraph_t graph;
         float* more = nullptr;
         ok(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal));
         if (broken) ok(cudaMalloc(&more, 4));
-        ok(cudaStreamEndCapture(stream(), &graph)), result({}, {}); }},
+        ok(cudaStreamEndCapture(stream(), &graph));
+        result({}, {}); }},
     {"two_writers", "wrong result", [](bool broken) {
         Floats out(64);
         launch(broken ? two_writers<true> : two_writers<false>, 4, 16, 0, out.p);
@@ -591,17 +663,21 @@ static std::string run(const char* self, const char* name, bool broken, int seed
     if (pipe(pipes)) return "no pipe";
     const pid_t pid = fork();
     if (pid == 0) {
-        dup2(pipes[1], 1), dup2(pipes[1], 2), close(pipes[0]);
+        dup2(pipes[1], 1);
+        dup2(pipes[1], 2);
+        close(pipes[0]);
         setenv("EMU_SEED", std::to_string(seed).c_str(), 1);
         if (!emu::ASAN) setenv("EMU_FENCE", "1", 1);         // which watches the ends of arrays itself
-        setenv("EMU_SPIN_TIMEOUT", "1", 1), setenv("EMU_WORKERS", "2", 1);
+        setenv("EMU_SPIN_TIMEOUT", "1", 1);
+        setenv("EMU_WORKERS", "2", 1);
         execl(self, self, name, broken ? "broken" : "mended", nullptr);
         _exit(127);
     }
     close(pipes[1]);
     std::string said;
     char buffer[4096];
-    for (ssize_t n; (n = read(pipes[0], buffer, sizeof buffer)) > 0;) said.append(buffer, n);
+    ssize_t n;
+    while ((n = read(pipes[0], buffer, sizeof buffer)) > 0) said.append(buffer, n);
     close(pipes[0]);
     int status;
     waitpid(pid, &status, 0);
@@ -609,13 +685,15 @@ static std::string run(const char* self, const char* name, bool broken, int seed
 }
 
 int main(int argc, char** argv) {
-    const char* const sanitizer = emu::TSAN ? "ThreadSanitizer" : emu::MSAN ? "MemorySanitizer" : emu::ASAN ? "AddressSanitizer" : "";
+    const char* const sanitizer = emu::TSAN ? "ThreadSanitizer"
+                                : emu::MSAN ? "MemorySanitizer" : emu::ASAN ? "AddressSanitizer" : "";
     for (const Defect& d : DEFECTS) {
-        if (argc < 2 && (*sanitizer ? !strstr(d.caught_by, sanitizer) : !!strstr(d.caught_by, "Sanitizer"))) continue;
         if (argc > 1) {
-            if (!strcmp(argv[1], d.name)) return d.run(argc < 3 || strcmp(argv[2], "mended")), 0;
-            continue;
+            if (strcmp(argv[1], d.name)) continue;
+            d.run(argc < 3 || strcmp(argv[2], "mended"));
+            return 0;
         }
+        if (*sanitizer ? !strstr(d.caught_by, sanitizer) : !!strstr(d.caught_by, "Sanitizer")) continue;
         const int seeds = *sanitizer ? 3 : 8;
         std::string natural, caught, said;
         int sound = 0;
@@ -626,10 +704,15 @@ int main(int argc, char** argv) {
             if (!caught.empty()) continue;
             const std::string broken = run(argv[0], d.name, true, seed);
             if (seed == 0) natural = broken;
-            if (strcmp(d.caught_by, "another result") ? broken.find(d.caught_by) != broken.npos : broken != natural) caught = format("with seed %d", seed);
+            const bool by_difference = !strcmp(d.caught_by, "another result");
+            if (by_difference ? broken != natural : broken.find(d.caught_by) != broken.npos) {
+                caught = format("with seed %d", seed);
+            }
         }
-        check(!caught.empty(), "broken/%s: %s%s", d.name, d.caught_by, caught.empty() ? (": not caught; " + natural).c_str() : (", " + caught).c_str());
-        check(sound == seeds, "broken/%s, mended: nothing to say with %d of %d seeds%s", d.name, sound, seeds, said.c_str());
+        const std::string how = caught.empty() ? ": not caught; " + natural : ", " + caught;
+        check(!caught.empty(), "broken/%s: %s%s", d.name, d.caught_by, how.c_str());
+        check(sound == seeds, "broken/%s, mended: nothing to say with %d of %d seeds%s", d.name, sound, seeds,
+              said.c_str());
     }
     return failed > 0;
 }

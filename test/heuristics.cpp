@@ -1,5 +1,6 @@
-/* test/heuristics.cpp -- which of cuBLASLt's heuristics is taken for a product: emulated heuristics that differ in bits, in
-   time by a clock that is theirs to choose, or fail, and the one that must be taken.       build/emulated_heuristics */
+/* test/heuristics.cpp -- which of cuBLASLt's heuristics is taken for a product: emulated heuristics that differ in
+   bits, in time by a clock that is theirs to choose, or fail, and the one that must be taken.
+                                                                                            build/emulated_heuristics */
 #define NO_GPU_MAIN
 #include "../train_gpt.cu"
 #include "check.h"
@@ -19,14 +20,16 @@ static const Case CASES[] = {
     {"the second, if the first fails", {{.refused = true}, {.backwards = true, .seconds = 2 * HOUR}, {.seconds = HOUR}}, 1},
     {"the first, if it splits the sum", {{.parts = 4, .seconds = 3 * HOUR}, {.seconds = HOUR}, {.parts = 4, .seconds = 2 * HOUR}}, 0},
 };
-static void expect(const std::string& name, const gpu::Matmul& p, const std::vector<Heuristic>& heuristics, int taken, double least = 0) {
+static void expect(const std::string& name, const gpu::Matmul& p, const std::vector<Heuristic>& heuristics, int taken,
+                   double least = 0) {
     emu::heuristics = heuristics;
     const size_t used = emu::memory().used;
     const auto plan = gpu::fastest(p, nullptr, least);
     int got = -1;
     for (int i = (int)heuristics.size(); i-- > 0;) if (plan && plan->algorithm.way == heuristics[i]) got = i;
-    check(got == taken && emu::memory().used == used, "heuristics/%s: %d of %zu, must be %d; %zu bytes of memory remain", name.c_str(), got,
-          heuristics.size(), taken, emu::memory().used - used);
+    check(got == taken && emu::memory().used == used,
+          "heuristics/%s: %d of %zu, must be %d; %zu bytes of memory remain", name.c_str(), got, heuristics.size(),
+          taken, emu::memory().used - used);
 }
 
 int main() {
@@ -35,7 +38,8 @@ int main() {
     Matmul forward{240, 160, 200, false, false, 240, 200, 240}, dx{240, 160, 200, true, false, 200, 200, 248};
     Matmul dw{240, 160, 200, false, true, 240, 160, 240, false, true, true}, residual = forward;
     residual.bias = residual.plus = true;
-    const std::pair<const char*, Matmul> products[] = {{"forward", forward}, {"dx", dx}, {"dw", dw}, {"residual", residual}};
+    const std::pair<const char*, Matmul> products[] = {{"forward", forward}, {"dx", dx}, {"dw", dw},
+                                                       {"residual", residual}};
     gpu::device();
     for (auto& [name, product] : products)
         for (const Case& c : CASES) expect(std::string(name) + ": " + c.name, product, c.heuristics, c.taken);

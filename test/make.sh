@@ -1,6 +1,6 @@
 #!/bin/sh
-# test/make.sh -- what `make run` does to runs that are there already, which flags win and what they build anew, and what
-# does not compile, in a directory of its own.
+# test/make.sh -- what `make run` does to runs that are there already, which flags win and what they build anew, and
+# what does not compile, in a directory of its own.
 dir=build/test_make
 rm -rf $dir && mkdir -p $dir/build
 for f in Makefile dev test train_gpt.cpp train_gpt.cu; do ln -s ../../$f $dir/$f; done
@@ -11,7 +11,8 @@ list() { (cd runs && echo *); }
 
 for steps in abc '' 0 3.5 '3 --lr 1' "3'"; do
     run "STEPS=$steps"
-    ok "run STEPS=$steps" "$? $(grep -c "^error: STEPS=$steps: expected a number of steps" output) $(ls -d runs 2>/dev/null)" '2 1 '
+    ok "run STEPS=$steps" \
+        "$? $(grep -c "^error: STEPS=$steps: expected a number of steps" output) $(ls -d runs 2>/dev/null)" '2 1 '
 done
 run STEPS=3
 ok 'a first run' "$? $(list) $(grep -c '^step ' output)" '0 default 3'
@@ -19,12 +20,15 @@ before=$(cksum runs/default/step_00000003/model.safetensors)
 run STEPS=abc
 ok 'run STEPS=abc leaves the old run' "$(list) $(cksum runs/default/step_00000003/model.safetensors)" "default $before"
 run STEPS=3
-ok 'a run that has ended shows its result again' "$? $(list) $(grep -c '^step ' output) $(grep -c '^answers right' output)" '0 default 0 1'
+ok 'a run that has ended shows its result again' \
+    "$? $(list) $(grep -c '^step ' output) $(grep -c '^answers right' output)" '0 default 0 1'
 run STEPS=4
-ok 'another length moves it aside' "$? $(list) $(grep -c '^step ' output) $(grep -c 'moved to runs/default.1$' output)" '0 default default.1 4 1'
+ok 'another length moves it aside' \
+    "$? $(list) $(grep -c '^step ' output) $(grep -c 'moved to runs/default.1$' output)" '0 default default.1 4 1'
 ok 'and keeps it' "$(cksum runs/default.1/step_00000003/model.safetensors | cut -d' ' -f1)" "${before%% *}"
 run STEPS=3
-ok 'which is taken back' "$? $(list) $(grep -c '^runs/default.1 was this run' output) $(grep -c '^step ' output)" '0 default default.2 1 0'
+ok 'which is taken back' \
+    "$? $(list) $(grep -c '^runs/default.1 was this run' output) $(grep -c '^step ' output)" '0 default default.2 1 0'
 ok 'one command line' "$(grep -c '^./train_gpt train' output)" 1
 rm -rf runs
 make run STEPS=40 > output 2>&1 & pid=$!
@@ -36,7 +40,9 @@ ok 'a run that was stopped goes on' "$? $(list) $(grep -c "^resumed from $stoppe
 rm build/shards
 ok 'run builds what the next command needs' "$(make -n run | grep -c -e '-o build/shards')" 1
 
-ok 'a file that is named must be there' "$(make --no-print-directory given MERGES=none.bpe 2>&1 | grep -c '^error: none.bpe: no such file')$(make --no-print-directory given MERGES=Makefile)" 1
+given() { make --no-print-directory given "$@" 2>&1; }
+ok 'a file that is named must be there' \
+    "$(given MERGES=none.bpe | grep -c '^error: none.bpe: no such file')$(given MERGES=Makefile)" 1
 
 # what conda exports
 export CXXFLAGS='-march=nocona -mtune=haswell -O2 -ffast-math' CPPFLAGS='-O1 -DGIVEN' LDFLAGS='-Wl,-O2 -Lgiven'
@@ -49,7 +55,8 @@ for target in train_gpt build/shards build/test_files build/train_gpt_emulated b
 done
 unset CXXFLAGS CPPFLAGS LDFLAGS MAKEFLAGS DEBUG SANITIZE PORTABLE ARCH NVCC MERGES TEXT
 
-# A compiler whose programs say ok, that knows no error but #error, in a file or those of other folders that it includes.
+# A compiler whose programs say ok, that knows no error but #error, in a file or those of other folders that it
+# includes.
 mkdir copy && cp -r ../../Makefile ../../dev ../../test ../../train_gpt.cpp ../../train_gpt.cu copy && cd copy || exit 1
 cat > cxx << 'end'
 #!/bin/sh
@@ -71,11 +78,15 @@ fake test > output 2>&1
 ok 'all compiles' "$? $(grep -c '^FAIL' output)" '0 0'
 fake $everything > output 2>&1
 all=$(commands -B)
-ok 'make builds the program and its tools' "$(fake -Bn | grep ' -o ' | sed 's/.* //' | tr '\n' ' ')" 'train_gpt build/corpus build/shards '
+ok 'make builds the program and its tools' \
+    "$(fake -Bn | grep ' -o ' | sed 's/.* //' | tr '\n' ' ')" 'train_gpt build/corpus build/shards '
 ok 'nothing is built again' "$(commands) $(commands WERROR=1)" '0 0'
-ok 'DEBUG=1 reaches all' "$(fake -n DEBUG=1 $everything | grep -c -e '-O0 .*-DSYNCHRONOUS=true.* -o ') $(fake -n DEBUG=1 $everything | grep -c -e '-O[^0]')" "$all 0"
+debug() { fake -n DEBUG=1 $everything | grep -c -e "$1"; }
+ok 'DEBUG=1 reaches all' "$(debug '-O0 .*-DSYNCHRONOUS=true.* -o ') $(debug '-O[^0]')" "$all 0"
 for change in DEBUG=1 PORTABLE=1; do ok "$change builds all again" $(commands "$change") $all; done
-for change in 'CXX=./cxx -pipe' SANITIZE=1 CPPFLAGS=-DA "CXXFLAGS=-DA='b'" LDFLAGS=-La; do ok "$change builds again what is not CUDA's" $(commands "$change") $((all - 3)); done
+for change in 'CXX=./cxx -pipe' SANITIZE=1 CPPFLAGS=-DA "CXXFLAGS=-DA='b'" LDFLAGS=-La; do
+    ok "$change builds again what is not CUDA's" $(commands "$change") $((all - 3))
+done
 for change in ARCH=80 'NVCC=./cxx -a'; do ok "$change builds CUDA's again" $(commands "$change") 3; done
 fake DEBUG=1 $everything > output 2>&1
 ok 'and then no more' "$(commands DEBUG=1) $(commands)" "0 $all"
@@ -88,10 +99,16 @@ done
 echo '#error' | tee -a dev/attention.cu dev/cpu/gemm.cpp test/test_golden.cpp > /dev/null
 fake -j2 test > output 2>&1
 ok 'what does not compile fails once' "$? $(grep '^FAIL' output | tr '\n' ' ')" \
-    '2 FAIL dev/cpu/gemm.cpp: does not compile FAIL test/test_golden.cpp: does not compile FAIL dev/attention.cu: does not compile '
-for program in $(cd ../../../dev; ls *.cu | sed 's/\.cu//'); do echo ok build/emulated_$program; echo ok build/emulated_${program}_fp32; done | grep -v attention > others
-ok 'and the others run' "$(grep -cFxf others build/test.log) $(grep -c '^ok build/\(study\|test_\)' build/test.log)" "$(wc -l < others) $(($(ls test/test_*.cpp dev/cpu/*.cpp | wc -l) - 2))"
-ok 'no program of before' "$(grep -c '^ok .*\(golden\|attention\|gemm\|kernels\)' build/test.log)" 2       # dev/cpu/attention, test_gemm
+    "2 $(printf 'FAIL %s: does not compile ' dev/cpu/gemm.cpp test/test_golden.cpp dev/attention.cu)"
+for program in $(cd ../../../dev; ls *.cu | sed 's/\.cu//'); do
+    echo ok build/emulated_$program
+    echo ok build/emulated_${program}_fp32
+done | grep -v attention > others
+ok 'and the others run' \
+    "$(grep -cFxf others build/test.log) $(grep -c '^ok build/\(study\|test_\)' build/test.log)" \
+    "$(wc -l < others) $(($(ls test/test_*.cpp dev/cpu/*.cpp | wc -l) - 2))"
+# those of dev/cpu/attention and test_gemm
+ok 'no program of before' "$(grep -c '^ok .*\(golden\|attention\|gemm\|kernels\)' build/test.log)" 2
 
 # What waits for a kernel has seen it run.
 cat > test/waits.cpp << 'end'

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs every test program from the project's root, shows what failed or was skipped, and counts. All lines: build/test.log.
-# MERGES=vocab.bpe and TEXT=tinyshakespeare.txt add the checks that need them, llm.c's two shards beside it two more.
+# Runs every test program from the project's root, shows what failed or was skipped, and counts. All lines:
+# build/test.log. MERGES=vocab.bpe and TEXT=tinyshakespeare.txt add the checks that need them, llm.c's two shards beside
+# it two more.
 log=build/test.log
 : > $log
 run() {
@@ -17,14 +18,17 @@ run() {
     printf '%-16s %4d ok %4d s\n' "$name" "$(grep -c '^ok ' build/test.out)" $(($(date +%s) - start))
     cat build/test.out >> $log
 }
-# Whether a program is there. One that is not did not compile: one failure, of the file to blame, whatever else needs it.
+# Whether a program is there. One that is not did not compile: one failure, of the file to blame, whatever else needs
+# it.
 built() {
     [ -x "$1" ] && return
     name=$(basename "$1" | sed 's/^emulated_//; s/_fp32$//')
-    blamed=$(ls test/$name.cpp test/test_$name.cpp dev/$name.cu dev/cpu/${name#study_}.cpp dev/data/$name.cpp 2> /dev/null | head -1)
+    blamed=$(ls test/$name.cpp test/test_$name.cpp dev/$name.cu dev/cpu/${name#study_}.cpp dev/data/$name.cpp \
+        2> /dev/null | head -1)
     case $1 in *emulated*) [ -x build/train_gpt_emulated ] || blamed=train_gpt.cu ;; esac
     [ -x train_gpt ] || blamed=train_gpt.cpp
-    if grep -q "^FAIL ${blamed:=$1}: " $log; then echo "skip $1: $blamed does not compile"; else echo "FAIL $blamed: does not compile"; fi | tee -a $log
+    if grep -q "^FAIL ${blamed:=$1}: " $log; then echo "skip $1: $blamed does not compile"
+    else echo "FAIL $blamed: does not compile"; fi | tee -a $log
     return 1
 }
 try() { built "$1" && run "$@"; }
@@ -32,7 +36,10 @@ try() { built "$1" && run "$@"; }
 ladders() {                                  # FORMAT ORDERS [SIZE]
     format=$1
     shift
-    if [ -x build/emulated_kernels$format ] || ! built build/train_gpt_emulated$format; then try build/emulated_kernels$format "$@"; return; fi
+    if [ -x build/emulated_kernels$format ] || ! built build/train_gpt_emulated$format; then
+        try build/emulated_kernels$format "$@"
+        return
+    fi
     for ladder in dev/*.cu; do
         program=build/emulated_$(basename $ladder .cu)$format
         ${MAKE:-make} -s $program > /dev/null 2>&1
@@ -40,17 +47,19 @@ ladders() {                                  # FORMAT ORDERS [SIZE]
     done
     grep -q '^FAIL dev/.*: does not compile' $log || built build/emulated_kernels$format
 }
-# What no test runs, and must compile all the same: what only a processor with AMX is for (test_gemm emulates it), every header
-# alone, the programs of make fuzz and make test-hf.
+# What no test runs, and must compile all the same: what only a processor with AMX is for (test_gemm emulates it), every
+# header alone, the programs of make fuzz and make test-hf.
 compiles() {                                 # FILE FLAGS...
     file=$1
     shift
-    if message=$(${CXX:-c++} -std=c++20 -Wall -Wextra -Werror -fopenmp-simd -Wno-unknown-pragmas -fsyntax-only "$@" 2>&1)
+    if message=$(${CXX:-c++} -std=c++20 -Wall -Wextra -Werror -fopenmp-simd -Wno-unknown-pragmas -fsyntax-only \
+        "$@" 2>&1)
     then echo "ok compiles/$file"; else echo "FAIL compiles/$file: $(echo "$message" | grep -m 1 error)"; fi
 }
 sources() {
     if echo 'int main() {}' | ${CXX:-c++} -march=sapphirerapids -fsyntax-only -x c++ - 2>/dev/null
-    then compiles "train_gpt.cpp with AMX" -march=sapphirerapids train_gpt.cpp; else echo "skip compiles/train_gpt.cpp with AMX: the compiler does not know it"; fi
+    then compiles "train_gpt.cpp with AMX" -march=sapphirerapids train_gpt.cpp
+    else echo "skip compiles/train_gpt.cpp with AMX: the compiler does not know it"; fi
     for header in dev/host/*.h; do compiles $header -include $header -x c++ /dev/null; done
     compiles test/fuzz.cpp -DTARGET=model test/fuzz.cpp
     compiles test/logits.cpp test/logits.cpp
@@ -59,9 +68,18 @@ sources() {
         lines=$(wc -l < ${budget%:*})
         if [ $lines -lt ${budget#*:} ]; then echo "ok lines/$budget: $lines"; else echo "FAIL lines/$budget: $lines"; fi
     done
-    wide=$(awk 'length > 120 && !/^ +X\(/ { print FILENAME ":" FNR; exit }' train_gpt.cpp train_gpt.cu)
-    if [ -z "$wide" ]; then echo "ok lines/120 columns, but for rows of tables"; else echo "FAIL lines/$wide: over 120 columns"; fi
-    if command -v python3 > /dev/null; then python3 test/mutants.py --number 0; else echo "skip mutants/regions: no python3"; fi 2>&1
+    # But for rows of tables: X(, and up to 160 columns { or, in here-documents of scripts, a|b|c.
+    wide=$(find train_gpt.* dev test -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.py' \
+        -o -name '*.sh' | LC_ALL=C sort | xargs awk '
+        FNR == 1 { here = "" }
+        FILENAME ~ /\.sh$/ && here != "" && $0 == here { here = "" }
+        { row = FILENAME ~ /\.sh$/ ? here != "" && /\|.*\|/ : FILENAME !~ /\.py$/ && /^ *\{/ }
+        length > (row ? 160 : 120) && !/^ *X\(/ { print FILENAME ":" FNR; exit }
+        match($0, /<< *.?[A-Za-z]+.?$/) { here = substr($0, RSTART + 2); gsub(/[^A-Za-z]/, "", here) }')
+    if [ -z "$wide" ]; then echo "ok lines/120 columns, but for rows of tables"
+    else echo "FAIL lines/$wide: over 120 columns"; fi
+    if command -v python3 > /dev/null; then python3 test/mutants.py --number 0
+    else echo "skip mutants/regions: no python3"; fi 2>&1
 }
 run sources
 try build/test_layers
@@ -81,27 +99,34 @@ try build/emulated_broken
 try build/test_plan
 built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run test/gpu.sh build/train_gpt_emulated
 for script in sanitizers rung nvcc; do         # these compile all ladders
-    if [ -x build/emulated_kernels ]; then run test/$script.sh; else echo "skip $script: build/emulated_kernels does not compile" | tee -a $log; fi
+    if [ -x build/emulated_kernels ]; then run test/$script.sh
+    else echo "skip $script: build/emulated_kernels does not compile" | tee -a $log; fi
 done
-[ -z "$STRESS" ] || ! built train_gpt || run test/mutants.py --seed "${SEED:-1}" --number "${N:-12}"                 # SEED= and N= of make
+# SEED= and N= of make
+[ -z "$STRESS" ] || ! built train_gpt || run test/mutants.py --seed "${SEED:-1}" --number "${N:-12}"
 try build/test_files
 try build/test_cases
 built train_gpt && built build/shards && built build/corpus && run test/make.sh
 built train_gpt && built build/corpus && run test/forks.sh
 built train_gpt && built build/shards && run test/stages.sh ./train_gpt
-built train_gpt && built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run test/stages.sh build/train_gpt_emulated
-for ranks in train_gpt_mpi train_gpt_emulated_fp32; do      # processes that train together: with MPI, and with NCCL, emulated
-    if [ $ranks = train_gpt_mpi ] && ! command -v mpirun > /dev/null; then echo "skip ranks: no mpirun (Open MPI: openmpi-bin, libopenmpi-dev)" | tee -a $log
+built train_gpt && built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 &&
+    run test/stages.sh build/train_gpt_emulated
+# processes that train together: with MPI, and with NCCL, emulated
+for ranks in train_gpt_mpi train_gpt_emulated_fp32; do
+    if [ $ranks = train_gpt_mpi ] && ! command -v mpirun > /dev/null
+    then echo "skip ranks: no mpirun (Open MPI: openmpi-bin, libopenmpi-dev)" | tee -a $log
     else built train_gpt && built build/shards && built build/$ranks && run test/ranks.sh build/$ranks; fi
 done
 try build/test_corpus
 try build/test_tokenizer
-if [ -n "$MERGES" ]; then try build/test_tokenizer "$MERGES" test/gpt2_cases.tsv; else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi
-data=$(dirname "$TEXT")
-if [ -n "$MERGES" ] && [ -f "$data/tiny_shakespeare_train.bin" ] && [ -f "$data/tiny_shakespeare_val.bin" ]; then
-    try build/test_tokenizer --shakespeare "$TEXT" "$MERGES" "$data/tiny_shakespeare_train.bin" "$data/tiny_shakespeare_val.bin"
+if [ -n "$MERGES" ]; then try build/test_tokenizer "$MERGES" test/gpt2_cases.tsv
+else echo "skip tokenizer/gpt2: give MERGES=vocab.bpe" | tee -a $log; fi
+shards=$(dirname "$TEXT")/tiny_shakespeare
+if [ -n "$MERGES" ] && [ -f "${shards}_train.bin" ] && [ -f "${shards}_val.bin" ]; then
+    try build/test_tokenizer --shakespeare "$TEXT" "$MERGES" "${shards}_train.bin" "${shards}_val.bin"
 else
-    echo "skip tokenizer/tinyshakespeare: give MERGES= and TEXT=, with llm.c's tiny_shakespeare_train.bin and _val.bin beside it" | tee -a $log
+    echo "skip tokenizer/tinyshakespeare: give MERGES= and TEXT=," \
+        "with llm.c's tiny_shakespeare_train.bin and _val.bin beside it" | tee -a $log
 fi
 failed=$(grep -c '^FAIL ' $log)
 echo "$(grep -c '^ok ' $log) passed, $failed failed, $(grep -c '^skip ' $log) skipped"

@@ -34,8 +34,8 @@ struct Layout {                              // of a matrix: columns are `leadin
     int64_t leading;
     size_t bytes() const { return ((columns - 1) * leading + rows) * (type == CUDA_R_32F ? 4 : 2); }
 };
-// A way to compute a product: the sum over k in `parts`, or from its end; not at all; refused when it is to run; and the time
-// it takes by the device's clock, whatever it really took.
+// A way to compute a product: the sum over k in `parts`, or from its end; not at all; refused when it is to run; and
+// the time it takes by the device's clock, whatever it really took.
 struct Heuristic {
     int parts = 1;
     bool backwards = false, idle = false, refused = false;
@@ -101,7 +101,8 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     *found = std::min(most, (int)emu::heuristics.size());
     for (int i = 0; i < *found; i++) {
         results[i] = {};
-        memcpy(results[i].algo.alignment, p->alignment, sizeof p->alignment), results[i].algo.way = emu::heuristics[i];
+        memcpy(results[i].algo.alignment, p->alignment, sizeof p->alignment);
+        results[i].algo.way = emu::heuristics[i];
     }
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -196,9 +196,11 @@ inline void bar_arrive(int number, int threads, EMU_PLACE) { named_barrier(numbe
 // ---- cp.async -------------------------------------------------------------------------------------------------------
 // The copy happens between its issue and the wait: late, or with a seed, at random, at once.
 EMU_UNSEEN inline void copy_now(const Copy& c) {
-    writes(c.to, c.bytes), reads(c.from, c.present);
+    writes(c.to, c.bytes);
+    reads(c.from, c.present);
     Unseen unseen;
-    memcpy(c.to, c.from, c.present), memset((char*)c.to + c.present, 0, c.bytes - c.present);
+    memcpy(c.to, c.from, c.present);
+    memset((char*)c.to + c.present, 0, c.bytes - c.present);
 }
 inline void cp_async(uint32_t to, const void* from, int bytes, int present, const char* = nullptr) {
     void* p = shared_pointer(to);
@@ -210,7 +212,8 @@ inline void cp_async(uint32_t to, const void* from, int bytes, int present, cons
     writes(p, bytes);                        // from here on nobody else may touch it
     Unseen unseen;
     if (settings.seed && settings.poison) memset(p, 0xff, bytes);
-    current->copies.push_back({p, from, bytes, present}), current->uncommitted++;
+    current->copies.push_back({p, from, bytes, present});
+    current->uncommitted++;
 }
 inline void cp_async_commit() {
     Unseen unseen;
@@ -223,7 +226,10 @@ inline void cp_async_wait(int left) {        // until all groups but the last `l
         auto &groups = current->groups;
         auto &copies = current->copies;
         size_t n = 0;
-        while ((int)groups.size() > left) n += groups.front(), groups.erase(groups.begin());
+        while ((int)groups.size() > left) {
+            n += groups.front();
+            groups.erase(groups.begin());
+        }
         done.assign(copies.begin(), copies.begin() + n);
         copies.erase(copies.begin(), copies.begin() + n);
     }
@@ -241,8 +247,10 @@ template <int N, bool TRANSPOSED, bool STORE> void exchange_rows(Rows* const* la
             uint16_t& low = TRANSPOSED ? lanes[8 * j + c]->row[r] : lanes[8 * j + r]->row[c];
             uint16_t& high = TRANSPOSED ? lanes[8 * j + c + 1]->row[r] : lanes[8 * j + r]->row[c + 1];
             uint32_t& pair = lanes[l]->pairs[j];
-            if (STORE) low = (uint16_t)pair, high = pair >> 16;
-            else pair = low | (uint32_t)high << 16;
+            if (STORE) {
+                low = (uint16_t)pair;
+                high = pair >> 16;
+            } else pair = low | (uint32_t)high << 16;
         }
 }
 inline char* matrix_row(uint32_t address, const char* name) {
@@ -284,7 +292,9 @@ inline void multiply(Fragments* const* lanes) {
 }
 inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMU_PLACE) {
     Fragments lane;
-    memcpy(lane.c, c, sizeof c), memcpy(lane.a, a, sizeof a), memcpy(lane.b, b, sizeof b);
+    memcpy(lane.c, c, sizeof c);
+    memcpy(lane.a, a, sizeof a);
+    memcpy(lane.b, b, sizeof b);
     whole_warp("mma.sync", place, &lane, multiply);
     memcpy(c, lane.c, sizeof c);
 }

@@ -167,9 +167,14 @@ inline Settings settings;
 
 struct Random {                              // xorshift64*
     uint64_t state;
-    explicit Random(uint64_t seed) : state(seed * 0x9E3779B97F4A7C15ull + 0xD1B54A32D192ED03ull) { next(), next(); }
+    explicit Random(uint64_t seed) : state(seed * 0x9E3779B97F4A7C15ull + 0xD1B54A32D192ED03ull) {
+        next();
+        next();
+    }
     uint64_t next() {
-        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
         return state * 0x2545F4914F6CDD1Dull;
     }
     unsigned below(size_t n) { return unsigned((next() >> 32) * n >> 32); }
@@ -366,7 +371,9 @@ inline void* new_stack(char* bottom, size_t size, void (*entry)()) {
     const size_t own = (sizeof(ucontext_t) + 63) / 64 * 64;              // lies at the stack's end
     ucontext_t* fresh = (ucontext_t*)(bottom + size - own);
     getcontext(fresh);
-    fresh->uc_stack.ss_sp = bottom, fresh->uc_stack.ss_size = size - own, fresh->uc_link = nullptr;
+    fresh->uc_stack.ss_sp = bottom;
+    fresh->uc_stack.ss_size = size - own;
+    fresh->uc_link = nullptr;
     makecontext(fresh, entry, 0);
     return fresh;
 }
@@ -461,10 +468,15 @@ struct Watch {
             }
         }
     }
-    void fence(const Fiber* current) { if (thread == current) stored.clear(), goes_on(); }
+    void fence(const Fiber* current) {
+        if (thread != current) return;
+        stored.clear();
+        goes_on();
+    }
     void forget(const char* p, size_t n) { stored.erase(stored.lower_bound(p), stored.lower_bound(p + n)); }
     void fills(const Fiber* current, char* p, size_t n) {    // a copy in flight does, not the thread that began it
-        memset(p, 0xff, n), forget(p, n);
+        memset(p, 0xff, n);
+        forget(p, n);
         if (thread != current) return;
         const std::vector<Array>& arrays = thread->block->arrays;
         for (size_t i = 0; i < before.size(); i++)
@@ -472,7 +484,10 @@ struct Watch {
     }
     bool found(const Fiber* current) {       // whether there is anything not fenced for a product or copy to find
         asked = true;
-        if (thread && thread == current) stops(), goes_on();
+        if (thread && thread == current) {
+            stops();
+            goes_on();
+        }
         return !stored.empty();
     }
     void check(const void* from, size_t n, const char* what) const {
@@ -512,7 +527,10 @@ struct Gang {
           policy(settings.seed ? Policy(1 + random.below(5)) : NATURAL), victim(random.below(live)),
           early(settings.seed && random.below(2)) {
         if (grounds().empty() || TSAN) ground = std::make_unique<Ground>();
-        else ground = std::move(grounds().back()), grounds().pop_back();
+        else {
+            ground = std::move(grounds().back());
+            grounds().pop_back();
+        }
         if (n > Ground::WINDOWS)
             fail("launch of %s: %d blocks are too many to run together", kernel_name(grid.kernel).c_str(), n);
         ready.reserve(live);
@@ -522,7 +540,8 @@ struct Gang {
             Block& block = blocks[b];
             const unsigned i = first + b;
             block.index = {i % g.x, i / g.x % g.y, i / g.x / g.y};
-            block.rank = b % together, block.first = b - block.rank;     // clusters lie along x
+            block.rank = b % together;                                   // clusters lie along x
+            block.first = b - block.rank;
             block.threads = block.live = threads;
             block.shared = ground->windows + b * WINDOW;
             forbid(block.shared, WINDOW);
@@ -530,9 +549,13 @@ struct Gang {
             for (unsigned t = 0; t < threads; t++) {
                 Fiber& f = fibers[b * threads + t];
                 f.thread = {t % d.x, t / d.x % d.y, t / d.x / d.y};
-                f.index = t, f.lane = t % 32;
-                f.gang = this, f.block = &block, f.warp = &block.warps[t / 32];
-                f.warp->index = t / 32, f.warp->lanes[f.lane] = &f;
+                f.index = t;
+                f.lane = t % 32;
+                f.gang = this;
+                f.block = &block;
+                f.warp = &block.warps[t / 32];
+                f.warp->index = t / 32;
+                f.warp->lanes[f.lane] = &f;
                 f.warp->live = f.warp->born |= 1u << f.lane;
                 const size_t number = b * threads + t;
                 f.chosen = policy == THREAD_STARVED ? number == victim
@@ -572,7 +595,8 @@ struct Gang {
         }
         bulks.erase(bulks.begin() + i);
     }
-    // Who is next; null if nobody can go on. Copies in flight complete here, late; in half of the gangs with a seed, some early.
+    // Who is next; null if nobody can go on. Copies in flight complete here, late; in half of the gangs with a seed,
+    // some early.
     Fiber* pick() {
         for (;;) {
             const size_t n = ready.size() - head;
@@ -588,7 +612,8 @@ struct Gang {
                 later.clear();
             } else if (!later.empty() && settings.seed && random.below(8) == 0) {
                 std::swap(later[random.below(later.size())], later.back());
-                ready.push_back(later.back()), later.pop_back();
+                ready.push_back(later.back());
+                later.pop_back();
             } else return n ? take(choose(n)) : nullptr;
         }
     }
@@ -604,8 +629,13 @@ struct Gang {
     }
     Fiber* take(size_t i) {
         Fiber* f = ready[i];
-        if (policy != NATURAL) ready[i] = ready.back(), ready.pop_back();
-        else if (++head > 4096 && head * 2 > ready.size()) ready.erase(ready.begin(), ready.begin() + head), head = 0;
+        if (policy != NATURAL) {
+            ready[i] = ready.back();
+            ready.pop_back();
+        } else if (++head > 4096 && head * 2 > ready.size()) {
+            ready.erase(ready.begin(), ready.begin() + head);
+            head = 0;
+        }
         return f;
     }
     static void life();
@@ -614,7 +644,8 @@ struct Gang {
         if (f->state == State::NEW) {
             f->stack = ground->take_stack();
             f->context.sp = new_stack(f->stack, settings.stack, life);
-            f->context.bottom = f->stack, f->context.size = settings.stack;
+            f->context.bottom = f->stack;
+            f->context.size = settings.stack;
         }
         be(f);
         if (f == watch.thread) watch.goes_on();
@@ -638,7 +669,9 @@ struct Gang {
     }
     void wait(const char* in, Place place) {
         Unseen unseen;
-        current->waits_in = in, current->place = place, current->state = State::WAITS;
+        current->waits_in = in;
+        current->place = place;
+        current->state = State::WAITS;
         spins = 0;
         leave();
     }
@@ -652,13 +685,15 @@ struct Gang {
                 fail("waits in a loop for more than %ld s; for a block that does not run? Cooperative launches run all",
                      settings.spin_timeout);
         } else if (ready.size() == head && later.empty() && copies.empty() && bulks.empty()) return;     // no others
-        current->state = State::READY, later.push_back(current);
+        current->state = State::READY;
+        later.push_back(current);
         leave();
     }
     // Runs all threads to their ends; false if the kernel ahead is still at work and all that are left wait for it.
     bool run() {
         Unseen unseen;
-        blockDim = grid.block, gridDim = grid.grid;
+        blockDim = grid.block;
+        gridDim = grid.grid;
         while (Fiber* next = pick()) {
             enter(next);
             EMU_TSAN(outside.tsan = __tsan_get_current_fiber();)
@@ -704,7 +739,8 @@ struct Gang {
             if (alike == 1) add("\n    in %s at %s:%d: thread", f.waits_in, f.place.file, f.place.line);
             if (alike < 12) add(" %u", f.index);
             if (alike == 12) text += " ...";
-            last = &f, be(&f);
+            last = &f;
+            be(&f);
         }
         for (const Block& block : blocks)
             for (const Warp& warp : block.warps)
@@ -717,7 +753,10 @@ struct Gang {
 inline const void* current_kernel() { return current->gang->grid.kernel; }
 // After a meeting any of those who met may be the first to go on.
 inline void mix() {
-    if (settings.seed) current->gang->make_ready(current), current->gang->leave();
+    if (settings.seed) {
+        current->gang->make_ready(current);
+        current->gang->leave();
+    }
 }
 
 // ---- 8. warp collectives --------------------------------------------------------------------------------------------
@@ -739,12 +778,17 @@ inline Collective& arrive(unsigned mask, const char* name, void* lane, Place pla
     if (!c) {
         if (!unused) fail("%s at %s:%d: a warp has too many open collectives", name, place.file, place.line);
         c = unused;
-        c->name = name, c->mask = mask, c->arrived = 0, c->place = place, c->number = warp.collectives++;
+        c->name = name;
+        c->mask = mask;
+        c->arrived = 0;
+        c->place = place;
+        c->number = warp.collectives++;
     }
     if ((c->name != name && strcmp(c->name, name)) || (settings.strict && c->place.line != place.line))
         fail("lanes of one warp are in different places: %s at %s:%d and %s at %s:%d, mask %08x", c->name,
              c->place.file, c->place.line, name, place.file, place.line, mask);
-    c->arrived |= 1u << me, c->lanes[me] = lane;
+    c->arrived |= 1u << me;
+    c->lanes[me] = lane;
     last = c->arrived == (mask & warp.live);
     return *c;
 }
@@ -764,8 +808,11 @@ void collective(unsigned mask, const char* name, Place place, P* lane, F all, bo
         Collective& c = arrive(mask, name, lane, place, last);
         sync = &current->warp->sync[c.number % 16];
         if (orders) release(sync);
-        if (last) all((P* const*)c.lanes, c.arrived), complete(c, *current->warp), mix();
-        else current->gang->wait(name, place);
+        if (last) {
+            all((P* const*)c.lanes, c.arrived);
+            complete(c, *current->warp);
+            mix();
+        } else current->gang->wait(name, place);
     }
     if (orders) acquire(sync);
 }
@@ -779,8 +826,10 @@ template <typename P, typename F> void whole_warp(const char* name, Place place,
 
 // ---- 9. barriers ----------------------------------------------------------------------------------------------------
 inline void complete(Barrier& b, Gang& gang) {
-    b.result = b.votes, b.votes = Votes();
-    b.arrived = 0, b.generation++;
+    b.result = b.votes;
+    b.votes = Votes();
+    b.arrived = 0;
+    b.generation++;
     gang.make_ready(b.waiting);
 }
 // One thread more at a barrier that `expected` must reach; it waits there or goes on (bar.arrive).
@@ -792,7 +841,9 @@ inline void join(Barrier& b, int expected, int needed, const char* name, Place p
         if (b.arrived && b.expected != expected)
             fail("%s at %s:%d: for %d threads, but at %s:%d for %d", name, place.file, place.line, expected,
                  b.place.file, b.place.line, b.expected);
-        b.expected = expected, b.place = place, b.arrived++;
+        b.expected = expected;
+        b.place = place;
+        b.arrived++;
         if (b.arrived == needed) {
             complete(b, *current->gang);
             if (waits) mix();
@@ -810,7 +861,9 @@ inline const Votes& block_barrier(bool vote, Place place) {
         if (settings.strict && block.live < block.threads)
             fail("__syncthreads at %s:%d after %d threads of the block have ended", place.file, place.line,
                  block.threads - block.live);
-        b.votes.count += vote, b.votes.all &= vote, b.votes.any |= vote;
+        b.votes.count += vote;
+        b.votes.all &= vote;
+        b.votes.any |= vote;
     }
     join(b, EVERYBODY, current->block->live, "__syncthreads", place, true);
     return b.result;
@@ -839,7 +892,10 @@ inline void end_thread() {
     Warp& warp = *f.warp;
     if (settings.strict && f.copies.size()) fail("ends with %zu copies of cp.async in flight", f.copies.size());
     f.state = State::ENDED;
-    f.gang->spins = 0, f.gang->live--, block.live--, warp.live &= ~(1u << f.lane);
+    f.gang->spins = 0;
+    f.gang->live--;
+    block.live--;
+    warp.live &= ~(1u << f.lane);
     if (block.live == 0 && !ASAN)
         for (const Array& a : block.arrays)
             for (size_t i = a.size; i < a.size + RED_ZONE; i++)
@@ -882,8 +938,11 @@ EMU_UNSEEN inline void Gang::life() {
             next = gang->pick();
             if (!TSAN && next && next->state == State::NEW) {
                 next->state = State::READY;
-                next->stack = f->stack, next->context.bottom = f->stack, next->context.size = settings.stack;
-                turns++, be(next);
+                next->stack = f->stack;
+                next->context.bottom = f->stack;
+                next->context.size = settings.stack;
+                turns++;
+                be(next);
                 if (next == gang->watch.thread) gang->watch.goes_on();
                 continue;
             }
@@ -907,7 +966,8 @@ inline char* shared_array(const void* key, size_t size, size_t align, const char
     if (barely && at / align % 2 == 0) at += align;
     if (at + size > SHARED_BEGIN + settings.shared())
         fail("more than %zu bytes of shared memory", settings.shared_of_block());
-    block.used = at + size + RED_ZONE, block.bytes += size;
+    block.used = at + size + RED_ZONE;
+    block.bytes += size;
     if (const size_t limit = key ? SHARED_UNASKED : current->gang->grid.limit; size > limit)
         fail("shared array %s of %zu bytes, more than %zu", name, size, limit);
     if (block.bytes > current->gang->grid.limit)

@@ -58,7 +58,10 @@ struct Memory {
         struct sigaction action = {};
         action.sa_sigaction = [](int signal, siginfo_t* i, void*) { instance().fault(signal, (char*)i->si_addr); };
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-        if (HANDLES) sigaction(SIGSEGV, &action, nullptr), sigaction(SIGBUS, &action, nullptr);
+        if (HANDLES) {
+            sigaction(SIGSEGV, &action, nullptr);
+            sigaction(SIGBUS, &action, nullptr);
+        }
     }
     void fault(int signal, char* p) {
         std::lock_guard lock(mutex);
@@ -82,7 +85,10 @@ struct Memory {
     void end_work() {
         std::lock_guard lock(mutex);
         if (--at_work || !settings.hostcheck) return;
-        for (size_t i : open) all[i].open = false, all[i].protect(PROT_NONE);
+        for (size_t i : open) {
+            all[i].open = false;
+            all[i].protect(PROT_NONE);
+        }
         open.clear();
     }
     bool device(const void* p) const { return (char*)p >= base && (char*)p < base + RANGE; }
@@ -100,7 +106,8 @@ struct Memory {
         if (used + size > settings.memory || top + pages + PAGE > RANGE) return nullptr;
         const size_t before = settings.fence ? pages - (size + 15) / 16 * 16 : 0;
         char* p = base + top + before;
-        top += pages + PAGE, used += size;
+        top += pages + PAGE;
+        used += size;
         begin_work();
         all.push_back({p, size, before, pages, place});
         unlock(all.back());
@@ -114,8 +121,11 @@ struct Memory {
         std::lock_guard lock(mutex);
         Allocation* a = find(p);
         if (!a || a->p != p) fail("cudaFree(%p): not allocated, or freed before", p);
-        begin_work(), check(*a), end_work();
-        a->freed = true, used -= a->size;
+        begin_work();
+        check(*a);
+        end_work();
+        a->freed = true;
+        used -= a->size;
         madvise(a->p - a->before, a->pages, MADV_DONTNEED);
         a->protect(PROT_NONE);
     }
@@ -153,7 +163,8 @@ inline void watch() {
     if (!Memory::HANDLES || std::exchange(watched, true)) return;
     static thread_local char stack[1 << 16];
     stack_t signals = {};
-    signals.ss_sp = stack, signals.ss_size = sizeof stack;
+    signals.ss_sp = stack;
+    signals.ss_size = sizeof stack;
     sigaltstack(&signals, nullptr);
     struct sigaction action = {};
     action.sa_handler = [](int) {
@@ -165,7 +176,8 @@ inline void watch() {
     action.sa_flags = SA_RESTART;
     sigaction(SIGVTALRM, &action, nullptr);
     sigevent event = {};
-    event.sigev_notify = SIGEV_THREAD_ID, event.sigev_signo = SIGVTALRM;
+    event.sigev_notify = SIGEV_THREAD_ID;
+    event.sigev_signo = SIGVTALRM;
     event._sigev_un._tid = gettid();
     timer_t timer;
     const itimerspec period = {{settings.spin_timeout, 0}, {settings.spin_timeout, 0}};
@@ -179,7 +191,8 @@ inline void add_stats(const Grid& grid, double seconds) {
             fprintf(stderr, "%10.2f ms %6d launches  %s\n", s.seconds * 1e3, s.launches, name.c_str());
     });
     Stats& s = kernels[kernel_name(grid.kernel)];
-    s.launches++, s.seconds += seconds;
+    s.launches++;
+    s.seconds += seconds;
 }
 
 struct Kernel {
@@ -268,7 +281,7 @@ struct Streams {
     uint64_t operations = 0, launches = 0;
     bool stalled = false;                    // the last operation drawn: other processes let it wait
     Random random{settings.seed + 77};
-    size_t lead = 0;                         // which stream goes first for a while, so that others lag as far as they may
+    size_t lead = 0;                     // which stream goes first for a while, so that others lag as far as they may
     std::recursive_mutex mutex;
 
     Stream* get(Stream* s) { return s ? s : &standard; }
@@ -291,7 +304,10 @@ struct Streams {
         if (stalled = advance && !advance(patience); stalled) return;
         Operation o = std::move(s->queue.front());
         s->queue.pop_front();
-        if (o.record) o.record->done = std::max(o.record->done, o.event_number), o.record->time = now() + clock_ahead;
+        if (o.record) {
+            o.record->done = std::max(o.record->done, o.event_number);
+            o.record->time = now() + clock_ahead;
+        }
         start(o);
         if ((o.launch || o.library) && settings.seed && !s->queue.empty() && s->queue.front().launch) {
             start(s->queue.front());
@@ -306,7 +322,8 @@ struct Streams {
         if (can.empty()) fail("streams wait for an event that nobody records");
         if (settings.seed && random.below(50) == 0) lead = random.below(all.size());
         const auto leader = std::find(can.begin(), can.end(), all[lead % all.size()]);
-        run_next(leader != can.end() && settings.seed && !stalled ? *leader : can[settings.seed || stalled ? random.below(can.size()) : 0], patience);
+        if (leader != can.end() && settings.seed && !stalled) run_next(*leader, patience);
+        else run_next(can[settings.seed || stalled ? random.below(can.size()) : 0], patience);
     }
     template <typename F> void run_until(F done) {
         if (done()) return;
@@ -317,7 +334,8 @@ struct Streams {
         std::lock_guard lock(mutex);
         if (done()) return true;
         AtWork at_work;
-        turn(0), sched_yield();
+        turn(0);
+        sched_yield();
         return done();
     }
     void not_while_capturing(const char* call) const {
@@ -408,7 +426,8 @@ inline cudaError_t cudaFreeHost(void* p) {
     return free(p), cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
-    *total = emu::settings.memory, *available = *total - emu::memory().used;
+    *total = emu::settings.memory;
+    *available = *total - emu::memory().used;
     return cudaSuccess;
 }
 
@@ -418,7 +437,8 @@ inline bool pageable(const void* p) {        // host memory that is not pinned: 
     return !memory().device(p);
 }
 inline void check_copy(const void* to, const void* from, size_t n, cudaMemcpyKind kind) {
-    memory().check_range(to, n, "copy's destination"), memory().check_range(from, n, "copy's source");
+    memory().check_range(to, n, "copy's destination");
+    memory().check_range(from, n, "copy's source");
     for (const auto& [begin, size] : memory().pinned)
         for (const char* p : {(const char*)to, (const char*)from})
             if (p >= begin && p < begin + size && p + n > begin + size)
@@ -492,12 +512,14 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return emu::streams().wait_
 inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = nullptr) {
     if (!emu::streams().get(s)->capture) e->recorded++;
     emu::Operation o;
-    o.record = e, o.event_number = e->recorded;
+    o.record = e;
+    o.event_number = e->recorded;
     return emu::streams().push(s, o), cudaSuccess;
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned = 0) {
     emu::Operation o;
-    o.wait = e, o.event_number = e->recorded;
+    o.wait = e;
+    o.event_number = e->recorded;
     return emu::streams().push(s, o), cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
@@ -619,7 +641,9 @@ template <typename T> void check_argument(const T& argument) {
 template <typename... P, typename... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... given) {
     emu::Grid grid;
-    grid.grid = config->gridDim, grid.block = config->blockDim, grid.dynamic = config->dynamicSmemBytes;
+    grid.grid = config->gridDim;
+    grid.block = config->blockDim;
+    grid.dynamic = config->dynamicSmemBytes;
     grid.kernel = (const void*)kernel;
     if (emu::dynamic_limit(grid.kernel) > emu::SHARED_UNASKED) grid.limit = emu::settings.shared_of_block();
     for (unsigned i = 0; i < config->numAttrs; i++) {

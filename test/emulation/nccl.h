@@ -73,7 +73,10 @@ struct ncclComm {
     emu::Box& box(int from, int to) const { return ((emu::Box*)((char*)members + front()))[from * size + to]; }
     struct flock lock(int rank) const {
         struct flock l = {};
-        l.l_type = F_WRLCK, l.l_whence = SEEK_SET, l.l_start = rank, l.l_len = 1;
+        l.l_type = F_WRLCK;
+        l.l_whence = SEEK_SET;
+        l.l_start = rank;
+        l.l_len = 1;
         return l;
     }
     bool lives(int rank) const {
@@ -119,7 +122,8 @@ inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int size, ncclUniqueId id
     if ((size_t)s.st_size < c->bytes() && ftruncate(file, c->bytes())) return ncclSystemError;
     c->members = (emu::Member*)mmap(nullptr, c->bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (c->members == MAP_FAILED) return ncclSystemError;
-    c->members[rank].size = size, c->members[rank].pid = getpid();
+    c->members[rank].size = size;
+    c->members[rank].pid = getpid();
     const double begin = emu::now();
     for (int r = 0; r < size; r++) {
         for (emu::Backoff wait; !c->members[r].pid; wait()) c->check_wait(r, true, emu::now() - begin, "join");
@@ -134,7 +138,8 @@ inline ncclResult_t ncclCommInitRank(ncclComm_t* comm, int size, ncclUniqueId id
 inline ncclResult_t ncclCommAbort(ncclComm_t c) {            // what is queued still names it, and will do nothing
     if (!c) return ncclInvalidArgument;
     c->aborted = true;
-    munmap(c->members, c->bytes()), close(c->file);
+    munmap(c->members, c->bytes());
+    close(c->file);
     return ncclSuccess;
 }
 inline ncclResult_t ncclCommDestroy(ncclComm_t c) {
@@ -245,7 +250,10 @@ struct Exchange {
         }
         const auto all = std::make_shared<std::vector<char>>(bytes * comm->size);
         const auto mine = [&](int r) { return call.from + (call.kind == Call::SCATTER) * r * bytes; };
-        each([&](int r) { send(r, mine(r)), receive(r, all->data() + r * bytes); });
+        each([&](int r) {
+            send(r, mine(r));
+            receive(r, all->data() + r * bytes);
+        });
         finish.push_back([=, from = mine(me), ranks = comm->size] {
             copy(all->data() + me * bytes, from);
             add(call.to, all->data(), call.count, call.type, ranks, call.sum);
@@ -259,7 +267,9 @@ struct Exchange {
         const size_t n = std::min(m.bytes - m.done, sizeof b.piece);
         snprintf(b.what, sizeof b.what, "%s", m.what.c_str());
         memcpy(b.piece, m.p + m.done, n);
-        m.done += n, m.begun = true, b.put++;
+        m.done += n;
+        m.begun = true;
+        b.put++;
         return true;
     }
     bool take(int r) {
@@ -270,14 +280,18 @@ struct Exchange {
             fail("NCCL: rank %d sends %s, and rank %d receives %s", r, b.what, comm->rank, m.what.c_str());
         const size_t n = std::min(m.bytes - m.done, sizeof b.piece);
         memcpy(m.p + m.done, b.piece, n);
-        m.done += n, b.taken++;
+        m.done += n;
+        b.taken++;
         if (m.done == m.bytes) in[r].pop_front();
         return true;
     }
     void move() {                            // whatever can be
         for (bool any = true; any;) {
             any = false;
-            for (int r = 0; r < comm->size; r++) any |= put(r), any |= take(r);
+            for (int r = 0; r < comm->size; r++) {
+                any |= put(r);
+                any |= take(r);
+            }
             if (any) waited = 0;
         }
     }
@@ -327,12 +341,16 @@ inline void enqueue(ncclComm* c, const std::vector<Call>& calls) {
     const cudaStream_t first = calls[0].stream;
     std::vector<cudaStream_t> others;
     for (const Call& call : calls) {
-        check_buffer(call.from, call.read(), call), check_buffer(call.to, call.written(), call);
+        check_buffer(call.from, call.read(), call);
+        check_buffer(call.to, call.written(), call);
         for (const Call& other : calls) check_overlap(call, other);
         const cudaStream_t s = call.stream;
         if (s != first && !std::count(others.begin(), others.end(), s)) others.push_back(s);
     }
-    for (cudaStream_t s : others) cudaEventRecord(&c->joined[s], s), cudaStreamWaitEvent(first, &c->joined[s]);
+    for (cudaStream_t s : others) {
+        cudaEventRecord(&c->joined[s], s);
+        cudaStreamWaitEvent(first, &c->joined[s]);
+    }
     cudaStreamWaitEvent(first, &c->order);
     Operation o;
     o.advance = [=, exchange = std::shared_ptr<Exchange>()](double patience) mutable {
@@ -340,7 +358,8 @@ inline void enqueue(ncclComm* c, const std::vector<Call>& calls) {
         if (!exchange) exchange = std::make_shared<Exchange>(c, calls);
         return exchange->advance(patience);
     };
-    streams().push(first, std::move(o)), cudaEventRecord(&c->order, first);
+    streams().push(first, std::move(o));
+    cudaEventRecord(&c->order, first);
     for (cudaStream_t s : others) cudaStreamWaitEvent(s, &c->order);
     c->order.capture = nullptr;              // a call after the last of a graph is not the graph's
 }

@@ -31,7 +31,8 @@ inline CUresult cuTensorMapEncodeTiled(
     uint64_t bytes = element;                // from the first element to the last
     for (unsigned i = 0; i < rank; i++) {
         if (i) map->stride[i] = stride[i - 1];
-        map->size[i] = size[i], map->box[i] = (uint16_t)box[i];
+        map->size[i] = size[i];
+        map->box[i] = (uint16_t)box[i];
         if (!size[i] || size[i] > 1ull << 32 || !box[i] || box[i] > 256 || element_stride[i] != 1 ||
             (i && (map->stride[i] % 16 || map->stride[i] >= 1ull << 40)))
             return CUDA_ERROR_INVALID_VALUE;
@@ -79,11 +80,16 @@ EMU_UNSEEN inline MBarrier& mbarrier_at(uint32_t address, const char* name) {
 inline void update(Gang& gang, MBarrier& m, int arrivals, int bytes) {
     Unseen unseen;
     if ((int)m.pending < arrivals) fail("more arrivals at an mbarrier than its count, %u", m.count);
-    m.pending -= arrivals, m.bytes += bytes;
+    m.pending -= arrivals;
+    m.bytes += bytes;
     if (m.pending || m.bytes) return;
     for (Fiber& f : gang.fibers)
-        if (f.mbarrier == &m && f.parity == m.phase) f.mbarrier = nullptr, gang.make_ready(&f);
-    m.phase ^= 1, m.pending = m.count;
+        if (f.mbarrier == &m && f.parity == m.phase) {
+            f.mbarrier = nullptr;
+            gang.make_ready(&f);
+        }
+    m.phase ^= 1;
+    m.pending = m.count;
 }
 inline void mbarrier_init(uint32_t address, unsigned count) {
     needs("mbarrier.init, as it is used here,", 90);
@@ -123,7 +129,8 @@ inline void mbarrier_wait(uint32_t address, unsigned parity, EMU_PLACE) {       
     parity &= 1;
     if (m.phase_now() == parity) {
         Unseen unseen;
-        current->mbarrier = &m, current->parity = parity;
+        current->mbarrier = &m;
+        current->parity = parity;
         current->gang->wait(parity ? "mbarrier.try_wait of parity 1" : "mbarrier.try_wait of parity 0", place);
     } else if (settings.seed) current->gang->let_others();
     acquire(m.sync(parity));
@@ -156,8 +163,10 @@ template <int RANK, typename F> void for_box(const CUtensorMap& map, uint32_t sh
     for (int r = 0; r < rows; r++) {
         char* p = map.base;
         bool inside = true;
-        for (int i = 1, left = r; i < RANK; left /= map.box[i++]) {
+        int left = r;
+        for (int i = 1; i < RANK; i++) {
             const int64_t x = c[i] + left % map.box[i];
+            left /= map.box[i];
             inside &= x >= 0 && x < (int64_t)map.size[i];
             p += x * (int64_t)map.stride[i];
         }
@@ -177,12 +186,13 @@ void tma_load(uint32_t to, const CUtensorMap* map, uint32_t mbarrier, const int 
     Gang* gang = current->gang;
     const uint32_t bytes = box_bytes(*map, RANK);
     const std::array<int, RANK> corner = std::to_array(c);
-    for (unsigned rank = 0, left = blocks ? blocks : 1; left; rank++, left >>= 1) {
-        if (!(left & 1)) continue;
+    for (unsigned rank = 0, named = blocks ? blocks : 1; named >> rank; rank++) {
+        if (!(named >> rank & 1)) continue;
         const uint32_t at = blocks ? mapa(to, rank) : to;
         MBarrier& m = mbarrier_at(blocks ? mapa(mbarrier, rank) : mbarrier, "TMA load");
         char* p = shared_pointer(at);
-        writes(p, bytes), release(m.sync(m.phase_now()));
+        writes(p, bytes);
+        release(m.sync(m.phase_now()));
         Unseen unseen;
         if (settings.poison) gang->watch.fills(current, p, bytes);
         gang->copies.push_back([=, &m, map = *map, &block = owner(at)] {
@@ -206,7 +216,8 @@ inline void bulk(std::vector<Copy> pieces, bool add) {
     Watch& watch = current->gang->watch;
     if (Unseen unseen; watch.found(current)) for (const Copy& c : pieces) watch.check(c.from, c.bytes, "bulk copy");
     for (const Copy& c : pieces) {
-        reads(c.from, c.bytes), writes(c.to, c.bytes);
+        reads(c.from, c.bytes);
+        writes(c.to, c.bytes);
         Unseen unseen;
         memory().check_range(c.to, c.bytes, "bulk copy");
         if (!add) poison(c.to, c.bytes);     // neither what was there nor what comes
@@ -275,7 +286,9 @@ struct Operand {
     Operand(uint64_t descriptor) {
         const auto field = [&](int from) { return uint32_t(descriptor >> from & 0x3fff) << 4; };
         const Block& block = *current->block;
-        address = field(0) | (block.first + block.rank) << 24, leading = field(16), stride = field(32);
+        address = field(0) | (block.first + block.rank) << 24;
+        leading = field(16);
+        stride = field(32);
         swizzle = (4 - int(descriptor >> 62)) % 4;           // 1: 128 bytes, 2: 64, 3: 32
         if (descriptor >> 49 & 7) fail("wgmma: descriptors with a base offset are not emulated");
     }
@@ -416,8 +429,10 @@ template <int LEFT> void wgmma_wait(EMU_PLACE) {
     whole_warp("wgmma.wait_group", place, (char*)nullptr, [groups](auto) {
         current->warp->fenced = false;
         for (int i = 0; i < 4; i++)
-            for (Warp& warp = warpgroup()[i]; warp.groups_done < groups; warp.groups_done++)
-                run_all(warp.groups.front()), warp.groups.pop_front();
+            for (Warp& warp = warpgroup()[i]; warp.groups_done < groups; warp.groups_done++) {
+                run_all(warp.groups.front());
+                warp.groups.pop_front();
+            }
     });
     if (groups) acquire(group_sync(groups - 1));
 }
