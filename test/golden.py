@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""test/golden.py [--write] CASE_DIR... -- what a golden case expects, computed anew in float64 from its config, weights, batch and
-training, and compared with what stands there; or, with --write, put in its place. Needs PyTorch and safetensors.
+"""test/golden.py [--write] CASE_DIR... -- what a golden case expects, computed anew in float64 from its config,
+weights, batch and training, and compared with what stands there; or, with --write, put in its place. Needs PyTorch and
+safetensors.
 
-A fork of the network states it here once, in shapes() and network(), and writes its own cases: weights of another shape are
-drawn, tensors of another size stored whole or in part as size demands. What a case is, and each formula: test/golden/README.md."""
+A fork of the network states it here once, in shapes() and network(), and writes its own cases: weights of another shape
+are drawn, tensors of another size stored whole or in part as size demands. What a case is, and each formula:
+test/golden/README.md."""
 import importlib.util, json, math, os, sys
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +18,8 @@ def shapes(c):
     C, h = c["n_embd"], "transformer.h.%d."
     block = {"ln_1.weight": [C], "ln_1.bias": [C], "attn.c_attn.weight": [C, 3 * C], "attn.c_attn.bias": [3 * C],
              "attn.c_proj.weight": [C, C], "attn.c_proj.bias": [C], "ln_2.weight": [C], "ln_2.bias": [C],
-             "mlp.c_fc.weight": [C, 4 * C], "mlp.c_fc.bias": [4 * C], "mlp.c_proj.weight": [4 * C, C], "mlp.c_proj.bias": [C]}
+             "mlp.c_fc.weight": [C, 4 * C], "mlp.c_fc.bias": [4 * C],
+             "mlp.c_proj.weight": [4 * C, C], "mlp.c_proj.bias": [C]}
     s = {"transformer.wte.weight": [c["vocab_size"], C], "transformer.wpe.weight": [c["n_positions"], C],
          "transformer.ln_f.weight": [C], "transformer.ln_f.bias": [C]}
     s |= {h % l + name: shape for l in range(c["n_layer"]) for name, shape in block.items()
@@ -29,8 +32,10 @@ def network(c, w, x):
     B, T = x.shape
     C, H, seen = c["n_embd"], c["n_head"], {}
     visible = torch.ones(T, T).tril().bool()
-    norm = lambda name, x: layer_norm(x, (C,), w[name + ".weight"], w[name + ".bias"], c.get("layer_norm_epsilon", 1e-5))
-    adapter = lambda name, x: c["lora_scale"] * (x @ w[name + ".lora_A"]) @ w[name + ".lora_B"] if name + ".lora_A" in w else 0
+    eps = c.get("layer_norm_epsilon", 1e-5)
+    norm = lambda name, x: layer_norm(x, (C,), w[name + ".weight"], w[name + ".bias"], eps)
+    adapted = lambda name, x: c["lora_scale"] * (x @ w[name + ".lora_A"]) @ w[name + ".lora_B"]
+    adapter = lambda name, x: adapted(name, x) if name + ".lora_A" in w else 0
     linear = lambda name, x: x @ w[name + ".weight"] + w.get(name + ".bias", 0) + adapter(name, x)
     gelu = lambda x: x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     heads = lambda x: x.view(B, T, H, C // H).transpose(1, 2)
@@ -61,11 +66,13 @@ def weights_of(case, c):
         formula, first, stored = read(case, "weights.json"), 0, {}
         for t in formula["tensors"]:
             n = math.prod(t["shape"])
-            stored[t["name"]] = torch.tensor(make_model.values(formula["seed"], first, n, t["offset"], t["scale"])).view(t["shape"])
+            values = make_model.values(formula["seed"], first, n, t["offset"], t["scale"])
+            stored[t["name"]] = torch.tensor(values).view(t["shape"])
             first += n
     else:
         stored = load_file(path)
-    draw, fits = torch.Generator().manual_seed(1), lambda name, shape: name in stored and list(stored[name].shape) == shape
+    draw = torch.Generator().manual_seed(1)
+    fits = lambda name, shape: name in stored and list(stored[name].shape) == shape
     new = {n: s for n, s in shapes(c).items() if not fits(n, s)}
     for name, shape in new.items():
         stored[name] = (("ln_" in name and "weight" in name) + 0.1 * torch.randn(shape, generator=draw)).float()
@@ -99,19 +106,24 @@ def lr_at(s, it):
 def compute(case, old):
     """scalars, and every tensor whole, of a case; the numbers of the steps are those of the old one"""
     c, training, batch = read(case, "config.json"), read(case, "train.json"), read(case, "batch.json")
-    (w, drawn), kind, o, clip = weights_of(case, c), training["loss"], training["optimizer"], training.get("grad_clip", 0)
+    w, drawn = weights_of(case, c)
+    kind, o, clip = training["loss"], training["optimizer"], training.get("grad_clip", 0)
     x, y = torch.tensor(batch["inputs"]), torch.tensor(batch.get("targets", [-1]))
-    counted = torch.tensor(batch["weights"], dtype=torch.float64)[y >= 0].sum() if kind["type"] == "lm" else (y >= 0).sum()
+    each = torch.tensor(batch["weights"], dtype=torch.float64) if kind["type"] == "lm" else torch.ones_like(y)
+    counted = each[y >= 0].sum()
     denominator = float(len(x) // 2 if kind["type"] == "reward" else counted)
     now = {"param_count": sum(p.numel() for p in w.values()), "denominator": denominator}
     now |= {key: [] for key in ("losses", "grad_norms", "clip_coefs", "lrs")}
     tensors, trained = {}, w
     if lora := training.get("lora"):
-        trained, c["lora_scale"] = {n: p.double().requires_grad_() for n, p in load_file(case + "/lora.safetensors").items()}, lora["alpha"] / lora["r"]
+        trained = {n: p.double().requires_grad_() for n, p in load_file(case + "/lora.safetensors").items()}
+        c["lora_scale"] = lora["alpha"] / lora["r"]
         w, now["trainable_count"] = w | trained, sum(p.numel() for p in trained.values())
         qkv = "transformer.h.0.attn.c_attn"
-        tensors["merged." + qkv + ".weight"] = (w[qkv + ".weight"] + c["lora_scale"] * w[qkv + ".lora_A"] @ w[qkv + ".lora_B"]).detach()
-    start, m, v = ({n: f(p.detach()) for n, p in trained.items()} for f in (torch.clone, torch.zeros_like, torch.zeros_like))
+        merged = w[qkv + ".weight"] + c["lora_scale"] * w[qkv + ".lora_A"] @ w[qkv + ".lora_B"]
+        tensors["merged." + qkv + ".weight"] = merged.detach()
+    start, m, v = ({n: f(p.detach()) for n, p in trained.items()}
+                   for f in (torch.clone, torch.zeros_like, torch.zeros_like))
     for it in range(training["steps"] + 1):
         logits, seen = network(c, w, x)
         loss, more = loss_of(kind, batch, logits, denominator)
@@ -123,7 +135,9 @@ def compute(case, old):
         grads = dict(zip(trained, torch.autograd.grad(loss, list(trained.values()))))
         norm = math.sqrt(sum((g * g).sum().item() for g in grads.values()))
         scale, lr = min(1, clip / (norm + 1e-6)) if clip else 1, lr_at(training["schedule"], it)
-        now["grad_norms"].append(norm), now["clip_coefs"].append(scale), now["lrs"].append(lr)
+        now["grad_norms"].append(norm)
+        now["clip_coefs"].append(scale)
+        now["lrs"].append(lr)
         if it == 0:
             tensors |= {"grad." + n: g for n, g in grads.items()}
         with torch.no_grad():
@@ -146,7 +160,8 @@ def summarized(name, t, start, old):
     """the entries of a tensor that are stored, and what expected.json says of it"""
     group, _, of = name.partition(".")
     before = old["tensors"].get(group, {}).get(of or name, {})
-    stride = before.get("stride", 1) if t.dim() < 2 or before or group in ("act", "logprobs") else max(1, t.numel() // 1500)
+    given = t.dim() < 2 or before or group in ("act", "logprobs")
+    stride = before.get("stride", 1) if given else max(1, t.numel() // 1500)
     whole = t - start[of] if group.startswith("step") else t
     keep = torch.ones(t.numel(), dtype=torch.bool)
     if "skip" in before:
@@ -189,13 +204,18 @@ def main(words):
             print("wrote", case)
             continue
         for key, values in now.items():
-            values, known = (values, old.get(key, [])) if isinstance(values, list) else ([values], [old.get(key, math.nan)])
-            worst[key] = max_of((torch.tensor(values) - torch.tensor(known)).abs()) if len(values) == len(known) else math.inf
+            if isinstance(values, list):
+                known = old.get(key, [])
+            else:
+                values, known = [values], [old.get(key, math.nan)]
+            same_length = len(values) == len(known)
+            worst[key] = max_of((torch.tensor(values) - torch.tensor(known)).abs()) if same_length else math.inf
         good = all(e <= 1e-6 for e in worst.values())
         at = max(worst, key=lambda name: math.inf if math.isnan(worst[name]) else worst[name])
         failed = failed or not good
-        print("ok" if good else "FAIL", f"golden.py/{os.path.basename(case.rstrip('/'))}: {len(worst)} numbers and tensors, off by "
-              f"{worst[at]:.1e} at most, {at}")
+        name = os.path.basename(case.rstrip("/"))
+        print("ok" if good else "FAIL",
+              f"golden.py/{name}: {len(worst)} numbers and tensors, off by {worst[at]:.1e} at most, {at}")
     return failed
 
 

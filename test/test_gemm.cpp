@@ -1,6 +1,6 @@
-/* test/test_gemm.cpp -- the matrix product against sums in double: random sizes, all strides, edges untouched; in fp32, and
-   in bf16, whose inputs are rounded first and whose sums are as exact, in every unit. Those that the machine has none of are
-   emulated, and those that it has agree with their emulation. */
+/* test/test_gemm.cpp -- the matrix product against sums in double: random sizes, all strides, edges untouched; in fp32,
+   and in bf16, whose inputs are rounded first and whose sums are as exact, in every unit. Those that the machine has
+   none of are emulated, and those that it has agree with their emulation. */
 #define NO_CPU_MAIN
 #include "units.h"
 #include "../train_gpt.cpp"
@@ -14,29 +14,37 @@ static std::vector<float> random_numbers(size_t n) {
 }
 
 // How numbers are multiplied: P, where B is stored as E
-struct Fp32 { using P = float; using E = float; static constexpr const char* name = "fp32"; };
-struct Bf16 { using P = bfloat16; using E = float; static constexpr const char* name = "bf16"; };
-struct Bf16Stored { using P = bfloat16; using E = bfloat16; static constexpr const char* name = "bf16, B stored so"; };
+template <typename T, typename U> struct Types { using P = T; using E = U; };
+struct Fp32 : Types<float, float> { static constexpr const char* name = "fp32"; };
+struct Bf16 : Types<bfloat16, float> { static constexpr const char* name = "bf16"; };
+struct Bf16Stored : Types<bfloat16, bfloat16> { static constexpr const char* name = "bf16, B stored so"; };
 
 // A product of random numbers; the worst error in units of its bound. What lies between the rows of C must stay.
 template <typename Type> static double product(int M, int N, int K, int kind) {
     using P = typename Type::P;
     using E = typename Type::E;
-    const bool a_transposed = kind & 1, b_transposed = kind & 2, odd = kind & 4, with_bias = kind & 8, with_plus = kind & 16, own = kind & 32;
-    const long a_step = odd ? 3 : 1, gap = odd ? 5 : 0, ldc = N + gap;       // steps of neither 1 nor a row: no fast path
-    std::vector<float> a = random_numbers((size_t)M * K * a_step), numbers = random_numbers((size_t)K * N), bias = random_numbers(N);
+    const bool a_transposed = kind & 1, b_transposed = kind & 2, odd = kind & 4;
+    const bool with_bias = kind & 8, with_plus = kind & 16, own = kind & 32;
+    const long a_step = odd ? 3 : 1, gap = odd ? 5 : 0, ldc = N + gap;     // steps of neither 1 nor a row: no fast path
+    std::vector<float> a = random_numbers((size_t)M * K * a_step), numbers = random_numbers((size_t)K * N);
+    std::vector<float> bias = random_numbers(N);
     const std::vector<E> b(numbers.begin(), numbers.end());
     std::vector<float> c = random_numbers(M * ldc), plus = random_numbers(M * ldc);
-    const cpu::Matrix A = a_transposed ? cpu::Matrix{a.data(), a_step, M * a_step} : cpu::Matrix{a.data(), K * a_step, a_step};
+    const cpu::Matrix A = a_transposed ? cpu::Matrix{a.data(), a_step, M * a_step}
+                                       : cpu::Matrix{a.data(), K * a_step, a_step};
     const cpu::Matrix<E> B = b_transposed ? cpu::Matrix<E>{b.data(), 1, K} : cpu::Matrix<E>{b.data(), N, 1};
     if (own) plus = c;
     const std::vector<float> before = c;
-    cpu::gemm<P, E>({c.data(), ldc, with_plus ? own ? c.data() : plus.data() : nullptr, with_bias ? bias.data() : nullptr}, A, B, M, N, K);
+    const float* const added = with_plus ? own ? c.data() : plus.data() : nullptr;
+    cpu::gemm<P, E>({c.data(), ldc, added, with_bias ? bias.data() : nullptr}, A, B, M, N, K);
     double worst = 0;
     for (int i = 0; i < M; i++) {
         for (int j = 0; j < N; j++) {
             double sum = 0, size = 0;                        // a sum of n numbers errs by n eps/2 sum|x| at most
-            auto add = [&](double x) { sum += x, size += std::abs(x); };
+            auto add = [&](double x) {
+                sum += x;
+                size += std::abs(x);
+            };
             for (int k = 0; k < K; k++) add((double)P(A.from(i, k).p[0]) * P(B.from(k, j).p[0]));
             if (with_bias) add(bias[j]);
             if (with_plus) add(plus[i * ldc + j]);
@@ -52,23 +60,30 @@ static bool as_unpacked(Form form, int M, int rows, int cols, bool transposed) {
     const std::vector<float> numbers = random_numbers((size_t)rows * cols);
     std::vector<uint8_t> memory(packed_bytes(form, rows, cols));
     std::vector<float> plain(numbers.size());
-    pack(form, memory.data(), numbers.data(), rows, cols), unpack(form, plain.data(), memory.data(), rows, cols);
+    pack(form, memory.data(), numbers.data(), rows, cols);
+    unpack(form, plain.data(), memory.data(), rows, cols);
     const float* const scales = (const float*)(memory.data() + code_bytes(form, rows, cols));
     const int K = transposed ? cols : rows, N = transposed ? rows : cols;
     const std::vector<float> a = random_numbers((size_t)M * K);
     std::vector<float> want((size_t)M * N), got(want);
-    auto multiply = [&](auto b, std::vector<float>& c) { cpu::gemm({c.data(), N}, {a.data(), K, 1}, transposed ? b.t() : b, M, N, K); };
+    auto multiply = [&](auto b, std::vector<float>& c) {
+        cpu::gemm({c.data(), N}, {a.data(), K, 1}, transposed ? b.t() : b, M, N, K);
+    };
+    const long row = packed_row(cols);
     multiply(cpu::Matrix<>{plain.data(), cols, 1}, want);
-    if (form == Form::INT8) multiply(cpu::Matrix<int8_t>{(const int8_t*)memory.data(), scales, (long)packed_row(cols), 1}, got);
-    else multiply(cpu::Matrix<cpu::nf4>{memory.data(), scales, 0, (long)packed_row(cols), 1}, got);
+    if (form == Form::INT8) multiply(cpu::Matrix<int8_t>{(const int8_t*)memory.data(), scales, row, 1}, got);
+    else multiply(cpu::Matrix<cpu::nf4>{memory.data(), scales, 0, row, 1}, got);
     return got == want;
 }
 static void packed_products() {
     for (Form form : {Form::INT8, Form::NF4}) {
         int wrong = 0;
-        for (int r = 0; r < 200; r++) wrong += !as_unpacked(form, 1 + rng.below(20), 1 + rng.below(130), 1 + rng.below(130), r % 2);
-        for (int M : {1, 8, 300}) for (bool transposed : {false, true}) wrong += !as_unpacked(form, M, 400, 1100, transposed);
-        check(wrong == 0, "gemm/%s: %d of 206 products have other bits than those of unpacked numbers", FORMS[(int)form], wrong);
+        for (int r = 0; r < 200; r++)
+            wrong += !as_unpacked(form, 1 + rng.below(20), 1 + rng.below(130), 1 + rng.below(130), r % 2);
+        for (int M : {1, 8, 300}) for (bool transposed : {false, true})
+            wrong += !as_unpacked(form, M, 400, 1100, transposed);
+        check(wrong == 0, "gemm/%s: %d of 206 products have other bits than those of unpacked numbers",
+              FORMS[(int)form], wrong);
     }
 }
 
@@ -79,10 +94,13 @@ template <typename Type> static void products(Unit unit = Unit::NONE) {
     cpu::unit() = unit;
     for (int from = 0; from < 64; from += 8) {
         double worst = 0;
-        for (int r = 0; r < 64; r++) keep_worst(worst, product<Type>(1 + rng.below(100), 1 + rng.below(100), 1 + rng.below(100), from + r % 8));
-        check(worst <= 1, "%s/%s, sizes 1 to 100, strides %d to %d: error %.2f of its bound", name, Type::name, from, from + 7, worst);
+        auto size = [] { return 1 + rng.below(100); };
+        for (int r = 0; r < 64; r++) keep_worst(worst, product<Type>(size(), size(), size(), from + r % 8));
+        check(worst <= 1, "%s/%s, sizes 1 to 100, strides %d to %d: error %.2f of its bound", name, Type::name, from,
+              from + 7, worst);
     }
-    const struct { int M, N, K; } large[] = {{1, 1, 1}, {1, 1000, 1}, {513, 385, 769}, {1030, 50, 384}, {7, 1200, 1153}, {64, 64, 5000}, {129, 4097, 33}};
+    const struct { int M, N, K; } large[] = {{1, 1, 1}, {1, 1000, 1}, {513, 385, 769}, {1030, 50, 384},
+                                             {7, 1200, 1153}, {64, 64, 5000}, {129, 4097, 33}};
     for (auto [M, N, K] : large) {
         double worst = 0;
         for (int kind : {0, 19, 55}) keep_worst(worst, product<Type>(M, N, K, kind));
@@ -96,18 +114,22 @@ template <typename Type> static void products(Unit unit = Unit::NONE) {
         omp_set_num_threads(threads);
         cpu::gemm<P>({c.data(), N}, {a.data(), K, 1}, {b.data(), 1, K}, M, N, K);
         if (first.empty()) first = c;
-        check(!memcmp(c.data(), first.data(), c.size() * sizeof c[0]), "%s/%s, %d threads: the same bits as 1", name, Type::name, threads);
+        check(!memcmp(c.data(), first.data(), c.size() * sizeof c[0]), "%s/%s, %d threads: the same bits as 1", name,
+              Type::name, threads);
     }
     // a row of C has the same bits whatever stands beside it: a sample does not depend on how many are made at once.
     // In a unit the sums have another order than among a few rows.
     for (bool transposed : {false, true}) {
         std::vector<float> whole((size_t)M * N), some((size_t)M * N);
-        const cpu::Matrix A = {a.data(), K, 1}, B = transposed ? cpu::Matrix{b.data(), 1, K} : cpu::Matrix{b.data(), N, 1};
+        const cpu::Matrix A = {a.data(), K, 1};
+        const cpu::Matrix B = transposed ? cpu::Matrix{b.data(), 1, K} : cpu::Matrix{b.data(), N, 1};
         cpu::gemm<P>({whole.data(), N}, A, B, M, N, K);
         for (int rows : {1, 3, 8, 9, 64}) {
             if (unit != Unit::NONE && rows <= cpu::MR) continue;
             cpu::gemm<P>({some.data(), N}, A.from(5, 0), B, rows, N, K);
-            check(!memcmp(some.data(), &whole[5 * N], sizeof(float) * rows * N), "%s/%s, %d rows%s: the same bits as among %d", name, Type::name, rows, transposed ? " (B transposed)" : "", M);
+            check(!memcmp(some.data(), &whole[5 * N], sizeof(float) * rows * N),
+                  "%s/%s, %d rows%s: the same bits as among %d", name, Type::name, rows,
+                  transposed ? " (B transposed)" : "", M);
         }
     }
 }
@@ -154,30 +176,43 @@ static void squares(Unit unit) {
             float* const sums = want + q * TILE;
             const uint32_t *a_t = a + (q / 2 * most + t) * TILE, *b_t = b + (q % 2 * most + t) * TILE;
             if (!more && t == 0) std::fill_n(sums, TILE, 0.0f);
-            if (unit == Unit::AMX) { emulated_tiles(sums, a_t, b_t); continue; }
-            for (int i = 0; i < TILE; i++) for (int k = 0; k < 16; k++) sums[i] = emulated_dot(sums[i], a_t[i / 16 * 16 + k], b_t[16 * k + i % 16]);
+            if (unit == Unit::AMX) {
+                emulated_tiles(sums, a_t, b_t);
+                continue;
+            }
+            for (int i = 0; i < TILE; i++) for (int k = 0; k < 16; k++)
+                sums[i] = emulated_dot(sums[i], a_t[i / 16 * 16 + k], b_t[16 * k + i % 16]);
         }
-        runs++, differ += memcmp(want, got, sizeof got) != 0;
+        runs++;
+        differ += memcmp(want, got, sizeof got) != 0;
     }
     check(differ == 0, "unit/%s: %d of %d squares have other bits than emulated ones", UNITS[(int)unit], differ, runs);
 }
 
-// Attention with products in a unit is that of floats, but for the rounding of what is multiplied. The inputs of a product err
-// by 2^-9 of themselves each, at random: sqrt(2) 2^-9 of its norm; scores of about 1 err by as much, and so do probabilities.
-// Backward there are four products on the way to dq and dk.
+// Attention with products in a unit is that of floats, but for the rounding of what is multiplied. The inputs of a
+// product err by 2^-9 of themselves each, at random: sqrt(2) 2^-9 of its norm; scores of about 1 err by as much, and so
+// do probabilities. Backward there are four products on the way to dq and dk.
 static void attention(Unit unit) {
     cpu::unit() = unit;
     const int B = 2, T = 150, C = 3 * 40, NH = 3;
     const std::vector<float> qkv = random_numbers(B * T * 3 * C), dout = random_numbers(B * T * C);
     std::vector<float> out[2], lse[2], dqkv[2];
     for (int rounded : {0, 1}) {
-        out[rounded].assign(B * T * C, NAN), lse[rounded].assign(B * NH * T, NAN), dqkv[rounded].assign(B * T * 3 * C, NAN);
-        (rounded ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>)(out[rounded].data(), lse[rounded].data(), qkv.data(), B, 0, T, T, C, NH);
-        (rounded ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>)(dqkv[rounded].data(), dout.data(), qkv.data(), out[rounded].data(), lse[rounded].data(), B, T, C, NH);
+        out[rounded].assign(B * T * C, NAN);
+        lse[rounded].assign(B * NH * T, NAN);
+        dqkv[rounded].assign(B * T * 3 * C, NAN);
+        float *const o = out[rounded].data(), *const l = lse[rounded].data(), *const dq = dqkv[rounded].data();
+        const auto forward = rounded ? cpu::attention_forward<bfloat16> : cpu::attention_forward<real>;
+        const auto backward = rounded ? cpu::attention_backward<bfloat16> : cpu::attention_backward<real>;
+        forward(o, l, qkv.data(), B, 0, T, T, C, NH);
+        backward(dq, dout.data(), qkv.data(), o, l, B, T, C, NH);
     }
     auto error = [](const std::vector<float>* v) {
         double difference = 0, size = 0;
-        for (size_t i = 0; i < v[0].size(); i++) difference += std::pow(v[1][i] - v[0][i], 2), size += std::pow(v[0][i], 2);
+        for (size_t i = 0; i < v[0].size(); i++) {
+            difference += std::pow(v[1][i] - v[0][i], 2);
+            size += std::pow(v[0][i], 2);
+        }
         return std::sqrt(difference / size);
     };
     const double forward = error(out), backward = error(dqkv);
@@ -187,11 +222,20 @@ static void attention(Unit unit) {
 
 int main() {
     rounding();
-    packed_products(), products<Fp32>(), products<Bf16>(), products<Bf16Stored>();
+    packed_products();
+    products<Fp32>();
+    products<Bf16>();
+    products<Bf16Stored>();
     emulate_units();
     for (Unit unit : {Unit::DOTS, Unit::AMX}) {
-        if (!has(unit)) { printf("skip unit/%s: compiled for it, but the processor or the system has none\n", UNITS[(int)unit]); continue; }
-        squares(unit), attention(unit), products<Bf16>(unit), products<Bf16Stored>(unit);
+        if (!has(unit)) {
+            skip("unit/%s: compiled for it, but the processor or the system has none", UNITS[(int)unit]);
+            continue;
+        }
+        squares(unit);
+        attention(unit);
+        products<Bf16>(unit);
+        products<Bf16Stored>(unit);
     }
     return failed > 0;
 }
