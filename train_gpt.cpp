@@ -106,7 +106,7 @@
     X(number,  kl,              0.05,         "0..1000",                      "tL",       "rl: weight of the divergence from --init") \
     X(text,    prompt,          "",           "",                             "sE2",      "text to continue; without a tokenizer, token ids [end of text]") \
     X(text,    prompt_file,     "",           "",                             "s2P",      "file of the text to continue; - is standard input [--prompt]") \
-    X(text,    prompts,         "",           "",                             "s2P",      "prompts: lines, or JSON Lines, of texts or turns; - is stdin [--prompt]") \
+    X(text,    prompts,         "",           "",                             "s2P",      "lines, or JSON Lines, of texts or turns; - is stdin [--prompt]") \
     X(text,    examples,        "",           "",                             "sePWT",    "JSON Lines of prompts and responses, before each prompt [none]") \
     X(integer, tokens,          100,          "1..1000000000",                "sc",       "tokens to write, at most; an end of text stops earlier") \
     X(text_list, stop,          {},           "",                             "secT",     "end a text before this, with \\n as in C; may be repeated [none]") \
