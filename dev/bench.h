@@ -1,5 +1,5 @@
-/* dev/bench.h -- what the files of dev/ share: a ladder of functions that compute the same thing, each checked against a
-   reference, timed, and set against what the machine can do.
+/* dev/bench.h -- what the files of dev/ share: a ladder of functions that compute the same thing, each checked against
+   a reference, timed, and set against what the machine can do.
 
      build/study_gemm                   a table: median time, rates, share of the roof, relative error
      build/study_gemm --check           the checks alone, on small shapes; `make test` runs these
@@ -125,7 +125,7 @@ inline void climb(const std::string& kernel, const std::string& shape, const Wor
     if (timed)
         printf("\n%-44s %10s %9s %9s %9s %10s\n", (kernel + ", " + shape).c_str(), "ms", "GB/s", "TFLOP/s", "of roof",
                "rel. error");
-    if (!timed && report)                    // what has run before, as where it is timed, must not change what is checked
+    if (!timed && report)                    // what has run before must not change what is checked, as where it is timed
         for (const Rung& rung : rungs) if (work.flops <= rung.slowest) rung.run();
     for (const Rung& rung : rungs) {
         if (work.flops > rung.slowest) continue;
@@ -201,7 +201,8 @@ inline double bandwidth(Memory memory) {     // bytes/s
     return (memory == READ ? 1 : 2) * numbers.size * sizeof(real) / (seconds() - start);
 }
 inline double floor_of(const Work& work) {   // seconds
-    return std::max(work.flops ? work.flops / cpu::measure_peak(work.compute == BFLOAT16 ? cpu::unit() : Unit::NONE, 1) : 0,
+    const Unit unit = work.compute == BFLOAT16 ? cpu::unit() : Unit::NONE;
+    return std::max(work.flops ? work.flops / cpu::measure_peak(unit, 1) : 0,
                     work.bytes ? work.bytes / bandwidth(work.memory) : 0);
 }
 inline int repeats() { return 1; }

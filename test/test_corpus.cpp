@@ -463,12 +463,18 @@ void test_files() {
     // Other tokens are the same texts, and the same nats divided by fewer of them.
     Settings s;
     write_file(root + "/own.txt", "#version: 0.2\n\u0120 t\nh e\n\u0120t he\n");
-    s.documents = 1500, s.sft = 100, s.ranked = 600, s.prompts = 700, s.out = root + "/own", s.tokenizer = root + "/own.txt";
+    s.documents = 1500;
+    s.sft = 100;
+    s.ranked = 600;
+    s.prompts = 700;
+    s.out = root + "/own";
+    s.tokenizer = root + "/own.txt";
     write_corpus(s);
     const Tokenizer own = Tokenizer::load(s.out);
     const std::string own_json = read_all(s.out + "/val.json");
     const double ratio = tokens / number_after(own_json, "tokens");
-    const Examples theirs(a + "/ranked_val.bin", tokenizer.vocab(), 256), ours(s.out + "/ranked_val.bin", own.vocab(), 256);
+    const Examples theirs(a + "/ranked_val.bin", tokenizer.vocab(), 256);
+    const Examples ours(s.out + "/ranked_val.bin", own.vocab(), 256);
     auto text = [](const Tokenizer& t, const std::vector<int>& ids) {
         std::string all;
         for (int id : ids) all += t.decode(id);
@@ -482,7 +488,8 @@ void test_files() {
           std::fabs(number_after(own_json, "order-2") / ratio - ladder[2]) <= 2e-4 &&
           std::fabs(number_after(own_json, "uniform") - std::log(260)) <= 1e-4,
           "%.3f bytes a token, floor %.6f, order-2 %.4f, uniform %.4f; %zu examples differ", ratio,
-          number_after(own_json, "floor"), number_after(own_json, "order-2"), number_after(own_json, "uniform"), others);
+          number_after(own_json, "floor"), number_after(own_json, "order-2"), number_after(own_json, "uniform"),
+          others);
 
     write_file(root + "/file", "in the way");
     s.out = root + "/file/deeper";
