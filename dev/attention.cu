@@ -406,7 +406,7 @@ static const Study study([] {
     const struct { Size size; int B, t0, T, S, NH, HS; } shapes[] = {
         {TINY, 1, 0, 1, 1, 1, 1}, {TINY, 2, 0, 5, 5, 3, 5}, {TINY, 1, 0, 33, 33, 2, 24}, {TINY, 3, 0, 64, 64, 2, 64},
         {TINY, 1, 0, 65, 65, 1, 64}, {TINY, 1, 0, 70, 70, 1, 128}, {SMALL, 2, 0, 130, 130, 1, 128},
-        {SMALL, 1, 0, 200, 200, 1, 64}, {SMALL, 1, 0, 330, 330, 3, 64}, {SMALL, 1, 0, 330, 330, 2, 128},
+        {SMALL, 1, 0, 200, 200, 1, 64}, {SMALL, 2, 0, 330, 330, 3, 64}, {SMALL, 1, 0, 330, 330, 5, 128},
         {LARGE, 1, 0, 450, 450, 2, 128}, {LARGE, 2, 0, 256, 256, 2, 64}, {LARGE, 1, 0, 255, 255, 3, 128},
         {LARGE, 2, 0, 193, 193, 2, 40},
         // as when sampling: the first tokens at once, one more, and some more

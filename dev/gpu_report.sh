@@ -24,8 +24,9 @@
 #
 # What a stage printed stays in build/report (or in $REPORT), with date and commit, until the stage runs again; whole
 # logs in its folder logs. A stage goes on after a failure, after which the exit code is 1; it skips aloud what it has
-# no tools for, and what its time ($LIMIT s) no longer suffices for has failed. PYTHON= names another python3. For
-# trials without a GPU there are PROGRAM=, D12=layers,heads,channels, D48=, BATCH=, BATCH48= and CONTEXT=.
+# no tools for, and what its time ($LIMIT s) no longer suffices for has failed. PYTHON= names another python3. With
+# FORK=cut_heads, build also builds test/forks/cut_heads.patch, which then takes part in the races. For trials without
+# a GPU there are PROGRAM=, D12=layers,heads,channels, D48=, BATCH=, BATCH48= and CONTEXT=.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit
 out=${REPORT:-build/report}
@@ -185,7 +186,8 @@ race() {                                     # MODEL BATCH STEPS
     local turn started longest=0 who="" variant name mine label turns times joules
     rm -f "$out"/logs/turns_*
     tokens $many 20000000 || { echo "FAILED: no tokens"; return; }
-    have torch numpy && who=torch_turn
+    [ -x build/fork/train_gpt_cuda ] && [ -n "${FORK:-}" ] && who=fork
+    have torch numpy && who="$who torch_turn"
     for variant in cudnn plain; do
         if [ -x "build/llmc_$variant/train_gpt2cu" ]; then who="$who llmc_$variant"
         else echo "skip: no llm.c ($variant); LLMC=checkout $0 peers builds it"; fi
@@ -197,6 +199,8 @@ race() {                                     # MODEL BATCH STEPS
             ms=
             case $name in
                 ours) ours "$3" $(($2 * CONTEXT)) $(shape "$1") --batch "$2" --context "$CONTEXT" ;;
+                fork) program=build/fork/train_gpt_cuda \
+                    ours "$3" $(($2 * CONTEXT)) $(shape "$1") --batch "$2" --context "$CONTEXT" ;;
                 torch_turn) watched torch_turn "$1" "$2" "$3" ;;
                 *) watched llmc_turn "build/$name/train_gpt2cu" "$1" "$2" "$3" ;;
             esac && [ -n "$ms" ] && echo "$ms $clock $watts" >> "$out/logs/turns_$name"
@@ -212,6 +216,7 @@ race() {                                     # MODEL BATCH STEPS
         [ -s "$out/logs/turns_$name" ] || { echo "FAILED: no turn of $name"; continue; }
         case $name in
             ours) label=$program ;;
+            fork) label="with $FORK" ;;
             torch_turn) label="PyTorch, compiled" ;;
             llmc_cudnn) label="llm.c, cuDNN" ;;
             *) label=llm.c ;;
@@ -259,6 +264,12 @@ sanitize() {                                 # TOOL
 stage_build() {
     try "$LIMIT" 1 make -k -j"$(nproc)" train_gpt train_gpt_cuda train_gpt_cuda_fp32 \
         $(printf 'build/bench_%s ' $all_ladders) build/gpu_golden
+    [ -n "${FORK:-}" ] || return 0
+    rm -rf build/fork
+    mkdir -p build/fork
+    cp -r Makefile train_gpt.cpp train_gpt.cu dev test build/fork
+    try 10 1 patch -s -F0 -p1 -d build/fork -i "$PWD/test/forks/$FORK.patch" &&
+        try "$LIMIT" 1 make -C build/fork train_gpt_cuda
 }
 stage_check() {
     local commands=()
