@@ -82,7 +82,8 @@ GOLDEN = ' '.join(sorted(glob.glob('test/golden/*/'), key=size))     # small one
 # What a mutant goes through: (name, programs to build, command).
 def tests_of(file, enclosing):
     if file in ('dev/host/vectors.h', 'dev/host/units.h'):
-        return [('test_gemm', 'build/test_gemm', 'build/test_gemm')]
+        return [('test_gemm', 'build/test_gemm', 'build/test_gemm'),
+                ('test_gemm, sanitized', 'build/test_gemm SANITIZE=1', 'build/test_gemm')]
     if file == 'train_gpt.cpp':
         tests = [('golden', 'build/test_golden', 'build/test_golden ' + GOLDEN),
                  ('test_layers', 'build/test_layers', 'build/test_layers'),
@@ -130,7 +131,7 @@ def run(directory, command):
 def candidates():
     """All mutants: (file, line number, line, mutated line, kind, enclosing definition)."""
     for file, first, last in REGIONS:
-        inside = comment = False
+        inside = comment = nvcc = False
         enclosing = ''
         for number, line in enumerate(SOURCE[file]):
             if not inside: inside = bool(re.search(first, line))
@@ -138,8 +139,9 @@ def candidates():
             if re.match(r'template|struct \w+ {$', line): enclosing = line
             elif re.match(r'[\w_].*[({]', line): enclosing = line if not enclosing.endswith('>') else enclosing + line
             comment = comment or line.lstrip().startswith('/*')
+            nvcc = line == '#if defined(__CUDACC__)' or nvcc and not re.match('#(else|endif)', line)  # its alone
             code = line.split('//')[0].rstrip()
-            if inside and not comment and code and not PASSED_OVER.search(line):
+            if inside and not comment and not nvcc and code and not PASSED_OVER.search(line):
                 for pattern, replacement, kind in OPERATORS:
                     for m in re.finditer(pattern, code):
                         new = replacement(m) if callable(replacement) else m.expand(replacement)
