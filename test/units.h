@@ -47,7 +47,12 @@ inline void emulated_loadconfig(const void* config) {
         tiles[t].configured = bytes[0] == 1 && bytes[1] == 0 && row_bytes == 64 && bytes[48 + t] == 16;
     }
 }
-inline void emulated_release() { for (auto& t : tiles) t.configured = false; }
+inline void emulated_release() {             // which other processors do not know
+    for (auto& t : tiles) {
+        if (!t.configured) abort();
+        t.configured = false;
+    }
+}
 inline uint32_t* tile(int t) {
     if (!tiles[t].configured) __builtin_trap();
     return tiles[t].words;
