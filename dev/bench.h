@@ -125,7 +125,7 @@ inline void climb(const std::string& kernel, const std::string& shape, const Wor
     if (timed)
         printf("\n%-44s %10s %9s %9s %9s %10s\n", (kernel + ", " + shape).c_str(), "ms", "GB/s", "TFLOP/s", "of roof",
                "rel. error");
-    if (!timed && report)                    // what has run before must not change what is checked, as where it is timed
+    if (!timed && report)                    // as where it is timed: what has run must not change what is checked
         for (const Rung& rung : rungs) if (work.flops <= rung.slowest) rung.run();
     for (const Rung& rung : rungs) {
         if (work.flops > rung.slowest) continue;
