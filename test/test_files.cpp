@@ -934,6 +934,7 @@ static void beginnings() {
 
 int main() {
     signal(SIGXFSZ, SIG_IGN);
+    signal(SIGHUP, SIG_DFL);                 // or programs started here ignore it, too, under nohup
     fs::remove_all(DIR);
     fs::create_directories(DIR);
     try {
