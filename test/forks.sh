@@ -63,7 +63,7 @@ label_smoothing|layers check|--label-smoothing 0.1|train_gpt.cu|s,- weight \* al
 rmsnorm|layers check||train_gpt.cpp|s/- x_n\[c\] \* r \* dot/+ x_n[c] * r * dot/|layers|gradient/rmsnorm dx
 rope|layers check||train_gpt.cu|s/T, T, c.att(), c.heads(), -1/T, T, c.att(), c.heads(), 1/|check|gradient.*c_attn
 numpy_shards|host||dev/host/shards.h|s/, token_bytes = bytes;/;/|host|a NumPy vector
-cut_heads|attention check||train_gpt.cu|s/at.given() - at.taken();/at.given();/|attention|attention backward
+cut_heads|attention_small check||train_gpt.cu|s/at.given() - at.taken();/at.given();/|attention_small|attention backward
 fused_dot|attention check||train_gpt.cu|s/dot = block_sum(dot);/;/|attention|attention backward
 swiglu|layers check||train_gpt.cpp|s/gate \* (1 - s))/gate * s)/|layers|gradient/swiglu
 muon|layers check check_fp32||train_gpt.cu|s/MUON\[2\], A, MUON\[1\]/MUON[1], A, MUON[2]/|check_fp32|weight
@@ -75,6 +75,7 @@ test_of() {                                  # TEST FORK, in the fork's own tree
     check) set -- $2 train_gpt_emulated --check ;;
     check_fp32) set -- $2 train_gpt_emulated_fp32 --check ;;
     attention) set -- $2 emulated_attention 2 tiny ;;
+    attention_small) set -- $2 emulated_attention 2 ;;       # more heads than SMs
     *) set -- $2 test_$1 ;;
     esac
     ( cd $dir/$1 && shift && ${MAKE:-make} -s build/$1 && build/"$@" )
