@@ -57,7 +57,7 @@ done
 # notices it.
 table() {                                    # FORK|TESTS|OPTIONS|FILE|MISTAKE|TEST|LINE
     cat << 'END'
-relu2|layers check||train_gpt.cpp|s/: 2 \* x;/: x;/|layers|gradient/gelu
+relu2|layers check_fp32||train_gpt.cpp|s/: 2 \* x;/: x;/|layers|gradient/gelu
 schedule|layers|--schedule rsqrt|train_gpt.cpp|s/(s.warmup + 1.0)/s.warmup/|layers|scalar/lr_at rsqrt
 label_smoothing|layers check|--label-smoothing 0.1|train_gpt.cu|s,- weight \* all;,;,|check|gradient
 rmsnorm|layers check||train_gpt.cpp|s/- x_n\[c\] \* r \* dot/+ x_n[c] * r * dot/|layers|gradient/rmsnorm dx
