@@ -229,11 +229,7 @@ inline int check_program() {
         most_logits = 0;                     // the least: chunks of 64 rows
         const auto model = [](int L, int NH, int C, int V, int T) {
             Config c;
-            c.L = L;
-            c.NH = NH;
-            c.C = C;
-            c.V = V;
-            c.T = T;
+            std::tie(c.L, c.NH, c.C, c.V, c.T) = std::tuple(L, NH, C, V, T);
             return c;
         };
         const Config tiles = model(2, 2, 128, 512, 96), wide = model(1, 1, 128, 64, 140);

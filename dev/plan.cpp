@@ -52,11 +52,7 @@ struct Shape {
     int L, NH, C, V = 50257, T = 1024;
     Config config() const {
         Config c;
-        c.L = L;
-        c.NH = NH;
-        c.C = C;
-        c.V = V;
-        c.T = T;
+        std::tie(c.L, c.NH, c.C, c.V, c.T) = std::tuple(L, NH, C, V, T);
         return c;
     }
 };

@@ -18,11 +18,7 @@ static double dot(const std::vector<real>& a, const std::vector<real>& b) {
 
 static Config sizes(int L, int NH, int C, int V, int T) {
     Config c;
-    c.L = L;
-    c.NH = NH;
-    c.C = C;
-    c.V = V;
-    c.T = T;
+    std::tie(c.L, c.NH, c.C, c.V, c.T) = std::tuple(L, NH, C, V, T);
     return c;
 }
 
