@@ -1146,7 +1146,7 @@ template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E
         int k = 0;
         for (; k + 8 <= kn; k += 8) add_rows<P, 8>(sums, ld, piece + k, b_k.from(k, 0), M, whole);
         for (; k < kn; k++) add_rows<P, 1>(sums, ld, piece + k, b_k.from(k, 0), M, whole);
-        for (int j = whole; j * VL < n; j++)                  // what does not lie in whole vectors
+        for (int j = whole; j * VL < n; j++)                 // what does not lie in whole vectors
             for (k = 0; k < kn; k += DEEP<E>) {
                 real block[DEEP<E> * VL];
                 for (int l = 0; l < VL; l++) b_k.prefetch(k, (j + 1) * VL + l);

@@ -4,7 +4,7 @@
 # own. The same losses for any number of ranks, the same bits for any ZeRO and after a stop or a kill, what is refused.
 # One line a check. STRESS=1 kills 200 times.
 program=$1
-dir=build/test_ranks/$(basename $program) failed=0
+dir=$PWD/build/test_ranks/$(basename $program) failed=0      # whole: processes are found by it
 rm -rf $dir && mkdir -p $dir/data
 suite=ranks && . test/check.sh
 export OMP_NUM_THREADS=1

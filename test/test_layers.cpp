@@ -588,6 +588,19 @@ static void drawing() {
                 wrong += cpu::pick(z.data(), V, Sampling(o), one) != drawn(z, o, other.next());
             }
     check(wrong == 0, "drawing: %d of %d tokens are others than those of a plain sort and exact sums", wrong, draws);
+    wrong = 0;                               // a logit that is not finite, wherever it stands, ends it
+    for (double temperature : {0.0, 1.0}) for (int v : {0, 2, 4}) for (float bad : {NAN, INFINITY, -INFINITY}) {
+        Options some;
+        some.temperature = temperature;
+        std::vector<float> z = {1, -2, 0.5f, 3, 2};
+        z[v] = bad;
+        try {
+            cpu::pick(z.data(), z.size(), Sampling(some), rng);
+            wrong++;
+        } catch (const Error&) {
+        }
+    }
+    check(wrong == 0, "drawing: %d of 18 logits that are not finite go unnoticed", wrong);
     // frequencies, in standard deviations: 5 are exceeded once in 10^6
     const std::vector<float> z = {1, -2, 0.5f, 3, 2};
     Options o;
