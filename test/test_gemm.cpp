@@ -13,6 +13,19 @@ static std::vector<float> random_numbers(size_t n) {
     return v;
 }
 
+// A copy of numbers that end where memory does: who goes beyond them ends the program.
+template <typename T> struct Guarded {
+    const size_t page = sysconf(_SC_PAGESIZE), bytes, whole = (bytes + page - 1) / page * page;
+    char* const pages = (char*)mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    T* const p = (T*)(pages + whole - bytes);
+    explicit Guarded(const std::vector<T>& v) : bytes(v.size() * sizeof(T)) {
+        if (mprotect(pages + whole, page, PROT_NONE)) die("no memory for %zu bytes", bytes);
+        memcpy((void*)p, v.data(), bytes);
+    }
+    Guarded(const Guarded&) = delete;
+    ~Guarded() { munmap(pages, whole + page); }
+};
+
 // How numbers are multiplied: P, where B is stored as E
 template <typename T, typename U> struct Types { using P = T; using E = U; };
 struct Fp32 : Types<float, float> { static constexpr const char* name = "fp32"; };
@@ -26,17 +39,17 @@ template <typename Type> static double product(int M, int N, int K, int kind) {
     const bool a_transposed = kind & 1, b_transposed = kind & 2, odd = kind & 4;
     const bool with_bias = kind & 8, with_plus = kind & 16, own = kind & 32;
     const long a_step = odd ? 3 : 1, gap = odd ? 5 : 0, ldc = N + gap;     // steps of neither 1 nor a row: no fast path
-    std::vector<float> a = random_numbers((size_t)M * K * a_step), numbers = random_numbers((size_t)K * N);
-    std::vector<float> bias = random_numbers(N);
-    const std::vector<E> b(numbers.begin(), numbers.end());
-    std::vector<float> c = random_numbers(M * ldc), plus = random_numbers(M * ldc);
-    const cpu::Matrix A = a_transposed ? cpu::Matrix{a.data(), a_step, M * a_step}
-                                       : cpu::Matrix{a.data(), K * a_step, a_step};
-    const cpu::Matrix<E> B = b_transposed ? cpu::Matrix<E>{b.data(), 1, K} : cpu::Matrix<E>{b.data(), N, 1};
-    if (own) plus = c;
-    const std::vector<float> before = c;
-    const float* const added = with_plus ? own ? c.data() : plus.data() : nullptr;
-    cpu::gemm<P, E>({c.data(), ldc, added, with_bias ? bias.data() : nullptr}, A, B, M, N, K);
+    const size_t steps = (size_t)M * K - 1;                  // from a's first number to its last
+    const Guarded<float> a(random_numbers(steps * a_step + 1)), bias(random_numbers(N));
+    const std::vector<float> numbers = random_numbers((size_t)K * N), before = random_numbers((M - 1) * ldc + N);
+    const std::vector<float> plus = own ? before : random_numbers(before.size());
+    const Guarded<E> b({numbers.begin(), numbers.end()});
+    const Guarded<float> result(before), addend(plus);
+    float* const c = result.p;
+    const cpu::Matrix A = a_transposed ? cpu::Matrix{a.p, a_step, M * a_step} : cpu::Matrix{a.p, K * a_step, a_step};
+    const cpu::Matrix<E> B = b_transposed ? cpu::Matrix<E>{b.p, 1, K} : cpu::Matrix<E>{b.p, N, 1};
+    const float* const added = with_plus ? own ? c : addend.p : nullptr;
+    cpu::gemm<P, E>({c, ldc, added, with_bias ? bias.p : nullptr}, A, B, M, N, K);
     double worst = 0;
     for (int i = 0; i < M; i++) {
         for (int j = 0; j < N; j++) {
@@ -46,11 +59,12 @@ template <typename Type> static double product(int M, int N, int K, int kind) {
                 size += std::abs(x);
             };
             for (int k = 0; k < K; k++) add((double)P(A.from(i, k).p[0]) * P(B.from(k, j).p[0]));
-            if (with_bias) add(bias[j]);
+            if (with_bias) add(bias.p[j]);
             if (with_plus) add(plus[i * ldc + j]);
             keep_worst(worst, std::abs(c[i * ldc + j] - sum) / ((K + 2) * 0x1p-24 * size));
         }
-        for (long j = N; j < ldc; j++) if (c[i * ldc + j] != before[i * ldc + j]) worst = NAN;
+        for (long k = i * ldc + N; k < std::min<long>((i + 1) * ldc, before.size()); k++)
+            if (c[k] != before[k]) worst = NAN;
     }
     return worst;
 }

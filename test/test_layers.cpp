@@ -346,6 +346,26 @@ static void other_objectives() {
     check(apart <= 1e-5, "model, readouts: their values differ by %.1e", apart);
 }
 
+// Logits of any rows, in chunks of 50, are those of each row alone.
+static void logits_of_many_rows() {
+    const int B = 5, T = 40, N = B * T, most = std::exchange(cpu::most_logits, 0);
+    const Config c = sizes(1, 1, 8, 11, T);
+    cpu::Model model(c, B, T, false);
+    initialize(model, 3);
+    std::vector<int> x(N);
+    for (int& token : x) token = rng.below(c.V);
+    model.extend(x.data(), B, 0, T);
+    for (auto [first, step] : {std::pair{0, 1}, {1, 3}}) {
+        const int count = (N - 1 - first) / step + 1;
+        std::vector<float> all((size_t)count * c.V), alone(all);
+        model.logits(first, step, count, all.data());
+        for (int i = 0; i < count; i++) model.logits(first + i * step, 1, 1, &alone[(size_t)i * c.V]);
+        check(all == alone && model.chunk() == 50, "model, logits of %d rows, %d apart, in chunks of %d", count, step,
+              model.chunk());
+    }
+    cpu::most_logits = most;
+}
+
 // A conversation goes on from the cache: its texts are those that a model computes anew, and only new tokens are
 // computed.
 struct Counting : cpu::Model {
@@ -639,6 +659,7 @@ int main() {
     whole_model(false, false, 1, 2, 6, 35);
     cpu::most_logits = most;
     other_objectives();
+    logits_of_many_rows();
     texts_side_by_side();
     texts_from_the_cache();
     drawing();
