@@ -469,7 +469,6 @@ struct Sampling {
     int top_k;                               // temperature 0 is top_k 1
     uint64_t top_p;                          // in units of 2^-64; 0: all
     float most_below;                        // min_p: what lies further below the maximum weighs nothing
-    int hidden = 0;                          // tokens that are never drawn; gpu::Model alone sets and reads it
     explicit Sampling(const Options& o) : scale(std::min(0x1p25 * 1.4426950408889634 / o.temperature, 3e38)),
           top_k(o.temperature == 0 ? 1 : o.top_k ? o.top_k : INT_MAX), top_p(o.top_p < 1 ? o.top_p * 0x1p64 : 0),
           most_below(o.min_p > 0 ? -std::log(o.min_p) * o.temperature : INFINITY) {}
@@ -1040,25 +1039,25 @@ constexpr int MR = VECTOR_BYTES == 64 ? 8 : VECTOR_BYTES == 32 ? 6 : 4, VECTORS 
 constexpr int NR = VECTORS * VL, KC = 384, TILE_M = 64 * MR, TILE_N = 8 * NR;
 
 // Stores one sum, or a vector of neighbours; by name, since the alignment of vec is lost in a template's argument.
-inline void put(Target to, real sum) {
+inline void store(Target to, real sum) {
     if (to.bias) sum += *to.bias;
     if (to.plus) sum += *to.plus;
     *to.c = sum;
 }
-inline void put(Target to, vec sums) {
+inline void store(Target to, vec sums) {
     if (to.bias) sums += *(const vec*)to.bias;
     if (to.plus) sums += *(const vec*)to.plus;
     *(vec*)to.c = sums;
 }
 // Stores neighbours, or with k > 0 adds them to the sums that are there already.
-struct Put {
+struct StoreRow {
     Target to;
-    Put from(int k, int i, int j) const { return {(k ? Target{to.c, to.ldc, to.c} : to).from(i, j)}; }
+    StoreRow from(int k, int i, int j) const { return {(k ? Target{to.c, to.ldc, to.c} : to).from(i, j)}; }
     void prefetch(int i, int j) const { if (to.plus) Matrix{to.plus, to.ldc, 1}.prefetch(i, j); }
     void operator()(int i, int j, const auto* sums, int n) const {
         const Target target = to.from(i, j);
-        for (int v = 0; v < n / VL * VL; v += VL) put(target.from(0, v), *(const vec*)(sums + v));
-        for (int v = n / VL * VL; v < n; v++) put(target.from(0, v), sums[v]);
+        for (int v = 0; v < n / VL * VL; v += VL) store(target.from(0, v), *(const vec*)(sums + v));
+        for (int v = n / VL * VL; v < n; v++) store(target.from(0, v), sums[v]);
     }
 };
 
@@ -1075,12 +1074,12 @@ void multiply_add(Target to, Matrix<> a, const real* b, int m, int n, int K) {
             for (int v = 0; v < W; v++) sums[i][v] += a.p[i * a.row] * row[v];
     }
     if (m == MR && n == W * VL) {
-        for (int i = 0; i < MR; i++) for (int v = 0; v < W; v++) put(to.from(i, v * VL), sums[i][v]);
+        for (int i = 0; i < MR; i++) for (int v = 0; v < W; v++) store(to.from(i, v * VL), sums[i][v]);
         return;
     }
     real edge[MR][W * VL];
     for (int i = 0; i < MR; i++) for (int v = 0; v < W; v++) *(vec*)(edge[i] + v * VL) = sums[i][v];
-    for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) put(to.from(i, j), edge[i][j]);
+    for (int i = 0; i < m; i++) for (int j = 0; j < n; j++) store(to.from(i, j), edge[i][j]);
 }
 
 // panel (K,NR) = b; columns beyond n are undefined
@@ -1154,7 +1153,7 @@ template <typename P, typename E> void gemm_rows(Target to, Matrix<> a, Matrix<E
                 for (int d = 0; d < DEEP<E>; d += VL)
                     add_rows<real, VL>(sums + j, ld, piece + k + d, Matrix{block + d * VL, VL, 1}, M, 1);
             }
-        for (int i = 0; i < M; i++) Put{to}.from(k0, i, j0)(0, 0, (const real*)(sums + i * ld), n);
+        for (int i = 0; i < M; i++) StoreRow{to}.from(k0, i, j0)(0, 0, (const real*)(sums + i * ld), n);
     }
 }
 
@@ -1223,13 +1222,13 @@ template <typename P, typename E> void gemm_pieces(Target to, Matrix<> a, Matrix
         gemm_rows<P>(sums_of(piece).from(0, n0), a.from(0, k0), b.from(k0, n0), M, n, kn);
     }
     for (int i = 0; i < M && pieces > 1; i++)
-        for (int piece = 0; piece < pieces; piece++) Put{to}.from(piece, i, 0)(0, 0, sums_of(piece).from(i, 0).c, N);
+        for (int p = 0; p < pieces; p++) StoreRow{to}.from(p, i, 0)(0, 0, sums_of(p).from(i, 0).c, N);
 }
 
 template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
     if (M <= MR) return gemm_pieces<P>(to, a, b, M, N, K);
     if constexpr (std::is_same_v<P, bfloat16>) {
-        if (const Unit u = unit(); u != Unit::NONE) return unit_product(u, a, b, M, N, K, Put{to});
+        if (const Unit u = unit(); u != Unit::NONE) return unit_product(u, a, b, M, N, K, StoreRow{to});
         a = rounded(a, M, K);
     }
     int tile_m = TILE_M, tile_n = TILE_N;                    // halving tile_m packs B twice as often, tile_n at most A
@@ -1243,7 +1242,7 @@ template <typename P, typename E> void gemm(Target to, Matrix<> a, Matrix<E> b, 
     }
 }
 template <typename P, typename E> void gemm_tile(Target to, Matrix<> a, Matrix<E> b, int M, int N, int K) {
-    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) return unit_tile(unit(), a, b, M, N, K, Put{to});
+    if constexpr (std::is_same_v<P, bfloat16>) if (M > MR) return unit_tile(unit(), a, b, M, N, K, StoreRow{to});
     vector_tile<real>(to, a, b, M, N, K);
 }
 

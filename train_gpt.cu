@@ -2023,7 +2023,7 @@ __global__ void __launch_bounds__(PICK_THREADS, 1) pick_kernel(Pickers p, floatX
     const int from = threadIdx.x * range, to = ::min(V, from + range), at = p.position[b] + 1;
     floatX* z = logits + (size_t)b * stride;
     const Sampling s = *sampling;
-    for (int i = threadIdx.x; i < s.hidden; i += PICK_THREADS) z[hidden[i]] = floatX(NEVER);
+    for (int i = threadIdx.x; i < hidden[0]; i += PICK_THREADS) z[hidden[1 + i]] = floatX(NEVER);
     __syncthreads();
     if (fits) {
         floatX* const row = (floatX*)shared;
@@ -2120,7 +2120,7 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
     X(int,    first,    ONCE,  training ? N + 1 : 0)         /* these three: for embedding_backward() */ \
     X(int,    tokens,   ONCE,  1)            X(double, squares, ONCE, NORM_BLOCKS) \
     X(int,    position, ONCE,  N)            X(Rng, rng, ONCE, N)            X(Sampling, sampling, ONCE, 1) \
-    X(int,    hidden,   ONCE,  c.V)          /* these four: for pick() */ \
+    X(int,    hidden,   ONCE,  c.V + 1)      /* these four: for pick() */ \
     X(Outcome, outcome, ONCE,  1) \
     X(floatX, unpacked, ONCE,  c.form > Form::BF16 ? c.C * max(c.qkv(), c.fc()) : 0)
 
@@ -2339,19 +2339,20 @@ struct Model : ModelBase<Link, floatX> {
     }
 
     // The device runs up to DRAWN - 1 tokens ahead of the host; what it draws behind an end of text is discarded.
-    void draw(const int* x, int B, int t0, int T, Sampling s, const std::vector<int>& hidden, Rng* rng, int* token,
-              bool ahead) {
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng,
+              int* token, bool ahead) {
         const Activations a = activations(0);
         const int at = t0 + T;               // where the new tokens will stand
         if (t0 == 0 || T > 1 || made < at) {
             extend(x, B, t0, T);
             logits_forward(a.lnf, T - 1, T, B);
             const std::vector<int> positions(B, at - 1);
-            s.hidden = hidden.size();
+            std::vector<int> never = {(int)hidden.size()};
+            never.insert(never.end(), hidden.begin(), hidden.end());
             upload(a.position, positions.data(), B);
             upload(a.rng, rng, B);
             upload(a.sampling, &s, 1);
-            upload(a.hidden, hidden.data(), hidden.size());
+            upload(a.hidden, never.data(), never.size());
             pick(B);
             made = at;
             CHECK(cudaEventRecord(ready[made % DRAWN], device().stream));

@@ -147,7 +147,7 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
         return v;
     }());
     Array<Sampling> sampling(std::vector<Sampling>(1, Sampling(o)));
-    Array<int> token(B), drawn(gpu::DRAWN * B), position(std::vector<int>(B, 5));
+    Array<int> token(B), drawn(gpu::DRAWN * B), position(std::vector<int>(B, 5)), hidden(std::vector<int>{0});
     position.reset();                        // keep what they start from, as written() does
     rng.reset();
     const int slot = 6 % gpu::DRAWN * B;     // of the position after that
@@ -183,7 +183,7 @@ static void pick(int B, int V, double temperature, int top_k, double top_p, doub
                 }
                 ok(cudaMemcpyAsync(drawn.p + slot, picked.data(), B * sizeof(int), cudaMemcpyHostToDevice, stream()));
             }},
-           {"shipped", [&] { gpu::pick({token, position, rng, drawn}, z, sampling, nullptr, B, V, B); }}});
+           {"shipped", [&] { gpu::pick({token, position, rng, drawn}, z, sampling, hidden, B, V, B); }}});
 }
 
 static const Study study([] {

@@ -241,7 +241,10 @@ __global__ void tell_kernel(Outcome* told, const double* squares, int parts, con
 }
 __global__ void agree_kernel(Outcome* outcome, double* squares, const Outcome* told, int ranks) {
     outcome->loss = squares[0] = 0;
-    for (int r = 0; r < ranks; r++) outcome->loss += told[r].loss, squares[0] += told[r].norm;
+    for (int r = 0; r < ranks; r++) {
+        outcome->loss += told[r].loss;
+        squares[0] += told[r].norm;
+    }
 }
 
 // NCCL's link, as dev/host/comm.h describes it: a stream of its own.

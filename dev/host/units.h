@@ -231,29 +231,29 @@ inline int squares(int n) { return (n + SQUARE - 1) / SQUARE; }
 
 /* C (M,N) = A (M,K) B (K,N), in blocks of squares, whose sums stay with their thread until all K have been taken in,
    PIECE tiles at a time: as much of two columns of tiles as the level-1 cache keeps for all rows of a block.
-     put(i, j, sums, n)     n sums of row i, from column j on
-     put.prefetch(i, j)     what they are to be added to
-     put.from(k, i, j)      the same from (i,j) on, for sums from a strip of K that begins at k */
+     store(i, j, sums, n)     n sums of row i, from column j on
+     store.prefetch(i, j)     what they are to be added to
+     store.from(k, i, j)      the same from (i,j) on, for sums from a strip of K that begins at k */
 constexpr int PIECE = 8, STRIP_K = 12 * PIECE * 32, STRIP = 1 << 22;         // STRIP: numbers
-template <typename Put>
-void unit_block(Unit unit, float* sums, const uint32_t* a, const uint32_t* b, int M, int N, int tiles, Put put) {
+template <typename Store>
+void unit_block(Unit unit, float* sums, const uint32_t* a, const uint32_t* b, int M, int N, int tiles, Store store) {
     const long row = tiles * TILE;
     const int height = squares(M);
     for (int t = 0; t < tiles; t += PIECE) for (int j = 0; j < squares(N); j++) for (int i = 0; i < height; i++) {
         if (t + PIECE >= tiles)
-            for (int l = 0; l < 2 * SQUARE; l++) put.prefetch(i * SQUARE + l / 2, j * SQUARE + l % 2 * 16);
+            for (int l = 0; l < 2 * SQUARE; l++) store.prefetch(i * SQUARE + l / 2, j * SQUARE + l % 2 * 16);
         multiply_in(unit)(sums + (j * height + i) * 4 * TILE, a + 2 * i * row + t * TILE, b + 2 * j * row + t * TILE,
                           row, std::min(PIECE, tiles - t), t > 0);
     }
     for (int i = 0; i < M; i++) for (int j = 0; j < N; j += 16) {
         const float* square = sums + (j / SQUARE * height + i / SQUARE) * 4 * TILE;
-        put(i, j, square + (i / 16 % 2 * 2 + j / 16 % 2) * TILE + i % 16 * 16, std::min(16, N - j));
+        store(i, j, square + (i / 16 % 2 * 2 + j / 16 % 2) * TILE + i % 16 * 16, std::min(16, N - j));
     }
 }
 
 // On the thread that calls it
-template <typename E, typename Put>
-void unit_tile(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
+template <typename E, typename Store>
+void unit_tile(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Store store) {
     static thread_local Buffer<uint32_t> A, B;
     static thread_local Buffer<float> sums;
     const int tiles = (K + 31) / 32;
@@ -264,13 +264,13 @@ void unit_tile(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K
     pack_tiles<false>(A.data(), rows, a, M, K);
     pack_tiles<true>(B.data(), cols, b.t(), N, K);
     if (unit == Unit::AMX) amx_begin();
-    unit_block(unit, sums.data(), A.data(), B.data(), M, N, tiles, put);
+    unit_block(unit, sums.data(), A.data(), B.data(), M, N, tiles, store);
     if (unit == Unit::AMX) amx_end();
 }
 
 // On all threads. Strips of A and B are packed whole, each number once, and their tiles are read by all.
-template <typename E, typename Put>
-void unit_product(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Put put) {
+template <typename E, typename Store>
+void unit_product(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, int K, Store store) {
     static thread_local Buffer<uint32_t> memory;
     const int most = std::min(K, STRIP_K), strip = std::max(STRIP / most / SQUARE, 8) * SQUARE;
     const int group = 4;                                     // rows of tiles
@@ -315,7 +315,7 @@ void unit_product(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, in
                     const int outer = block / inner, inside = block % inner;
                     const int i0 = (tall ? outer : inside) * rows, j0 = (tall ? inside : outer) * cols;
                     unit_block(unit, sums.data(), A + i0 / 16 * row, B + j0 / 16 * row, std::min(rows, m - i0),
-                               std::min(cols, n - j0), tiles, put.from(k0, m0 + i0, n0 + j0));
+                               std::min(cols, n - j0), tiles, store.from(k0, m0 + i0, n0 + j0));
                 }
             }
             if (unit == Unit::AMX) amx_end();
