@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""test/mutants.py [--seed S] [--number N] [--first N] -- tests the tests: breaks shipped code in one small place after
-another, and sees whether they notice.
+"""test/mutants.py [--seed S] [--number N] [--first N] [--file F] -- tests the tests: breaks shipped code in one small
+place after another, and sees whether they notice.
 
 A mutant is one application of one of OPERATORS to a line of REGIONS, drawn from the seed. It is built in a copy of the
 tree, build/mutants/1 or 2, and goes through the tests that concern its file, cheapest first, until one fails. Its line
@@ -27,9 +27,10 @@ REGIONS = [
     ('train_gpt.cpp', r'^template .* void gemm_pieces', r'^\}  // namespace cpu'),
     ('train_gpt.cpp', r'^/\* The network, for both', r'    std::string describe\(\)'),
     ('train_gpt.cpp', r'    void forward\(const int', r'// ---- \d+\. model files')]
-# What tells people something, is told to the compiler alone, or is checked before anything runs.
-PASSED_OVER = re.compile(r'^\s*(//|#|/\*)|\bdie\(|format\(|static_assert|__builtin_prefetch|__launch_bounds__'
-                         r'|ASM\(|EMU\(|constexpr \w+ \w+ =')
+# What tells people something, is told to the compiler or to a cache alone, cuts work into as many parts as there are
+# threads, or is checked before anything runs.
+PASSED_OVER = re.compile(r'^\s*(//|#|/\*)|\bdie\(|format\(|static_assert|prefetch\(|__launch_bounds__|ASM\(|EMU\('
+                         r'|constexpr \w+ \w+ =|omp_get_max_threads|few\(\)')
 
 NESTED = r'\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)'         # parentheses, up to three deep
 OPERATORS = [                                # (pattern, replacement, kind)
@@ -62,6 +63,7 @@ EQUIVALENT = {
     'warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : (void)0;': 'the same',
     'a_panels.resize(std::max<size_t>(a_panels.size(), (size_t)(M - in_place + MR + 1) / MR * MR * KC));':
         'room that nobody needs',
+    'int chunk() const { return head_rows((size_t)max_B * max_T, c.V * c.tp); }': 'chunks may have fewer rows than fit',
     'if (lane != 0) row[k] = r;': 'all lanes have the same r',
     'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);':
         'the four lanes of a row have the same',
@@ -177,6 +179,7 @@ def main():
     parser.add_argument('--seed', default='1')
     parser.add_argument('--number', type=int, default=12)
     parser.add_argument('--first', type=int, default=0, help='how many of the first are left out')
+    parser.add_argument('--file', help='of this file alone')
     o = parser.parse_args()
     # A mutant's place in the order hangs on itself and the seed, so that changes elsewhere leave it; and on how many
     # there are of its kind: of a hundred times as many, ten times as many are drawn.
@@ -186,6 +189,7 @@ def main():
     if not o.number:
         return print(f'ok mutants/regions: {len(drawn)} mutants in {len(REGIONS)},',
                      f'{len(EQUIVALENT)} equivalent ones among them')
+    drawn = [m for m in drawn if o.file in (None, m[0])]
     kinds = collections.Counter(m[4] for m in drawn)
     drawn.sort(key=lambda m: random.Random(f'{o.seed} {m[0]} {m[3]} {m[4]}').random() * math.sqrt(kinds[m[4]]))
     print(f'seed {o.seed}, {o.number} of {len(drawn)} mutants', flush=True)
