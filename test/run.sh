@@ -6,17 +6,18 @@ log=build/test.log
 : > $log
 run() {
     name=$(basename "$1")
+    out=build/test_$name.out
     start=$(date +%s)
-    "$@" > build/test.out 2>&1
+    "$@" > $out 2>&1
     code=$?
     # a program that ends badly without having said what failed has failed one check
-    if [ $code -ne 0 ] && ! grep -q '^FAIL ' build/test.out; then
-        tail -3 build/test.out
-        echo "FAIL $name: exit $code" >> build/test.out
+    if [ $code -ne 0 ] && ! grep -q '^FAIL ' $out; then
+        tail -3 $out
+        echo "FAIL $name: exit $code" >> $out
     fi
-    grep -E '^(FAIL|skip) ' build/test.out
-    printf '%-16s %4d ok %4d s\n' "$name" "$(grep -c '^ok ' build/test.out)" $(($(date +%s) - start))
-    cat build/test.out >> $log
+    grep -E '^(FAIL|skip) ' $out
+    printf '%-16s %4d ok %4d s\n' "$name" "$(grep -c '^ok ' $out)" $(($(date +%s) - start))
+    cat $out >> $log
 }
 # Whether a program is there. One that is not did not compile: one failure, of the file to blame, whatever else needs
 # it.
@@ -81,6 +82,8 @@ sources() {
     if command -v python3 > /dev/null; then python3 test/mutants.py --number 0
     else echo "skip mutants/regions: no python3"; fi 2>&1
 }
+# Beside what follows, as far as the next wait: most of these tests keep one processor busy.
+(built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run test/gpu.sh build/train_gpt_emulated) &
 run sources
 try build/test_layers
 try build/test_gemm
@@ -97,7 +100,7 @@ try build/emulated_heuristics
 try build/emulated_nccl
 try build/emulated_broken
 try build/test_plan
-built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 && run test/gpu.sh build/train_gpt_emulated
+wait
 for script in sanitizers rung nvcc; do         # these compile all ladders
     if [ -x build/emulated_kernels ]; then run test/$script.sh
     else echo "skip $script: build/emulated_kernels does not compile" | tee -a $log; fi
@@ -106,17 +109,17 @@ done
 [ -z "$STRESS" ] || ! built train_gpt || run test/mutants.py --seed "${SEED:-1}" --number "${N:-12}"
 try build/test_files
 try build/test_cases
+# Processes that train together, of the program behind build/: with NCCL, emulated, and with MPI.
+ranks() { built train_gpt && built build/shards && built build/$1 && run test/ranks.sh build/$1; }
+ranks train_gpt_emulated_fp32 &
 built train_gpt && built build/shards && built build/corpus && run test/make.sh
 built train_gpt && built build/corpus && run test/forks.sh
 built train_gpt && built build/shards && run test/stages.sh ./train_gpt
 built train_gpt && built build/train_gpt_emulated && built build/train_gpt_emulated_fp32 &&
     run test/stages.sh build/train_gpt_emulated
-# processes that train together: with MPI, and with NCCL, emulated
-for ranks in train_gpt_mpi train_gpt_emulated_fp32; do
-    if [ $ranks = train_gpt_mpi ] && ! command -v mpirun > /dev/null
-    then echo "skip ranks: no mpirun (Open MPI: openmpi-bin, libopenmpi-dev)" | tee -a $log
-    else built train_gpt && built build/shards && built build/$ranks && run test/ranks.sh build/$ranks; fi
-done
+wait
+if command -v mpirun > /dev/null; then ranks train_gpt_mpi
+else echo "skip ranks: no mpirun (Open MPI: openmpi-bin, libopenmpi-dev)" | tee -a $log; fi
 try build/test_corpus
 try build/test_tokenizer
 if [ -n "$MERGES" ]; then try build/test_tokenizer "$MERGES" test/gpt2_cases.tsv
