@@ -96,6 +96,7 @@ build/emulated_%: train_gpt.cu train_gpt.cpp test/*.cpp $(LADDERS) $(wildcard te
 build/plan build/plan_mpi: dev/plan.cpp $(FILES)
 	$(call compile,$(if $(findstring mpi,$@),2,1)) $(EMULATE) $< -o $@ $(if $(findstring mpi,$@),$(MPI_FLAGS)) -ldl
 build/plan build/plan_mpi build/test_plan: dev/plan.cpp train_gpt.cu train_gpt.cpp $(wildcard test/emulation/*.h)
+build/test_plan: | build/plan                               # which it runs
 $(STUDY): build/study_%: dev/cpu/%.cpp $(LADDERS) train_gpt.cpp $(FILES)
 	$(call compile,3) $< -o $@ -ldl
 study: $(STUDY)
