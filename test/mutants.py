@@ -64,6 +64,10 @@ EQUIVALENT = {
     'a_panels.resize(std::max<size_t>(a_panels.size(), (size_t)(M - in_place + MR + 1) / MR * MR * KC));':
         'room that nobody needs',
     'int chunk() const { return head_rows((size_t)max_B * max_T, c.V * c.tp); }': 'chunks may have fewer rows than fit',
+    'if (a.row == 2 && a.col != 1) return rounded(a.t(), K, M).t();': 'numbers are rounded in another order',
+    'if (M < MR) return gemm_rows<P>(to, a, b, M, N, K);': 'the same sums in the same order, with more copying',
+    'if (m.all() >= have)': 'memory that is there to the byte',
+    'for (int v = 0; v < V; v++) maximum = z[v] >= maximum ? z[v] : maximum;': 'one of two equal numbers',
     'if (lane != 0) row[k] = r;': 'all lanes have the same r',
     'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);':
         'the four lanes of a row have the same',

@@ -223,6 +223,11 @@ static void run_case(Case& k) {
     const int micro = accumulate ? accumulate.number : 1, B = rows / micro;
     Model model(c, rows, T, true, k.bf16);
     const Limits& limits = k.bf16 ? LIMITS_BF16 : LIMITS_FP32;
+#ifndef GPU
+    const size_t floats = model.weights.size + model.gradients.size + model.moment1.size + model.moment2.size +
+                              model.acts.size;
+    k.near("memory", model.memory.all(), 4 * floats + 2 * model.rounded.size + model.packed.size, 0.5);
+#endif
     if (std::filesystem::exists(k.dir + "/weights.json")) {
         make_weights(model, json("weights.json"), k.dir + "/weights.json");
     } else {
