@@ -1546,9 +1546,9 @@ struct Model : ModelBase<MpiLink, real> {
         } else total[1] = sum_of_squares(shares.sums, shares.kept.back());
         world().sum(total, 2);
         loss = total[0];
-        norm = std::sqrt(total[1]);
-        if (!std::isfinite(norm) || !std::isfinite(loss)) return;
-        const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;
+        gradient_norm = std::sqrt(total[1]);
+        if (!std::isfinite(gradient_norm) || !std::isfinite(loss)) return;
+        const double scale = clip > 0 ? std::min(1.0, clip / (gradient_norm + 1e-6)) : 1;
         const AdamWStep s(o, step);
         if (shares.several() && !parts) shares.gather_gradients();
         real* const gradient = parts ? shares.sums : shares.gradients;
@@ -1567,7 +1567,7 @@ struct Model : ModelBase<MpiLink, real> {
         shares.send_weights(trained, [=](size_t at, size_t n) { if (its) convert(its + at, trained + at, n); });
     }
 
-    StepResult result() { return {std::exchange(loss, 0), norm}; }
+    StepResult result() { return {std::exchange(loss, 0), gradient_norm}; }
 
     // Of several ranks, each has a part of gradients and moments; zeros stand for the others'.
     void get(Which which, size_t i, float* out, size_t from = 0, size_t n = SIZE_MAX) const {
@@ -1597,7 +1597,7 @@ struct Model : ModelBase<MpiLink, real> {
     Parameters weights_of(int l) const { return layout.at<Parameters>(weights.data(), l, 0, packed.data()); }
     const real* embedding_norm_forward(const Activations& a, const Parameters& w, int B, int t0, int T) {
         auto embed = [&](auto* wte, auto* wpe) {
-            embedding_forward(a.embedded, tokens.data(), wte, wpe, B, t0, T, c.C, c.first_token(), c.vocab());
+            embedding_forward(a.embedded, inputs.data(), wte, wpe, B, t0, T, c.C, c.first_token(), c.vocab());
         };
         if (w.wte.packed) embed((const bfloat16*)w.wte.packed, (const bfloat16*)w.wpe.packed);
         else embed(w.wte.p, w.wpe.p);
@@ -1644,7 +1644,7 @@ struct Model : ModelBase<MpiLink, real> {
         bias_backward(db, a.dwide, B * T, c.qkv());
     }
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
-        if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, tokens.data(), B, T, c.C, c.first_token(), c.vocab());
+        if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, inputs.data(), B, T, c.C, c.first_token(), c.vocab());
     }
     int chunk() const { return head_rows((size_t)max_B * max_T, c.V / c.tp); }
     // of `count` rows n0, n0 + step, ... of x
@@ -1674,16 +1674,16 @@ struct Model : ModelBase<MpiLink, real> {
     }
 
 private:
-    std::vector<int> tokens, targets;        // of the last forward or extend
+    std::vector<int> inputs, targets;        // of the last forward or extend
     std::vector<int> read_at;                // of the last readout
     std::vector<double> token_weight;
     double kl = 0;
     TokenTerms<double> terms;
     int rows = 0, columns = 0, read_token = 0;
-    double loss = 0, norm = 0, peak = 0;
+    double loss = 0, gradient_norm = 0, peak = 0;
 
     void take(const int* x, int B, int T) {
-        tokens.assign(x, x + (size_t)B * T);
+        inputs.assign(x, x + (size_t)B * T);
         rows = B;
         columns = T;
     }
@@ -2285,14 +2285,14 @@ template <typename Model> struct Training : Run {
                                 world().replicas());
     }
 
-    // The loss of each stage: forward and backward of one micro-batch; `count` is the number of tokens or pairs of the
-    // whole step. Returned is the part of the loss that a later model.result() does not have.
-    double likelihood(Batch& b, double count, int) {
+    // The loss of each stage: forward and backward of one micro-batch; `count` has the tokens or pairs of the whole
+    // step. Returned is the part of the loss that a later model.result() does not have.
+    double likelihood(Batch& b, int) {
         model.forward(b.x.data(), b.y.data(), {}, count, b.B, b.T, true);
         model.backward();
         return 0;
     }
-    double preference(Batch& b, double count, int) {
+    double preference(Batch& b, int) {
         const int pairs = b.B / 2;
         std::vector<float> reward(b.B), dreward(b.B);
         double loss = 0;
@@ -2313,7 +2313,7 @@ template <typename Model> struct Training : Run {
         return loss;
     }
     // In pass 0 the weights are those that drew the answers: r is 1, and logprob becomes `old` from then on.
-    double policy(Batch& b, double count, int pass) {
+    double policy(Batch& b, int pass) {
         const Objective ppo = {.weight = b.weight.data(), .old = pass ? b.old.data() : nullptr, .ref = b.ref.data(),
                                .clip = o.ppo_clip, .kl = o.kl};
         model.forward(b.x.data(), b.y.data(), ppo, count, b.B, b.T, true);
@@ -2415,10 +2415,10 @@ template <typename Model> struct Training : Run {
         if (rl) batches = batches_at(position.window);
         double loss = 0, norm = 0;
         if (rl) agree(batches, loss, false);
-        const double tokens = this->tokens;
+        const double tokens_now = tokens;    // agree() will count the next step's
         for (integer pass = 0; pass < passes; pass++) {
             loss = 0;
-            for (Batch& b : batches) loss += (this->*learn)(b, count, pass);
+            for (Batch& b : batches) loss += (this->*learn)(b, pass);
             if (!rl) batches = batches_at(position.window + taken);
             agree(batches, loss, pass + 1 == passes);
             model.update(adamw, o.clip, position.step * passes + pass + 1);
@@ -2431,8 +2431,8 @@ template <typename Model> struct Training : Run {
         position.window += taken;
         const double ms = (seconds() - began) * 1e3;
         const double seen = (double)position.window * rows_of_window * o.context;
-        StepReport report = {.step = step, .loss = loss, .norm = norm, .lr = lr, .ms = ms, .tokens = tokens,
-                             .seen = seen, .speed = model.speed(tokens / world().size, ms / 1e3)};
+        StepReport report = {.step = step, .loss = loss, .norm = norm, .lr = lr, .ms = ms, .tokens = tokens_now,
+                             .seen = seen, .speed = model.speed(tokens_now / world().size, ms / 1e3)};
         if (world().size > 1) report.speed.log.push_back({"sent_bytes", show(std::exchange(world().sent, 0))});
         display.step(report, notes);
         directory->put("step", step, report.log(notes));

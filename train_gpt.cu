@@ -481,8 +481,8 @@ constexpr int SUM_BLOCKS = 4;                // blocks an SM runs of kernels tha
 // rows of `bytes` each that fit a block's share of shared memory if an SM runs SUM_BLOCKS blocks; at most `most`
 inline int rows_for(size_t bytes, int most) {
     const cudaDeviceProp& p = device().properties;
-    if (const size_t most = p.sharedMemPerBlockOptin; bytes > most)
-        die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes, most);
+    if (const size_t all = p.sharedMemPerBlockOptin; bytes > all)
+        die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes, all);
     return (int)std::clamp<size_t>((p.sharedMemPerMultiprocessor / SUM_BLOCKS - 1024) / bytes, 1, most);
 }
 inline void layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,
@@ -1807,10 +1807,10 @@ few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const f
     copies_wait<0>();
     __syncthreads();
     if (x.w) {
-        float all = 0, squares = 0, v[WIDE], weight[WIDE], bias[WIDE];
+        float all = 0, squares = 0, v[WIDE], weight[WIDE], shift[WIDE];
         auto each = [&](auto f) {
-            for (int c = lane * WIDE; c < C; c += 32 * WIDE) {
-                load(v, xs + c);
+            for (int i = lane * WIDE; i < C; i += 32 * WIDE) {
+                load(v, xs + i);
                 for (float u : v) f(u);
             }
         };
@@ -1819,12 +1819,12 @@ few_rows_kernel(floatX* out, Normed x, Place<floatX> w, const floatX* b, const f
         each([&](float u) { squares += (u - mean) * (u - mean); });
         const float rstd = rsqrtf(warp_sum(squares) / C + x.eps);
         __syncthreads();                     // all warps have read
-        for (int c = threadIdx.x * WIDE; c < C; c += blockDim.x * WIDE) {
-            load(v, xs + c);
-            load(weight, ws + c);
-            load(bias, bs + c);
-            for (int i = 0; i < WIDE; i++) v[i] = (v[i] - mean) * rstd * weight[i] + bias[i];
-            store(xs + c, v);
+        for (int k = threadIdx.x * WIDE; k < C; k += blockDim.x * WIDE) {
+            load(v, xs + k);
+            load(weight, ws + k);
+            load(shift, bs + k);
+            for (int i = 0; i < WIDE; i++) v[i] = (v[i] - mean) * rstd * weight[i] + shift[i];
+            store(xs + k, v);
         }
         __syncthreads();
     }
@@ -2209,9 +2209,9 @@ struct Model : ModelBase<Link, floatX> {
     }
 
     Footprint needed(int B) const {          // gradients: with what is needed to add up those of several ranks
-        const double weights = layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size;
+        const double as_read = layout.slots.size * double(sizeof(floatX)) + 16 * layout.packed.size;
         const size_t activations = Slots(activation_arrays(c, B, max_T, training), c.L).size;
-        return {.weights = weights + (BF16 && training) * 4.0 * shares.moments(),
+        return {.weights = as_read + (BF16 && training) * 4.0 * shares.moments(),
                 .gradients = training * 4.0 * (gradient_layout.trained() + shares.exchanged()),
                 .moments = training * 8.0 * shares.moments(),
                 .activations = 16.0 * activations + device().workspace_size};

@@ -30,13 +30,13 @@ template <typename F> static void guarded(F f) {
 }
 
 static constexpr int V = 300, T = 16, EOT = 299;
-static Config one_layer(int NH, int C, int V, int T) {
+static Config one_layer(int NH, int C, int vocab, int context) {
     Config c;
     c.L = 1;
     c.NH = NH;
     c.C = C;
-    c.V = V;
-    c.T = T;
+    c.V = vocab;
+    c.T = context;
     return c;
 }
 static cpu::Model& tiny_model() {

@@ -64,6 +64,13 @@ sources() {
     for header in dev/host/*.h; do compiles $header -include $header -x c++ /dev/null; done
     compiles test/fuzz.cpp -DTARGET=model test/fuzz.cpp
     compiles test/logits.cpp test/logits.cpp
+    if command -v clang++ > /dev/null; then (
+        CXX=clang++
+        compiles "train_gpt.cpp, no name hides another" -Wshadow train_gpt.cpp
+        compiles "train_gpt.cu, no name hides another" -Wshadow -Wno-unused-function -Wno-unknown-attributes \
+            -Wno-psabi -DUSE_NCCL -I test/emulation -x c++ train_gpt.cu
+    )
+    else echo "skip compiles/names that hide others: no clang++"; fi
     # The two programs stay what a person can read.
     for budget in train_gpt.cpp:2600 train_gpt.cu:2700; do
         lines=$(wc -l < ${budget%:*})

@@ -1218,8 +1218,8 @@ static void texts() {
                 }
             });
             const std::string want = "--field: is for JSON Lines, but " + dir + "/m.txt holds a text";
-            const bool refused = code == 2 && one_line_with(error, want).empty();
-            check(second.empty() ? refused : code == 0, "cases/%s --field of a text%s: %d %s", verb.c_str(),
+            const bool told = code == 2 && one_line_with(error, want).empty();
+            check(second.empty() ? told : code == 0, "cases/%s --field of a text%s: %d %s", verb.c_str(),
                   second.empty() ? "" : " and of JSON Lines", code, error.c_str());
         }
     check(has(again("258"), "/bpe/merges.txt: a.bin beside it has this tokenizer's tokens") &&

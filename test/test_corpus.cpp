@@ -441,23 +441,26 @@ void test_files() {
         const Examples e(a + "/" + file, tokenizer.vocab(), 256);
         const size_t count = file == "answers.bin" ? 640 : file == "sft_train.bin" ? 100
                            : file == "ranked_train.bin" ? 600 : file == "prompts.bin" ? 700 : 256;
-        size_t twice = 0, known = 0, bad = 0;
+        size_t twice = 0, learned = 0, wrong_here = 0;
         for (size_t i = 0; i < e.size(); i++) {
             std::string part[3];
             for (size_t k = 0; k < e.count(i); k++) for (int id : e.of(i)[k]) part[k] += tokenizer.decode(id);
             twice += !prompts.insert(part[0]).second;
             if (file == "answers.bin") continue;
-            known += texts.count(part[0] + part[1]);
+            learned += texts.count(part[0] + part[1]);
             Document d;
-            bad += error_of([&] { d = parse_document(part[0] + part[1]); }).exit_code != 0 || !answer_is_right(d);
+            const int code = error_of([&] { d = parse_document(part[0] + part[1]); }).exit_code;
+            wrong_here += code != 0 || !answer_is_right(d);
             if (e.segments == 3) corruptions[corruption(part[0], part[1], part[2])]++;
         }
-        check("stage_files", e.size() == count && e.segments == (file[0] == 'r' ? 3 : 2) && twice + known + bad == 0,
+        const int segments = file[0] == 'r' ? 3 : 2;
+        check("stage_files", e.size() == count && e.segments == segments && twice + learned + wrong_here == 0,
               "%s: %zu examples; %zu prompts known, %zu of documents in train.bin or val.bin, %zu wrong", file.c_str(),
-              e.size(), twice, known, bad);
+              e.size(), twice, learned, wrong_here);
     }
     std::string counts;
-    for (auto& [name, n] : corruptions) counts += format("%s%s %d", counts.empty() ? "" : ", ", name.c_str(), n);
+    for (auto& [name, times] : corruptions)
+        counts += format("%s%s %d", counts.empty() ? "" : ", ", name.c_str(), times);
     check("corruptions", corruptions.size() == 13 && !corruptions.count(""), "%s", counts.c_str());
 
     // Other tokens are the same texts, and the same nats divided by fewer of them.

@@ -334,10 +334,10 @@ static void runs() {
         for (int i = 0; i < 1000 && !began(); i++) usleep(2000);
         kill(pid, signal);
         code = finish(pid);
-        std::string line = last_line();
-        const bool told = line.starts_with("stopped after step ") &&
-                          line.find("./train_gpt train --resume --out " + out) != line.npos;
-        check(code == 0 && told && logged(out).first == 1, "run/signal %d: exit %d, %s", signal, code, line.c_str());
+        const std::string end = last_line();
+        const bool says_so = end.starts_with("stopped after step ") &&
+                          end.find("./train_gpt train --resume --out " + out) != end.npos;
+        check(code == 0 && says_so && logged(out).first == 1, "run/signal %d: exit %d, %s", signal, code, end.c_str());
         code = execute(resumed(out));
         check(code == 0 && same_model(whole, out), "run/resumed after signal %d with nothing but --out", signal);
     }
@@ -849,7 +849,7 @@ static void damage() {
 
 // Which completion is chosen in all, a token and a byte, against sums that are made one token at a time.
 static void choices() {
-    Rng rng(5);                              // its own: other tests draw from the one above
+    Rng own(5);                              // other tests draw from the one above
     const char* merges = "\u0120 t\nh e\n\u0120t he\na t\n\u0120 m\no g\nz z\n";
     const Tokenizer tokenizer = Tokenizer::from_merges(merges, "merges");
     Config c;
@@ -860,7 +860,7 @@ static void choices() {
     cpu::Model model(c, 4, c.T, false);
     for (size_t i = 0; i < model.layout.tensors.size(); i++) {
         std::vector<float> v(model.layout.tensors[i].count());
-        for (float& f : v) f = rng.normal();
+        for (float& f : v) f = own.normal();
         model.set(WEIGHT, i, v.data());
     }
     const std::vector<std::string> texts = {" the cat", "dog", " on the mat and the log", " a", "zzzzzz", " mat",
@@ -872,15 +872,15 @@ static void choices() {
     std::array<int, 3> want = {};
     int apart = 0;                           // examples for which the three choose differently
     for (int e = 0; e < 40; e++) {
-        const std::vector<int> context = tokenizer.encode(texts[rng.below(texts.size())] + ",");
-        const int options = 2 + rng.below(3), label = rng.below(options);
+        const std::vector<int> context = tokenizer.encode(texts[own.below(texts.size())] + ",");
+        const int options = 2 + own.below(3), label = own.below(options);
         std::string body;
         std::array<double, 3> best = {-INFINITY, -INFINITY, -INFINITY};
         std::array<int, 3> chosen;
         put(body, {label, options, (int)context.size()});
         put(body, context);
         for (int k = 0; k < options; k++) {
-            const std::string text = texts[rng.below(texts.size())];
+            const std::string text = texts[own.below(texts.size())];
             const std::vector<int> completion = tokenizer.encode(text);
             put(body, {(int)completion.size()});
             put(body, completion);

@@ -342,8 +342,8 @@ static void run_case(Case& k) {
             }
         }
         if (it < steps) model.update(now, clip, it + 1);
-        const auto [of_tokens, norm] = model.result();
-        const double loss = of_tokens + of_pairs;
+        const auto [of_all_tokens, norm] = model.result();
+        const double loss = of_all_tokens + of_pairs;
         k.near(format("losses[%d]", (int)it), loss, losses[it], it ? limits.loss : limits.first_loss);
         if (it == steps) break;
         const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1;

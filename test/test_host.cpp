@@ -1128,7 +1128,7 @@ static void texts() {
         std::string s;
         for (const Asked& prompt : read_prompts(path))
             if (prompt.turns.empty()) s += "[" + prompt.text + "]";
-            else for (auto& [role, content] : prompt.turns) s += "<" + role + ":" + content + ">";
+            else for (auto& [role, words] : prompt.turns) s += "<" + role + ":" + words + ">";
         return s;
     };
     same("texts/prompts, a line each", read(file, "\xef\xbb\xbfone\r\n\n \ntwo {\n{three"), "[one][two {][{three]");

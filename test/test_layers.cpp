@@ -65,8 +65,37 @@ template <typename F> static void differentiate(const char* name, real* x, size_
     check(worst <= 1e-7, "gradient/%s: relative error %.1e, limit 1e-07", name, worst);
 }
 
+static void attention(int T) {
+    const int B = 2, C = 12, NH = 3, N = B * T;
+    auto qkv = random_values(N * 3 * C), out = random_values(N * C), dout = random_values(N * C);
+    std::vector<real> lse(N * NH), dqkv(qkv.size());
+    qkv.resize(qkv.size() + 3 * C * cpu::KEYS, NAN);           // for whoever reads on
+    auto f = [&] {
+        cpu::attention_forward(out.data(), lse.data(), qkv.data(), B, 0, T, T, C, NH);
+        return dot(out, dout);
+    };
+    f();
+    double worst = 0;
+    for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
+        const int HS = C / NH, row = 3 * C;
+        const real *q = &qkv[(size_t)(b * T + i) * row + h * HS], *k = &qkv[(size_t)b * T * row + C + h * HS];
+        std::vector<double> p(i + 1), sum(HS);
+        for (int j = 0; j <= i; j++)
+            p[j] = std::exp(std::inner_product(q, q + HS, k + (size_t)j * row, 0.0) / std::sqrt(HS));
+        const double total = std::accumulate(p.begin(), p.end(), 0.0);
+        for (int j = 0; j <= i; j++) for (int c = 0; c < HS; c++)
+            sum[c] += p[j] / total * k[(size_t)j * row + C + c];
+        const real* const got = &out[(size_t)(b * T + i) * C + h * HS];
+        for (int c = 0; c < HS; c++) keep_worst(worst, std::abs(sum[c] - got[c]));
+        keep_worst(worst, std::abs(std::log(total) - lse[(size_t)(b * NH + h) * T + i]));
+    }
+    check(worst <= 1e-12, "attention T=%d against plain loops: error %.1e", T, worst);
+    cpu::attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), B, T, C, NH);
+    differentiate(format("attention T=%d", T).c_str(), qkv.data(), dqkv.size(), dqkv.data(), f);
+}
+
 static void layers() {
-    const int B = 2, T = 7, C = 12, NH = 3, V = 13, N = B * T, OC = 17;
+    const int B = 2, T = 7, C = 12, V = 13, N = B * T, OC = 17;
     {
         auto x = random_values(N * C), w = random_values(C * OC), b = random_values(OC), plus = random_values(N * OC);
         auto out = plus, dout = random_values(N * OC);
@@ -97,34 +126,7 @@ static void layers() {
         differentiate("layernorm dw", w.data(), w.size(), dw.data(), f);
         differentiate("layernorm db", b.data(), b.size(), db.data(), f);
     }
-    for (int T : {1, 7, 131, 600}) {           // 600: ten blocks of queries and two of keys, the last ones short
-        const int N = B * T;
-        auto qkv = random_values(N * 3 * C), out = random_values(N * C), dout = random_values(N * C);
-        std::vector<real> lse(N * NH), dqkv(qkv.size());
-        qkv.resize(qkv.size() + 3 * C * cpu::KEYS, NAN);           // for whoever reads on
-        auto f = [&] {
-            cpu::attention_forward(out.data(), lse.data(), qkv.data(), B, 0, T, T, C, NH);
-            return dot(out, dout);
-        };
-        f();
-        double worst = 0;
-        for (int b = 0; b < B; b++) for (int h = 0; h < NH; h++) for (int i = 0; i < T; i++) {
-            const int HS = C / NH, row = 3 * C;
-            const real *q = &qkv[(size_t)(b * T + i) * row + h * HS], *k = &qkv[(size_t)b * T * row + C + h * HS];
-            std::vector<double> p(i + 1), sum(HS);
-            for (int j = 0; j <= i; j++)
-                p[j] = std::exp(std::inner_product(q, q + HS, k + (size_t)j * row, 0.0) / std::sqrt(HS));
-            const double total = std::accumulate(p.begin(), p.end(), 0.0);
-            for (int j = 0; j <= i; j++) for (int c = 0; c < HS; c++)
-                sum[c] += p[j] / total * k[(size_t)j * row + C + c];
-            const real* const got = &out[(size_t)(b * T + i) * C + h * HS];
-            for (int c = 0; c < HS; c++) keep_worst(worst, std::abs(sum[c] - got[c]));
-            keep_worst(worst, std::abs(std::log(total) - lse[(size_t)(b * NH + h) * T + i]));
-        }
-        check(worst <= 1e-12, "attention T=%d against plain loops: error %.1e", T, worst);
-        cpu::attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), B, T, C, NH);
-        differentiate(format("attention T=%d", T).c_str(), qkv.data(), dqkv.size(), dqkv.data(), f);
-    }
+    for (int length : {1, 7, 131, 600}) attention(length);   // 600: ten blocks of queries, two of keys, the last short
     {
         auto x = random_values(99, 2), dout = random_values(99), out(x);
         std::vector<real> dx(99);
@@ -375,10 +377,10 @@ struct Counting : cpu::Model {
         computed += B * T;
         cpu::Model::extend(x, B, t0, T);
     }
-    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* rng,
+    void draw(const int* x, int B, int t0, int T, const Sampling& s, const std::vector<int>& hidden, Rng* random,
               int* token, bool ahead) {
         computed += B * T;
-        cpu::Model::draw(x, B, t0, T, s, hidden, rng, token, ahead);
+        cpu::Model::draw(x, B, t0, T, s, hidden, random, token, ahead);
     }
 };
 static void texts_from_the_cache() {

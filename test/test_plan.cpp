@@ -186,13 +186,13 @@ void times_by_hand() {
     const Link in = {1, 2, 100}, out = {10, 20, 30};
     for (bool direct : {true, false}) {
         auto of = [&](int n, int inside, double bytes) { return exchange(n, inside, bytes, in, out, direct); };
-        const Exchange none = of(1, 8, 1e9), pair = of(2, 8, 1000), thin = of(4, 1, 400);
+        const Exchange none = of(1, 8, 1e9), pair = of(2, 8, 1000), apart = of(4, 1, 400);
         const Exchange two = of(16, 8, 4800), wide = of(16, 2, 4800);
         const char* kind = direct ? "direct" : "ring";
         check(none.seconds() == 0 && pair.latency == 1 + 2 && pair.transfer == 5, "%s exchange of 1, of 2: %g + %g",
               kind, pair.latency, pair.transfer);
-        check(thin.latency == 10 + 3 * 20 && thin.transfer == 10, "%s exchange of 4 on 4 machines: %g + %g",
-              kind, thin.latency, thin.transfer);
+        check(apart.latency == 10 + 3 * 20 && apart.transfer == 10, "%s exchange of 4 on 4 machines: %g + %g",
+              kind, apart.latency, apart.transfer);
         check(two.latency == 10 + 14 * 2 + 20 && two.transfer == (direct ? 80 : 45),
               "%s exchange of 16 on 2 machines: %g + %g", kind, two.latency, two.transfer);
         check(wide.latency == 10 + 8 * 2 + 7 * 20 && wide.transfer == (direct ? 140 : 75),

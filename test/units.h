@@ -37,27 +37,27 @@ inline float emulated_dot(float sum, uint32_t a, uint32_t b) {
 inline bool emulated_amx = false;
 
 // A tile is 16 rows of 64 bytes. It is of no use until it is configured.
-inline thread_local struct { bool configured = false; uint32_t words[16 * 16]; } tiles[8];
+inline thread_local struct { bool configured = false; uint32_t words[16 * 16]; } amx_tiles[8];
 
 inline void emulated_loadconfig(const void* config) {
     const uint8_t* bytes = (const uint8_t*)config;
     for (int t = 0; t < 8; t++) {
         uint16_t row_bytes;
         memcpy(&row_bytes, bytes + 16 + 2 * t, 2);
-        tiles[t].configured = bytes[0] == 1 && bytes[1] == 0 && row_bytes == 64 && bytes[48 + t] == 16;
+        amx_tiles[t].configured = bytes[0] == 1 && bytes[1] == 0 && row_bytes == 64 && bytes[48 + t] == 16;
     }
 }
 inline void emulated_release() {             // which other processors do not know
-    for (auto& t : tiles) {
+    for (auto& t : amx_tiles) {
         if (!t.configured) abort();
         t.configured = false;
     }
 }
 inline uint32_t* tile(int t) {
-    if (!tiles[t].configured) __builtin_trap();
-    return tiles[t].words;
+    if (!amx_tiles[t].configured) __builtin_trap();
+    return amx_tiles[t].words;
 }
-inline void emulated_zero(int t) { memset(tile(t), 0, sizeof tiles[t].words); }
+inline void emulated_zero(int t) { memset(tile(t), 0, sizeof amx_tiles[t].words); }
 inline void emulated_loadd(int t, const void* from, long stride) {
     for (int r = 0; r < 16; r++) memcpy(tile(t) + 16 * r, (const char*)from + r * stride, 64);
 }

@@ -35,7 +35,7 @@ struct Timed : cpu::Model {
         const double N = std::get<sizeof...(more) - 1>(std::tuple(more...));
         time("layernorm backward", 0, 16.0 * N * c.C, [&] { cpu::Model::norm_backward(dresidual, add, more...); });
     }
-    void linear_forward(auto out, auto x, const auto& layer, auto plus, auto before_gelu, int N, int C, int OC) {
+    void linear_forward(auto out, auto x, const auto& layer, auto plus, real* before_gelu, int N, int C, int OC) {
         time(product(C, OC), 2.0 * N * C * OC, 0,
              [&] { cpu::Model::linear_forward(before_gelu ? before_gelu : out, x, layer, plus, nullptr, N, C, OC); });
         if (before_gelu) time("gelu", 0, 8.0 * N * OC, [&] { cpu::gelu_forward(out, before_gelu, (size_t)N * OC); });

@@ -44,14 +44,15 @@ struct Comm {
     Comm data() const {
         return {.rank = replica(), .size = replicas(), .zero = zero, .lowest = place(), .step = tensor};
     }
-    // Of n things to do the first ranks have as many each, those of `rank` in a row.
-    Range share(size_t n, int rank) const {
-        const size_t most = (n + size - 1) / size, first = std::min(n, most * rank);
+    // Of n things to do the first ranks have as many each, those of rank r in a row.
+    Range share(size_t n, int r) const {
+        const size_t most = (n + size - 1) / size, first = std::min(n, most * r);
         return {first, std::min(n, first + most) - first};
     }
     Range share(size_t n) const { return share(n, rank); }
-    // From here on n ranks share each layer of a model with so many heads and tokens.
-    void share_layers(int n, int zero, int heads, int vocab) {
+    // From here on n ranks share each layer of a model with so many heads and tokens, and several groups of these have
+    // the ZeRO that was asked for.
+    void share_layers(int n, int asked, int heads, int vocab) {
         std::string fit;
         for (int k = 1; k <= size; k++)
             if (size % k == 0 && heads % k == 0 && k <= vocab) fit += format("%s%d", k == 1 ? "" : ", ", k);
@@ -59,7 +60,7 @@ struct Comm {
             die_usage("--tensor-parallel %d: must divide the %d ranks and the model's %d heads: take one of %s", n,
                       size, heads, fit.c_str());
         tensor = n;
-        this->zero = replicas() > 1 ? zero : 0;
+        zero = replicas() > 1 ? asked : 0;
         for (int r = 0; r < size && n > 1 && first(); r += n)
             if (machine[r] != machine[r + n - 1])
                 return warn("--tensor-parallel %d: ranks %d to %d share each layer, but are on several machines; a "

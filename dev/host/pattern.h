@@ -279,8 +279,8 @@ struct Pattern {
         next[at] = to;
         return to;
     }
-    int step(int state, std::string_view bytes) {
-        for (uint8_t byte : bytes) state = step(state, byte);
+    int step(int state, std::string_view text) {
+        for (uint8_t byte : text) state = step(state, byte);
         return state;
     }
     // When states take half of the limit, forgets all but those held, which have other numbers then.

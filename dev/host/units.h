@@ -201,9 +201,9 @@ template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m
                 continue;
             }
             side_by_side(tile[i], m.from(0, 2 * i).p, m.from(0, 2 * i + 1).p);
-            const halves32 rows = (halves32)tile[i];
+            const halves32 two = (halves32)tile[i];
             tile[i] = (words16)__builtin_shufflevector(
-                rows, rows, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12,
+                two, two, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12,
                 28, 13, 29, 14, 30, 15, 31);
         }
         if ((m.col == 1) == TURNED) cpu::swap_quarters<1>(tile, std::make_integer_sequence<int, 16>());

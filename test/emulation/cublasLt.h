@@ -142,8 +142,8 @@ inline void multiply(const Heuristic& way, const Product& p, float alpha, const 
         float* column = &d[j * m];
         std::vector<float> part(way.parts > 1 ? m : 0);
         const size_t each = (k + way.parts - 1) / way.parts;
-        for (size_t n = 0; n < k; n++) {
-            const size_t l = way.backwards ? k - 1 - n : n;
+        for (size_t turn = 0; turn < k; turn++) {
+            const size_t l = way.backwards ? k - 1 - turn : turn;
             float* const sum = way.parts > 1 ? part.data() : column;
             const float x = b[j * k + l];
 #pragma omp simd

@@ -468,23 +468,23 @@ struct Watch {
             }
         }
     }
-    void fence(const Fiber* current) {
-        if (thread != current) return;
+    void fence(const Fiber* by) {
+        if (thread != by) return;
         stored.clear();
         goes_on();
     }
     void forget(const char* p, size_t n) { stored.erase(stored.lower_bound(p), stored.lower_bound(p + n)); }
-    void fills(const Fiber* current, char* p, size_t n) {    // a copy in flight does, not the thread that began it
+    void fills(const Fiber* by, char* p, size_t n) {         // a copy in flight does, not the thread that began it
         memset(p, 0xff, n);
         forget(p, n);
-        if (thread != current) return;
+        if (thread != by) return;
         const std::vector<Array>& arrays = thread->block->arrays;
         for (size_t i = 0; i < before.size(); i++)
             if (p >= arrays[i].p && p < arrays[i].p + before[i].size()) memset(&before[i][p - arrays[i].p], 0xff, n);
     }
-    bool found(const Fiber* current) {       // whether there is anything not fenced for a product or copy to find
+    bool found(const Fiber* by) {            // whether there is anything not fenced for a product or copy to find
         asked = true;
-        if (thread && thread == current) {
+        if (thread && thread == by) {
             stops();
             goes_on();
         }
@@ -912,12 +912,12 @@ inline void end_thread() {
     if (b.arrived && b.arrived == block.live) complete(b, *f.gang);
     Barrier& c = cluster_barrier();
     if (c.arrived && c.arrived == live_in_cluster()) complete(c, *f.gang);
-    for (Collective& c : warp.open) {
-        if (!c.name || c.arrived != (c.mask & warp.live)) continue;
+    for (Collective& open : warp.open) {
+        if (!open.name || open.arrived != (open.mask & warp.live)) continue;
         if (settings.strict)
-            fail("ends while %s at %s:%d waits for its lane %u, mask %08x", c.name, c.place.file, c.place.line, f.lane,
-                 c.mask);
-        complete(c, warp);
+            fail("ends while %s at %s:%d waits for its lane %u, mask %08x", open.name, open.place.file, open.place.line,
+                 f.lane, open.mask);
+        complete(open, warp);
     }
 }
 // A stack whose thread has ended takes the next one that is to begin, with no switch at all: most kernels never wait,

@@ -71,20 +71,20 @@ struct ncclComm {
     size_t front() const { return (size * sizeof(emu::Member) + 4095) / 4096 * 4096; }
     size_t bytes() const { return front() + size * size * sizeof(emu::Box); }
     emu::Box& box(int from, int to) const { return ((emu::Box*)((char*)members + front()))[from * size + to]; }
-    struct flock lock(int rank) const {
+    struct flock lock(int whose) const {
         struct flock l = {};
         l.l_type = F_WRLCK;
         l.l_whence = SEEK_SET;
-        l.l_start = rank;
+        l.l_start = whose;
         l.l_len = 1;
         return l;
     }
-    bool lives(int rank) const {
-        struct flock l = lock(rank);
+    bool lives(int other) const {
+        struct flock l = lock(other);
         if (fcntl(file, F_OFD_GETLK, &l)) emu::fail("NCCL: cannot ask for a lock: %s", strerror(errno));
-        return l.l_type != F_UNLCK || rank == this->rank;
+        return l.l_type != F_UNLCK || other == rank;
     }
-    bool died(int rank) const { return members[rank].pid && !lives(rank) && !members[rank].left; }
+    bool died(int other) const { return members[other].pid && !lives(other) && !members[other].left; }
     // Dies of a wait in vain: for a rank that was gone before a last look at what it had done, or for too long.
     void check_wait(int other, bool lives, double seconds, const char* what) const {
         const emu::Member& m = members[other];

@@ -171,8 +171,8 @@ template <int RANK, typename F> void for_box(const CUtensorMap& map, uint32_t sh
             p += x * (int64_t)map.stride[i];
         }
         for (int b = 0; b < row; b += 16) {
-            const int64_t x = (int64_t)c[0] * map.element + b, left = (int64_t)map.size[0] * map.element - x;
-            const int bytes = inside && x >= 0 ? (int)std::clamp<int64_t>(left, 0, 16) : 0;
+            const int64_t x = (int64_t)c[0] * map.element + b, ahead = (int64_t)map.size[0] * map.element - x;
+            const int bytes = inside && x >= 0 ? (int)std::clamp<int64_t>(ahead, 0, 16) : 0;
             f(swizzled(shared + r * row + b, map.swizzle), p + x, bytes);
         }
     }
