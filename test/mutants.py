@@ -68,6 +68,11 @@ EQUIVALENT = {
     'if (M < MR) return gemm_rows<P>(to, a, b, M, N, K);': 'the same sums in the same order, with more copying',
     'if (m.all() >= have)': 'memory that is there to the byte',
     'for (int v = 0; v < V; v++) maximum = z[v] >= maximum ? z[v] : maximum;': 'one of two equal numbers',
+    'if ((T != S) || true) for (int b = 0; b < B; b++)'
+    ' std::copy_n(qkv + b * T * row, T * row, a.qkv + (b * S + t0) * row);': 'rows are copied to where they are',
+    'if ((n == sorted) || true) {': 'more is sorted, and again',
+    'for (int c0 = 0; c0 <= C; c0 += 32) {': 'a block of no columns',
+    'int rows = 1, columns = 0, read_token = 0;': 'set before it is read',
     'if (lane != 0) row[k] = r;': 'all lanes have the same r',
     'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);':
         'the four lanes of a row have the same',
