@@ -1326,7 +1326,7 @@ template <typename Link, typename A> struct ModelBase {
     X(act,  fc,        KEPT,   N * c.fc())      X(act, fc_gelu, KEPT, N * c.hidden()) \
     X(act,  residual,  KEPT,   N * c.C)         /* the residual stream after the block */ \
     X(act,  lnf,       ONCE,   N * c.C)         X(stat, lnf_stats, ONCE, 2 * N)   /* mean and rstd */ \
-    X(act,  logits,    ONCE,   head_rows(N, c.V / c.tp) * padded(c.vocab())) \
+    X(act,  logits,    ONCE,   head_rows(N, c) * padded(c.vocab())) \
     X(act,  dresidual, ONCE,   training ? N * c.C : 0)       /* gradient of the residual stream */ \
     X(act,  dx,        ONCE,   training ? N * c.C : 0)       /* of what is C wide within a branch */ \
     X(act,  dwide,     ONCE,   training ? N * std::max({c.qkv(), c.fc(), 2 * c.C}) : 0)     /* of qkv or fc; sums of the embedding */ \
@@ -1421,8 +1421,9 @@ namespace cpu {
 using act = real;
 using stat = real;
 inline int most_logits = 1 << 25;            // numbers at once; tests have fewer, so that they come in several chunks
-inline size_t head_rows(size_t N, int V) {   // of a chunk; chunks are of nearly equal size
-    const size_t most = std::clamp(most_logits / V, 64, 1024), chunks = std::max<size_t>(1, (N + most - 1) / most);
+inline size_t head_rows(size_t N, const Config& c) {         // of a chunk; chunks are of nearly equal size
+    const size_t most = std::clamp(most_logits / (c.V / c.tp), 64, 1024);
+    const size_t chunks = std::max<size_t>(1, (N + most - 1) / most);
     return (N + chunks - 1) / chunks;
 }
 inline size_t padded(int V) { return V; }
@@ -1473,7 +1474,7 @@ struct Model : ModelBase<MpiLink, real> {
         group.arrivals = activations(0).arrivals;
     }
     Footprint needed(bool training) const {     // dies if there is less
-        if (bf16 && sizeof(real) != 4) die("--dtype bf16: this program was built for 64-bit numbers");
+        if ((bf16 || c.form != Form::FP32) && sizeof(real) != 4) die("this program was built for fp64 alone");
         const double each = sizeof(real), copies = bf16 * sizeof(bfloat16), have = available_memory() / world().here;
         const Footprint m = {.weights = layout.slots.size * (each + copies) + 16 * layout.packed.size,
                              .gradients = training * (gradient_layout.trained() + shares.exchanged()) * each,
@@ -1646,7 +1647,7 @@ struct Model : ModelBase<MpiLink, real> {
     void embedding_backward(const Weights<real>& g, const real* dout, int B, int T) {
         if (g.wte) cpu::embedding_backward(g.wte, g.wpe, dout, inputs.data(), B, T, c.C, c.first_token(), c.vocab());
     }
-    int chunk() const { return head_rows((size_t)max_B * max_T, c.V / c.tp); }
+    int chunk() const { return head_rows((size_t)max_B * max_T, c); }
     // of `count` rows n0, n0 + step, ... of x
     void logits_forward(const real* x, int n0, int step, int count) {
         const int V = c.vocab();

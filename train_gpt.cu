@@ -2115,7 +2115,7 @@ inline void pick(Pickers p, floatX* logits, const Sampling* sampling, const int*
     X(float,  old,      ONCE,  training ? N : 0)             X(float, ref, ONCE, training ? N : 0) \
     X(float,  kl,       ONCE,  1)            X(int, read_at, ONCE, B)      X(float, read, ONCE, B)     /* readout's */ \
     X(float,  logprob,  ONCE,  N)            X(int, best, ONCE, N) \
-    X(cpu::Found, found, ONCE, c.tp > 1 ? c.tp * head_rows(N, c.V / c.tp) : 0)               /* for cross_entropy() */ \
+    X(cpu::Found, found, ONCE, c.tp > 1 ? c.tp * head_rows(N, c) : 0)      /* for cross_entropy() */ \
     X(int,    order,    ONCE,  training ? N : 0)             X(int, start, ONCE, training ? N + 1 : 0) \
     X(int,    first,    ONCE,  training ? N + 1 : 0)         /* these three: for embedding_backward() */ \
     X(int,    tokens,   ONCE,  1)            X(double, squares, ONCE, NORM_BLOCKS) \
@@ -2129,7 +2129,9 @@ using stat = float;
 struct Activations { GPU_ACTIVATIONS(AS_POINTER) };
 
 inline int most_logits = 1 << 29;            // numbers at once; --check has fewer, so that they come in several chunks
-inline size_t head_rows(size_t N, int V) { return std::min<size_t>(N, std::clamp(most_logits / V, 64, 16384)); }
+inline size_t head_rows(size_t N, const Config& c) {
+    return std::min<size_t>(N, std::clamp(most_logits / (c.V / c.tp), 64, 16384));
+}
 
 // The arrays in units of 16 bytes, so that Slots aligns each to more than anyone asks for.
 inline std::vector<std::pair<Per, size_t>> activation_arrays(const Config& c, int B, int T, bool training) {
@@ -2485,7 +2487,7 @@ struct Model : ModelBase<Link, floatX> {
         if (g.wte) gpu::embedding_backward(g.wte, g.wpe, (float*)a.dwide, dout, a.token, o, B, T, c.C);
     }
 
-    int chunk() const { return (int)head_rows((size_t)max_B * max_T, c.V / c.tp); }
+    int chunk() const { return (int)head_rows((size_t)max_B * max_T, c); }
     // Logits of rows n0, n0 + step, ... of x, which is normalized first if norm_forward() has left that.
     void logits_forward(const Normed& x, int n0, int step, int rows) {
         const Activations a = activations(0);

@@ -29,8 +29,8 @@ REGIONS = [
     ('train_gpt.cpp', r'    void forward\(const int', r'// ---- \d+\. model files')]
 # What tells people something, is told to the compiler or to a cache alone, cuts work into as many parts as there are
 # threads, or is checked before anything runs.
-PASSED_OVER = re.compile(r'^\s*(//|#|/\*)|\bdie\(|format\(|static_assert|prefetch\(|__launch_bounds__|ASM\(|EMU\('
-                         r'|constexpr \w+ \w+ =|omp_get_max_threads|few\(\)')
+PASSED_OVER = re.compile(r'^\s*(//|#|/\*)|\bdie\(|format\(|static_assert|prefetch\(|c_str\(\)|__launch_bounds__'
+                         r'|ASM\(|EMU\(|constexpr \w+ \w+ =|omp_get_max_threads|few\(\)')
 
 NESTED = r'\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)'         # parentheses, up to three deep
 OPERATORS = [                                # (pattern, replacement, kind)
@@ -63,7 +63,6 @@ EQUIVALENT = {
     'warpgroup == 0 ? barrier<1>(128) : warpgroup == 1 ? barrier<2>(128) : (void)0;': 'the same',
     'a_panels.resize(std::max<size_t>(a_panels.size(), (size_t)(M - in_place + MR + 1) / MR * MR * KC));':
         'room that nobody needs',
-    'int chunk() const { return head_rows((size_t)max_B * max_T, c.V * c.tp); }': 'chunks may have fewer rows than fit',
     'if (a.row == 2 && a.col != 1) return rounded(a.t(), K, M).t();': 'numbers are rounded in another order',
     'if (M < MR) return gemm_rows<P>(to, a, b, M, N, K);': 'the same sums in the same order, with more copying',
     'if (m.all() >= have)': 'memory that is there to the byte',
@@ -73,6 +72,8 @@ EQUIVALENT = {
     'if ((n == sorted) || true) {': 'more is sorted, and again',
     'for (int c0 = 0; c0 <= C; c0 += 32) {': 'a block of no columns',
     'int rows = 1, columns = 0, read_token = 0;': 'set before it is read',
+    'if ((s.top_k == 1) && false) return int(std::find(logits, logits + V, maximum) - logits);': 'the long way to it',
+    'real sums[33] = {};': 'room that nobody needs',
     'if (lane != 0) row[k] = r;': 'all lanes have the same r',
     'if (lane % 4 != 0) lse[((size_t)b * gridDim.y + h) * T + i] = maximum[r] / LOG2E + logf(total);':
         'the four lanes of a row have the same',

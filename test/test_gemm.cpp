@@ -101,6 +101,37 @@ static void packed_products() {
     }
 }
 
+// Frozen matrices in fewer bits: logits are those of the numbers that they hold.
+static void frozen_forms() {
+    Config c;
+    std::tie(c.L, c.NH, c.C, c.V, c.T) = std::tuple(2, 2, 16, 19, 24);
+    std::vector<int> x(c.T);
+    for (int& token : x) token = rng.below(c.V);
+    for (Form form : {Form::BF16, Form::INT8, Form::NF4}) {
+        Config fewer = c;
+        fewer.form = form;
+        cpu::Model plain(c, 1, c.T, false), frozen(fewer, 1, c.T, false);
+        int rounded = 0, matrices = 0;
+        for (size_t i = 0; i < plain.layout.tensors.size(); i++) {
+            const std::vector<float> values = plain.layout.initial_values(i, 7);
+            std::vector<float> held(values.size());
+            frozen.set(WEIGHT, i, values.data());
+            frozen.get(WEIGHT, i, held.data());
+            plain.set(WEIGHT, i, held.data());
+            const bool matrix = plain.layout.tensors[i].rows && plain.layout.tensors[i].present;
+            matrices += matrix;
+            rounded += matrix && held != values;
+        }
+        std::vector<float> want(c.T * c.V), got(want);
+        plain.extend(x.data(), 1, 0, c.T);
+        plain.logits(0, 1, c.T, want.data());
+        frozen.extend(x.data(), 1, 0, c.T);
+        frozen.logits(0, 1, c.T, got.data());
+        check(want == got && rounded == matrices, "model, matrices in %s: logits of what they hold; %d of %d rounded",
+              FORMS[(int)form], rounded, matrices);
+    }
+}
+
 template <typename Type> static void products(Unit unit = Unit::NONE) {
     using P = typename Type::P;
     const char* const names[] = {"gemm", "gemm, dots", "gemm, AMX"};
@@ -243,6 +274,7 @@ static void attention(Unit unit) {
 int main() {
     rounding();
     packed_products();
+    frozen_forms();
     products<Fp32>();
     products<Bf16>();
     products<Bf16Stored>();
