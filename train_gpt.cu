@@ -107,15 +107,15 @@ struct Device {
     }
     int sms() const { return properties.multiProcessorCount; }
     int capability() const { return 10 * properties.major + properties.minor; }
-    // FLOP/s of the tensor cores in bf16, dense, with fp32 sums, for which a GeForce has half the rate: per
-    // multiprocessor as on a generation's largest card. Sources: NVIDIA's data sheets of A100, A40, L40S, H100 and H200
-    // SXM, B200 and RTX PRO 6000, and its white papers on the GeForce RTX 3090, 4090 and 5090.
+    // FLOP/s of the tensor cores in bf16, dense, with fp32 sums, for which a GeForce has half the rate: per SM
+    // as on a generation's largest card. Sources: NVIDIA's data sheets of A100, A40, L40S, H100 and H200 SXM, B200 and
+    // RTX PRO 6000, and its white papers on the GeForce RTX 3090, 4090 and 5090.
     double peak() const {
-        const struct { int capability; const char* name; double flops; int processors; } generations[] = {
+        const struct { int capability; const char* name; double flops; int sms; } generations[] = {
             {120, "GeForce", 209.5e12, 170}, {120, "", 503.8e12, 188}, {100, "", 2250e12, 148}, {90, "", 989.4e12, 132},
             {89, "GeForce", 165.2e12, 128}, {89, "", 362e12, 142}, {86, "GeForce", 71e12, 82}, {86, "", 149.7e12, 84}};
         for (auto& g : generations)
-            if (capability() >= g.capability && strstr(properties.name, g.name)) return g.flops / g.processors * sms();
+            if (capability() >= g.capability && strstr(properties.name, g.name)) return g.flops / g.sms * sms();
         return 312e12 / 108 * sms();
     }
     double bandwidth() const {               // of the memory, bytes/s: two transfers a clock

@@ -7,7 +7,7 @@
      three_passes    a block takes a row: maximum, then sum, then gradients. The row is read three times; what the
                      level-2 cache keeps of it depends on how many rows are under way
      two_passes      maximum and sum in one pass, where a new maximum shrinks the sum so far (Milakov, Gimelshein 2018,
-                     arXiv:1805.02867, algorithm 3); 16 bytes at a time. Four blocks' rows a multiprocessor are under
+                     arXiv:1805.02867, algorithm 3); 16 bytes at a time. Four blocks' rows an SM are under
                      way, 53 MB on 132: as much as the level-2 cache holds
      shipped         gpu::cross_entropy: asynchronous copies bring the row to shared memory, all 100 KB of it under way
                      at once, and both passes find it there */

@@ -9,7 +9,7 @@
               allocates.
    time       A step's floor is that of a step line's SOL (gpu::Model::speed()): products and attention at 80 % of the
               card's peak, what else moves bytes at 90 % of its bandwidth; products are rounded up to tiles and to turns
-              of all multiprocessors. A GPU takes floor / REACHED; then come exchanges that nothing hides, and waiting
+              of all SMs. A GPU takes floor / REACHED; then come exchanges that nothing hides, and waiting
               for the slowest.
    ranks      t GPUs of a machine share each layer (Shoeybi et al. 2019, arXiv:1909.08053); such groups, replicas, share
               the batch. ZeRO (Rajbhandari et al. 2019, arXiv:1910.02054): stage 1 shards master weights and moments
@@ -127,7 +127,7 @@ inline Memory memory(const Plan& p) {
    (dev/results/h200.md, 2026-11-27). Fitted to these two and to nothing else, before any other row of the table. */
 constexpr double REACHED = 0.765;
 
-/* A product (M,N) = (M,K) (K,N) at the floor's rates, seconds: tiles of 128 x 128, one a multiprocessor in each turn;
+/* A product (M,N) = (M,K) (K,N) at the floor's rates, seconds: tiles of 128 x 128, one an SM in each turn;
    where they are few, K is cut into parts of 512 and more. */
 inline double product(const Gpu& g, double M, double N, double K) {
     const double tiles = std::ceil(M / 128) * std::ceil(N / 128);

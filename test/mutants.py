@@ -65,6 +65,7 @@ EQUIVALENT = {
         'room that nobody needs',
     'if (a.row == 2 && a.col != 1) return rounded(a.t(), K, M).t();': 'numbers are rounded in another order',
     'if (M < MR) return gemm_rows<P>(to, a, b, M, N, K);': 'the same sums in the same order, with more copying',
+    'const size_t chunks = std::max<size_t>(1, (N + most - 2) / most);': 'chunks of a row more, and so much room',
     'if (m.all() >= have)': 'memory that is there to the byte',
     'for (int v = 0; v < V; v++) maximum = z[v] >= maximum ? z[v] : maximum;': 'one of two equal numbers',
     'if ((T != S) || true) for (int b = 0; b < B; b++)'

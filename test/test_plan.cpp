@@ -177,7 +177,7 @@ void floor_is_that_of_a_step_line() {
 
 void times_by_hand() {
     const Gpu g = {"g", 90, 10, 1e12, 1e12, 1e9, 1e9, 1e8};
-    const double turn = 10 * 2.0 * 128 * 128 / 0.8e12;       // of all multiprocessors, for each k
+    const double turn = 10 * 2.0 * 128 * 128 / 0.8e12;       // of all SMs, for each k
     const double thin = 2 * (2e6 + 1) / 0.9e12;              // the bytes of a product that has few FLOPs for them
     check(near(product(g, 1280, 128, 256), turn * 256) && near(product(g, 1281, 128, 256), 2 * turn * 256) &&
           near(product(g, 128, 128, 5120), turn * 512) &&

@@ -183,11 +183,11 @@ struct Shares {
 
     Shares(const Comm& comm, size_t first, size_t stride, int layers, int ring, size_t size) : comm(comm), kept{0} {
         const size_t most = std::max<size_t>(stride, 1 << 22), end = first + layers * stride;
-        auto add = [&](size_t at, size_t n, int turned) {
+        auto add = [&](size_t at, size_t n, int down) {
             group.push_back(pieces.size());
             for (size_t done = 0; done < n; done += most) {
                 pieces.push_back({at + done, std::min(n - done, most)});
-                in_ring.push_back(at + done - turned * stride);
+                in_ring.push_back(at + done - down * stride);
             }
         };
         add(0, first, 0);

@@ -191,8 +191,8 @@ inline void side_by_side(words16& to, const real* low, const real* high) {
     for (int l = 0; l < 16; l++) halves[l + 16] = high[l];
     side_by_side(to, halves, halves + 16);
 }
-// A tile = the upper left corner of m (rows,K), rounded, and zeros beyond. TURNED: it is turned round, as B wants it.
-template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m, int rows, int K) {
+// A tile = the upper left corner of m (rows,K), rounded, and zeros beyond. TRANSPOSED: as B wants it.
+template <bool TRANSPOSED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m, int rows, int K) {
     words16 tile[16];
     if (rows >= 16 && K >= 32 && (m.col == 1 || m.row == 1)) {
         for (int i = 0; i < 16; i++) {
@@ -206,16 +206,16 @@ template <bool TURNED, typename E> void pack_tile(uint32_t* to, cpu::Matrix<E> m
                 two, two, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12,
                 28, 13, 29, 14, 30, 15, 31);
         }
-        if ((m.col == 1) == TURNED) cpu::swap_quarters<1>(tile, std::make_integer_sequence<int, 16>());
+        if ((m.col == 1) == TRANSPOSED) cpu::swap_quarters<1>(tile, std::make_integer_sequence<int, 16>());
     } else {
         auto bits = [&](int i, int k) -> uint32_t { return i < rows && k < K ? bfloat16(m(i, k)).bits : 0; };
         for (int i = 0; i < 16; i++) for (int k = 0; k < 16; k++)
-            tile[TURNED ? k : i][TURNED ? i : k] = bits(i, 2 * k) | bits(i, 2 * k + 1) << 16;
+            tile[TRANSPOSED ? k : i][TRANSPOSED ? i : k] = bits(i, 2 * k) | bits(i, 2 * k + 1) << 16;
     }
     memcpy(to, tile, sizeof tile);
 }
 // The same for some rows of tiles, in the direction in which m lies in memory; a tile some steps ahead is prefetched
-template <bool TURNED, typename E> void pack_tiles(uint32_t* to, int tile_rows, cpu::Matrix<E> m, int rows, int K) {
+template <bool TRANSPOSED, typename E> void pack_tiles(uint32_t* to, int tile_rows, cpu::Matrix<E> m, int rows, int K) {
     const int tiles = (K + 31) / 32;
     for (int n = 0; n < tile_rows * tiles; n++) {
         const int i = m.row == 1 ? n % tile_rows : n / tiles, k = m.row == 1 ? n / tile_rows : n % tiles;
@@ -224,7 +224,7 @@ template <bool TURNED, typename E> void pack_tiles(uint32_t* to, int tile_rows, 
             if (m.row == 1) tile.prefetch(0, 32 + l);
             else tile.prefetch(l / 2, 128 + l % 2 * 16);
         }
-        pack_tile<TURNED>(to + (i * tiles + k) * TILE, tile, rows - 16 * i, K - 32 * k);
+        pack_tile<TRANSPOSED>(to + (i * tiles + k) * TILE, tile, rows - 16 * i, K - 32 * k);
     }
 }
 inline int squares(int n) { return (n + SQUARE - 1) / SQUARE; }
