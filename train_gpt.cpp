@@ -1221,7 +1221,7 @@ template <typename P, typename E> void gemm_pieces(Target to, Matrix<> a, Matrix
         const int k0 = piece * deep, n = std::min(strip, N - n0), kn = std::min(deep, K - k0);
         gemm_rows<P>(sums_of(piece).from(0, n0), a.from(0, k0), b.from(k0, n0), M, n, kn);
     }
-    for (int i = 0; i < M && pieces > 1; i++)
+    if (pieces > 1) for (int i = 0; i < M; i++)
         for (int p = 0; p < pieces; p++) StoreRow{to}.from(p, i, 0)(0, 0, sums_of(p).from(i, 0).c, N);
 }
 

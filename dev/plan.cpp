@@ -86,7 +86,8 @@ inline Parameters parameters(const Config& c, int tensor) {
     for (const Tensor& t : tensor_rows(part_of(c, tensor), gpu::BF16)) {
         if (!t.present) continue;
         n.all += t.whole() * double(t.per == BLOCK ? c.L : 1);
-        (t.per == BLOCK ? n.layer : n.outside) += t.count();
+        double& where = t.per == BLOCK ? n.layer : n.outside;
+        where += t.count();
     }
     return n;
 }

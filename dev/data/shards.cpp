@@ -528,7 +528,7 @@ struct Trainer {
         size_t n = 0, counted = 0;       // tokens written, old pairs taken off the counts
         for (size_t i = 0; i < ids.size(); i++) {
             const bool here = i + 1 < ids.size() && ids[i] == left && ids[i + 1] == right;
-            for (size_t k = std::max(counted, i - (i > 0)); here && k < i + 2 && k + 1 < ids.size(); counted = ++k)
+            if (here) for (size_t k = std::max(counted, i - (i > 0)); k < i + 2 && k + 1 < ids.size(); counted = ++k)
                 pairs[key(ids[k], ids[k + 1])].count -= words[w].count;
             ids[n++] = here ? id : ids[i];
             i += here;

@@ -61,7 +61,8 @@ struct Comm {
                       size, heads, fit.c_str());
         tensor = n;
         zero = replicas() > 1 ? asked : 0;
-        for (int r = 0; r < size && n > 1 && first(); r += n)
+        if (n == 1 || !first()) return;
+        for (int r = 0; r < size; r += n)
             if (machine[r] != machine[r + n - 1])
                 return warn("--tensor-parallel %d: ranks %d to %d share each layer, but are on several machines; a "
                             "launcher that puts consecutive ranks on one makes it faster", n, r, r + n - 1);

@@ -271,7 +271,7 @@ inline TextCount count_text(std::string_view text) {
         auto find_return = [&](const char* from) { return (const char*)memchr(from, '\r', stop - from); };
         for (const char* r = find_return(begin); r; r = find_return(r + 1))
             c.returns += r + 1 < end && r[1] == '\n';
-        for (int back = 1; back <= 3 && i > 0; back++)
+        if (i > 0) for (int back = 1; back <= 3; back++)
             if (const int size = utf8_size(begin - back, end); size > back) p = begin - back + size;
         auto ascii = [](const char* p) {                     // eight bytes of it
             uint64_t eight;

@@ -134,7 +134,8 @@ struct Held {
     bool all = false;                        // of it is ours
 
     Held(const std::string& dir, int how, int tries = 1) : fd(open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-        for (; fd >= 0 && tries > 0 && !all; tries--) {
+        if (fd < 0) return;
+        for (; tries > 0 && !all; tries--) {
             all = flock(fd, how | LOCK_NB) == 0;
             if (!all && tries > 1) usleep(10000);
         }

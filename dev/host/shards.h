@@ -306,7 +306,7 @@ inline void write_shard(const std::string& path, const std::vector<int>& tokens,
 inline void write_examples(const std::string& path, const std::vector<std::vector<int>>& segments, int per_example,
                            int V, std::vector<uint64_t> first = {}) {
     const bool any = per_example == 0;
-    for (size_t i = 0; !any && i <= segments.size(); i += per_example) first.push_back(i);
+    if (!any) for (size_t i = 0; i <= segments.size(); i += per_example) first.push_back(i);
     if (first.empty() || first.back() != segments.size())
         die("%s: %zu segments are not a whole number of examples", path.c_str(), segments.size());
     for (size_t e = 0; e + 1 < first.size(); e++)

@@ -285,7 +285,9 @@ void unit_product(Unit unit, cpu::Matrix<> a, cpu::Matrix<E> b, int M, int N, in
         const size_t row = (size_t)tiles * TILE;
         int rows = 8 * SQUARE, cols = 8 * SQUARE;            // of a block
         auto blocks = [&] { return ((m - 1) / rows + 1) * ((n - 1) / cols + 1); };
-        while (blocks() < 4 * omp_get_max_threads() && rows + cols > 2 * SQUARE) (rows > cols ? rows : cols) /= 2;
+        while (blocks() < 4 * omp_get_max_threads() && rows + cols > 2 * SQUARE)
+            if (rows > cols) rows /= 2;
+            else cols /= 2;
         const bool tall = m > n;
         const int all = blocks(), inner = tall ? (n - 1) / cols + 1 : (m - 1) / rows + 1;
         const int shares = omp_get_max_threads();            // of blocks
