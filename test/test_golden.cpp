@@ -38,23 +38,6 @@ static const Limits LIMITS_BF16{0.2, 0.046, 0.1, 0.046, 0.25, 0.046, 2.1, 0.6, 0
 static const Limits LIMITS_BF16{0.1, 0.023, 0.05, 0.023, 0.06, 0.023, 2.1, 0.6, 0.06};
 #endif
 
-// How many times the limit a position's logits have, of residual streams x (N,C). Rounding errs by a share of the terms
-// that add up to them, and the last norm divides by the standard deviation of the sum: where that is smaller than at
-// most positions, because terms cancel, logits err by as many times more: 10 at most here.
-static std::vector<double> wider_limits(const std::vector<float>& x, int C) {
-    std::vector<double> deviations;
-    for (size_t i = 0; i < x.size(); i += C) {
-        const double mean = std::accumulate(&x[i], &x[i] + C, 0.0) / C;
-        double squares = 0;
-        for (int c = 0; c < C; c++) squares += (x[i + c] - mean) * (x[i + c] - mean);
-        deviations.push_back(std::sqrt(squares / C));
-    }
-    std::vector<double> sorted = deviations;
-    std::sort(sorted.begin(), sorted.end());
-    for (double& d : deviations) d = std::clamp(sorted[sorted.size() / 2] / d, 1.0, 10.0);
-    return deviations;
-}
-
 struct Case {
     std::string dir;
     bool bf16;
@@ -264,36 +247,32 @@ static void run_case(Case& k) {
     if (losses.size() != size_t(steps) + 1 || norms.size() != (size_t)steps || lrs.size() != (size_t)steps)
         die("losses do not fit the steps");
 
-    // logits and activations, before any step; `each` numbers of a position behind the last norm, or 0
-    std::vector<double> wider;
-    auto compare_absolute = [&](const std::string& name, const Json& summary, size_t count, size_t each, auto get) {
+    // logits and activations, before any step
+    auto compare_absolute = [&](const std::string& name, const Json& summary, size_t count, auto get) {
         auto it = expected.tensors.find(name);
         if (it == expected.tensors.end()) return;
-        auto compare = [&](size_t i, float want) {
-            k.near(name, get(i), want, limits.logits * (each ? wider[i / each] : 1));
-        };
+        auto compare = [&](size_t i, float want) { k.near(name, get(i), want, limits.logits); };
         stored_entries(summary, it->second, count, compare);
     };
     model.forward(x.data(), y.data(), objective(0), denominator, rows, T, false);
     model.result();
     std::vector<float> logits((size_t)rows * T * c.V);
     model.logits(0, 1, rows * T, logits.data());
-    wider = wider_limits(values_of(model.activations(c.L - 1).residual, (size_t)rows * T * c.C), c.C);
     const Json& of_logits = need(need(tensors, "logits"), "logits");
-    compare_absolute("logits", of_logits, logits.size(), c.V, [&](size_t i) { return logits[i]; });
-    auto activation = [&](const std::string& name, auto* p, size_t each = 0) {
+    compare_absolute("logits", of_logits, logits.size(), [&](size_t i) { return logits[i]; });
+    auto activation = [&](const std::string& name, auto* p) {
         const std::vector<float> values = values_of(p, (size_t)rows * T * c.C);
-        compare_absolute(name, Json(), values.size(), each, [&](size_t i) { return values[i]; });
+        compare_absolute(name, Json(), values.size(), [&](size_t i) { return values[i]; });
     };
     std::vector<float> logprob(model.logprob.begin(), model.logprob.end());
-    compare_absolute("logprobs", Json(), logprob.size(), 1, [&](size_t i) { return logprob[i]; });
+    compare_absolute("logprobs", Json(), logprob.size(), [&](size_t i) { return logprob[i]; });
     if (pairs) {
         const std::vector<double> want = numbers(need(k.expected, "rewards"));
         pairs_forward(model);
-        for (int b = 0; b < rows; b++) k.near("rewards", rewards[b], want.at(b), limits.logits * wider[b * T + at[b]]);
+        for (int b = 0; b < rows; b++) k.near("rewards", rewards[b], want.at(b), limits.logits);
     }
     activation("act.embed", model.activations(0).embedded);
-    activation("act.ln_f", model.activations(0).lnf, c.C);
+    activation("act.ln_f", model.activations(0).lnf);
     for (int l = 0; l < c.L; l++) activation(format("act.h.%d", l), model.activations(l).residual);
 
     auto read = [&](Which which) {
