@@ -481,8 +481,8 @@ constexpr int SUM_BLOCKS = 4;                // blocks an SM runs of kernels tha
 // rows of `bytes` each that fit a block's share of shared memory if an SM runs SUM_BLOCKS blocks; at most `most`
 inline int rows_for(size_t bytes, int most) {
     const cudaDeviceProp& p = device().properties;
-    if (const size_t all = p.sharedMemPerBlockOptin; bytes > all)
-        die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes, all);
+    if (const size_t limit = p.sharedMemPerBlockOptin; bytes > limit)
+        die("%zu bytes a row do not fit the GPU's shared memory of %zu; fewer --channels", bytes, limit);
     return (int)std::clamp<size_t>((p.sharedMemPerMultiprocessor / SUM_BLOCKS - 1024) / bytes, 1, most);
 }
 inline void layernorm_forward(floatX* out, float* mean, float* rstd, const floatX* x, const floatX* w, const floatX* b,
@@ -1971,6 +1971,7 @@ inline void attention_step(floatX* out, floatX* cache, const floatX* fresh, cons
 }
 
 /* pick -- as in cpu::pick, the same token from the same logits: all sums are of integers
+   shapes   logits (rows,V), rows `stride` apart   hidden (1 + n): n, and the tokens that are never drawn
    layout   a block takes a row, to shared memory if it fits there, each thread a range of it. For top-k and top-p,
             radix select finds the smallest key that is kept, one bit a pass. */
 struct Pickers {                             // of each row

@@ -27,10 +27,9 @@ REGIONS = [
     ('train_gpt.cpp', r'^template .* void gemm_pieces', r'^\}  // namespace cpu'),
     ('train_gpt.cpp', r'^/\* The network, for both', r'    std::string describe\(\)'),
     ('train_gpt.cpp', r'    void forward\(const int', r'// ---- \d+\. model files')]
-# What tells people something, is told to the compiler or to a cache alone, cuts work into as many parts as there are
-# threads, or is checked before anything runs.
+# What tells people something, is told to the compiler or to a cache alone, or is checked before anything runs.
 PASSED_OVER = re.compile(r'^\s*(//|#|/\*)|\bdie\(|format\(|static_assert|prefetch\(|c_str\(\)|__launch_bounds__'
-                         r'|ASM\(|EMU\(|constexpr \w+ \w+ =|omp_get_max_threads|few\(\)')
+                         r'|ASM\(|EMU\(|constexpr \w+ \w+ =')
 
 NESTED = r'\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)'         # parentheses, up to three deep
 OPERATORS = [                                # (pattern, replacement, kind)
@@ -66,6 +65,8 @@ EQUIVALENT = {
     'if (a.row == 2 && a.col != 1) return rounded(a.t(), K, M).t();': 'numbers are rounded in another order',
     'if (M < MR) return gemm_rows<P>(to, a, b, M, N, K);': 'the same sums in the same order, with more copying',
     'const size_t chunks = std::max<size_t>(1, (N + most - 2) / most);': 'chunks of a row more, and so much room',
+    'auto few = [&] { return ((M - 2) / tile_m + 1) * (integer)((N - 1) / tile_n + 1) < 4 * omp_get_max_threads(); };':
+        'other tiles, the same sums',
     'if (m.all() >= have)': 'memory that is there to the byte',
     'for (int v = 0; v < V; v++) maximum = z[v] >= maximum ? z[v] : maximum;': 'one of two equal numbers',
     'if ((T != S) || true) for (int b = 0; b < B; b++)'

@@ -116,7 +116,7 @@ done
 [ -z "$STRESS" ] || ! built train_gpt || run test/mutants.py --seed "${SEED:-1}" --number "${N:-12}"
 try build/test_files
 try build/test_cases
-# Processes that train together, of the program behind build/: with NCCL, emulated, and with MPI.
+# Processes that train together: of the program with NCCL, emulated, and with MPI.
 ranks() { built train_gpt && built build/shards && built build/$1 && run test/ranks.sh build/$1; }
 ranks train_gpt_emulated_fp32 &
 built train_gpt && built build/shards && built build/corpus && run test/make.sh
